@@ -1,0 +1,86 @@
+"""What all commands have in common: help with examples, one-line errors, exit codes, and the device."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+
+import torch
+
+from errors import GasnetError
+
+
+def new_parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser whose help is a module's docstring, examples included, as it is written.
+
+    Args:
+        doc: the docstring.
+        prog: how the command is called; by default the name of the script.
+    """
+    return argparse.ArgumentParser(
+        prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Add ``--quiet``."""
+    parser.add_argument("--quiet", action="store_true", help="no progress bars, warnings and errors only")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``."""
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes CUDA where there is one (default)"
+    )
+
+
+def start_logging(quiet: bool) -> None:
+    """Send messages to standard error, warnings and errors only when quiet."""
+    level = logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
+    logging.addLevelName(logging.INFO, "info")
+    logging.addLevelName(logging.WARNING, "warning")
+    logging.addLevelName(logging.ERROR, "error")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; ``auto`` is the first CUDA device, or the CPU where there is none.
+
+    Raises:
+        GasnetError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise GasnetError(f"--device {name}: no such device; expected auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise GasnetError(f"--device {name}: not supported; expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise GasnetError(
+            f"--device {name}: {torch.cuda.device_count()} CUDA device(s) here; use --device cpu, or check the driver"
+        )
+    return device
+
+
+def run(main: Callable[[], int]) -> int:
+    """Run a command; an error that a user can do something about becomes one line and exit code 1.
+
+    Returns:
+        The exit code: what `main` returned, 1 after an error, 130 after Ctrl-C.
+    """
+    try:
+        return main()
+    except GasnetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        print(f"error: {reason}; make SOLVER.BATCH_SIZE smaller, or use --device cpu", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
