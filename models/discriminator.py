@@ -1,0 +1,83 @@
+"""The discriminator D: does this volume pass for a healthy one?"""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from models.layers import check_input, normalise
+
+SLOPE = 0.1
+MULTIPLES = (16, 32, 32)
+
+
+def _in_plane(channels: int) -> nn.Sequential:
+    convolution = spectral_norm(nn.Conv3d(channels, channels, (1, 3, 3), padding=(0, 1, 1)))
+    return nn.Sequential(convolution, *normalise(channels, SLOPE))
+
+
+def _down(inputs: int, outputs: int) -> nn.Sequential:
+    convolution = spectral_norm(nn.Conv3d(inputs, outputs, 4, stride=2, padding=1))
+    return nn.Sequential(convolution, *normalise(outputs, SLOPE))
+
+
+class Discriminator(nn.Module):
+    """Strided convolutions with spectral normalisation, then one linear layer.
+
+    The linear layer ties the network to one input size.
+
+    Args:
+        width: channels of the first level, doubled at each level below. The published one is 32.
+        input_size: depth, height, width; depth a multiple of 16, height and width of 32.
+
+    Raises:
+        ValueError: the input size does not fit, or is too small for the lowest instance norm.
+    """
+
+    def __init__(self, width: int = 32, input_size: tuple[int, int, int] = (32, 160, 160)) -> None:
+        super().__init__()
+        lowest = [n // m for n, m in zip(input_size, MULTIPLES, strict=True)]
+        if any(n % m for n, m in zip(input_size, MULTIPLES, strict=True)) or prod(lowest) < 2:
+            raise ValueError(
+                f"the discriminator takes an input size with depth a multiple of {MULTIPLES[0]}, height and width "
+                f"of {MULTIPLES[1]}, above {MULTIPLES}; got {tuple(input_size)}"
+            )
+        self.width = width
+        self.input_size = tuple(input_size)
+        # The first layer has no normalisation but that of its weights.
+        self.first = nn.Sequential(
+            spectral_norm(nn.Conv3d(1, width, (1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1))),
+            nn.LeakyReLU(SLOPE, inplace=True),
+        )
+        self.plane1 = _in_plane(width)
+        self.down2 = _down(width, 2 * width)
+        self.plane2 = _in_plane(2 * width)
+        self.down3 = _down(2 * width, 4 * width)
+        self.plane3 = _in_plane(4 * width)
+        self.down4 = _down(4 * width, 8 * width)
+        self.plane4 = _in_plane(8 * width)
+        self.down5 = _down(8 * width, 16 * width)
+        self.judge = nn.Linear(16 * width * prod(lowest), 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One logit a volume, (batch, 1): below 0 healthy, above 0 anything else.
+
+        Args:
+            x: volumes in [-1, 1], (batch, 1, *input_size).
+
+        Raises:
+            ValueError: the shape does not fit.
+        """
+        check_input(x, "discriminator", MULTIPLES)
+        if tuple(x.shape[2:]) != self.input_size:
+            raise ValueError(
+                f"this discriminator was built for volumes of {self.input_size}, got {tuple(x.shape[2:])}; "
+                "build one with this input_size"
+            )
+        x = self.plane1(self.first(x))
+        x = self.plane2(self.down2(x))
+        x = self.plane3(self.down3(x))
+        x = self.plane4(self.down4(x))
+        return self.judge(self.down5(x).flatten(1))

@@ -1,0 +1,91 @@
+"""The generator G: what would this lung look like if it were healthy?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.layers import check_input, concatenate, normalise, upsample
+
+
+def _encode(
+    inputs: int,
+    outputs: int,
+    kernel: int | tuple[int, int, int] = 3,
+    stride: int | tuple[int, int, int] = 2,
+    padding: int | tuple[int, int, int] = 1,
+) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv3d(inputs, outputs, kernel, stride=stride, padding=padding), *normalise(outputs, slope=0.01)
+    )
+
+
+def _decode(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(upsample(), nn.Conv3d(inputs, outputs, 3, padding=1, bias=False), *normalise(outputs, slope=0))
+
+
+class Generator(nn.Module):
+    """A U-Net of five levels; the first halves the plane only.
+
+    Args:
+        width: channels of the first level, doubled at each level below. The published one is 32.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.width = width
+        self.encode1 = _encode(1, width, kernel=(1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1))
+        self.encode2 = _encode(width, 2 * width)
+        self.encode3 = _encode(2 * width, 4 * width)
+        self.encode4 = _encode(4 * width, 8 * width)
+        self.encode5 = _encode(8 * width, 16 * width)
+        self.decode4 = _decode(16 * width, 8 * width)
+        self.decode3 = _decode(16 * width, 4 * width)
+        self.decode2 = _decode(8 * width, 2 * width)
+        self.decode1 = _decode(4 * width, width)
+        self.predict = nn.Sequential(upsample((1, 2, 2)), nn.Conv3d(2 * width, 1, 3, padding=1, bias=False), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The generated volume in [-1, 1], of the shape of x.
+
+        Args:
+            x: volumes in [-1, 1], (batch, 1, depth, height, width); depth a multiple of 16, height and
+                width of 32, and 16x32x32 itself too small for the lowest instance norm.
+
+        Raises:
+            ValueError: the shape does not fit.
+        """
+        check_input(x, "generator", (16, 32, 32))
+        e1 = self.encode1(x)
+        e2 = self.encode2(e1)
+        e3 = self.encode3(e2)
+        e4 = self.encode4(e3)
+        d4 = self.decode4(self.encode5(e4))
+        d3 = self.decode3(concatenate(d4, e4))
+        d2 = self.decode2(concatenate(d3, e3))
+        d1 = self.decode1(concatenate(d2, e2))
+        return self.predict(concatenate(d1, e1))
+
+
+@torch.no_grad()
+def generate_scan(generator: Generator, scan: Tensor, slices: int) -> Tensor:
+    """Generated volume of a scan with more slices than G takes.
+
+    G runs on stacks of `slices` slices that together cover the scan; where they overlap, their mean counts.
+
+    Args:
+        generator: G.
+        scan: (1, 1, depth, height, width) in [-1, 1], depth at least `slices`.
+        slices: depth of a stack, a multiple of 16.
+
+    Returns:
+        The generated volume, float32 of the shape of `scan`.
+    """
+    depth = scan.shape[2]
+    starts = [*range(0, depth - slices, slices), depth - slices]
+    total = torch.zeros_like(scan, dtype=torch.float32)
+    count = torch.zeros_like(total)
+    for start in starts:
+        total[:, :, start : start + slices] += generator(scan[:, :, start : start + slices]).float()
+        count[:, :, start : start + slices] += 1
+    return total / count

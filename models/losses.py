@@ -1,0 +1,99 @@
+"""The losses of GASNet as pure functions on logits.
+
+Computing from the logit x instead of the probability p = sigmoid(x) is exact where p rounds to 0 or 1:
+log p = logsigmoid(x) and log(1 - p) = logsigmoid(-x). All of them compute in float32, whatever comes in.
+Equations: GASNet (arXiv 2010.09456) and its published code.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
+
+HEALTHY, OTHER = 0.0, 1.0
+"""Classes of the discriminator."""
+
+IGNORED = -1.0
+"""Target value of a voxel that a loss leaves out (any value that is neither 0 nor 1 is)."""
+
+_LOGIT_FLOOR = -100.0
+"""The logit of "surely no lesion": the loss of a probability of 0 is 100, as in PyTorch's BCE, not infinite."""
+
+
+def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """The loss F on voxels: cross-entropy with the weight of a wrong voxel up to four times that of a right one.
+
+    F(p, y) = -[y (2-p)^2 log p + (1-y) (1+p)^2 log(1-p)], summed over the voxels with y in {0, 1} and divided
+    by their number (0 where there is none).
+
+    Args:
+        logits: any shape.
+        target: 1 lesion, 0 none, anything else ignored; of the shape of `logits`.
+
+    Returns:
+        A scalar, float32.
+    """
+    logits = logits.float()
+    p = logits.sigmoid()
+    lesion, background = target == 1, target == 0
+    loss = -((2 - p) ** 2 * logsigmoid(logits) * lesion + (1 + p) ** 2 * logsigmoid(-logits) * background)
+    return loss.sum() / (lesion.sum() + background.sum()).clamp(min=1)
+
+
+def weighted_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """The loss FL on voxel-labelled volumes: focal, with lesion voxels weighted by their rarity.
+
+    FL(p, y) = 2 mean(-[w y (1-p)^2 log p + (1-y) p^2 log(1-p)]) with w = N(y=0) / (N(y=1) + 1).
+
+    Args:
+        logits: any shape.
+        target: 0 or 1, of the shape of `logits`.
+
+    Returns:
+        A scalar, float32.
+    """
+    logits, target = logits.float(), target.float()
+    p = logits.sigmoid()
+    lesion = target.sum()
+    weight = (target.numel() - lesion) / (lesion + 1)
+    return -2 * torch.mean(
+        weight * target * (1 - p) ** 2 * logsigmoid(logits) + (1 - target) * p**2 * logsigmoid(-logits)
+    )
+
+
+def adversarial_loss(logits: Tensor, label: float) -> Tensor:
+    """Binary cross-entropy of the discriminator's logits against one class, `HEALTHY` or `OTHER`.
+
+    Args:
+        logits: (batch, 1).
+        label: the class that all volumes of the batch are to be taken for.
+
+    Returns:
+        The mean over the batch, float32.
+    """
+    logits = logits.float()
+    return binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
+
+
+def reconstruction_loss(generated: Tensor, volume: Tensor) -> Tensor:
+    """Mean absolute difference of a generated volume and the volume it was made from, float32."""
+    return (generated.float() - volume.float()).abs().mean()
+
+
+def multiple_instance_loss(logits: Tensor, lung: Tensor) -> Tensor:
+    """MIL: a diseased volume has a lesion somewhere in its lungs.
+
+    Binary cross-entropy of max over voxels of (M * L) against 1, with M = sigmoid(logits) and L the lung mask:
+    -log of the highest probability inside the lungs, at most 100.
+
+    Args:
+        logits: (batch, 1, depth, height, width).
+        lung: 0 or 1, of the shape of `logits`.
+
+    Returns:
+        The mean over the batch, float32.
+    """
+    inside = logits.float().masked_fill(lung == 0, _LOGIT_FLOOR)
+    highest = inside.flatten(1).amax(dim=1).clamp(min=_LOGIT_FLOOR)
+    return softplus(-highest).mean()

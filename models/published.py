@@ -1,0 +1,125 @@
+"""Weights of the published code: its parameter names, mapped to ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from errors import CheckpointError
+from models.discriminator import Discriminator
+from models.generator import Generator
+from models.segmenter import Segmenter
+
+# our module -> the published one. A published separable pair holds its four convolutions at 0, 1, 4, 5.
+_PAIRS = {"encode1": "conv1", "encode2": "cov2", "encode3": "cov3", "decode2": "de_cov2", "decode1": "de_cov1"}
+_PAIR_POSITIONS = {"0.0": "0", "0.1": "1", "1.0": "4", "1.1": "5"}
+_SEGMENTER = {
+    "stem.0": "conv",
+    "down2.0": "max_cov2.0",
+    "down3.0": "max_cov3.0",
+    "up2.1": "up_cov2.1",
+    "up1.1": "up_cov1.1",
+    "predict": "pred",
+    **{
+        f"{ours}.{position}": f"{theirs}.{published}"
+        for ours, theirs in _PAIRS.items()
+        for position, published in _PAIR_POSITIONS.items()
+    },
+}
+_GENERATOR = {
+    **{f"encode{level}.0": f"conv{level}.0" for level in range(1, 6)},
+    **{f"decode{level}.1": f"up_conv{level}.1" for level in range(1, 5)},
+    "predict.1": "out_G.output_conv",
+}
+_DISCRIMINATOR = {
+    "first.0": "cov_init.0",
+    "plane1.0": "cov1.0",
+    "down2.0": "cov3.0",
+    "plane2.0": "cov5.0",
+    "down3.0": "cov6.0",
+    "plane3.0": "cov8.0",
+    "down4.0": "cov9.0",
+    "plane4.0": "cov11.0",
+    "down5.0": "cov12.0",
+    "judge": "layer",
+}
+
+_MODULES: dict[type[nn.Module], dict[str, str]] = {
+    Segmenter: _SEGMENTER,
+    Generator: _GENERATOR,
+    Discriminator: _DISCRIMINATOR,
+}
+
+# Layers that the published forward pass never reaches.
+_DEAD: dict[type[nn.Module], tuple[str, ...]] = {
+    Segmenter: ("max_cov4", "cov4", "up_cov3", "de_cov3"),
+    Generator: ("out_2", "out_3", "out_4"),
+    Discriminator: ("cov13", "flat_conv2", "out_conv", "att"),
+}
+
+# The published spectral norm and PyTorch's parametrization keep the same three tensors.
+_SPECTRAL_NORM = {
+    "parametrizations.weight.original": "weight_orig",
+    "parametrizations.weight.0._u": "weight_u",
+    "parametrizations.weight.0._v": "weight_v",
+}
+
+
+def _published_name(network: nn.Module, name: str) -> str:
+    modules = _MODULES[type(network)]
+    module = next(module for module in modules if name.startswith(module + "."))
+    tensor = name.removeprefix(module + ".")
+    return f"{modules[module]}.{_SPECTRAL_NORM.get(tensor, tensor)}"
+
+
+def is_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether the names of a state dict are those of the published code for this network."""
+    first = _published_name(network, next(iter(network.state_dict())))
+    return any(re.sub(r"^(module\.)+", "", name).startswith(first.split(".")[0]) for name in state_dict)
+
+
+def load_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Fill a network with weights under the names of the published code.
+
+    Entries of layers that the published forward pass never reaches are ignored; ``module.``, which a
+    data-parallel wrapper puts before every name, is dropped; a spectral norm may be stored in the old way
+    (``weight_orig``) or as a parametrization.
+
+    Args:
+        network: a Segmenter, Generator or Discriminator; filled only if everything fits.
+        state_dict: published names to tensors.
+
+    Raises:
+        CheckpointError: an entry is missing, unknown, or of another shape.
+    """
+    kind = type(network).__name__.lower()
+    dead = _DEAD[type(network)]
+    given: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        name = re.sub(r"^(module\.)+", "", name)
+        if name.split(".")[0] not in dead:
+            for ours, theirs in _SPECTRAL_NORM.items():
+                name = name.replace(ours, theirs)
+            given[name] = tensor
+    own = network.state_dict()
+    wanted = {_published_name(network, name): name for name in own}
+    missing = sorted(wanted.keys() - given.keys())
+    extra = sorted(given.keys() - wanted.keys())
+    if missing or extra:
+        raise CheckpointError(
+            f"not the weights of a published {kind}: "
+            + "; ".join(
+                f"{len(names)} entries {what}, the first {names[0]}"
+                for what, names in (("missing", missing), ("unknown", extra))
+                if names
+            )
+        )
+    for name, ours in wanted.items():
+        if given[name].shape != own[ours].shape:
+            raise CheckpointError(
+                f"{name} of the published {kind} has shape {tuple(given[name].shape)}, this network needs "
+                f"{tuple(own[ours].shape)}; build the network with the width (and input size) of the weights"
+            )
+    network.load_state_dict({ours: given[name] for name, ours in wanted.items()})

@@ -1,0 +1,93 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from models.losses import (
+    HEALTHY,
+    OTHER,
+    adversarial_loss,
+    focal_loss,
+    multiple_instance_loss,
+    reconstruction_loss,
+    weighted_focal_loss,
+)
+from tests import reference
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "target"),
+    [("focal", focal_loss, "target_with_ignore"), ("weighted_focal", weighted_focal_loss, "target")],
+)
+def test_voxel_losses_agree_with_the_published_formulas(name, loss, target):
+    arrays = reference.load("losses")
+    p = torch.from_numpy(arrays["prob"]).double()
+    logits = torch.logit(p).float().requires_grad_()
+    value = loss(logits, torch.from_numpy(arrays[target]))
+    value.backward()
+    assert value.item() == pytest.approx(float(arrays[name]), abs=1e-4)
+    # The reference gradient is that of the probability; dp/dx = p (1 - p).
+    expected = arrays[f"{name}_grad"] * (p * (1 - p)).numpy()
+    np.testing.assert_allclose(logits.grad.numpy(), expected, atol=1e-4)
+
+
+def test_adversarial_losses_agree_with_the_published_formulas():
+    arrays = reference.load("losses")
+    logits = torch.from_numpy(arrays["logits"])
+    assert adversarial_loss(logits, HEALTHY).item() == pytest.approx(float(arrays["adversarial_healthy"]), abs=1e-6)
+    assert adversarial_loss(logits, OTHER).item() == pytest.approx(float(arrays["adversarial_others"]), abs=1e-6)
+
+
+def test_focal_loss_by_hand():
+    # y = 1 at p = 1/4 and y = 0 at p = 1/2; the third voxel is ignored.
+    logits = torch.logit(torch.tensor([0.25, 0.5, 0.9]))
+    expected = (1.75**2 * math.log(4) + 1.5**2 * math.log(2)) / 2
+    assert focal_loss(logits, torch.tensor([1.0, 0.0, -1.0])).item() == pytest.approx(expected, rel=1e-6)
+    assert focal_loss(logits, torch.full((3,), -1.0)).item() == 0
+
+
+def test_weighted_focal_loss_by_hand():
+    logits = torch.logit(torch.tensor([0.25, 0.5, 0.5, 0.5]))
+    weight = 3 / 2
+    expected = 2 * (weight * 0.75**2 * math.log(4) + 3 * 0.25 * math.log(2)) / 4
+    value = weighted_focal_loss(logits, torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    assert value.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_losses_stay_finite_where_the_probability_rounds_to_0_or_1():
+    logits = torch.tensor([200.0, -200.0], requires_grad=True)
+    total = focal_loss(logits, torch.tensor([0.0, 1.0])) + weighted_focal_loss(logits, torch.tensor([0.0, 1.0]))
+    total.backward()
+    # 4 * 200 for each voxel of F; for FL the weights are w = 1/2 and 1.
+    assert total.item() == pytest.approx(800 + (0.5 + 1) * 200)
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_multiple_instance_loss_is_the_cross_entropy_of_the_highest_probability_in_the_lung():
+    logits = reference.wave((2, 1, 4, 8, 8), 0.4) * 3
+    lung = (reference.wave((2, 1, 4, 8, 8), 1.4) > 0).float()
+    highest = (logits.sigmoid() * lung).flatten(1).amax(1)
+    expected = torch.nn.functional.binary_cross_entropy(highest, torch.ones(2))
+    torch.testing.assert_close(multiple_instance_loss(logits, lung), expected)
+
+
+def test_multiple_instance_loss_without_lung_is_large_but_finite():
+    logits = torch.zeros((1, 1, 4, 4, 4), requires_grad=True)
+    value = multiple_instance_loss(logits, torch.zeros_like(logits))
+    value.backward()
+    assert value.item() == pytest.approx(100)
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_reconstruction_loss_is_the_mean_absolute_difference():
+    assert reconstruction_loss(torch.tensor([1.0, -1.0]), torch.tensor([0.5, 1.0])).item() == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize("loss", [focal_loss, weighted_focal_loss])
+def test_half_precision_logits_are_computed_in_float32(loss):
+    logits = reference.wave((64,), 0.1).bfloat16()
+    target = (reference.wave((64,), 0.9) > 0).float()
+    value = loss(logits, target)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(logits.float(), target))

@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import torch
+
+from errors import CheckpointError
+from models import Discriminator, Generator, Segmenter, load_published
+from models.generator import generate_scan
+from models.published import is_published
+from tests import reference
+
+NETWORKS = {
+    "segmenter_base4": lambda: Segmenter(width=4),
+    "generator_base4": lambda: Generator(width=4),
+    "discriminator_base2": lambda: Discriminator(width=2),
+}
+
+
+def filled(name):
+    arrays = reference.load(name)
+    network = NETWORKS[name]()
+    load_published(network, reference.published_state(arrays))
+    return network.eval(), arrays
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_outputs_and_input_gradients_agree_with_the_published_networks(name):
+    network, arrays = filled(name)
+    x = reference.wave(tuple(arrays["input_shape"]), float(arrays["input_phase"])).requires_grad_()
+    output = network(x)
+    if name.startswith("segmenter"):
+        output = output.sigmoid()
+    np.testing.assert_allclose(output.detach().numpy(), arrays["output"], atol=1e-4)
+    (output * reference.wave(tuple(output.shape), float(arrays["grad_phase"]))).sum().backward()
+    gradient = x.grad.numpy()
+    scale = np.abs(arrays["input_grad_sample"]).max()
+    np.testing.assert_allclose(gradient.ravel()[::997], arrays["input_grad_sample"], atol=1e-4 * scale)
+    assert np.abs(gradient, dtype=np.float64).sum() == pytest.approx(float(arrays["input_grad_abs"]), rel=1e-4)
+    assert gradient.sum(dtype=np.float64) == pytest.approx(
+        float(arrays["input_grad_sum"]), abs=1e-4 * float(arrays["input_grad_abs"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("network", "parameters"), [(Segmenter, 484_701), (Generator, 10_564_768), (Discriminator, 11_952_065)]
+)
+def test_the_published_widths_have_the_published_numbers_of_parameters(network, parameters):
+    assert sum(p.numel() for p in network().parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_weights_of_the_published_code_that_do_not_fit_are_refused_whole(name):
+    arrays = reference.load(name)
+    state = reference.published_state(arrays)
+    network = NETWORKS[name]()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    first = next(key for key in state if "conv1" in key or "cov1" in key)
+
+    without = {key: value for key, value in state.items() if key != first}
+    with pytest.raises(CheckpointError, match=f"1 entries missing, the first {first}"):
+        load_published(network, without)
+    with pytest.raises(CheckpointError, match="1 entries unknown, the first stray"):
+        load_published(network, state | {"stray": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"has shape \(1, 2\)"):
+        load_published(network, state | {first: torch.zeros(1, 2)})
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_wrapped_names_and_parametrized_spectral_norm_load_too():
+    network, arrays = filled("discriminator_base2")
+    renamed = {
+        "module."
+        + name.replace("weight_orig", "parametrizations.weight.original")
+        .replace("weight_u", "parametrizations.weight.0._u")
+        .replace("weight_v", "parametrizations.weight.0._v"): tensor
+        for name, tensor in reference.published_state(arrays).items()
+    }
+    other = Discriminator(width=2)
+    load_published(other, renamed)
+    for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_published_names_are_told_from_ours(name):
+    network = NETWORKS[name]()
+    assert is_published(network, reference.published_state(reference.load(name)))
+    assert not is_published(network, network.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "message"),
+    [
+        (Segmenter(2), (1, 1, 10, 16, 16), "depth a multiple of 4"),
+        (Segmenter(2), (1, 2, 8, 16, 16), "segmenter takes"),
+        (Segmenter(2), (8, 16, 16), "segmenter takes"),
+        (Generator(2), (1, 1, 40, 160, 160), "depth a multiple of 16, height of 32 and width of 32"),
+        (Discriminator(2, (16, 64, 64)), (1, 1, 32, 64, 64), r"built for volumes of \(16, 64, 64\)"),
+    ],
+)
+def test_wrong_input_sizes_say_which_are_right(network, shape, message):
+    with pytest.raises(ValueError, match=message):
+        network(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("size", [(40, 160, 160), (16, 32, 32), (0, 64, 64)])
+def test_a_discriminator_of_an_impossible_size_is_refused(size):
+    with pytest.raises(ValueError, match="depth a multiple of 16"):
+        Discriminator(2, size)
+
+
+def test_segmenter_and_generator_do_not_depend_on_the_mode_but_the_discriminator_does():
+    x = reference.wave((1, 1, 16, 64, 64), 0.1)
+    for network in (Segmenter(2), Generator(2)):
+        assert torch.equal(network.train()(x), network.eval()(x))
+    discriminator, _ = filled("discriminator_base2")
+    vectors = discriminator.first[0].parametrizations.weight[0]._u.clone()
+    x = reference.wave((1, 1, 32, 160, 160), 0.1)
+    discriminator(x)
+    assert torch.equal(vectors, discriminator.first[0].parametrizations.weight[0]._u)
+    discriminator.train()(x)
+    assert not torch.equal(vectors, discriminator.first[0].parametrizations.weight[0]._u)
+
+
+def test_the_segmenter_hardly_feels_the_scale_of_intensities():
+    network, _ = filled("segmenter_base4")
+    x = reference.wave((1, 1, 8, 32, 32), 0.3)
+    # Not exactly: the stem's bias and the zero padding do not scale with the input.
+    assert (network(x).sigmoid() - network(0.9 * x).sigmoid()).abs().max() < 0.05
+
+
+def test_a_scan_is_generated_from_stacks_that_overlap():
+    generator = Generator(2).eval()
+    scan = reference.wave((1, 1, 24, 64, 64), 0.2)
+    generated = generate_scan(generator, scan, slices=16)
+    first, last = generator(scan[:, :, :16]), generator(scan[:, :, 8:])
+    torch.testing.assert_close(generated[:, :, :8], first[:, :, :8])
+    torch.testing.assert_close(generated[:, :, 8:16], (first[:, :, 8:] + last[:, :, :8]) / 2)
+    torch.testing.assert_close(generated[:, :, 16:], last[:, :, 8:])

@@ -1,0 +1,147 @@
+import pytest
+import torch
+
+from models import Discriminator, Generator, Segmenter, load_published
+from models.objectives import (
+    Batch,
+    Method,
+    Networks,
+    discriminator_objective,
+    joint_objective,
+    paste_lesions,
+    segmenter_objective,
+    synthesise,
+)
+from settings import CONSTRAINTS, GateSettings, GatesSettings, LossSettings
+from tests import reference
+
+EXPECTED = {name: value.item() for name, value in reference.load("objectives").items()}
+NO_GATES = GatesSettings(enabled=False)
+METHOD = Method(frozenset(CONSTRAINTS), last_iteration=int(EXPECTED["last_iteration"]), gate=NO_GATES)
+ITERATION = int(EXPECTED["iteration"])
+
+
+@pytest.fixture(scope="module")
+def networks():
+    networks = Networks(Segmenter(4), Generator(4), Discriminator(2))
+    for network, name in zip(networks, ("segmenter_base4", "generator_base4", "discriminator_base2"), strict=True):
+        load_published(network, reference.published_state(reference.load(name)))
+        network.eval()
+    return networks
+
+
+@pytest.fixture(scope="module")
+def batches():
+    shape, p = (int(EXPECTED["batch"]), 1, 32, 160, 160), EXPECTED["phase"]
+    lung = (reference.wave(shape, p + 0.9) > -0.2).float()
+    healthy_lung = (reference.wave(shape, p + 1.2) > -0.2).float()
+    lesion = (reference.wave(shape, p + 1.5) > 0.9).float()
+    none, ids = torch.zeros(shape), ("a", "b")
+    return (
+        Batch(reference.wave(shape, p), lung, none, ids),
+        Batch(0.8 * reference.wave(shape, p + 0.3), healthy_lung, none, ids),
+        Batch(0.9 * reference.wave(shape, p + 0.6), lung, lesion, ids),
+    )
+
+
+def gradient_norm(network):
+    squares = [p.grad.double().square().sum() for p in network.parameters() if p.grad is not None]
+    return torch.stack(squares).sum().sqrt().item()
+
+
+def check_terms(objective, prefix, names):
+    assert set(objective.terms) == set(names)
+    for name in names:
+        assert objective.terms[name].item() == pytest.approx(EXPECTED[f"{prefix}_{name}"], rel=1e-4), name
+    assert objective.total.item() == pytest.approx(EXPECTED[f"{prefix}_total"], rel=1e-4)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_gradients(networks):
+    for network in networks:
+        network.zero_grad()
+        network.requires_grad_(True)
+
+
+def test_the_joint_objective_agrees_with_the_published_formulas(networks, batches):
+    networks.discriminator.requires_grad_(False)
+    objective = joint_objective(networks, batches[0], batches[1], METHOD, ITERATION)
+    objective.total.backward()
+    check_terms(objective, "sg", ("adversarial", "genImgToD", "recons", "MIL", "perception"))
+    assert gradient_norm(networks.segmenter) == pytest.approx(EXPECTED["sg_gradnorm_S"], rel=1e-4)
+    assert gradient_norm(networks.generator) == pytest.approx(EXPECTED["sg_gradnorm_G"], rel=1e-4)
+    assert all(p.grad is None for p in networks.discriminator.parameters())
+
+
+def test_the_segmenter_objective_agrees_with_the_published_formulas(networks, batches):
+    objective = segmenter_objective(networks, batches[1], batches[2], METHOD)
+    objective.total.backward()
+    check_terms(objective, "s", ("healthy", "labelled"))
+    assert gradient_norm(networks.segmenter) == pytest.approx(EXPECTED["s_gradnorm_S"], rel=1e-4)
+
+
+def test_the_discriminator_objective_agrees_with_the_published_formulas(networks, batches):
+    objective = discriminator_objective(networks, batches[0], batches[1], METHOD, ITERATION)
+    objective.total.backward()
+    check_terms(objective, "d", ("synthetic", "healthy", "origImgToD", "genImgToD"))
+    assert gradient_norm(networks.discriminator) == pytest.approx(EXPECTED["d_gradnorm_D"], rel=1e-4)
+    assert all(p.grad is None for p in (*networks.segmenter.parameters(), *networks.generator.parameters()))
+
+
+def test_the_synthetic_volume_by_hand():
+    synthetic = synthesise(
+        image=torch.tensor([0.5, 0.5, 0.5]),
+        lesion=torch.tensor([1.0, 0.25, 1.0]),
+        lung=torch.tensor([1.0, 1.0, 0.0]),
+        generated=torch.tensor([-0.5, -0.5, -0.5]),
+    )
+    assert synthetic.tolist() == [-0.5, 0.25, 0.5]
+
+
+def test_pasted_lesions_by_hand():
+    lesion = torch.tensor([0.9, 0.8, 0.21, 0.2, 0.9], requires_grad=True)
+    lung = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+    image, label = paste_lesions(torch.ones(5), lesion, torch.zeros(5), lung, LossSettings())
+    torch.testing.assert_close(image, torch.tensor([0.9, 0.8, 0.21, 0.2, 0.0]))
+    assert label.tolist() == [1, -1, -1, 0, 0]
+    assert not image.requires_grad
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    networks = Networks(Segmenter(2), Generator(2), Discriminator(2, (16, 64, 64)))
+    shape = (1, 1, 16, 64, 64)
+    lung = (reference.wave(shape, 0.9) > 0).float()
+    batch = Batch(reference.wave(shape, 0.1), lung, lung, ("a",))
+    return networks, batch
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_each_constraint_adds_its_own_term_only(small, constraint):
+    networks, batch = small
+    method = Method(frozenset({constraint}), last_iteration=20_000, gate=NO_GATES)
+    joint = joint_objective(networks, batch, batch, method, 10_001)
+    discriminator = discriminator_objective(networks, batch, batch, method, 10_001)
+    in_joint = {constraint} & {"recons", "genImgToD", "perception", "MIL"}
+    in_discriminator = {constraint} & {"origImgToD", "genImgToD"}
+    assert set(joint.terms) == {"adversarial"} | in_joint
+    assert set(discriminator.terms) == {"synthetic", "healthy"} | in_discriminator
+
+
+def test_perception_and_mil_begin_after_their_iteration(small):
+    networks, batch = small
+    method = Method(frozenset({"perception", "MIL"}), last_iteration=20_000)
+    assert set(joint_objective(networks, batch, batch, method, 10_000).terms) == {"adversarial"}
+    late = joint_objective(networks, batch, batch, method, 10_001).terms
+    assert set(late) == {"adversarial", "MIL", "perception"}
+
+
+@pytest.mark.parametrize("open_gate", [True, False])
+def test_a_gate_scales_an_objective_that_is_below_it(small, open_gate):
+    networks, batch = small
+    plain = segmenter_objective(networks, batch, batch, Method(frozenset(), 10, gate=NO_GATES)).total
+    below = plain.item() * (0.5 if open_gate else 2)
+    gates = GatesSettings(segmenter=GateSettings(below=below, factor=0.01))
+    gated = segmenter_objective(networks, batch, batch, Method(frozenset(), 10, gate=gates)).total
+    assert gated.item() == pytest.approx(plain.item() * (1 if open_gate else 0.01))
