@@ -1,0 +1,1 @@
+"""How a scan becomes a sample: reading and checking volumes, cropping, cohorts, augmentation, batches."""

@@ -1,0 +1,237 @@
+"""Reading, checking and writing volumes: the one place where files become images.
+
+Everything behind it may trust what it gets: three dimensions, one finite value a voxel, a finite geometry, and a
+file that holds all the data its header promises.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from errors import VolumeError
+
+EXTENSIONS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+"""File types that are read; a folder is read as a DICOM series."""
+
+_AIR_HU = -200
+"""Every chest CT has air; one without a voxel below this is not in HU."""
+
+_GEOMETRY_TOLERANCE = 1e-3
+"""Relative difference of spacings, absolute one of direction cosines, and shift of the origin in voxels times 10."""
+
+
+def volume_id(path: Path) -> str:
+    """The id of a volume: its file name without the extension, or the name of its DICOM folder."""
+    extension = next((e for e in EXTENSIONS if path.name.lower().endswith(e)), "")
+    return path.name[: len(path.name) - len(extension)]
+
+
+def is_volume_file(path: Path) -> bool:
+    """Whether a file has one of the extensions that are read, and is not hidden."""
+    return path.name.lower().endswith(EXTENSIONS) and not path.name.startswith(".") and path.is_file()
+
+
+def read_geometry(path: Path) -> sitk.Image:
+    """An image of the size, spacing, origin and direction of a volume; its voxels are all 0 (uint8).
+
+    Only the header is read, except of a DICOM series.
+
+    Raises:
+        VolumeError: as `read_volume`, as far as the header tells.
+    """
+    if path.is_dir():
+        image = _read_dicom(path)
+        grid = sitk.Image(image.GetSize(), sitk.sitkUInt8)
+        grid.CopyInformation(image)
+        return grid
+    reader = _read_header(path)
+    grid = sitk.Image(reader.GetSize(), sitk.sitkUInt8)
+    grid.SetSpacing(reader.GetSpacing())
+    grid.SetOrigin(reader.GetOrigin())
+    grid.SetDirection(reader.GetDirection())
+    return grid
+
+
+def read_volume(path: Path) -> sitk.Image:
+    """Read a volume and check it.
+
+    Args:
+        path: a file with one of `EXTENSIONS`, or a folder with a DICOM series.
+
+    Returns:
+        A three-dimensional image of one finite number a voxel, in the file's pixel type.
+
+    Raises:
+        VolumeError: the file is missing, unreadable, cut short, damaged, not three-dimensional, has several values
+            a voxel, a geometry that is not finite, or voxels that are NaN or infinite.
+    """
+    if path.is_dir():
+        image = _read_dicom(path)
+    else:
+        reader = _read_header(path)
+        _check_length(path, reader)
+        try:
+            image = reader.Execute()
+        except RuntimeError as error:
+            raise VolumeError(f"{path}: cannot be decoded ({_last_line(error)}); copy the file again") from None
+    values = sitk.GetArrayViewFromImage(image)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise VolumeError(f"{path}: holds NaN or infinite voxels; repair or leave out the scan")
+    return image
+
+
+def read_ct(path: Path) -> sitk.Image:
+    """Read a chest CT in HU.
+
+    Raises:
+        VolumeError: as `read_volume`, or the values cannot be HU.
+    """
+    image = read_volume(path)
+    values = sitk.GetArrayViewFromImage(image)
+    lowest, highest = float(values.min()), float(values.max())
+    if lowest > _AIR_HU or lowest == highest:
+        raise VolumeError(
+            f"{path}: values of {lowest:g}..{highest:g} are not HU (no air); map the scan back to HU or leave it out"
+        )
+    return image
+
+
+def read_labels(path: Path) -> sitk.Image:
+    """Read a mask: whole numbers from 0 to 255, as uint8.
+
+    Raises:
+        VolumeError: as `read_volume`, or the values are not labels.
+    """
+    image = read_volume(path)
+    values = sitk.GetArrayViewFromImage(image)
+    if values.min() < 0 or values.max() > 255 or (values.dtype.kind == "f" and (values % 1).any()):
+        raise VolumeError(
+            f"{path}: values of {values.min():g}..{values.max():g} are not labels; expected whole numbers from 0 to 255"
+        )
+    return sitk.Cast(image, sitk.sitkUInt8)
+
+
+def check_same_grid(path: Path, grid: sitk.Image, reference_path: Path, reference: sitk.Image) -> None:
+    """Check that two volumes have the same size, and the same geometry within a thousandth.
+
+    Spacings may differ by 0.1 %, direction cosines by 0.001 and origins by a hundredth of the smallest spacing.
+
+    Raises:
+        VolumeError: naming both files and the first difference.
+    """
+    spacing = np.array(reference.GetSpacing())
+    differences = {
+        "size": grid.GetSize() != reference.GetSize(),
+        "spacing": not np.allclose(grid.GetSpacing(), spacing, rtol=_GEOMETRY_TOLERANCE, atol=0),
+        "origin": not np.allclose(
+            grid.GetOrigin(), reference.GetOrigin(), rtol=0, atol=10 * _GEOMETRY_TOLERANCE * spacing.min()
+        ),
+        "direction": not np.allclose(grid.GetDirection(), reference.GetDirection(), rtol=0, atol=_GEOMETRY_TOLERANCE),
+    }
+    for what, differs in differences.items():
+        if differs:
+            ours, theirs = (getattr(image, f"Get{what.capitalize()}")() for image in (grid, reference))
+            raise VolumeError(
+                f"{path}: its {what} {_rounded(ours)} differs from {_rounded(theirs)} of {reference_path}; "
+                "use the mask that was drawn on this scan"
+            )
+
+
+def write_volume(image: sitk.Image, path: Path) -> None:
+    """Write a volume, compressed unless the name ends in ``.nii``; the file appears whole or not at all.
+
+    Raises:
+        VolumeError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(path) as temporary:
+            sitk.WriteImage(image, str(temporary), useCompression=not path.name.endswith(".nii"))
+    except (OSError, RuntimeError) as error:
+        raise VolumeError(f"{path}: cannot be written ({_last_line(error)}); check the folder and the disk") from None
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path` that takes its place once it is written."""
+    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_header(path: Path) -> sitk.ImageFileReader:
+    if not path.is_file():
+        raise VolumeError(f"{path}: no such file; expected a CT or mask ({', '.join(EXTENSIONS)}) or a DICOM folder")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise VolumeError(f"{path}: not a readable image ({_last_line(error)}); export it again") from None
+    if reader.GetDimension() != 3 or min(reader.GetSize()) < 2:
+        raise VolumeError(f"{path}: has the size {reader.GetSize()}; expected one volume of several slices")
+    if reader.GetNumberOfComponents() != 1 or "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
+        raise VolumeError(f"{path}: has several values a voxel; expected one")
+    geometry = (*reader.GetSpacing(), *reader.GetOrigin(), *reader.GetDirection())
+    if not np.isfinite(geometry).all() or min(reader.GetSpacing()) <= 0:
+        raise VolumeError(f"{path}: its spacing, origin or direction is not finite; repair the header")
+    return reader
+
+
+def _check_length(path: Path, reader: sitk.ImageFileReader) -> None:
+    """A NIfTI file that was cut short would be read as zeros, that is as soft tissue, without a word."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return
+    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    length = 0
+    try:
+        with opened(path, "rb") as file:
+            header = file.read(348)
+            while chunk := file.read(1 << 22):
+                length += len(chunk)
+    except (EOFError, OSError, zlib.error) as error:
+        raise VolumeError(f"{path}: damaged or cut short ({_last_line(error)}); copy the file again") from None
+    length += len(header)
+    order = "<" if len(header) >= 4 and struct.unpack("<i", header[:4])[0] == 348 else ">"
+    bits, offset = struct.unpack(f"{order}72xh34xf", header[:112]) if len(header) == 348 else (0, 0)
+    expected = int(offset) + int(np.prod(reader.GetSize(), dtype=np.int64)) * bits // 8
+    if length < expected:
+        raise VolumeError(f"{path}: cut short: {length} of {expected} bytes; copy the file again")
+
+
+def _read_dicom(folder: Path) -> sitk.Image:
+    reader = sitk.ImageSeriesReader()
+    series = {uid: reader.GetGDCMSeriesFileNames(str(folder), uid) for uid in reader.GetGDCMSeriesIDs(str(folder))}
+    if not series:
+        raise VolumeError(f"{folder}: holds no DICOM series; expected a folder of slices, or a CT file")
+    reader.SetFileNames(max(series.values(), key=len))
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise VolumeError(f"{folder}: its DICOM series cannot be read ({_last_line(error)}); export it again") from None
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1 or min(image.GetSize()) < 2:
+        raise VolumeError(f"{folder}: its largest DICOM series is not a CT volume; export the CT series alone")
+    return image
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in values)

@@ -1,0 +1,105 @@
+"""Puts cropped masks back onto the grids of the raw scans: the way out.
+
+Where a mask belongs is in its header, so no lungs are segmented again. Probabilities (float files) are interpolated
+linearly and cut at the threshold, which is smoother and closer to the truth; masks (integer files) are pasted with
+the nearest voxel. Each result has the size, spacing, origin and direction of its scan, and the scan's file type
+(.nii.gz for .nii and DICOM).
+
+Examples:
+    python post_processing.py --images scans --masks output/test/probabilities --output masks
+    python post_processing.py --images scan.nrrd --masks output/test/masks --output masks
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import SimpleITK as sitk
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from command_line import add_quiet, new_parser, run, start_logging
+from datasets.crop import paste_back
+from datasets.scans import find_scans, match_labels
+from datasets.volume import read_geometry, read_labels, read_volume, volume_id, write_volume
+from errors import GasnetError, VolumeError
+from evaluation.metrics import THRESHOLD
+
+log = logging.getLogger(__name__)
+
+
+def restore_mask(scan: Path, mask: Path, threshold: float = THRESHOLD) -> sitk.Image:
+    """The full-size mask of a scan from a cropped mask or probability.
+
+    Args:
+        scan: the raw CT, a file or a DICOM folder; its geometry alone is used.
+        mask: probabilities where the file holds floats, labels otherwise.
+        threshold: probabilities above it are lesion.
+
+    Returns:
+        uint8 with exactly the geometry of the scan.
+
+    Raises:
+        VolumeError: a file cannot be read, or the mask was not cut from this scan.
+    """
+    crop = read_volume(mask)
+    probability = crop.GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64)
+    if probability:
+        values = sitk.GetArrayViewFromImage(crop)
+        if values.min() < 0 or values.max() > 1:
+            raise VolumeError(f"{mask}: values of {values.min():g}..{values.max():g} are not probabilities")
+    else:
+        crop = read_labels(mask)
+    try:
+        return paste_back(crop, read_geometry(scan), threshold if probability else None)
+    except VolumeError as error:
+        raise VolumeError(f"{mask}: does not lie on {scan}: {error}") from None
+
+
+def result_name(scan: Path) -> str:
+    """Name of the mask of a scan: the id with the scan's file type, compressed where the type can be."""
+    extension = scan.name.lower()[len(volume_id(scan)) :] if scan.is_file() else ""
+    return volume_id(scan) + {".mha": ".mha", ".mhd": ".mha", ".nrrd": ".nrrd"}.get(extension, ".nii.gz")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = new_parser(__doc__)
+    parser.add_argument(
+        "--images", type=Path, nargs="+", required=True, metavar="RAW", help="raw scans, or folders of them"
+    )
+    parser.add_argument("--masks", type=Path, required=True, metavar="PRED", help="folder of cropped masks")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the full-size masks")
+    parser.add_argument("--threshold", type=float, default=THRESHOLD, help="probabilities above it are lesion")
+    add_quiet(parser)
+    options = parser.parse_args(arguments)
+    if not 0 <= options.threshold < 1:
+        parser.error("--threshold must be at least 0 and below 1")
+    start_logging(options.quiet)
+    if options.output.resolve() in [path.resolve() for path in (*options.images, options.masks)]:
+        raise VolumeError(f"{options.output}: is the folder of the input; choose another --output")
+
+    scans = find_scans(*options.images)
+    masks, unmatched = match_labels(options.masks, list(scans))
+    failed = {case_id: "no mask of this name" for case_id in scans if case_id not in masks}
+    with logging_redirect_tqdm():
+        for case_id, mask in tqdm(masks.items(), "pasting back", unit="mask", disable=options.quiet):
+            try:
+                write_volume(
+                    restore_mask(scans[case_id], mask, options.threshold), options.output / result_name(scans[case_id])
+                )
+            except GasnetError as error:
+                failed[case_id] = str(error)
+                log.warning("%s", error)
+    print(f"{len(scans) - len(failed)} of {len(scans)} scans have a full-size mask in {options.output}")
+    for case_id, reason in failed.items():
+        print(f"failed: {case_id}: {reason}")
+    for path in unmatched:
+        print(f"no raw scan for: {path}")
+    return 1 if failed or unmatched else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

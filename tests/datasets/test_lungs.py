@@ -1,0 +1,298 @@
+import logging
+import os
+import pickle
+import warnings
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from datasets.lungs import load_lungmask, segment_by_threshold, split_left_right
+from datasets.phantom import make_phantom
+from errors import VolumeError
+
+REAL_CTS = Path(__file__).resolve().parents[3] / "shared" / "ct"
+
+
+def _image(array, spacing):
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    image.SetOrigin((-120.0, 35.5, 410.0))
+    return image
+
+
+def _phantom(seed, size=(40, 96, 96), diseased=False):
+    case = make_phantom(np.random.default_rng(seed), size, diseased)
+    return _image(case.ct, case.spacing), case
+
+
+def _dice(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+# --------------------------------------------------------------------------------------------- threshold
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_threshold_finds_healthy_lungs(seed):
+    ct, case = _phantom(seed)
+    labels = segment_by_threshold(ct)
+    assert labels.dtype == np.uint8
+    for label in (1, 2):
+        assert _dice(labels == label, case.lung == label) > 0.97
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_threshold_finds_diseased_lungs(seed):
+    ct, case = _phantom(seed, diseased=True)
+    labels = segment_by_threshold(ct)
+    assert _dice(labels > 0, case.lung > 0) > 0.936
+    inside = case.lesion > 0
+    assert (labels[inside] > 0).mean() > 0.4
+    assert not (labels[case.lung == 1] == 2).any()
+    assert not (labels[case.lung == 2] == 1).any()
+
+
+def test_threshold_leaves_out_the_trachea():
+    ct, case = _phantom(1, (64, 128, 128))
+    labels = segment_by_threshold(ct)
+    middle = np.nonzero(case.lung.any((0, 1)))[0].mean()
+    columns = np.abs(np.arange(128) - middle) * case.spacing[0] < 12
+    top = slice(int(np.nonzero(case.lung.any((1, 2)))[0].max() * 0.8), None)
+    airway = (case.ct[top][:, :, columns] < -900) & (case.lung[top][:, :, columns] == 0)
+    inside_body = airway & (np.arange(128) > 40)[None, :, None] & (np.arange(128) < 85)[None, :, None]
+    assert inside_body.sum() > 50
+    assert (labels[top][:, :, columns][inside_body] > 0).mean() < 0.05
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPI", "SAR", "PIR", "LAS"])
+def test_threshold_returns_labels_on_the_cts_own_grid(orientation):
+    ct, case = _phantom(2, (32, 64, 72), diseased=True)
+    upright = segment_by_threshold(ct)
+    turned = sitk.DICOMOrient(ct, orientation)
+    labels = segment_by_threshold(turned)
+    assert labels.shape == turned.GetSize()[::-1]
+    back = sitk.GetImageFromArray(labels)
+    back.CopyInformation(turned)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.DICOMOrient(back, "LPS")), upright)
+    assert _dice(upright == 1, case.lung == 1) > 0.9
+
+
+def test_threshold_takes_oblique_and_floating_point_cts():
+    ct, _ = _phantom(2, (32, 64, 64))
+    expected = segment_by_threshold(ct)
+    tilted = sitk.Cast(ct, sitk.sitkFloat32)
+    c, s = np.cos(0.2), np.sin(0.2)
+    tilted.SetDirection((1, 0, 0, 0, c, -s, 0, s, c))
+    np.testing.assert_array_equal(segment_by_threshold(tilted), expected)
+
+
+def test_threshold_ignores_padding_outside_the_field_of_view():
+    ct, case = _phantom(3, (32, 96, 96))
+    array = sitk.GetArrayFromImage(ct)
+    y, x = np.ogrid[-47.5:48, -47.5:48]
+    array[:, np.hypot(y, x) > 50] = -3024
+    labels = segment_by_threshold(_image(array, case.spacing))
+    assert _dice(labels > 0, case.lung > 0) > 0.97
+
+
+def test_threshold_with_one_airless_lung():
+    ct, case = _phantom(4)
+    array = sitk.GetArrayFromImage(ct)
+    array[case.lung == 1] = 40
+    labels = segment_by_threshold(_image(array, case.spacing))
+    assert not (labels == 1).any()
+    assert _dice(labels == 2, case.lung == 2) > 0.95
+
+
+def test_threshold_without_a_lung():
+    ct, case = _phantom(0, (24, 64, 64))
+    solid = sitk.GetArrayFromImage(ct)
+    solid[case.lung > 0] = 40
+    for array in (solid, np.full_like(solid, -1000), np.full_like(solid, 30)):
+        with pytest.raises(VolumeError, match="no lung found") as caught:
+            segment_by_threshold(_image(array, case.spacing))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not REAL_CTS.is_dir(), reason="no real CTs beside the checkout")
+@pytest.mark.parametrize("name", ["thorax_cta_1.5mm.nii.gz", "lung_lesion_5mm.nrrd"])
+def test_threshold_on_real_cts(name):
+    ct = sitk.ReadImage(str(REAL_CTS / name))
+    labels = segment_by_threshold(ct)
+    litres = {label: (labels == label).sum() * np.prod(ct.GetSpacing()) / 1e6 for label in (1, 2)}
+    assert 1.4 < litres[1] < 4
+    assert 0.9 < litres[2] < 3.5
+    assert 0.9 < litres[1] / litres[2] < 2
+    assert np.nonzero(labels == 1)[2].max() < np.nonzero(labels == 2)[2].mean()
+    hu = sitk.GetArrayFromImage(ct)
+    assert -900 < np.median(hu[labels > 0]) < -700
+    tumour = REAL_CTS / "lung_lesion_5mm_label.nrrd"
+    if "lesion" in name and tumour.exists():
+        inside = sitk.GetArrayFromImage(sitk.ReadImage(str(tumour))) > 0
+        assert (labels[inside] > 0).mean() > 0.9
+
+
+# ------------------------------------------------------------------------------------------ right and left
+
+
+def test_split_keeps_separate_lungs_apart():
+    _, case = _phantom(1)
+    np.testing.assert_array_equal(split_left_right(case.lung > 0, case.spacing), case.lung)
+
+
+def test_split_parts_touching_lungs():
+    _, case = _phantom(1)
+    lung = case.lung > 0
+    k = int(np.nonzero(lung.any((1, 2)))[0].mean())
+    row = int(np.nonzero(lung[k])[0].mean())
+    right, left = np.nonzero(case.lung[k, row] == 1)[0].max(), np.nonzero(case.lung[k, row] == 2)[0].min()
+    lung[k - 1 : k + 2, row - 1 : row + 2, right : left + 1] = True
+    labels = split_left_right(lung, case.spacing)
+    assert (labels > 0).sum() == lung.sum()
+    agree = labels[case.lung > 0] == case.lung[case.lung > 0]
+    assert agree.mean() > 0.995
+
+
+def test_split_falls_back_to_the_middle_plane_and_to_the_side_of_a_single_lung():
+    block = np.zeros((6, 20, 40), bool)
+    block[1:5, 4:16, 4:36] = True
+    labels = split_left_right(block, (8.0, 8.0, 8.0))
+    assert (labels == 1).sum() == (labels == 2).sum() == block.sum() / 2
+    assert np.nonzero(labels == 1)[2].max() < np.nonzero(labels == 2)[2].min()
+    single = np.zeros((6, 20, 40), bool)
+    single[1:5, 4:16, 24:36] = True
+    assert set(np.unique(split_left_right(single))) == {0, 2}
+    assert not split_left_right(np.zeros((3, 4, 5))).any()
+
+
+# ---------------------------------------------------------------------------------------------- lungmask
+
+
+def _network(classes):
+    import torch
+    from lungmask.resunet import UNet
+
+    torch.manual_seed(3)
+    return UNet(n_classes=classes, padding=True, depth=5, up_mode="upsample", batch_norm=True, residual=False)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    import torch
+
+    path = tmp_path_factory.mktemp("lungmask") / "random.pth"
+    network = _network(3).eval()
+    with torch.inference_mode():  # without this one class wins everywhere
+        level = network(torch.full((1, 1, 64, 64), 0.55)).mean((0, 2, 3))
+    network.last.bias.data -= level
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def thin_ct():
+    return _phantom(0, (16, 32, 32))[0][:, :, 6:8]
+
+
+def test_lungmask_gives_what_its_own_interface_gives(weights, thin_ct, capsys):
+    filters = list(warnings.filters)
+    segment = load_lungmask(weights=weights, force_cpu=True, batch_size=2)
+    assert warnings.filters == filters
+    turned = sitk.DICOMOrient(thin_ct, "RAS")
+    labels = segment(turned)
+    assert capsys.readouterr().out == ""
+
+    from lungmask import LMInferer
+
+    direct = LMInferer(modelpath=str(weights), force_cpu=True, tqdm_disable=True).apply(turned)
+    np.testing.assert_array_equal(labels, direct)
+    assert labels.shape == turned.GetSize()[::-1]
+    assert labels.dtype == np.uint8
+    assert set(np.unique(labels)) == {0, 1, 2}
+    assert logging.getLogger("lungmask").level == logging.WARNING
+
+
+def _one_line(match, **arguments):
+    with pytest.raises(VolumeError, match=match) as caught:
+        load_lungmask(force_cpu=True, **arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_damaged_weights(weights, tmp_path):
+    half = tmp_path / "half.pth"
+    half.write_bytes(weights.read_bytes()[:100_000])
+    text = tmp_path / "page.pth"
+    text.write_text("<html>404</html>")
+    empty = tmp_path / "empty.pth"
+    empty.touch()
+    for path in (half, text, empty):
+        _one_line(path.name, weights=path)
+    _one_line("no such file", weights=tmp_path / "missing.pth")
+
+
+def test_weights_of_another_network(tmp_path):
+    import torch
+
+    other = tmp_path / "other.pth"
+    torch.save(torch.nn.Linear(4, 3).state_dict(), other)
+    _one_line(r"other\.pth.*another network", weights=other)
+    lobes = tmp_path / "lobes.pth"
+    torch.save(_network(6).state_dict(), lobes)
+    _one_line(r"lobes\.pth.*6 classes", weights=lobes)
+    for content in ([1, 2], {}, {"a": 3}, {"a": torch.tensor(1.0)}):
+        torch.save(content, other)
+        _one_line(r"other\.pth", weights=other)
+
+
+def test_models_of_lobes_are_rejected():
+    assert "R231" in _one_line("LTRCLobes", model="LTRCLobes")
+
+
+class _Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_malicious_weights_run_nothing(tmp_path, monkeypatch, forced):
+    import torch
+
+    if forced:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    bait = tmp_path / "bait"
+    plain, archive = tmp_path / "plain.pth", tmp_path / "archive.pth"
+    plain.write_bytes(pickle.dumps({"last.bias": _Payload(bait)}))
+    torch.save({"last.bias": _Payload(bait)}, archive)
+    for path in (plain, archive):
+        _one_line(path.name, weights=path)
+    assert not bait.exists()
+
+
+def test_without_weights_and_network_both_remedies_are_named(monkeypatch, tmp_path):
+    import torch
+
+    def refuse(*_args, **_kwargs):
+        raise URLError("[Errno -3] Temporary failure\nin name resolution")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    message = _one_line("cannot be fetched")
+    assert "--weights FILE" in message
+    assert "--lungs threshold" in message
+
+
+def test_weights_in_the_cache_are_used_and_checked(monkeypatch, tmp_path):
+    import torch
+
+    cached = tmp_path / "checkpoints" / "unet_r231-d5d2fc3d.pth"
+    cached.parent.mkdir()
+    cached.write_text("not weights")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    _one_line("unet_r231")
