@@ -1,0 +1,55 @@
+"""The published augmentation: imgaug in the axial plane, all slices and masks of a volume alike."""
+
+from __future__ import annotations
+
+import numpy as np
+
+try:
+    import imgaug.augmenters as iaa
+    from imgaug.augmentables.segmaps import SegmentationMapsOnImage
+except ImportError as error:
+    raise ImportError(
+        f"imgaug cannot be imported ({error}); if it is about libGL, pip put the OpenCV for desktops in place of the "
+        "one for servers: run scripts/environment.sh, or see the README"
+    ) from error
+
+NOISE = 0.005
+"""Half-width of the uniform noise on intensities in [0, 1]."""
+
+
+def build_augmenter() -> iaa.Augmenter:
+    """The published pipeline: a flip, and each of four families with probability 0.2, in random order."""
+    affine = iaa.Affine(scale={"x": (1.0, 1.05), "y": (1.0, 1.05)}, rotate=(-5, 5), order=[0, 1])
+    blur = iaa.OneOf([iaa.GaussianBlur(sigma=(0.0, 0.8)), iaa.AverageBlur(k=(0, 3))])
+    elastic = iaa.ElasticTransformation(alpha=(0.0, 0.4), sigma=0.0005)
+    perspective = iaa.PerspectiveTransform(scale=(0.01, 0.03))
+    sometimes = [iaa.Sometimes(0.2, augmenter) for augmenter in (affine, blur, elastic, perspective)]
+    return iaa.Sequential([iaa.Fliplr(0.5), *sometimes], random_order=True)
+
+
+def augment(
+    augmenter: iaa.Augmenter, rng: np.random.Generator, image: np.ndarray, *masks: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Augment a volume together with its masks.
+
+    Args:
+        augmenter: what `build_augmenter` returns. Its own random state is replaced by one drawn from `rng`, so that
+            the result depends on `rng` alone.
+        rng: the source of all randomness.
+        image: (z, y, x), float32 in [0, 1].
+        masks: (z, y, x), 0 or 1, at most seven of them.
+
+    Returns:
+        The image, float32 in [0, 1], and the masks, uint8.
+    """
+    augmenter.seed_(int(rng.integers(2**31)))
+    # Slices as channels are transformed alike; the masks travel as the bits of one map of labels.
+    bits = sum(mask.astype(np.int32) << bit for bit, mask in enumerate(masks))
+    maps = SegmentationMapsOnImage(np.moveaxis(bits, 0, -1), shape=image.shape[1:])
+    augmented, maps = augmenter(image=np.ascontiguousarray(np.moveaxis(image, 0, -1)), segmentation_maps=maps)
+    augmented = np.moveaxis(augmented, -1, 0) + rng.uniform(-NOISE, NOISE, image.shape)
+    labels = np.moveaxis(maps.arr, -1, 0)
+    return (
+        np.clip(augmented, 0, 1).astype(np.float32),
+        *(np.ascontiguousarray(labels >> bit & 1).astype(np.uint8) for bit in range(len(masks))),
+    )

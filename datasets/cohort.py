@@ -1,0 +1,228 @@
+"""A cohort: folders of crops, lists of ids, and the role of each list.
+
+    ROOT/images/<id>.nii[.gz]   ROOT/lung/<id>.nii[.gz]   ROOT/lesion/<id>.nii[.gz]   ROOT/id_txt/<split>.txt
+
+The role of a list comes from its key in DATASET.SPLIT, never from its name.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from tqdm import tqdm
+
+from datasets.volume import check_same_grid, read_geometry, read_labels, read_volume
+from errors import CohortError, GasnetError, VolumeError
+
+log = logging.getLogger(__name__)
+
+TRAINING = ("LABELED", "WO_LABEL", "HEALTHY")
+HELD_OUT = ("VALID", "VALIDWL", "VALIDH", "TEST", "TESTH")
+WITH_LESION = ("LABELED", "VALID", "TEST")
+"""Splits whose scans need a voxel label."""
+HEALTHY = ("HEALTHY", "VALIDH", "TESTH")
+"""Splits whose scans have no lesion."""
+
+_MAX_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """Files of one scan of a cohort. `lesion` is None where the scan has no voxel label."""
+
+    id: str
+    image: Path
+    lung: Path
+    lesion: Path | None
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """The arrays of one case, (z, y, x)."""
+
+    image: np.ndarray
+    """float32, 0..255"""
+    lung: np.ndarray
+    """uint8, 0 or 1"""
+    lesion: np.ndarray
+    """uint8, 0 or 1; all 0 where the case has no voxel label"""
+
+
+def lesion_folder(root: Path) -> Path:
+    """The folder of the lesion masks; ``leision``, as the published code spells it, is accepted with a note."""
+    if not (root / "lesion").is_dir() and (root / "leision").is_dir():
+        log.warning("%s: using this folder for the lesion masks; its usual name is lesion", root / "leision")
+        return root / "leision"
+    return root / "lesion"
+
+
+def find_volume(folder: Path, case_id: str) -> Path | None:
+    """``<id>.nii.gz`` or ``<id>.nii`` in a folder, or None."""
+    for extension in (".nii.gz", ".nii"):
+        path = folder / f"{case_id}{extension}"
+        if path.is_file():
+            return path
+    return None
+
+
+def read_id_list(path: Path) -> list[str]:
+    """The ids in a list: one a line; blank lines and line ends of any system are ignored.
+
+    Raises:
+        CohortError: the list cannot be read, names an id twice, or an id that is not a plain file name.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise CohortError(f"{path}: not UTF-8 text; expected one id a line") from None
+    except OSError as error:
+        raise CohortError(
+            f"{path}: {error.strerror}; write one id a line, or make the lists with python -m datasets.make_splits"
+        ) from None
+    ids = [line.strip() for line in lines if line.strip()]
+    for case_id in ids:
+        if case_id in (".", "..") or "/" in case_id or "\\" in case_id:
+            raise CohortError(f"{path}: the id {case_id!r} is not a file name; expected the name without its folder")
+    if len(set(ids)) < len(ids):
+        twice = next(case_id for case_id in ids if ids.count(case_id) > 1)
+        raise CohortError(f"{path}: the id {twice} is listed twice; list it once")
+    return ids
+
+
+def read_volumes(case: Case) -> Volumes:
+    """Read the arrays of a case.
+
+    Raises:
+        VolumeError: a file cannot be read, does not fit the image, or holds other values than `Volumes` says.
+    """
+    image = read_volume(case.image)
+    values = sitk.GetArrayFromImage(image).astype(np.float32)
+    if values.min() < 0 or values.max() > 255 or values.min() == values.max():
+        raise VolumeError(
+            f"{case.image}: values of {values.min():g}..{values.max():g}; expected different ones from 0 to 255, "
+            "as lungCrop.py writes them"
+        )
+    lung = _read_mask(case.lung, case.image, image, highest=2)
+    if not lung.any():
+        raise VolumeError(f"{case.lung}: empty; expected the lungs of the scan")
+    lesion = np.zeros_like(lung) if case.lesion is None else _read_mask(case.lesion, case.image, image, highest=1)
+    return Volumes(values, lung, lesion)
+
+
+def _read_mask(path: Path, image_path: Path, image: sitk.Image, highest: int) -> np.ndarray:
+    mask = read_labels(path)
+    check_same_grid(path, mask, image_path, image)
+    values = sitk.GetArrayViewFromImage(mask)
+    if values.max() > highest:
+        expected = " or ".join(str(label) for label in range(highest + 1))
+        raise VolumeError(f"{path}: holds the label {values.max()}, expected {expected}; make it with lungCrop.py")
+    return (values > 0).astype(np.uint8)
+
+
+def read_cohort(
+    root: Path | str,
+    splits: Mapping[str, str | None],
+    size: tuple[int, int, int],
+    progress: bool = False,
+) -> dict[str, tuple[Case, ...]]:
+    """Find and check all scans of a cohort.
+
+    Args:
+        root: the cohort folder.
+        splits: key of DATASET.SPLIT to name of its list (``.txt`` may be left out); None leaves the split out.
+        size: (z, y, x) that all volumes must have.
+        progress: show a progress bar while the volumes are read.
+
+    Returns:
+        The cases of each split that has a list.
+
+    Raises:
+        CohortError: with all problems found, one a line: missing lists and files, empty splits, ids in both
+            training and held-out splits or both healthy and diseased, files that do not fit each other, masks that
+            are not binary.
+    """
+    root = Path(root)
+    if not (root / "images").is_dir():
+        raise CohortError(
+            f"{root.absolute()}: no cohort here (no folder images/); make one with python lungCrop.py, set "
+            "DATASET.ROOT to yours, or try sh demo.sh"
+        )
+    problems: list[str] = []
+    ids: dict[str, list[str]] = {}
+    for key, name in splits.items():
+        if name is None:
+            continue
+        path = root / "id_txt" / (name if name.endswith(".txt") else f"{name}.txt")
+        try:
+            ids[key] = read_id_list(path)
+            if not ids[key]:
+                problems.append(f"{path}: empty; {key} needs at least one id")
+        except CohortError as error:
+            problems.append(str(error))
+    problems += _contradictions(ids)
+
+    folders = {"images": root / "images", "lung": root / "lung", "lesion": lesion_folder(root)}
+    cohort: dict[str, tuple[Case, ...]] = {}
+    for key, case_ids in ids.items():
+        needed = ("images", "lung", "lesion") if key in WITH_LESION else ("images", "lung")
+        cases = []
+        for case_id in case_ids:
+            files = {what: find_volume(folders[what], case_id) for what in needed}
+            missing = [str(folders[what]) for what, path in files.items() if path is None]
+            if missing:
+                problems.append(f"{key}: {case_id}.nii.gz is missing in {', '.join(missing)}")
+            else:
+                cases.append(Case(case_id, files["images"], files["lung"], files.get("lesion")))
+        cohort[key] = tuple(cases)
+
+    # A scan with and without its voxel label is one set of files; the one with the label says more.
+    distinct = {case.image: case for case in sorted(_all(cohort), key=lambda case: case.lesion is not None)}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        checked = pool.map(lambda case: _problem(case, size), distinct.values())
+        problems += filter(
+            None, tqdm(checked, "checking the cohort", len(distinct), unit="scan", disable=not progress, leave=False)
+        )
+    if problems:
+        raise CohortError("\n".join([f"{root}: {len(problems)} problem(s) in this cohort", *_shortened(problems)]))
+    return cohort
+
+
+def _all(cohort: Mapping[str, Iterable[Case]]) -> list[Case]:
+    return [case for cases in cohort.values() for case in cases]
+
+
+def _problem(case: Case, size: tuple[int, int, int]) -> str | None:
+    try:
+        found = tuple(reversed(read_geometry(case.image).GetSize()))
+        if found != size:
+            return f"{case.image}: {found} voxels, IMAGE.SIZE is {size}; make both agree (lungCrop.py --size)"
+        read_volumes(case)
+    except GasnetError as error:
+        return str(error)
+    return None
+
+
+def _contradictions(ids: Mapping[str, list[str]]) -> list[str]:
+    problems = []
+    for a, b in combinations(ids, 2):
+        trained_and_held_out = (a in TRAINING) != (b in TRAINING)
+        healthy_and_diseased = (a in HEALTHY) != (b in HEALTHY)
+        if not (trained_and_held_out or healthy_and_diseased):
+            continue
+        for case_id in sorted(set(ids[a]) & set(ids[b])):
+            problems.append(f"{case_id} is listed in both {a} and {b}; take it out of one of them")
+    return problems
+
+
+def _shortened(problems: list[str]) -> list[str]:
+    if len(problems) <= _MAX_LISTED:
+        return problems
+    return [*problems[:_MAX_LISTED], f"... and {len(problems) - _MAX_LISTED} more"]

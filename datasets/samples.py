@@ -1,0 +1,207 @@
+"""How the scans of a cohort become an endless stream of batches.
+
+Every sample is a function of the seed, the split and its position in the stream, and of nothing else. So workers
+and epochs never repeat an augmentation, the number of workers does not matter, and a stream can be taken up again
+at any position.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datasets.augment import augment, build_augmenter
+from datasets.cohort import HELD_OUT, TRAINING, Case, Volumes, read_volumes
+from errors import TrainingError
+from models.objectives import Batch
+from settings import DataloaderSettings, ImageSettings
+
+_STREAMS = {key: number for number, key in enumerate((*TRAINING, *HELD_OUT))}
+
+
+def normalise(image: np.ndarray, normalization: str) -> np.ndarray:
+    """Intensities of a crop mapped to [0, 1].
+
+    Args:
+        image: 0..255.
+        normalization: ``minmax``, the published way, stretches each volume to the whole range; ``window`` divides
+            by 255, so that a value means the same HU in every volume.
+
+    Returns:
+        float32 in [0, 1].
+    """
+    if normalization == "window":
+        return (image / 255).astype(np.float32)
+    low, high = image.min(), image.max()
+    return ((image - low) / (high - low)).astype(np.float32)
+
+
+def as_input(image: np.ndarray) -> Tensor:
+    """[0, 1] mapped to the networks' [-1, 1], with the channel before it: (1, z, y, x)."""
+    return torch.from_numpy(image[None] * 2 - 1)
+
+
+def scan_input(volumes: Volumes, normalization: str) -> Tensor:
+    """A whole scan as the networks take it in validation and testing: (1, 1, z, y, x) in [-1, 1]."""
+    return as_input(normalise(volumes.image, normalization))[None]
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Stands for a sample that could not be made: what is raised in a worker loses its message on the way."""
+
+    id: str
+    reason: str
+
+
+class Samples(Dataset):
+    """Training samples of one split by their position in its endless stream.
+
+    Epoch after epoch, the scans come in a new random order. Each sample is a random stack of slices, augmented.
+
+    Args:
+        cases: the scans.
+        split: key in DATASET.SPLIT; each has a stream of its own.
+        image: size, normalization, augmentation.
+        seed: of the experiment.
+        cache_mb: megabytes of decoded scans that are kept in memory.
+    """
+
+    def __init__(self, cases: Sequence[Case], split: str, image: ImageSettings, seed: int, cache_mb: int = 0) -> None:
+        self.cases = tuple(cases)
+        self.split = split
+        self.image = image
+        self.seed = seed
+        self.augmenter = build_augmenter() if image.augmentation else None
+        self._cache: dict[str, Volumes] = {}
+        self._cache_left = cache_mb * 2**20
+
+    def _rng(self, purpose: int, index: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, _STREAMS[self.split], purpose, index])
+
+    def case(self, position: int) -> Case:
+        """The scan at a position of the stream."""
+        epoch, place = divmod(position, len(self.cases))
+        return self.cases[self._rng(0, epoch).permutation(len(self.cases))[place]]
+
+    def __getitem__(self, position: int) -> dict[str, Any] | _Failure:
+        case = self.case(position)
+        try:
+            return self._sample(case, self._rng(1, position))
+        except Exception as error:
+            return _Failure(case.id, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+    def _read(self, case: Case) -> Volumes:
+        if case.id in self._cache:
+            return self._cache[case.id]
+        volumes = read_volumes(case)
+        size = volumes.image.nbytes + volumes.lung.nbytes + volumes.lesion.nbytes
+        if size <= self._cache_left:
+            self._cache[case.id] = volumes
+            self._cache_left -= size
+        return volumes
+
+    def _sample(self, case: Case, rng: np.random.Generator) -> dict[str, Any]:
+        volumes = self._read(case)
+        image = normalise(volumes.image, self.image.normalization)
+        start = int(rng.integers(image.shape[0] - self.image.slices + 1))
+        stack = slice(start, start + self.image.slices)
+        arrays = image[stack], volumes.lung[stack], volumes.lesion[stack]
+        if self.augmenter is not None:
+            arrays = augment(self.augmenter, rng, *arrays)
+        image, lung, lesion = arrays
+        return {
+            "image": as_input(image),
+            "lung": torch.from_numpy(lung[None]),
+            "lesion": torch.from_numpy(lesion[None]),
+            "id": case.id,
+        }
+
+
+class _Endless(Sampler[int]):
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return count(self.start)
+
+
+def _collate(samples: list[dict[str, Any] | _Failure]) -> Batch | _Failure:
+    for sample in samples:
+        if isinstance(sample, _Failure):
+            return sample
+    image, lung, lesion = (torch.stack([s[name] for s in samples]) for name in ("image", "lung", "lesion"))
+    return Batch(image, lung, lesion, tuple(s["id"] for s in samples))
+
+
+def _start_worker(_: int) -> None:
+    # Ctrl-C reaches the whole group of processes; the main one saves first and then ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    cv2.setNumThreads(0)
+
+
+class BatchStream:
+    """An endless stream of full batches of one split, from a given position on.
+
+    Args:
+        samples: of the split.
+        batch_size: volumes a batch; scans repeat where there are fewer.
+        settings: number of workers, and how long to wait for them.
+        device: where batches go.
+        consumed: batches that were taken before, when a run is taken up again.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        batch_size: int,
+        settings: DataloaderSettings,
+        device: torch.device,
+        consumed: int = 0,
+    ) -> None:
+        self.samples = samples
+        self.device = device
+        self.consumed = consumed
+        self._batch_size = batch_size
+        loader = DataLoader(
+            samples,
+            batch_size=batch_size,
+            sampler=_Endless(consumed * batch_size),
+            num_workers=settings.num_workers,
+            collate_fn=_collate,
+            worker_init_fn=_start_worker,
+            timeout=settings.timeout if settings.num_workers else 0,
+            pin_memory=device.type == "cuda",
+        )
+        self._batches = iter(loader)
+
+    def next(self) -> Batch:
+        """The next batch, on the device; masks as float32.
+
+        Raises:
+            TrainingError: a sample cannot be made, or a worker died or hangs.
+        """
+        try:
+            batch = next(self._batches)
+        except (RuntimeError, StopIteration) as error:
+            near = self.samples.case(self.consumed * self._batch_size).id
+            reason = str(error).splitlines()[0] if str(error) else "it stopped"
+            raise TrainingError(
+                f"{self.samples.split}: a loader failed near {near} ({reason}); check memory, the scan, and "
+                "DATALOADER.NUM_WORKERS and TIMEOUT"
+            ) from None
+        if isinstance(batch, _Failure):
+            raise TrainingError(f"{self.samples.split}: the sample {batch.id} cannot be made ({batch.reason})")
+        self.consumed += 1
+        image, lung, lesion = (x.to(self.device, non_blocking=True) for x in batch[:3])
+        return Batch(image, lung.float(), lesion.float(), batch.ids)
