@@ -1,0 +1,71 @@
+"""The segmenter on whole scans of a cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from datasets.cohort import HEALTHY, WITH_LESION, Case, Volumes, read_volumes
+from datasets.samples import scan_input
+from datasets.volume import read_geometry
+from evaluation.metrics import THRESHOLD, Score, score_scan
+from models import Segmenter
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Mixed precision for a block of code: bf16 on CUDA devices that have it, where asked for; float32 elsewhere."""
+    enabled = precision == "bf16" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the segmenter finds in one scan: probabilities (float32, (z, y, x), 0 outside the lungs) and its score."""
+
+    case: Case
+    volumes: Volumes
+    probability: np.ndarray
+    score: Score
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The predicted lesion, bool."""
+        return self.probability > THRESHOLD
+
+
+@torch.no_grad()
+def predict_scans(
+    segmenter: Segmenter, cases: Iterable[Case], split: str, normalization: str, precision: str = "fp32"
+) -> Iterator[Prediction]:
+    """Run the segmenter on the scans of a split, one after the other, and score what it finds.
+
+    Args:
+        segmenter: S, on its device.
+        cases: the scans.
+        split: key in DATASET.SPLIT; says whether the truth is a mask, no lesion, or unknown.
+        normalization: IMAGE.NORMALIZATION of the training.
+        precision: SOLVER.PRECISION.
+
+    Raises:
+        VolumeError: a scan cannot be read.
+    """
+    device = next(segmenter.parameters()).device
+    for case in cases:
+        volumes = read_volumes(case)
+        with autocast(device, precision):
+            logits = segmenter(scan_input(volumes, normalization).to(device))
+        probability = logits[0, 0].float().sigmoid().cpu().numpy() * volumes.lung
+        known = split in WITH_LESION or split in HEALTHY
+        score = score_scan(
+            case.id,
+            split,
+            prediction=probability > THRESHOLD,
+            truth=volumes.lesion.astype(bool) if known else None,
+            lung=volumes.lung.astype(bool),
+            voxel_ml=float(np.prod(read_geometry(case.image).GetSpacing())) / 1000,
+        )
+        yield Prediction(case, volumes, probability, score)

@@ -1,0 +1,172 @@
+r"""Tests a trained segmenter on a cohort: masks, probabilities, and how good they are.
+
+Writes masks/<id>.nii.gz, probabilities/<id>.nii.gz, metrics.csv and summary.json to the output folder, and prints
+mean and standard deviation over the scans. Scans without lesion are scored by what was found in them all the same.
+The model is a checkpoint of ours or a published checkpointU_*.pth.
+
+Examples:
+    python test.py --config-path configs/Gan.yaml
+    python test.py --config-path configs/Gan.yaml --model-path S.pth --output output/test --split TEST TESTH --save-vis
+    python test.py --config-path configs/Gan.yaml --model-path checkpointU_1000.pth --output output/test \
+        --save-vis --generator-path checkpointG_1000.pth DATASET.ROOT=/data/covid
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from tqdm import tqdm
+
+from command_line import add_device, add_quiet, choose_device, new_parser, run, start_logging
+from datasets.cohort import HELD_OUT, TRAINING, read_cohort
+from datasets.crop import WINDOW
+from datasets.samples import normalise, scan_input
+from datasets.volume import read_geometry, write_volume
+from errors import CheckpointError, CohortError
+from evaluation.figures import save_case_figure, slice_to_show
+from evaluation.metrics import Score, as_table, summarise
+from evaluation.predict import Prediction, predict_scans
+from models import Generator
+from models.generator import generate_scan
+from models.layers import place
+from models.objectives import synthesise
+from settings import Settings, read_settings
+from training.checkpoint import SegmenterInput, load_generator, load_segmenter
+
+log = logging.getLogger(__name__)
+
+
+def write_prediction(prediction: Prediction, output: Path) -> None:
+    """Write the mask and the probabilities of a scan, with the geometry of its crop.
+
+    Raises:
+        VolumeError: a file cannot be written.
+    """
+    grid = read_geometry(prediction.case.image)
+    for folder, array in (
+        ("probabilities", prediction.probability.astype(np.float32)),
+        ("masks", prediction.mask.astype(np.uint8)),
+    ):
+        image = sitk.GetImageFromArray(array)
+        image.CopyInformation(grid)
+        write_volume(image, output / folder / f"{prediction.case.id}.nii.gz")
+
+
+def save_figure(
+    prediction: Prediction, normalization: str, generator: Generator | None, slices: int, path: Path
+) -> None:
+    """Save the figure of a scan: input, M, predicted and true label and, where G is given, I_g and I_s."""
+    volumes = prediction.volumes
+    columns = {
+        "input": normalise(volumes.image, normalization),
+        "M": prediction.probability,
+        "predicted": prediction.mask,
+    }
+    if prediction.score.counts is not None:
+        columns["true"] = volumes.lesion
+    if generator is not None:
+        scan = scan_input(volumes, normalization).to(next(generator.parameters()).device)
+        generated = generate_scan(generator, scan, slices)
+        lesion = torch.from_numpy(prediction.probability).to(scan)[None, None]
+        # The probabilities are 0 outside the lungs already.
+        synthetic = synthesise(scan, lesion, torch.ones_like(lesion), generated)
+        for title, volume in (("I_g", generated), ("I_s", synthetic)):
+            columns[title] = ((volume[0, 0] + 1) / 2).cpu().numpy()
+    x, y, _ = read_geometry(prediction.case.image).GetSpacing()
+    save_case_figure(columns, slice_to_show(volumes.lesion, prediction.mask), y / x, path)
+
+
+def write_scores(scores: Sequence[Score], output: Path, model: Path) -> dict[str, dict]:
+    """Write metrics.csv, a row a scan, and summary.json; returns the summary."""
+    output.mkdir(parents=True, exist_ok=True)
+    rows = [score.row() for score in scores]
+    with (output / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+    summary = summarise(scores)
+    text = json.dumps({"model": str(model), **summary}, indent=2)
+    (output / "summary.json").write_text(text + "\n", encoding="utf-8")
+    return summary
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = new_parser(__doc__)
+    parser.add_argument("--config-path", type=Path, required=True, metavar="FILE", help="YAML settings")
+    parser.add_argument(
+        "--model-path", type=Path, metavar="FILE", help="the segmenter (default: the best one of the config's run)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder of the results (default: test/ beside the model)"
+    )
+    parser.add_argument(
+        "--split",
+        nargs="+",
+        default=["VALID"],
+        choices=[*TRAINING, *HELD_OUT],
+        metavar="SPLIT",
+        help=f"splits to test on: {', '.join((*TRAINING, *HELD_OUT))} (default VALID)",
+    )
+    parser.add_argument("--save-vis", action="store_true", help="save a figure of every scan in figures/")
+    parser.add_argument("--generator-path", type=Path, metavar="FILE", help="G, for I_g and I_s in the figures")
+    add_device(parser)
+    add_quiet(parser)
+    parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that replace the file's")
+    options = parser.parse_intermixed_args(arguments)
+    start_logging(options.quiet)
+    if options.generator_path is not None and not options.save_vis:
+        parser.error("--generator-path is for the figures of --save-vis")
+
+    settings = read_settings(options.config_path, options.overrides)
+    device = choose_device(options.device)
+    model = options.model_path or settings.exp.folder / "segmenter_best.pth"
+    output = options.output or model.parent / "test"
+    default = SegmenterInput(settings.image.size, WINDOW, settings.image.normalization)
+    segmenter, trained_on = load_segmenter(model, default)
+    if trained_on.size != settings.image.size:
+        raise CheckpointError(
+            f"{model}: was trained on crops of {trained_on.size}, IMAGE.SIZE is {settings.image.size}; "
+            "crop the scans to that size and set IMAGE.SIZE"
+        )
+    generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
+    cohort = _read_splits(settings, options.split, progress=not options.quiet)
+    place(segmenter, device)
+
+    scores = []
+    total = sum(len(cases) for cases in cohort.values())
+    with tqdm(desc="testing", total=total, unit="scan", disable=options.quiet) as bar:
+        for split, cases in cohort.items():
+            predictions = predict_scans(segmenter, cases, split, trained_on.normalization, settings.solver.precision)
+            for prediction in predictions:
+                write_prediction(prediction, output)
+                if options.save_vis:
+                    path = output / "figures" / f"{prediction.case.id}.png"
+                    save_figure(prediction, trained_on.normalization, generator, settings.image.slices, path)
+                scores.append(prediction.score)
+                bar.update()
+    print(as_table(write_scores(scores, output, model)))
+    print(f"results in {output}")
+    return 0
+
+
+def _read_splits(settings: Settings, keys: Sequence[str], progress: bool) -> dict:
+    splits = {key: getattr(settings.dataset.split, key.lower()) for key in keys}
+    unset = [key for key, name in splits.items() if name is None]
+    if unset:
+        raise CohortError(
+            f"--split {unset[0]}: DATASET.SPLIT.{unset[0]} names no list; set it, or choose another split"
+        )
+    return read_cohort(settings.dataset.root, splits, settings.image.size, progress)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

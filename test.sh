@@ -1,0 +1,23 @@
+#!/bin/sh
+# Tests a segmenter: sh test.sh [CONFIG] [MODEL] [KEY=VALUE ...] [--split TEST] [--save-vis] ...
+# CONFIG is configs/Gan.yaml unless another is given, MODEL the best segmenter of that config's run. Results go to
+# the folder test/ beside the model unless --output names another. Everything else goes to test.py.
+set -eu
+root=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+. "$root/scripts/environment.sh"
+
+config="$root/configs/Gan.yaml"
+case "${1-}" in
+    *.yaml | *.yml)
+        config=$1
+        shift
+        ;;
+esac
+case "${1-}" in
+    *.pth | *.pt)
+        model=$1
+        shift
+        set -- --model-path "$model" "$@"
+        ;;
+esac
+exec "$python" "$root/test.py" --config-path "$config" "$@"

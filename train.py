@@ -1,0 +1,94 @@
+"""Trains GASNet: the segmenter, the generator and the discriminator, jointly.
+
+Results go to EXP.OUTPUT_DIR/EXP.ID: segmenter_best.pth and segmenter_last.pth for use, state_*.pth to resume from,
+settings.yaml, metrics.jsonl, pictures/ and tensorboard/. Any setting can be overridden as KEY.SUB=VALUE.
+
+Examples:
+    python train.py --config-path configs/Gan.yaml --is-validation
+    python train.py --config-path configs/Gan.yaml --dry-run DATASET.ROOT=/data/covid
+    python train.py --config-path configs/Gan.yaml --is-validation --resume
+    python train.py --config-path configs/finetune.yaml INIT_MODEL.UNET=output/first/segmenter_best.pth
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from command_line import add_device, add_quiet, choose_device, new_parser, run, start_logging
+from datasets.cohort import TRAINING, read_cohort
+from models.objectives import discriminator_objective, joint_objective, segmenter_objective
+from settings import Settings, read_settings, unknown_words
+from training.run import TrainingRun
+
+log = logging.getLogger(__name__)
+
+
+def train(training: TrainingRun) -> None:
+    """The schedule of the paper: two iterations of S and G, two of D, and so on.
+
+    | t // 2 | objective     | trains | batches      | steps                      |
+    |--------|---------------|--------|--------------|----------------------------|
+    | even   | joint         | S, G   | I, I_h       | 1                          |
+    |        | segmenter     | S      | I_h, I_l     | 1                          |
+    | odd    | discriminator | D      | I, I_h       | SOLVER.DISCRIMINATOR_STEPS |
+    """
+    networks, method = training.networks, training.method
+    for t in training.iterations():
+        if (t // 2) % 2 == 0:
+            diseased, healthy, labelled = (training.batch(split) for split in ("WO_LABEL", "HEALTHY", "LABELED"))
+            training.minimise(
+                "joint", ("segmenter", "generator"), joint_objective, networks, diseased, healthy, method, t
+            )
+            training.minimise("segmenter", ("segmenter",), segmenter_objective, networks, healthy, labelled, method)
+        else:
+            for _ in range(training.settings.solver.discriminator_steps):
+                diseased, healthy = (training.batch(split) for split in ("WO_LABEL", "HEALTHY"))
+                training.minimise(
+                    "discriminator", ("discriminator",), discriminator_objective, networks, diseased, healthy, method, t
+                )
+
+
+def used_splits(settings: Settings, validate: bool) -> dict[str, str | None]:
+    """The splits that training reads: the training ones, and those of validation where it is asked for."""
+    keys = (*TRAINING, *(("VALID", "VALIDWL", "VALIDH") if validate else ()))
+    return {key: getattr(settings.dataset.split, key.lower()) for key in keys}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = new_parser(__doc__)
+    parser.add_argument("--config-path", type=Path, required=True, metavar="FILE", help="YAML settings")
+    parser.add_argument("--is-validation", action="store_true", help="validate, and keep the best segmenter")
+    parser.add_argument("--resume", action="store_true", help="go on from the latest state of this run")
+    parser.add_argument("--dry-run", action="store_true", help="check and print settings and splits, train nothing")
+    add_device(parser)
+    add_quiet(parser)
+    parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that replace the file's")
+    options = parser.parse_intermixed_args(arguments)
+    start_logging(options.quiet)
+
+    settings = read_settings(options.config_path, options.overrides)
+    if warning := unknown_words(settings):
+        log.warning("%s", warning)
+    device = choose_device(options.device)
+    splits = used_splits(settings, options.is_validation)
+    cohort = read_cohort(settings.dataset.root, splits, settings.image.size, progress=not options.quiet)
+    if options.dry_run:
+        print(settings.to_yaml())
+        print(f"constraints: {', '.join(sorted(settings.exp.constraints)) or 'none'}; device: {device}")
+        for split, cases in cohort.items():
+            print(f"{split:9} {len(cases):5} scans")
+        return 0
+
+    training = TrainingRun(
+        settings, cohort, device, options.resume, validate=options.is_validation, progress=not options.quiet
+    )
+    train(training)
+    print(f"finished iteration {training.iteration}; results in {training.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,137 @@
+"""What a run tells: a progress bar, TensorBoard, metrics.jsonl and pictures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid, save_image
+from tqdm import tqdm
+
+from models.objectives import Networks, synthesise
+
+
+class RunningMeans:
+    """Means of the terms of the objectives between two looks; stays on the device until then."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
+
+    def add(self, objective: str, terms: Mapping[str, Tensor], counted: Tensor) -> None:
+        """Add the terms of a step.
+
+        Args:
+            objective: its name stands before those of the terms.
+            terms: scalars on the device.
+            counted: boolean scalar; a step that was skipped does not count.
+        """
+        for name, value in terms.items():
+            name = f"{objective}/{name}"
+            value = torch.where(counted, value, 0.0)
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts[name] + counted if name in self._counts else counted.int()
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call, by name; waits for the device once."""
+        if not self._sums:
+            return {}
+        names = list(self._sums)
+        sums = torch.stack([self._sums[name] for name in names]).tolist()
+        counts = torch.stack([self._counts[name] for name in names]).tolist()
+        self._sums, self._counts = {}, {}
+        return {name: s / n for name, s, n in zip(names, sums, counts, strict=True) if n}
+
+
+class RunLog:
+    """The log of a run: progress bar, TensorBoard events and ``metrics.jsonl`` in the run's folder.
+
+    Args:
+        folder: of the run.
+        first: iteration that the run starts or goes on with; later entries, of a part of the run that is done
+            again, are dropped.
+        last: iteration that ends the run.
+        progress: show the progress bar.
+    """
+
+    def __init__(self, folder: Path, first: int, last: int, progress: bool) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.pictures = folder / "pictures"
+        _drop_from(self.path, first)
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+        self.bar = tqdm(initial=first, total=last, unit="it", disable=not progress, file=sys.stderr)
+
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Log values by name."""
+        for name, value in values.items():
+            self._events.add_scalar(name, value, iteration)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+
+    def losses(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Log the losses, and show them beside the progress bar."""
+        self.scalars(iteration, values)
+        shown = {name: f"{value:.3g}" for name, value in values.items() if name.split("/")[0] in OBJECTIVES}
+        self.bar.set_postfix(shown, refresh=False)
+
+    def picture(self, iteration: int, grid: Tensor) -> None:
+        """Save a picture grid, (3, height, width) in [0, 1], as a file and for TensorBoard."""
+        self.pictures.mkdir(exist_ok=True)
+        save_image(grid, self.pictures / f"{iteration:07d}.png")
+        self._events.add_image("pictures", grid, iteration)
+
+    def close(self) -> None:
+        """End the bar and write out what is buffered."""
+        self.bar.close()
+        self._events.close()
+
+
+OBJECTIVES = ("joint", "segmenter", "discriminator")
+"""Names of the objectives, in the log as in the code."""
+
+
+def _drop_from(path: Path, first: int) -> None:
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = []
+    for line in lines:
+        try:
+            if json.loads(line)["iteration"] < first:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue  # the last line of a run that was killed while writing
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+@torch.no_grad()
+def picture_grid(networks: Networks, image: Tensor, lung: Tensor) -> Tensor:
+    """Axial slices of volumes, one row a volume: I, M, I_s, I_g.
+
+    Args:
+        networks: S and G are used.
+        image: (n, 1, depth, height, width) in [-1, 1].
+        lung: 0 or 1, of the same shape.
+
+    Returns:
+        (3, height, width) in [0, 1].
+    """
+    lesion = networks.segmenter(image).float().sigmoid()
+    generated = networks.generator(image).float()
+    synthetic = synthesise(image, lesion, lung, generated)
+    columns = ((image + 1) / 2, lesion * lung, (synthetic + 1) / 2, (generated + 1) / 2)
+    middle = image.shape[2] // 2
+    tiles = torch.stack([column[:, :, middle] for column in columns], dim=1).flatten(0, 1)
+    return make_grid(tiles.clamp(0, 1).cpu(), nrow=len(columns), padding=2, pad_value=0.5)
+
+
+def centre_stack(array: np.ndarray, slices: int) -> np.ndarray:
+    """The middle slices of a volume (z, y, x)."""
+    start = (array.shape[0] - slices) // 2
+    return array[start : start + slices]

@@ -1,0 +1,273 @@
+"""One training run: everything that is not the method itself.
+
+Networks, optimisers, batches, log, validation, checkpoints and signals are held here, so that the loop in train.py
+can be read as the method.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datasets.cohort import TRAINING, Case, read_volumes
+from datasets.crop import WINDOW
+from datasets.samples import BatchStream, Samples, as_input, normalise
+from errors import CheckpointError, TrainingError
+from evaluation.metrics import summarise
+from evaluation.predict import autocast, predict_scans
+from models import Discriminator, Generator, Segmenter
+from models.objectives import Batch, Method, Networks, Objective
+from settings import Settings
+from training.checkpoint import (
+    SegmenterInput,
+    find_states,
+    load_latest_state,
+    load_weights,
+    save_segmenter,
+    save_state,
+)
+from training.log import RunLog, RunningMeans, centre_stack, picture_grid
+from training.optimise import SkippedSteps, build_optimizers, guarded_step, set_learning_rates
+
+log = logging.getLogger(__name__)
+
+
+class TrainingRun:
+    """A training run, new or resumed.
+
+    Args:
+        settings: of the experiment.
+        cohort: cases by key of DATASET.SPLIT.
+        device: to train on.
+        resume: go on from the latest state in the run's folder.
+        validate: score the validation splits at INTERVAL.VALID and keep the best segmenter.
+        progress: show a progress bar.
+
+    Raises:
+        TrainingError: the run's folder holds a run already and `resume` is False.
+        CheckpointError: a checkpoint to start or resume from cannot be read or does not fit.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        cohort: Mapping[str, Sequence[Case]],
+        device: torch.device,
+        resume: bool = False,
+        validate: bool = True,
+        progress: bool = True,
+    ) -> None:
+        self.settings = settings
+        self.cohort = cohort
+        self.device = device
+        self.folder = settings.exp.folder
+        self.validate = validate
+        if find_states(self.folder) and not resume:
+            raise TrainingError(
+                f"{self.folder}: holds a run already; --resume goes on with it, another EXP.ID starts a new one"
+            )
+        torch.manual_seed(settings.exp.seed)
+        torch.backends.cudnn.benchmark = True
+        self.method = Method(settings.exp.constraints, settings.solver.iter_max, settings.loss, settings.gate)
+        self.networks = _build_networks(settings).to(device)
+        self.optimizers = build_optimizers(self.networks, settings.solver)
+        self.iteration = 0
+        self.best_dice: float | None = None
+        self.skipped = SkippedSteps(settings.solver.max_skipped)
+        consumed = dict.fromkeys(TRAINING, 0)
+        if resume:
+            consumed = self._restore(load_latest_state(self.folder))
+        self._streams = {
+            split: BatchStream(
+                Samples(cohort[split], split, settings.image, settings.exp.seed, settings.dataloader.cache_mb),
+                settings.solver.batch_size,
+                settings.dataloader,
+                device,
+                consumed[split],
+            )
+            for split in TRAINING
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "settings.yaml").write_text(settings.to_yaml(), encoding="utf-8")
+        self._means = RunningMeans()
+        self._log = RunLog(self.folder, self.iteration, settings.solver.iter_max, progress)
+        self._last_log = (self.iteration, time.monotonic())
+        self._signal: int | None = None
+
+    def iterations(self) -> Iterator[int]:
+        """The iterations t that are left; logs, validates and saves between them.
+
+        Ctrl-C and SIGTERM end the iteration that is under way, save the state, and then raise SystemExit.
+        """
+        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while self.iteration < self.settings.solver.iter_max:
+                set_learning_rates(self.optimizers, self.settings.solver, self.iteration)
+                yield self.iteration
+                self.iteration += 1
+                self._between()
+                if self._signal is not None:
+                    log.warning("stopped at iteration %d, state saved; --resume goes on", self.iteration)
+                    raise SystemExit(128 + self._signal)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            self._log.close()
+
+    def batch(self, split: str) -> Batch:
+        """The next batch of a training split, on the device."""
+        return self._streams[split].next()
+
+    def minimise(self, name: str, trained: Sequence[str], objective: Callable[..., Objective], *inputs: Any) -> None:
+        """One step of the optimisers of some networks; the others are frozen.
+
+        Args:
+            name: of the objective, in the log.
+            trained: names of the networks to step.
+            objective: called with `inputs`.
+            inputs: what the objective takes; the ids of the batches among them are named when it goes wrong.
+        """
+        for network_name, network in self.networks._asdict().items():
+            network.requires_grad_(network_name in trained)
+        optimizers = [self.optimizers[network_name] for network_name in trained]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        with autocast(self.device, self.settings.solver.precision):
+            value = objective(*inputs)
+        value.total.backward()
+        counted = guarded_step(optimizers, value.total.detach())
+        self._means.add(name, {**value.terms, "total": value.total.detach()}, counted)
+        ids = [case_id for batch in inputs if isinstance(batch, Batch) for case_id in batch.ids]
+        self.skipped.record(counted, self.iteration, name, ids)
+
+    def _between(self) -> None:
+        interval, done = self.settings.interval, self.iteration
+        last = done == self.settings.solver.iter_max
+        self._log.bar.update()
+        if done % interval.log == 0 or last or self._signal is not None:
+            self._report()
+        if done % interval.picture == 0 or last:
+            self._log.picture(done, self._pictures())
+        if self.validate and (done % interval.valid == 0 or last):
+            self._validate()
+        if done % interval.save == 0 or last or self._signal is not None:
+            self._save()
+
+    def _report(self) -> None:
+        for what in self.skipped.check():
+            log.warning("NaN or Inf: skipped the step of the %s", what)
+        before, since = self._last_log
+        now = time.monotonic()
+        values = self._means.take()
+        values |= {f"lr/{name}": o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
+        values |= {
+            "seconds_per_iteration": (now - since) / max(self.iteration - before, 1),
+            "skipped": self.skipped.count,
+        }
+        if self.device.type == "cuda":
+            values["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        self._log.losses(self.iteration, values)
+        self._last_log = (self.iteration, now)
+
+    def _validate(self) -> None:
+        values: dict[str, float] = {}
+        for split in ("VALID", "VALIDH", "VALIDWL"):
+            cases = self.cohort.get(split, ())
+            image, solver = self.settings.image, self.settings.solver
+            predictions = predict_scans(self.networks.segmenter, cases, split, image.normalization, solver.precision)
+            summary = summarise(prediction.score for prediction in predictions)
+            if summary["lesion"]["scans"]:
+                values["valid/dice"] = summary["lesion"]["dice"]["mean"]
+            if summary["no_lesion"]["scans"]:
+                values[f"{split.lower()}/false_positive_ml"] = summary["no_lesion"]["false_positive_ml"]["mean"]
+            if summary["unknown"]["scans"]:
+                values[f"{split.lower()}/predicted_ml"] = summary["unknown"]["predicted_ml"]["mean"]
+        self._log.scalars(self.iteration, values)
+        dice = values.get("valid/dice")
+        if dice is not None and (self.best_dice is None or dice > self.best_dice):
+            self.best_dice = dice
+            self._save_segmenter("segmenter_best.pth", dice)
+
+    def _pictures(self) -> Tensor:
+        images, lungs = [], []
+        for split in ("WO_LABEL", "HEALTHY", "LABELED"):
+            volumes = read_volumes(self.cohort[split][0])
+            image = normalise(volumes.image, self.settings.image.normalization)
+            images.append(as_input(centre_stack(image, self.settings.image.slices)))
+            lungs.append(torch.from_numpy(centre_stack(volumes.lung, self.settings.image.slices)[None]).float())
+        with autocast(self.device, self.settings.solver.precision):
+            return picture_grid(self.networks, torch.stack(images).to(self.device), torch.stack(lungs).to(self.device))
+
+    def _save_segmenter(self, name: str, dice: float | None) -> None:
+        trained_on = SegmenterInput(self.settings.image.size, WINDOW, self.settings.image.normalization)
+        save_segmenter(self.folder / name, self.networks.segmenter, trained_on, self.iteration, dice)
+
+    def _save(self) -> None:
+        self._save_segmenter("segmenter_last.pth", None)
+        content = {
+            "networks": {name: network.state_dict() for name, network in self.networks._asdict().items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "random": {
+                "python": random.getstate(),
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            },
+            "consumed": {split: stream.consumed for split, stream in self._streams.items()},
+            "best_dice": self.best_dice,
+            "skipped": self.skipped.count,
+            "settings": self.settings.to_yaml(),
+        }
+        save_state(self.folder, content, self.iteration)
+
+    def _restore(self, state: Mapping[str, Any]) -> dict[str, int]:
+        """Take up a state; returns the batches that were consumed of each split."""
+        try:
+            for name, network in self.networks._asdict().items():
+                network.load_state_dict(state["networks"][name])
+            for name, optimizer in self.optimizers.items():
+                saved = state["optimizers"][name]
+                for group in saved["param_groups"]:
+                    group["capturable"] = self.device.type == "cuda"
+                optimizer.load_state_dict(saved)
+            random.setstate(state["random"]["python"])
+            torch.set_rng_state(state["random"]["torch"])
+            if self.device.type == "cuda" and len(state["random"]["cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(state["random"]["cuda"])
+            self.best_dice = state["best_dice"]
+            self.skipped.count = state["skipped"]
+            self.iteration = state["iteration"]
+            consumed = dict(state["consumed"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"{self.folder}: its state does not fit these settings ({reason}); resume with those in settings.yaml"
+            ) from None
+        if state["settings"] != self.settings.to_yaml():
+            log.warning("resuming with settings that differ from those of the saved run")
+        return consumed
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        self._signal = number
+
+
+def _build_networks(settings: Settings) -> Networks:
+    width, size = settings.model.width, settings.image.size
+    networks = Networks(
+        Segmenter(width.unet),
+        Generator(width.g),
+        Discriminator(width.d, (settings.image.slices, *size[1:])),
+    )
+    start = settings.init_model
+    for network, path in zip(networks, (start.unet, start.g, start.d), strict=True):
+        if path is not None:
+            load_weights(network, Path(path))
+    return networks
