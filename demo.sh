@@ -1,0 +1,59 @@
+#!/bin/sh
+# The whole method on synthetic chest CTs, on the CPU, in minutes: sh demo.sh [FOLDER]
+# Phantoms -> crop -> splits -> training -> test -> masks on the scans' own grids. FOLDER (default: demo/ in the
+# project's folder) is made anew.
+set -eu
+root=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+. "$root/scripts/environment.sh"
+
+folder=${1:-"$root/demo"}
+if [ -e "$folder" ] && [ ! -e "$folder/demo.txt" ]; then
+    fail "$folder exists and is not a demo's; name another folder"
+fi
+rm -rf "$folder"
+mkdir -p "$folder"
+folder=$(CDPATH= cd -- "$folder" && pwd)
+echo "Made by demo.sh, which removes this folder when it runs again." > "$folder/demo.txt"
+config="$root/configs/demo.yaml"
+set -- "EXP.OUTPUT_DIR=$folder/output" "DATASET.ROOT=$folder/cohort"
+run="$folder/output/demo_recons_origImgToD_genImgToD_perception_MIL"
+cd "$root"
+
+echo "1/6 synthetic chest CTs in HU"
+"$python" -m datasets.phantom "$folder/raw" --healthy 14 --diseased 24 --size 48 96 96
+
+echo "2/6 crop to the lungs: lungCrop.py"
+"$python" lungCrop.py "$folder/raw/ct" --labels "$folder/raw/lesion" --output "$folder/cohort" \
+    --lungs threshold --size 16 64 64
+
+echo "3/6 splits: which scans train, validate and test"
+"$python" -m datasets.make_splits "$folder/cohort" --healthy 'healthy_*' \
+    --labeled 4 --valid 4 --validh 2 --test 6 --testh 2
+
+echo "4/6 training: train.py"
+# The untrained segmenter is the one that the same seed starts from; its learning rate is next to nothing.
+"$python" train.py --config-path "$config" --device cpu --quiet "$@" EXP.ID=demo_untrained SOLVER.ITER_MAX=1 \
+    SOLVER.OPTIMIZER.U.LR=1e-12
+"$python" train.py --config-path "$config" --device cpu --is-validation "$@"
+
+echo "5/6 test: test.py, before and after training"
+"$python" test.py --config-path "$config" --model-path "$folder/output/demo_untrained/segmenter_last.pth" \
+    --split TEST TESTH --device cpu --quiet "$@"
+"$python" test.py --config-path "$config" --model-path "$run/segmenter_best.pth" --output "$folder/test" \
+    --split TEST TESTH --device cpu --save-vis --generator-path "$run/state_$last.pth" "$@"
+
+echo "6/6 paste back: post_processing.py"
+set --
+for mask in "$folder"/test/probabilities/*.nii.gz; do
+    set -- "$@" "$folder/raw/ct/$(basename -- "$mask")"
+done
+"$python" post_processing.py --images "$@" --masks "$folder/test/probabilities" --output "$folder/masks"
+
+cat <<END
+
+masks on the scans' own grids:  $folder/masks
+scans to lay them over:         $folder/raw/ct
+table, a row a scan:            $folder/test/metrics.csv
+figures of the test scans:      $folder/test/figures
+pictures of the training:       $run/pictures
+END
