@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 try:
+    import imgaug
     import imgaug.augmenters as iaa
     from imgaug.augmentables.segmaps import SegmentationMapsOnImage
 except ImportError as error:
@@ -42,7 +43,10 @@ def augment(
     Returns:
         The image, float32 in [0, 1], and the masks, uint8.
     """
-    augmenter.seed_(int(rng.integers(2**31)))
+    # Seeding the augmenter is not enough: some parameters draw from imgaug's global state.
+    seed = int(rng.integers(2**31))
+    imgaug.seed(seed)
+    augmenter.seed_(seed)
     # Slices as channels are transformed alike; the masks travel as the bits of one map of labels.
     bits = sum(mask.astype(np.int32) << bit for bit, mask in enumerate(masks))
     maps = SegmentationMapsOnImage(np.moveaxis(bits, 0, -1), shape=image.shape[1:])

@@ -182,6 +182,8 @@ class BatchStream:
             worker_init_fn=_start_worker,
             timeout=settings.timeout if settings.num_workers else 0,
             pin_memory=device.type == "cuda",
+            # Of its own, so that a stream that starts leaves torch's global state alone.
+            generator=torch.Generator(),
         )
         self._batches = iter(loader)
 
@@ -193,7 +195,7 @@ class BatchStream:
         """
         try:
             batch = next(self._batches)
-        except (RuntimeError, StopIteration) as error:
+        except (RuntimeError, StopIteration, OSError, EOFError) as error:
             near = self.samples.case(self.consumed * self._batch_size).id
             reason = str(error).splitlines()[0] if str(error) else "it stopped"
             raise TrainingError(

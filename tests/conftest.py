@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy import ndimage
+
+SPLITS = {
+    "train_id_L": ["sick_0"],
+    "train_id_WL": ["sick_1", "sick_2", "sick_3"],
+    "train_id_H": ["well_0", "well_1"],
+    "valid_id_L": ["sick_4", "sick_5"],
+    "valid_id_H": ["well_2"],
+}
+
+CONFIG = """
+EXP: {ID: sample1_recons_origImgToD_genImgToD_perception_MIL, OUTPUT_DIR: %(output)s}
+DATASET: {ROOT: %(root)s, SPLIT: {VALIDH: valid_id_H}}
+DATALOADER: {NUM_WORKERS: 0}
+IMAGE: {SIZE: [20, 64, 64], SLICES: 16}
+MODEL: {WIDTH: {UNET: 2, G: 2, D: 2}}
+SOLVER:
+  BATCH_SIZE: 2
+  ITER_MAX: 8
+  DISCRIMINATOR_STEPS: 2
+  OPTIMIZER: {U: {NAME: Adam, LR: 1e-2}, G: {NAME: Adam, LR: 1e-3}, D: {NAME: RMSprop, LR: 1e-3}}
+LOSS: {MIL_START: 3, PERCEPTION_START: 3}
+INTERVAL: {LOG: 2, VALID: 4, SAVE: 4, PICTURE: 4}
+"""
+
+
+def write(path, array):
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing((2.0, 1.5, 6.0))
+    image.SetOrigin((-60.0, -40.0, 10.0))
+    path.parent.mkdir(exist_ok=True)
+    sitk.WriteImage(image, str(path))
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory):
+    """A cohort of nine tiny crops: noisy dark lungs, and bright blobs in the sick ones."""
+    root = tmp_path_factory.mktemp("cohort with a space")
+    rng = np.random.default_rng(0)
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in (20, 64, 64)), indexing="ij")
+    lung = (((np.abs(x) - 0.5) / 0.4) ** 2 + (y / 0.9) ** 2 + (z / 1.1) ** 2 < 1).astype(np.uint8)
+    for ids in SPLITS.values():
+        for case_id in ids:
+            lesion = np.zeros_like(lung)
+            if case_id.startswith("sick"):
+                centre = rng.uniform(-0.3, 0.3, 3) + np.array([0, 0, rng.choice([-0.5, 0.5])])
+                distance = np.sqrt(((np.stack([z, y, x], -1) - centre) ** 2).sum(-1))
+                lesion = ((distance < 0.25) & (lung == 1)).astype(np.uint8)
+                write(root / "lesion" / f"{case_id}.nii.gz", lesion)
+            noise = ndimage.gaussian_filter(rng.normal(size=lung.shape), 1) * 40
+            image = np.clip(200 - 120.0 * lung + 80 * lesion + noise, 0, 255).astype(np.float32)
+            write(root / "images" / f"{case_id}.nii.gz", image)
+            write(root / "lung" / f"{case_id}.nii.gz", lung)
+    (root / "id_txt").mkdir()
+    for name, ids in SPLITS.items():
+        (root / "id_txt" / f"{name}.txt").write_text("\n".join(ids))
+    return root
+
+
+@pytest.fixture
+def config(cohort, tmp_path):
+    """A config of a few iterations on the tiny cohort, with results in tmp_path/output."""
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG % {"root": cohort, "output": tmp_path / "output"})
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny networks are faster without threads, above all when several test runs share the cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """Where a run with the config of the fixture `config` writes."""
+    return Path(tmp_path) / "output" / "sample1_recons_origImgToD_genImgToD_perception_MIL"

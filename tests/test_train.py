@@ -1,0 +1,300 @@
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from command_line import run
+from datasets.cohort import read_cohort
+from errors import GasnetError, TrainingError
+from models.objectives import Batch, Networks
+from settings import read_settings
+from tests import reference
+from training.checkpoint import SegmenterInput, load, load_segmenter
+from training.run import TrainingRun
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+
+
+def started(config, *overrides, **options):
+    settings = read_settings(config, overrides)
+    cohort = read_cohort(settings.dataset.root, train.used_splits(settings, validate=True), settings.image.size)
+    return TrainingRun(settings, cohort, CPU, progress=False, **options)
+
+
+def parameters(training):
+    return {
+        network: [p.detach().clone() for p in getattr(training.networks, network).parameters()]
+        for network in Networks._fields
+    }
+
+
+def changed(before, after):
+    return {
+        name for name in before if any(not torch.equal(a, b) for a, b in zip(before[name], after[name], strict=True))
+    }
+
+
+def states_equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(states_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(states_equal, a, b))
+    return a == b
+
+
+def test_the_schedule_steps_the_networks_in_turn(config):
+    training = started(config, "LOSS.MIL_START=100", "LOSS.PERCEPTION_START=100")
+    calls = []
+    minimise, batch = training.minimise, training.batch
+
+    def spy(name, trained, objective, *inputs):
+        before = parameters(training)
+        minimise(name, trained, objective, *inputs)
+        calls.append((training.iteration, name, changed(before, parameters(training)), set(trained)))
+
+    taken = []
+    training.minimise = spy
+    training.batch = lambda split: taken.append((training.iteration, split)) or batch(split)
+    train.train(training)
+    expected = []
+    for t in range(8):
+        if t in (0, 1, 4, 5):
+            expected += [(t, "joint", {"segmenter", "generator"}), (t, "segmenter", {"segmenter"})]
+        else:
+            expected += [(t, "discriminator", {"discriminator"})] * 2
+    assert [call[:3] for call in calls] == expected
+    assert all(call[2] == call[3] for call in calls)
+    assert [split for t, split in taken if t == 0] == ["WO_LABEL", "HEALTHY", "LABELED"]
+    assert [split for t, split in taken if t == 2] == ["WO_LABEL", "HEALTHY"] * 2
+
+
+def test_a_run_leaves_everything_that_it_promises(config, run_folder):
+    assert train.main(["--config-path", str(config), "--is-validation", "--quiet", "--device", "cpu"]) == 0
+    names = {p.name for p in run_folder.iterdir()}
+    assert names == {
+        "settings.yaml", "metrics.jsonl", "pictures", "tensorboard", "segmenter_best.pth", "segmenter_last.pth",
+        "state_0000004.pth", "state_0000008.pth",
+    }  # fmt: skip
+    assert read_settings(run_folder / "settings.yaml") == read_settings(config)
+    assert [p.name for p in sorted((run_folder / "pictures").iterdir())] == ["0000004.png", "0000008.png"]
+    assert any(p.name.startswith("events") for p in (run_folder / "tensorboard").iterdir())
+
+    entries = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    logged = {name for entry in entries for name in entry}
+    assert {
+        "joint/adversarial", "joint/genImgToD", "joint/recons", "joint/MIL", "joint/perception", "joint/total",
+        "segmenter/healthy", "segmenter/labelled", "segmenter/total", "discriminator/synthetic",
+        "discriminator/healthy", "discriminator/origImgToD", "discriminator/genImgToD", "discriminator/total",
+        "lr/segmenter", "lr/generator", "lr/discriminator", "valid/dice", "validh/false_positive_ml",
+    } <= logged  # fmt: skip
+    best = max(entry["valid/dice"] for entry in entries if "valid/dice" in entry)
+    assert load(run_folder / "segmenter_best.pth")["valid_dice"] == best
+    _, trained_on = load_segmenter(run_folder / "segmenter_last.pth", SegmenterInput((1, 1, 1), (0, 0), ""))
+    assert trained_on == SegmenterInput((20, 64, 64), (-1250.0, 250.0), "minmax")
+
+
+def test_training_teaches_the_segmenter_to_find_the_lesions(config):
+    # Wide enough to learn, and without the terms that take longer.
+    overrides = ["EXP.ID=sample1_recons", "MODEL.WIDTH.UNET=6", "SOLVER.ITER_MAX=42", "SOLVER.DISCRIMINATOR_STEPS=1"]
+    training = started(config, *overrides, "INTERVAL.PICTURE=42", "INTERVAL.SAVE=42", validate=False)
+    training._validate()
+    assert training.best_dice < 0.1
+    train.train(training)
+    training._validate()
+    assert training.best_dice > 0.5
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    arguments = ["--config-path", str(config), "--is-validation", "--quiet", "--device", "cpu"]
+    train.main([*arguments, f"EXP.OUTPUT_DIR={whole}"])
+
+    # Stop at iterations 3, 5 and 6: within both phases and between them.
+    for stop in (3, 5, 6):
+        training = started(config, f"EXP.OUTPUT_DIR={parts}", resume=parts.exists())
+        between = training._between
+
+        def stop_there(training=training, between=between, stop=stop):
+            if training.iteration == stop:
+                training._stop(signal.SIGTERM, None)
+            between()
+
+        training._between = stop_there
+        with pytest.raises(SystemExit) as stopped:
+            train.train(training)
+        assert stopped.value.code == 143
+    train.main([*arguments, "--resume", f"EXP.OUTPUT_DIR={parts}"])
+
+    name = read_settings(config).exp.id
+    for file in ("state_0000008.pth", "segmenter_best.pth", "segmenter_last.pth"):
+        a, b = load(whole / name / file), load(parts / name / file)
+        a.pop("settings", None), b.pop("settings", None)
+        assert states_equal(a, b), file
+    validations = [
+        [line for line in (folder / name / "metrics.jsonl").read_text().splitlines() if "valid/dice" in line]
+        for folder in (whole, parts)
+    ]
+    assert validations[0] == validations[1]
+
+
+def test_results_do_not_depend_on_the_number_of_workers(config, tmp_path):
+    weights = []
+    for workers in (0, 2):
+        folder = tmp_path / str(workers)
+        overrides = [f"EXP.OUTPUT_DIR={folder}", f"DATALOADER.NUM_WORKERS={workers}", "SOLVER.ITER_MAX=4"]
+        train.main(["--config-path", str(config), "--quiet", "--device", "cpu", *overrides])
+        weights.append(load(next(folder.glob("*/state_0000004.pth")))["networks"])
+    assert states_equal(*weights)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_before_the_end(config, run_folder, number):
+    command = [sys.executable, str(ROOT / "train.py"), "--config-path", str(config), "--quiet", "--device", "cpu"]
+    process = subprocess.Popen(
+        [*command, "SOLVER.ITER_MAX=100000", "DATALOADER.NUM_WORKERS=1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not (run_folder / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "state saved; --resume goes on" in errors
+    assert "Traceback" not in errors
+    saved = sorted(run_folder.glob("state_*.pth"))[-1]
+    assert load(saved)["iteration"] == int(saved.stem.removeprefix("state_")) > 0
+
+
+def poisoned(training, iterations):
+    """Let some iterations have a NaN in the diseased batch."""
+    batch = training.batch
+
+    def next_batch(split):
+        value = batch(split)
+        if split == "WO_LABEL" and training.iteration in iterations:
+            return Batch(value.image * float("nan"), *value[1:])
+        return value
+
+    training.batch = next_batch
+
+
+def test_nan_never_reaches_the_weights_and_is_reported_with_the_batch(config, run_folder, caplog):
+    training = started(config)
+    poisoned(training, {1, 2})
+    train.train(training)
+    assert all(torch.isfinite(p).all() for network in parameters(training).values() for p in network)
+    # One joint step and two steps of D; the segmenter's own objective had a good batch.
+    assert training.skipped.count == 3
+    assert caplog.text.count("skipped the step of the") == 3
+    assert "joint objective of iteration 1, batch sick_" in caplog.text
+    entries = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["skipped"] for entry in entries if "skipped" in entry] == [1, 3, 3, 3]
+
+
+def test_too_many_nan_stop_the_run_with_the_batch(config):
+    training = started(config, "SOLVER.MAX_SKIPPED=2")
+    poisoned(training, range(8))
+    with pytest.raises(TrainingError, match=r"6 steps, the last: discriminator objective .* batch sick_\d") as caught:
+        train.train(training)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_starts_from_given_networks(config, run_folder, tmp_path):
+    train.main(["--config-path", str(config), "--quiet", "--device", "cpu"])
+    state = run_folder / "state_0000008.pth"
+    keys = {"UNET": run_folder / "segmenter_last.pth", "G": state, "D": state}
+    training = started(config, f"EXP.OUTPUT_DIR={tmp_path / 'new'}", *(f"INIT_MODEL.{k}={p}" for k, p in keys.items()))
+    for name, network in training.networks._asdict().items():
+        saved = load(state)["networks"][name]
+        assert all(torch.equal(tensor, saved[key]) for key, tensor in network.state_dict().items()), name
+    assert training.iteration == 0
+
+
+def test_a_run_starts_from_published_networks(config, tmp_path):
+    for name in ("segmenter_base4", "generator_base4"):
+        torch.save(reference.published_state(reference.load(name)), tmp_path / f"{name}.pth")
+    training = started(
+        config,
+        "MODEL.WIDTH.UNET=4",
+        "MODEL.WIDTH.G=4",
+        f"INIT_MODEL.UNET={tmp_path / 'segmenter_base4.pth'}",
+        f"INIT_MODEL.G={tmp_path / 'generator_base4.pth'}",
+    )
+    published = reference.published_state(reference.load("segmenter_base4"))
+    assert torch.equal(training.networks.segmenter.stem[0].weight, published["conv.weight"])
+
+
+def test_a_dry_run_prints_settings_and_splits_and_writes_nothing(config, run_folder, capsys):
+    arguments = ["--config-path", str(config), "--dry-run", "--is-validation", "--quiet", "SOLVER.BATCH_SIZE=3"]
+    assert train.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "BATCH_SIZE: 3" in printed
+    assert "constraints: MIL, genImgToD, origImgToD, perception, recons" in printed
+    assert [line.split()[:2] for line in printed.splitlines() if line.endswith("scans")] == [
+        ["LABELED", "1"], ["WO_LABEL", "3"], ["HEALTHY", "2"], ["VALID", "2"], ["VALIDH", "1"]
+    ]  # fmt: skip
+    assert not run_folder.exists()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(config):
+    train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
+    with pytest.raises(TrainingError, match="holds a run already; --resume goes on with it"):
+        train.main(["--config-path", str(config), "--quiet", "--device", "cpu"])
+
+
+def test_networks_that_changed_cannot_be_resumed(config):
+    arguments = ["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"]
+    train.main(arguments)
+    with pytest.raises(GasnetError, match="its state does not fit these settings"):
+        train.main([*arguments, "--resume", "MODEL.WIDTH.UNET=3"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["DATASET.ROOT=nowhere"], "no cohort here .* try sh demo.sh"),
+        (["--device", "cuda:99"], "--device cuda:99: "),
+        (["--device", "tpu"], "--device tpu: no such device"),
+        (["--resume"], "no training state to resume from"),
+        (["SOLVER.LR=1"], "SOLVER.LR: unknown setting"),
+    ],
+)
+def test_what_a_user_got_wrong_is_one_line_and_exit_code_1(config, arguments, message, capsys):
+    device = [] if "--device" in arguments else ["--device", "cpu"]
+    assert run(lambda: train.main(["--config-path", str(config), "--quiet", *device, *arguments])) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert re.search(message, errors[0]), errors[0]
+
+
+def test_an_unknown_word_in_the_id_is_warned_of(config, capsys):
+    train.main(["--config-path", str(config), "--quiet", "--dry-run", "EXP.ID=sample1_recon"])
+    assert "recon switches nothing" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_run_on_cuda_trains_resumes_and_goes_on_on_the_cpu(config, run_folder, precision):
+    arguments = ["--config-path", str(config), "--is-validation", "--quiet", f"SOLVER.PRECISION={precision}"]
+    assert train.main([*arguments, "--device", "cuda"]) == 0
+    assert load(run_folder / "segmenter_best.pth")["valid_dice"] > 0
+    assert train.main([*arguments, "--device", "cuda", "--resume", "SOLVER.ITER_MAX=10"]) == 0
+    assert train.main([*arguments, "--device", "cpu", "--resume", "SOLVER.ITER_MAX=12"]) == 0
+    assert (run_folder / "state_0000012.pth").is_file()
+    shutil.rmtree(run_folder)

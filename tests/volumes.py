@@ -1,0 +1,98 @@
+"""Small volumes with a given geometry, written with libraries of their own: SimpleITK, nibabel and pydicom."""
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from errors import VolumeError
+
+SPACING = (0.7, 0.8, 2.5)
+ORIGIN = (-12.3, 45.6, 789.1)
+
+
+def image_of(array, spacing=SPACING, origin=ORIGIN, direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)):
+    """An image of a (z, y, x) array."""
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    image.SetDirection([float(value) for value in np.ravel(direction)])
+    return image
+
+
+def write(path, array, **geometry):
+    """Write an array, or an image, with SimpleITK itself."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = array if isinstance(array, sitk.Image) else image_of(array, **geometry)
+    sitk.WriteImage(image, str(path), useCompression=not path.name.endswith((".nii", ".mhd")))
+    return path
+
+
+def pixels(path_or_image):
+    """The (z, y, x) array of an image or a file."""
+    image = path_or_image if isinstance(path_or_image, sitk.Image) else sitk.ReadImage(str(path_or_image))
+    return sitk.GetArrayFromImage(image)
+
+
+def geometry(path_or_image):
+    """Size, spacing, origin and direction, for comparisons to the last bit."""
+    image = path_or_image if isinstance(path_or_image, sitk.Image) else sitk.ReadImage(str(path_or_image))
+    return image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
+
+
+def dice(a, b):
+    """The Dice of two masks."""
+    a, b = np.asarray(a) > 0, np.asarray(b) > 0
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def rotation(x, y, z):
+    """A 3x3 rotation by three angles."""
+    c, s = np.cos, np.sin
+    about_x = np.array([[1, 0, 0], [0, c(x), -s(x)], [0, s(x), c(x)]])
+    about_y = np.array([[c(y), 0, s(y)], [0, 1, 0], [-s(y), 0, c(y)]])
+    about_z = np.array([[c(z), -s(z), 0], [s(z), c(z), 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
+
+
+def write_dicom(folder, stored, slope=1.0, intercept=-1024.0, spacing=SPACING, origin=ORIGIN):
+    """Write a CT series, one file a slice, named so that the names do not follow the positions.
+
+    Args:
+        folder: made if need be.
+        stored: (z, y, x), int16, the values before slope and intercept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    series, study, frame = generate_uid(), generate_uid(), generate_uid()
+    for k, values in enumerate(stored):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = CTImageStorage
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data = pydicom.Dataset()
+        data.file_meta = meta
+        data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        data.SeriesInstanceUID, data.StudyInstanceUID, data.FrameOfReferenceUID = series, study, frame
+        data.Modality, data.PatientID, data.InstanceNumber = "CT", "phantom", k + 1
+        data.ImagePositionPatient = [origin[0], origin[1], origin[2] + k * spacing[2]]
+        data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        data.PixelSpacing, data.SliceThickness = [spacing[1], spacing[0]], spacing[2]
+        data.Rows, data.Columns = values.shape
+        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
+        data.RescaleSlope, data.RescaleIntercept = slope, intercept
+        data.PixelData = np.ascontiguousarray(values, np.int16).tobytes()
+        data.save_as(folder / f"slice{len(stored) - k:03d}.dcm", enforce_file_format=True)
+    return folder
+
+
+def refused(path, call, match):
+    """`call` raises a VolumeError of one line that names the file and matches."""
+    with pytest.raises(VolumeError, match=match) as caught:
+        call()
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
