@@ -16,11 +16,12 @@ folder=$(CDPATH= cd -- "$folder" && pwd)
 echo "Made by demo.sh, which removes this folder when it runs again." > "$folder/demo.txt"
 config="$root/configs/demo.yaml"
 set -- "EXP.OUTPUT_DIR=$folder/output" "DATASET.ROOT=$folder/cohort"
+last=0000400
 run="$folder/output/demo_recons_origImgToD_genImgToD_perception_MIL"
 cd "$root"
 
 echo "1/6 synthetic chest CTs in HU"
-"$python" -m datasets.phantom "$folder/raw" --healthy 14 --diseased 24 --size 48 96 96
+"$python" -m datasets.phantom "$folder/raw" --healthy 16 --diseased 44 --size 48 96 96
 
 echo "2/6 crop to the lungs: lungCrop.py"
 "$python" lungCrop.py "$folder/raw/ct" --labels "$folder/raw/lesion" --output "$folder/cohort" \
@@ -28,16 +29,16 @@ echo "2/6 crop to the lungs: lungCrop.py"
 
 echo "3/6 splits: which scans train, validate and test"
 "$python" -m datasets.make_splits "$folder/cohort" --healthy 'healthy_*' \
-    --labeled 4 --valid 4 --validh 2 --test 6 --testh 2
+    --labeled 14 --valid 6 --validh 2 --test 8 --testh 4
 
 echo "4/6 training: train.py"
 # The untrained segmenter is the one that the same seed starts from; its learning rate is next to nothing.
-"$python" train.py --config-path "$config" --device cpu --quiet "$@" EXP.ID=demo_untrained SOLVER.ITER_MAX=1 \
-    SOLVER.OPTIMIZER.U.LR=1e-12
+"$python" train.py --config-path "$config" --device cpu --quiet "$@" "EXP.OUTPUT_DIR=$folder/untrained" EXP.ID=demo \
+    SOLVER.ITER_MAX=1 SOLVER.OPTIMIZER.U.LR=1e-12
 "$python" train.py --config-path "$config" --device cpu --is-validation "$@"
 
 echo "5/6 test: test.py, before and after training"
-"$python" test.py --config-path "$config" --model-path "$folder/output/demo_untrained/segmenter_last.pth" \
+"$python" test.py --config-path "$config" --model-path "$folder/untrained/demo/segmenter_last.pth" \
     --split TEST TESTH --device cpu --quiet "$@"
 "$python" test.py --config-path "$config" --model-path "$run/segmenter_best.pth" --output "$folder/test" \
     --split TEST TESTH --device cpu --save-vis --generator-path "$run/state_$last.pth" "$@"

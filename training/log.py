@@ -65,7 +65,7 @@ class RunLog:
         self.pictures = folder / "pictures"
         _drop_from(self.path, first)
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
-        self.bar = tqdm(initial=first, total=last, unit="it", disable=not progress, file=sys.stderr)
+        self.bar = tqdm(initial=first, total=last, unit="it", disable=not progress, file=sys.stderr, dynamic_ncols=True)
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         """Log values by name."""
@@ -75,9 +75,9 @@ class RunLog:
             file.write(json.dumps({"iteration": iteration, **values}) + "\n")
 
     def losses(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Log the losses, and show them beside the progress bar."""
+        """Log the losses, and show the totals of the objectives beside the progress bar."""
         self.scalars(iteration, values)
-        shown = {name: f"{value:.3g}" for name, value in values.items() if name.split("/")[0] in OBJECTIVES}
+        shown = {name.removesuffix("/total"): f"{value:.3g}" for name, value in values.items() if "/total" in name}
         self.bar.set_postfix(shown, refresh=False)
 
     def picture(self, iteration: int, grid: Tensor) -> None:
@@ -90,10 +90,6 @@ class RunLog:
         """End the bar and write out what is buffered."""
         self.bar.close()
         self._events.close()
-
-
-OBJECTIVES = ("joint", "segmenter", "discriminator")
-"""Names of the objectives, in the log as in the code."""
 
 
 def _drop_from(path: Path, first: int) -> None:

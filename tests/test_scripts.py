@@ -1,0 +1,94 @@
+"""The shell scripts, with a stand-in for Python that tells how it was called."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHELL = shutil.which("dash") or "sh"
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the scripts in a folder with spaces, with an environment that is complete."""
+    root = tmp_path / "a folder with spaces"
+    for name in ("train.sh", "test.sh", "requirements.txt", "scripts/environment.sh", "tests/run.sh"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    python = root / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nprintf "<%s>" "$@"\necho\n')
+    python.chmod(0o755)
+    sums = subprocess.run(["cksum"], stdin=(root / "requirements.txt").open(), capture_output=True, check=True).stdout
+    (root / ".venv" / "requirements.cksum").write_bytes(sums)
+    return root
+
+
+def called(script, *arguments, cwd, **environment):
+    done = subprocess.run(
+        [SHELL, str(script), *arguments], cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_train_takes_a_config_and_hands_on_everything_else(project, tmp_path):
+    code, out, err = called(project / "train.sh", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert out == f"<{project}/train.py><--config-path><{project}/configs/Gan.yaml><--is-validation>\n"
+    _, out, _ = called(project / "train.sh", "my config.yaml", "EXP.ID=a b", "--resume", cwd=tmp_path)
+    assert out == f"<{project}/train.py><--config-path><my config.yaml><--is-validation><EXP.ID=a b><--resume>\n"
+    _, out, _ = called(project / "train.sh", "SOLVER.BATCH_SIZE=2", cwd=tmp_path)
+    assert out.endswith("<--is-validation><SOLVER.BATCH_SIZE=2>\n")
+
+
+def test_test_takes_a_config_and_a_model(project, tmp_path):
+    _, out, _ = called(project / "test.sh", cwd=tmp_path)
+    assert out == f"<{project}/test.py><--config-path><{project}/configs/Gan.yaml>\n"
+    _, out, _ = called(project / "test.sh", "c.yaml", "a model.pth", "--save-vis", cwd=tmp_path)
+    assert out == f"<{project}/test.py><--config-path><c.yaml><--model-path><a model.pth><--save-vis>\n"
+    _, out, _ = called(project / "test.sh", "a model.pth", cwd=tmp_path)
+    assert out.endswith("Gan.yaml><--model-path><a model.pth>\n")
+
+
+def test_run_checks_style_and_runs_the_tests_from_the_projects_folder(project, tmp_path):
+    code, out, _ = called(project / "tests" / "run.sh", "-k", "a b", cwd=tmp_path)
+    assert code == 0
+    assert out.splitlines() == ["<-m><ruff><check><.>", "<-m><ruff><format><--check><.>", "<-m><pytest><-k><a b>"]
+
+
+def test_a_missing_python_is_one_line(project, tmp_path):
+    shutil.rmtree(project / ".venv")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("cksum", "cmp", "dirname", "sh"):
+        (programs / name).symlink_to(shutil.which(name))
+    shell = shutil.which(SHELL)
+    done = subprocess.run(
+        [shell, str(project / "train.sh")], cwd=tmp_path, env={"PATH": str(programs)}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no Python 3.11 or 3.12 here")
+    assert not (project / ".venv").exists()
+
+
+def test_changed_requirements_are_installed_again(project, tmp_path):
+    with (project / "requirements.txt").open("a") as file:
+        file.write("another-package\n")
+    code, out, err = called(project / "train.sh", cwd=tmp_path)
+    assert code == 0
+    assert "installing requirements.txt" in err
+    assert f"<-m><pip><install><--quiet><--disable-pip-version-check><-r><{project}/requirements.txt>" in out
+    _, _, err = called(project / "train.sh", cwd=tmp_path)
+    assert err == ""
+
+
+def test_a_failing_installation_is_an_error_and_tried_again(project, tmp_path):
+    (project / ".venv" / "requirements.cksum").unlink()
+    (project / ".venv" / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    for _ in range(2):
+        code, _, err = called(project / "train.sh", cwd=tmp_path)
+        assert code == 1
+        assert "error: pip could not install" in err
