@@ -16,7 +16,6 @@ folder=$(CDPATH= cd -- "$folder" && pwd)
 echo "Made by demo.sh, which removes this folder when it runs again." > "$folder/demo.txt"
 config="$root/configs/demo.yaml"
 set -- "EXP.OUTPUT_DIR=$folder/output" "DATASET.ROOT=$folder/cohort"
-last=0000400
 run="$folder/output/demo_recons_origImgToD_genImgToD_perception_MIL"
 cd "$root"
 
@@ -40,8 +39,9 @@ echo "4/6 training: train.py"
 echo "5/6 test: test.py, before and after training"
 "$python" test.py --config-path "$config" --model-path "$folder/untrained/demo/segmenter_last.pth" \
     --split TEST TESTH --device cpu --quiet "$@"
+for state in "$run"/state_*.pth; do :; done  # the last one
 "$python" test.py --config-path "$config" --model-path "$run/segmenter_best.pth" --output "$folder/test" \
-    --split TEST TESTH --device cpu --save-vis --generator-path "$run/state_$last.pth" "$@"
+    --split TEST TESTH --device cpu --save-vis --generator-path "$state" "$@"
 
 echo "6/6 paste back: post_processing.py"
 set --

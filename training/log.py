@@ -54,8 +54,7 @@ class RunLog:
 
     Args:
         folder: of the run.
-        first: iteration that the run starts or goes on with; later entries, of a part of the run that is done
-            again, are dropped.
+        first: iterations that are done; later entries, of a part of the run that is done again, are dropped.
         last: iteration that ends the run.
         progress: show the progress bar.
     """
@@ -63,8 +62,8 @@ class RunLog:
     def __init__(self, folder: Path, first: int, last: int, progress: bool) -> None:
         self.path = folder / "metrics.jsonl"
         self.pictures = folder / "pictures"
-        _drop_from(self.path, first)
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+        _drop_after(self.path, first)
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
         self.bar = tqdm(initial=first, total=last, unit="it", disable=not progress, file=sys.stderr, dynamic_ncols=True)
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -92,14 +91,14 @@ class RunLog:
         self._events.close()
 
 
-def _drop_from(path: Path, first: int) -> None:
+def _drop_after(path: Path, done: int) -> None:
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = []
     for line in lines:
         try:
-            if json.loads(line)["iteration"] < first:
+            if json.loads(line)["iteration"] <= done:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # the last line of a run that was killed while writing

@@ -1,0 +1,58 @@
+import logging
+
+import pytest
+import torch
+
+from command_line import choose_device, run, start_logging
+from errors import GasnetError, VolumeError
+
+
+def raising(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "message"),
+    [
+        (lambda: 0, 0, ""),
+        (lambda: 1, 1, ""),
+        (lambda: raising(VolumeError("scan.nii: cut short")), 1, "error: scan.nii: cut short\n"),
+        (lambda: raising(KeyboardInterrupt()), 130, "interrupted\n"),
+        (
+            lambda: raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")),
+            1,
+            "error: CUDA out of memory; make SOLVER.BATCH_SIZE smaller, or use --device cpu\n",
+        ),
+    ],
+)
+def test_errors_become_one_line_and_an_exit_code(outcome, code, message, capsys):
+    assert run(outcome) == code
+    assert capsys.readouterr().err == message
+
+
+def test_bugs_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 // 0)
+
+
+def test_devices(monkeypatch):
+    assert choose_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto") == torch.device("cuda")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(GasnetError, match=r"--device cuda:2: 2 CUDA device\(s\) here; use --device cpu"):
+        choose_device("cuda:2")
+    for name in ("gpu", "meta", ""):
+        with pytest.raises(GasnetError, match=f"--device {name}: "):
+            choose_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("quiet", "expected"), [(False, "info: a\nwarning: b\n"), (True, "warning: b\n")])
+def test_quiet_leaves_warnings(quiet, expected, capsys):
+    start_logging(quiet)
+    logging.getLogger("anything").info("a")
+    logging.getLogger("anything").warning("b")
+    assert capsys.readouterr().err == expected

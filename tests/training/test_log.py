@@ -1,0 +1,49 @@
+import json
+
+import torch
+
+from models import Generator, Segmenter
+from models.objectives import Networks
+from tests import reference
+from training.log import RunLog, RunningMeans, picture_grid
+
+
+def test_running_means_leave_out_skipped_steps():
+    means = RunningMeans()
+    for value, counted in ((1.0, True), (float("nan"), False), (3.0, True)):
+        means.add("joint", {"recons": torch.tensor(value)}, torch.tensor(counted))
+    means.add("segmenter", {"healthy": torch.tensor(5.0)}, torch.tensor(False))
+    assert means.take() == {"joint/recons": 2.0}
+    assert means.take() == {}
+
+
+def test_entries_of_a_part_that_is_done_again_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 2, "a": 1}\n{"iteration": 4, "a": 2}\n{"iteration": 6, "a": 3}\n{"iterat')
+    log = RunLog(tmp_path, first=4, last=10, progress=False)
+    log.scalars(5, {"a": 9.0})
+    log.close()
+    # Iteration 4 was logged after four iterations, all of which the state of iteration 4 holds.
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"iteration": 2, "a": 1},
+        {"iteration": 4, "a": 2},
+        {"iteration": 5, "a": 9.0},
+    ]
+
+
+def test_the_picture_grid_has_a_row_a_volume_and_four_columns():
+    torch.manual_seed(0)
+    networks = Networks(Segmenter(2), Generator(2), None)
+    image = reference.wave((3, 1, 16, 64, 64), 0.1)
+    lung = torch.zeros_like(image)
+    lung[..., :32] = 1
+    grid = picture_grid(networks, image, lung)
+    assert grid.shape == (3, 3 * 66 + 2, 4 * 66 + 2)
+    cell = [[grid[0, 2 + 66 * r : 66 + 66 * r, 2 + 66 * c : 66 + 66 * c] for c in range(4)] for r in range(3)]
+    lesion = networks.segmenter(image).sigmoid() * lung
+    for row in range(3):
+        volume, found, synthetic, generated = cell[row]
+        torch.testing.assert_close(volume, (image[row, 0, 8] + 1) / 2)
+        torch.testing.assert_close(found, lesion[row, 0, 8].detach())
+        torch.testing.assert_close(synthetic, found * generated + (1 - found) * volume, atol=1e-5, rtol=0)
+        assert 0 <= generated.min() < generated.max() <= 1
