@@ -14,6 +14,7 @@ Examples:
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ from models.layers import place
 from models.objectives import synthesise
 from settings import Settings, read_settings
 from training.checkpoint import SegmenterInput, load_generator, load_segmenter
+from whole_files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -85,16 +87,15 @@ def save_figure(
 
 def write_scores(scores: Sequence[Score], output: Path, model: Path) -> dict[str, dict]:
     """Write metrics.csv, a row a scan, and summary.json; returns the summary."""
-    output.mkdir(parents=True, exist_ok=True)
-    rows = [score.row() for score in scores]
-    with (output / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(scores[0].row()), lineterminator="\n")
+    writer.writeheader()
+    for score in scores:
+        row = score.row().items()
+        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row})
     summary = summarise(scores)
-    text = json.dumps({"model": str(model), **summary}, indent=2)
-    (output / "summary.json").write_text(text + "\n", encoding="utf-8")
+    write_text(output / "metrics.csv", table.getvalue())
+    write_text(output / "summary.json", json.dumps({"model": str(model), **summary}, indent=2) + "\n")
     return summary
 
 

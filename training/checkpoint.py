@@ -6,7 +6,6 @@ Both are written whole or not at all, and read without running anything that is 
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from errors import CheckpointError
 from models import Generator, Segmenter, load_published
 from models.published import is_published
+from whole_files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -51,18 +51,11 @@ def save(content: Mapping[str, Any], path: Path) -> None:
     Raises:
         CheckpointError: the file cannot be written.
     """
-    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            torch.save(dict(content), temporary)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be written ({error}); check the folder and the disk") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any]:

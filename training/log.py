@@ -15,6 +15,7 @@ from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
 from models.objectives import Networks, synthesise
+from whole_files import write_text
 
 
 class RunningMeans:
@@ -102,7 +103,7 @@ def _drop_after(path: Path, done: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue  # the last line of a run that was killed while writing
-    path.write_text("".join(kept), encoding="utf-8")
+    write_text(path, "".join(kept))
 
 
 @torch.no_grad()

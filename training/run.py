@@ -37,6 +37,7 @@ from training.checkpoint import (
 )
 from training.log import RunLog, RunningMeans, centre_stack, picture_grid
 from training.optimise import SkippedSteps, build_optimizers, guarded_step, set_learning_rates
+from whole_files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +97,7 @@ class TrainingRun:
             )
             for split in TRAINING
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "settings.yaml").write_text(settings.to_yaml(), encoding="utf-8")
+        _write(self.folder / "settings.yaml", settings.to_yaml())
         self._means = RunningMeans()
         self._log = RunLog(self.folder, self.iteration, settings.solver.iter_max, progress)
         self._last_log = (self.iteration, time.monotonic())
@@ -257,6 +257,15 @@ class TrainingRun:
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         self._signal = number
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise TrainingError(
+            f"{path}: cannot be written ({error.strerror}); check EXP.OUTPUT_DIR and the disk"
+        ) from None
 
 
 def _build_networks(settings: Settings) -> Networks:

@@ -126,8 +126,8 @@ def test_a_save_that_fails_leaves_the_file_that_was_there(tmp_path, monkeypatch)
     path = tmp_path / "s.pth"
     save({"value": 1}, path)
 
-    def full_disk(content, file):
-        file.write(b"half of it")
+    def full_disk(content, path):
+        path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
