@@ -15,7 +15,7 @@ Examples:
 
 from __future__ import annotations
 
-import functools
+import argparse
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +37,9 @@ __all__ = ["LungMaskCrop", "crop_scans", "main"]
 
 log = logging.getLogger(__name__)
 
+FOLDERS = ("images", "lung", "lesion")
+"""Of a cohort, in the order in which `LungMaskCrop.crop` returns the crops."""
+
 
 def crop_scans(
     scans: dict[str, Path],
@@ -44,7 +47,6 @@ def crop_scans(
     cropper: LungMaskCrop,
     labels: dict[str, Path] | None = None,
     lungs: dict[str, Path] | None = None,
-    overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, str]:
     """Crop scans into a cohort folder, one after the other.
@@ -55,7 +57,6 @@ def crop_scans(
         cropper: crops.
         labels: id to lesion label; scans without one get no file in lesion/.
         lungs: id to lung mask, where they are given; every scan then needs one.
-        overwrite: crop scans again that are done.
         progress: show a progress bar.
 
     Returns:
@@ -65,16 +66,12 @@ def crop_scans(
     failed: dict[str, str] = {}
     with logging_redirect_tqdm():
         for case_id, scan in tqdm(scans.items(), "cropping", unit="scan", disable=not progress):
-            label = labels.get(case_id)
-            if not overwrite and _is_done(output, case_id, cropper.size, with_lesion=label is not None):
-                continue
             try:
                 if lungs is not None and case_id not in lungs:
                     raise VolumeError(f"{scan}: no lung mask of this name; add {case_id}.nii.gz to the lung masks")
-                crops = cropper.crop(scan, label, lungs[case_id] if lungs is not None else None)
+                crops = cropper.crop(scan, labels.get(case_id), lungs[case_id] if lungs is not None else None)
                 # The image comes last: where it stands, the others do.
-                folders = ("images", "lung", "lesion")
-                for folder, crop in reversed(list(zip(folders, crops, strict=False))):
+                for folder, crop in reversed(list(zip(FOLDERS, crops, strict=False))):
                     write_volume(crop, output / folder / f"{case_id}.nii.gz")
             except GasnetError as error:
                 failed[case_id] = str(error)
@@ -82,9 +79,9 @@ def crop_scans(
     return failed
 
 
-def _is_done(output: Path, case_id: str, size: tuple[int, int, int], with_lesion: bool) -> bool:
-    folders = ("lung", "images", "lesion") if with_lesion else ("lung", "images")
-    paths = [find_volume(output / folder, case_id) for folder in folders]
+def is_done(output: Path, case_id: str, size: tuple[int, int, int], with_lesion: bool) -> bool:
+    """Whether the crops of a scan are in the cohort folder already, and of this size (z, y, x)."""
+    paths = [find_volume(output / folder, case_id) for folder in (FOLDERS if with_lesion else FOLDERS[:2])]
     if None in paths:
         return False
     try:
@@ -127,8 +124,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     labels = _match(options.labels, scans, "label")
     given = options.lungs not in ("lungmask", "threshold")
     lungs = _match(Path(options.lungs), scans, "lung mask") if given else None
-    cropper = LungMaskCrop(_lung_finder(options), tuple(options.size))
-    failed = crop_scans(scans, options.output, cropper, labels, lungs, options.overwrite, progress=not options.quiet)
+    _keep_apart(options.output, [*scans.values(), *labels.values(), *(lungs or {}).values()])
+    size = tuple(options.size)
+    left = {
+        case_id: scan
+        for case_id, scan in scans.items()
+        if options.overwrite or not is_done(options.output, case_id, size, with_lesion=case_id in labels)
+    }
+    failed: dict[str, str] = {}
+    if left:
+        cropper = LungMaskCrop(_lung_finder(options), size)
+        failed = crop_scans(left, options.output, cropper, labels, lungs, progress=not options.quiet)
 
     print(
         f"{len(scans) - len(failed)} of {len(scans)} scans are in {options.output}, {len(labels)} with a lesion label"
@@ -149,12 +155,18 @@ def _match(folder: Path | None, scans: dict[str, Path], what: str) -> dict[str, 
     return matched
 
 
-def _lung_finder(options: object) -> Callable[[sitk.Image], np.ndarray]:
+def _keep_apart(output: Path, inputs: Sequence[Path]) -> None:
+    """Refuse to write crops over the files that they are made from."""
+    written = [(output / folder).resolve() for folder in FOLDERS]
+    for path in inputs:
+        if path.resolve().parent in written:
+            raise VolumeError(f"{path}: lies where the crops would be written; choose another --output than {output}")
+
+
+def _lung_finder(options: argparse.Namespace) -> Callable[[sitk.Image], np.ndarray]:
     if options.lungs != "lungmask":
         return segment_by_threshold
-    # Loaded when the first scan needs it: with everything done already, no weights are needed.
-    load = functools.cache(lambda: load_lungmask(options.lungmask_model, options.weights, force_cpu=options.cpu))
-    return lambda ct: load()(ct)
+    return load_lungmask(options.lungmask_model, options.weights, force_cpu=options.cpu)
 
 
 if __name__ == "__main__":

@@ -78,11 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not 0 <= options.threshold < 1:
         parser.error("--threshold must be at least 0 and below 1")
     start_logging(options.quiet)
-    if options.output.resolve() in [path.resolve() for path in (*options.images, options.masks)]:
-        raise VolumeError(f"{options.output}: is the folder of the input; choose another --output")
 
     scans = find_scans(*options.images)
     masks, unmatched = match_labels(options.masks, list(scans))
+    inputs = (*options.images, options.masks, *(path.parent for path in (*scans.values(), *masks.values())))
+    if options.output.resolve() in [path.resolve() for path in inputs]:
+        raise VolumeError(f"{options.output}: is the folder of the input; choose another --output")
     failed = {case_id: "no mask of this name" for case_id in scans if case_id not in masks}
     with logging_redirect_tqdm():
         for case_id, mask in tqdm(masks.items(), "pasting back", unit="mask", disable=options.quiet):

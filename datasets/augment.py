@@ -48,7 +48,9 @@ def augment(
     imgaug.seed(seed)
     augmenter.seed_(seed)
     # Slices as channels are transformed alike; the masks travel as the bits of one map of labels.
-    bits = sum(mask.astype(np.int32) << bit for bit, mask in enumerate(masks))
+    bits = np.zeros(image.shape, np.int32)
+    for bit, mask in enumerate(masks):
+        bits |= mask.astype(np.int32) << bit
     maps = SegmentationMapsOnImage(np.moveaxis(bits, 0, -1), shape=image.shape[1:])
     augmented, maps = augmenter(image=np.ascontiguousarray(np.moveaxis(image, 0, -1)), segmentation_maps=maps)
     augmented = np.moveaxis(augmented, -1, 0) + rng.uniform(-NOISE, NOISE, image.shape)

@@ -22,6 +22,7 @@ from command_line import new_parser, run
 from datasets.cohort import lesion_folder, read_id_list
 from datasets.volume import is_volume_file, volume_id
 from errors import CohortError
+from whole_files import write_text
 
 LISTS = {
     "LABELED": "train_id_L",
@@ -49,6 +50,12 @@ def amount(text: str) -> float | int:
     if value < 0 or (isinstance(value, float) and value > 1):
         raise argparse.ArgumentTypeError(f"expected a count such as 3 or a proportion such as 0.25, got {text}")
     return value
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, got {text}")
+    return int(text)
 
 
 def _deal(rng: np.random.Generator, ids: Sequence[str], amounts: dict[str, float | int]) -> dict[str, list[str]]:
@@ -110,13 +117,16 @@ def cohort_ids(root: Path, healthy: Sequence[str]) -> tuple[list[str], list[str]
         healthy: ids, or patterns of them as a shell has them, of the healthy scans.
 
     Raises:
-        CohortError: there are no images, or no id is healthy, or all are.
+        CohortError: there are no images, no id is healthy, or all are, or one of `healthy` is no id here.
     """
     folder = root / "images"
     ids = sorted(volume_id(p) for p in folder.iterdir() if is_volume_file(p)) if folder.is_dir() else []
     if not ids:
         raise CohortError(f"{folder}: no images; make them with python lungCrop.py")
-    well = [i for i in ids if any(fnmatchcase(i, pattern) for pattern in healthy)]
+    well = [i for i in ids if any(i == pattern or fnmatchcase(i, pattern) for pattern in healthy)]
+    unknown = [pattern for pattern in healthy if pattern not in ids and not any(fnmatchcase(i, pattern) for i in ids)]
+    if unknown:
+        raise CohortError(f"{folder}: no scan here is called {unknown[0]}; check --healthy or --healthy-list")
     if not well or len(well) == len(ids):
         raise CohortError(f"{folder}: {len(well)} of {len(ids)} ids are healthy; check --healthy or --healthy-list")
     lesions = lesion_folder(root)
@@ -141,17 +151,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         help_text = f"{what}, a count or a proportion (default {default})"
         parser.add_argument(f"--{option}", type=amount, default=default, metavar="N", help=help_text)
-    parser.add_argument("--seed", type=int, default=0, help="deals the scans (default 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="deals the scans (default 0)")
     options = parser.parse_args(arguments)
 
     healthy = [*options.healthy, *(read_id_list(options.healthy_list) if options.healthy_list else [])]
     amounts = {key: getattr(options, key.lower()) for key in ("LABELED", "VALID", "VALIDWL", "VALIDH", "TEST", "TESTH")}
     splits = make_splits(*cohort_ids(options.root, healthy), amounts, np.random.default_rng(options.seed))
-    folder = options.root / "id_txt"
-    folder.mkdir(exist_ok=True)
     for key, ids in splits.items():
-        path = folder / f"{LISTS[key]}.txt"
-        path.write_text("".join(f"{case_id}\n" for case_id in ids), encoding="utf-8")
+        path = options.root / "id_txt" / f"{LISTS[key]}.txt"
+        write_text(path, "".join(f"{case_id}\n" for case_id in ids))
         print(f"{key:9} {len(ids):5}  {path}")
     return 0
 

@@ -7,23 +7,35 @@ file that holds all the data its header promises.
 from __future__ import annotations
 
 import gzip
-import os
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from errors import VolumeError
+from whole_files import replacing
 
 EXTENSIONS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 """File types that are read; a folder is read as a DICOM series."""
 
 _AIR_HU = -200
 """Every chest CT has air; one without a voxel below this is not in HU."""
+
+_NIFTI_DATA = 352
+"""Where the voxels of a NIfTI file begin at the earliest."""
+
+_FLOATS = (16, 64)
+"""NIfTI's numbers for float32 and float64."""
+
+_POSITION = "0020|0032"
+"""DICOM's Image Position (Patient)."""
+
+_UNEVEN = 0.1
+"""Largest difference between the distances of slices in a series, as a share of their median."""
+
+_NOT_FINITE = "{}: holds NaN or infinite voxels; repair or leave out the scan"
 
 _GEOMETRY_TOLERANCE = 1e-3
 """Relative difference of spacings, absolute one of direction cosines, and shift of the origin in voxels times 10."""
@@ -78,14 +90,15 @@ def read_volume(path: Path) -> sitk.Image:
         image = _read_dicom(path)
     else:
         reader = _read_header(path)
-        _check_length(path, reader)
+        if path.name.lower().endswith((".nii", ".nii.gz")):
+            _check_nifti(path)
         try:
             image = reader.Execute()
         except RuntimeError as error:
             raise VolumeError(f"{path}: cannot be decoded ({_last_line(error)}); copy the file again") from None
     values = sitk.GetArrayViewFromImage(image)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise VolumeError(f"{path}: holds NaN or infinite voxels; repair or leave out the scan")
+        raise VolumeError(_NOT_FINITE.format(path))
     return image
 
 
@@ -150,27 +163,15 @@ def write_volume(image: sitk.Image, path: Path) -> None:
     """Write a volume, compressed unless the name ends in ``.nii``; the file appears whole or not at all.
 
     Raises:
-        VolumeError: the file cannot be written.
+        VolumeError: the file cannot be written, or is to be a ``.mhd``, which is two files.
     """
+    if path.name.lower().endswith(".mhd"):
+        raise VolumeError(f"{path}: would be two files, a header and its voxels; write .mha instead")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             sitk.WriteImage(image, str(temporary), useCompression=not path.name.endswith(".nii"))
     except (OSError, RuntimeError) as error:
         raise VolumeError(f"{path}: cannot be written ({_last_line(error)}); check the folder and the disk") from None
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A hidden name beside `path` that takes its place once it is written."""
-    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_header(path: Path) -> sitk.ImageFileReader:
@@ -192,25 +193,41 @@ def _read_header(path: Path) -> sitk.ImageFileReader:
     return reader
 
 
-def _check_length(path: Path, reader: sitk.ImageFileReader) -> None:
-    """A NIfTI file that was cut short would be read as zeros, that is as soft tissue, without a word."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        return
+def _check_nifti(path: Path) -> None:
+    """Find what the reader passes over in a NIfTI file.
+
+    A file that was cut short, and a voxel that is NaN, would be read as 0, that is as soft tissue.
+    """
     opened = gzip.open if path.name.lower().endswith(".gz") else open
-    length = 0
     try:
         with opened(path, "rb") as file:
-            header = file.read(348)
+            header = file.read(_NIFTI_DATA)
+            if len(header) < _NIFTI_DATA:
+                raise VolumeError(f"{path}: cut short: {len(header)} bytes; copy the file again")
+            order = "<" if struct.unpack_from("<i", header)[0] == 348 else ">"
+            size = struct.unpack_from(f"{order}3h", header, 42)
+            kind, bits = struct.unpack_from(f"{order}2h", header, 70)
+            *spacing, offset = (
+                *struct.unpack_from(f"{order}3f", header, 80),
+                *struct.unpack_from(f"{order}f", header, 108),
+            )
+            if not np.isfinite([*spacing, offset]).all() or 0 in spacing or not _NIFTI_DATA <= offset < 2**31:
+                raise VolumeError(f"{path}: its spacing or the place of its voxels is impossible; repair the header")
+            skipped = len(file.read(int(offset) - _NIFTI_DATA))
+            expected = int(np.prod(size, dtype=np.int64)) * bits // 8
+            length = 0
             while chunk := file.read(1 << 22):
+                if kind in _FLOATS:
+                    # Whole numbers only, and nothing that follows the voxels.
+                    whole = max(min(len(chunk), expected - length), 0) // (bits // 8)
+                    if not np.isfinite(np.frombuffer(chunk, f"{order}f{bits // 8}", whole)).all():
+                        raise VolumeError(_NOT_FINITE.format(path))
                 length += len(chunk)
     except (EOFError, OSError, zlib.error) as error:
         raise VolumeError(f"{path}: damaged or cut short ({_last_line(error)}); copy the file again") from None
-    length += len(header)
-    order = "<" if len(header) >= 4 and struct.unpack("<i", header[:4])[0] == 348 else ">"
-    bits, offset = struct.unpack(f"{order}72xh34xf", header[:112]) if len(header) == 348 else (0, 0)
-    expected = int(offset) + int(np.prod(reader.GetSize(), dtype=np.int64)) * bits // 8
     if length < expected:
-        raise VolumeError(f"{path}: cut short: {length} of {expected} bytes; copy the file again")
+        found = _NIFTI_DATA + skipped + length
+        raise VolumeError(f"{path}: cut short: {found} of {int(offset) + expected} bytes; copy the file again")
 
 
 def _read_dicom(folder: Path) -> sitk.Image:
@@ -218,14 +235,30 @@ def _read_dicom(folder: Path) -> sitk.Image:
     series = {uid: reader.GetGDCMSeriesFileNames(str(folder), uid) for uid in reader.GetGDCMSeriesIDs(str(folder))}
     if not series:
         raise VolumeError(f"{folder}: holds no DICOM series; expected a folder of slices, or a CT file")
-    reader.SetFileNames(max(series.values(), key=len))
+    names = max(series.values(), key=len)
+    reader.SetFileNames(names)
+    reader.MetaDataDictionaryArrayUpdateOn()
     try:
         image = reader.Execute()
     except RuntimeError as error:
         raise VolumeError(f"{folder}: its DICOM series cannot be read ({_last_line(error)}); export it again") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1 or min(image.GetSize()) < 2:
         raise VolumeError(f"{folder}: its largest DICOM series is not a CT volume; export the CT series alone")
+    _check_slices(folder, reader, len(names), image.GetDirection())
     return image
+
+
+def _check_slices(folder: Path, reader: sitk.ImageSeriesReader, count: int, direction: tuple[float, ...]) -> None:
+    """A missing slice, or one that is there twice, would shift all slices behind it without a word."""
+    if not all(reader.HasMetaDataKey(k, _POSITION) for k in range(count)):
+        return
+    positions = [[float(x) for x in reader.GetMetaData(k, _POSITION).split("\\")] for k in range(count)]
+    steps = np.abs(np.diff(np.array(positions) @ np.array(direction)[2::3]))
+    if np.abs(steps - np.median(steps)).max() > _UNEVEN * np.median(steps):
+        raise VolumeError(
+            f"{folder}: its slices are not evenly spaced ({steps.min():g} to {steps.max():g} mm): one is missing, "
+            "damaged or there twice; export the series again"
+        )
 
 
 def _last_line(error: Exception) -> str:

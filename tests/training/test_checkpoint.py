@@ -93,6 +93,7 @@ def damaged_files(path):
     }
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("damage", ["half", "empty", "text", "flipped", "pickle"])
 def test_a_damaged_checkpoint_is_noticed(tmp_path, damage):
     save_segmenter(tmp_path / "good.pth", Segmenter(4), TRAINED_ON, 0, None)

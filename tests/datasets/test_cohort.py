@@ -1,0 +1,212 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from datasets.cohort import Case, find_volume, lesion_folder, read_cohort, read_id_list, read_volumes
+from errors import CohortError, VolumeError
+from tests.volumes import pixels, write
+
+SIZE = (20, 64, 64)
+SPLITS = {"LABELED": "train_id_L", "WO_LABEL": "train_id_WL", "HEALTHY": "train_id_H", "VALID": "valid_id_L"}
+SPACING, ORIGIN = (2.0, 1.5, 6.0), (-60.0, -40.0, 10.0)
+
+
+@pytest.fixture
+def root(cohort, tmp_path):
+    return shutil.copytree(cohort, tmp_path / "cohort")
+
+
+def rewrite(path, change, **geometry):
+    array = change(pixels(path))
+    write(path, array, **{"spacing": SPACING, "origin": ORIGIN, **geometry})
+
+
+def problems(root, splits=SPLITS, size=SIZE):
+    with pytest.raises(CohortError) as caught:
+        read_cohort(root, splits, size)
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"{root}: {len(lines)} problem(s) in this cohort"
+    return lines
+
+
+def test_a_good_cohort(root):
+    cohort = read_cohort(root, {**SPLITS, "VALIDH": "valid_id_H.txt", "TEST": None}, SIZE)
+    assert {key: [case.id for case in cases] for key, cases in cohort.items()} == {
+        "LABELED": ["sick_0"],
+        "WO_LABEL": ["sick_1", "sick_2", "sick_3"],
+        "HEALTHY": ["well_0", "well_1"],
+        "VALID": ["sick_4", "sick_5"],
+        "VALIDH": ["well_2"],
+    }
+    assert cohort["LABELED"][0] == Case(
+        "sick_0", *(root / folder / "sick_0.nii.gz" for folder in ("images", "lung", "lesion"))
+    )
+    # Its lesion file exists, but what is not labelled has none to train with.
+    assert cohort["WO_LABEL"][0].lesion is None
+
+
+def test_everything_that_is_wrong_is_reported_at_once(root):
+    (root / "images" / "sick_1.nii.gz").unlink()
+    (root / "lesion" / "sick_4.nii.gz").unlink()
+    rewrite(root / "lesion" / "sick_0.nii.gz", lambda a: a * 255)
+    rewrite(root / "lung" / "sick_2.nii.gz", lambda a: a, origin=(-60.0, -40.0, 11.0))
+    rewrite(root / "lung" / "sick_3.nii.gz", lambda a: a * 0)
+    rewrite(root / "images" / "well_0.nii.gz", lambda a: a * 4 - 1000)
+    rewrite(root / "images" / "well_1.nii.gz", lambda a: a[:10])
+    (root / "id_txt" / "valid_id_L.txt").write_text("sick_4\nsick_5\nsick_1\n")
+    lines = problems(root, {**SPLITS, "TEST": "missing_list"})
+    for finding in (
+        "missing_list.txt: No such file",
+        "sick_1 is listed in both WO_LABEL and VALID",
+        "WO_LABEL: sick_1.nii.gz is missing in",
+        "VALID: sick_4.nii.gz is missing in",
+        "sick_0.nii.gz: holds the label 255, expected 0 or 1",
+        "sick_2.nii.gz: its origin",
+        "sick_3.nii.gz: empty; expected the lungs",
+        "well_0.nii.gz: values of",
+        "well_1.nii.gz: (10, 64, 64) voxels, IMAGE.SIZE is (20, 64, 64)",
+    ):
+        assert sum(finding in line for line in lines) == 1, finding
+    assert len(lines) == 10  # VALID lacks the image of sick_1, too
+
+
+def test_long_reports_are_cut_but_count_everything(root):
+    for folder in ("images", "lung"):
+        shutil.rmtree(root / folder)
+        (root / folder).mkdir()
+    names = [f"nobody_{k}" for k in range(30)]
+    (root / "id_txt" / "train_id_WL.txt").write_text("\n".join(names))
+    with pytest.raises(CohortError) as caught:
+        read_cohort(root, {"WO_LABEL": "train_id_WL"}, SIZE)
+    lines = str(caught.value).splitlines()
+    assert "30 problem(s)" in lines[0]
+    assert lines[-1] == "... and 10 more"
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_an_empty_split(root, text):
+    (root / "id_txt" / "train_id_H.txt").write_text(text)
+    assert problems(root) == [f"{root / 'id_txt' / 'train_id_H.txt'}: empty; HEALTHY needs at least one id"]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "contradict"),
+    [
+        ("LABELED", "WO_LABEL", False),
+        ("LABELED", "VALID", True),
+        ("WO_LABEL", "HEALTHY", True),
+        ("HEALTHY", "VALIDH", True),
+        ("VALID", "VALIDH", True),
+        ("VALID", "TEST", False),
+        ("HEALTHY", "TESTH", True),
+    ],
+)
+def test_which_splits_may_share_a_scan(root, a, b, contradict):
+    (root / "id_txt" / "shared.txt").write_text("sick_0\n")
+    splits = {a: "shared", b: "shared"}
+    if contradict:
+        assert problems(root, splits) == [f"sick_0 is listed in both {a} and {b}; take it out of one of them"]
+    else:
+        assert set(read_cohort(root, splits, SIZE)) == {a, b}
+
+
+def test_the_role_comes_from_the_key_not_from_the_name(root):
+    (root / "id_txt" / "H.txt").write_text("sick_0\n")
+    (root / "id_txt" / "labeled_L.txt").write_text("well_0\n")
+    cohort = read_cohort(root, {"LABELED": "H", "HEALTHY": "labeled_L"}, SIZE)
+    assert cohort["LABELED"][0].lesion is not None
+    assert cohort["HEALTHY"][0].lesion is None
+
+
+@pytest.mark.parametrize(
+    ("content", "ids"),
+    [
+        (b"a\nb", ["a", "b"]),
+        (b"a\r\nb\r\n", ["a", "b"]),
+        (b"\xef\xbb\xbfa\n\n  b \n\n", ["a", "b"]),
+        ("Größe 1.5\n".encode(), ["Größe 1.5"]),
+    ],
+)
+def test_lists_of_any_system(tmp_path, content, ids):
+    path = tmp_path / "list.txt"
+    path.write_bytes(content)
+    assert read_id_list(path) == ids
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\nb\na\n", "the id a is listed twice"),
+        (b"../secret\n", "is not a file name"),
+        (b"/etc/passwd\n", "is not a file name"),
+        (b"..\n", "is not a file name"),
+        (b"a\\b\n", "is not a file name"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+    ],
+)
+def test_lists_that_are_refused(tmp_path, content, message):
+    path = tmp_path / "list.txt"
+    path.write_bytes(content)
+    with pytest.raises(CohortError, match=message) as caught:
+        read_id_list(path)
+    assert str(path) in str(caught.value)
+
+
+def test_the_published_spelling_of_the_lesion_folder_is_accepted_with_a_note(root, caplog):
+    (root / "lesion").rename(root / "leision")
+    cohort = read_cohort(root, SPLITS, SIZE)
+    assert cohort["LABELED"][0].lesion == root / "leision" / "sick_0.nii.gz"
+    assert "its usual name is lesion" in caplog.text
+    assert lesion_folder(root) == root / "leision"
+
+
+def test_lung_labels_1_and_2_are_both_lung(root):
+    path = root / "lung" / "sick_0.nii.gz"
+    before = pixels(path)
+
+    def sides(array):
+        array = array.copy()
+        array[..., 32:] *= 2
+        return array
+
+    rewrite(path, sides)
+    assert pixels(path).max() == 2
+    volumes = read_volumes(read_cohort(root, SPLITS, SIZE)["LABELED"][0])
+    np.testing.assert_array_equal(volumes.lung, before)
+
+
+def test_what_is_read(root):
+    case = read_cohort(root, SPLITS, SIZE)["LABELED"][0]
+    volumes = read_volumes(case)
+    np.testing.assert_array_equal(volumes.image, pixels(case.image))
+    np.testing.assert_array_equal(volumes.lesion, pixels(case.lesion))
+    assert (volumes.image.dtype, volumes.lung.dtype, volumes.lesion.dtype) == (np.float32, np.uint8, np.uint8)
+    unlabelled = read_volumes(Case(case.id, case.image, case.lung, None))
+    assert not unlabelled.lesion.any()
+
+
+@pytest.mark.parametrize("extension", [".nii", ".nii.gz"])
+def test_files_with_and_without_compression(root, extension):
+    for folder in ("images", "lung", "lesion"):
+        path = root / folder / "sick_0.nii.gz"
+        array = pixels(path)
+        path.unlink()
+        write(root / folder / f"sick_0{extension}", array, spacing=SPACING, origin=ORIGIN)
+    assert read_cohort(root, SPLITS, SIZE)["LABELED"][0].image.name == f"sick_0{extension}"
+    assert find_volume(root / "images", "nobody") is None
+
+
+def test_no_cohort_at_all(tmp_path):
+    with pytest.raises(CohortError, match=r"no cohort here .* python lungCrop\.py.* sh demo\.sh") as caught:
+        read_cohort(tmp_path / "nowhere", SPLITS, SIZE)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_file_is_found_before_training(root):
+    path = root / "images" / "sick_3.nii.gz"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert len(problems(root)) == 1
+    assert "cut short" in problems(root)[0]
+    with pytest.raises(VolumeError, match="cut short"):
+        read_volumes(Case("sick_3", path, root / "lung" / "sick_3.nii.gz", None))

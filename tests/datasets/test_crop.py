@@ -1,0 +1,221 @@
+import itertools
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from datasets.crop import (
+    LINEAR,
+    NEAREST,
+    LungMaskCrop,
+    bounding_box,
+    crop_to_box,
+    map_window,
+    paste_back,
+    remove_small_components,
+    resize,
+)
+from errors import VolumeError
+from tests import reference
+from tests.volumes import geometry, image_of, pixels, refused, rotation, write
+
+SIZE = (6, 9, 8)
+
+
+@pytest.fixture
+def case(tmp_path):
+    """A CT, its lungs and a lesion with two labels, in LPS orientation."""
+    rng = np.random.default_rng(0)
+    ct = rng.integers(-1000, 400, (14, 20, 18)).astype(np.int16)
+    lungs = np.zeros(ct.shape, np.uint8)
+    lungs[3:12, 4:16, 2:8] = 1
+    lungs[4:11, 5:17, 9:16] = 2
+    lesion = ((rng.random(ct.shape) < 0.2) & (lungs > 0)).astype(np.uint8)
+    lesion[lesion > 0] += rng.integers(0, 2, (lesion > 0).sum()).astype(np.uint8)
+    return tmp_path, ct, lungs, lesion
+
+
+def test_agreement_with_the_reference_crop(tmp_path):
+    arrays = reference.load("crop")
+    scan = write(tmp_path / "scan.nii.gz", arrays["ct_hu"])
+    label = write(tmp_path / "label.nii.gz", arrays["lesion"])
+    cropper = LungMaskCrop(lambda _: arrays["lung_labels"], size=tuple(int(n) for n in arrays["crop_size"]))
+    image, lung, lesion = cropper.crop(scan, label)
+    np.testing.assert_allclose(pixels(image), arrays["cropped_image"], atol=1e-3)
+    np.testing.assert_array_equal(pixels(lung), arrays["cropped_lung"])
+    np.testing.assert_array_equal(pixels(lesion), arrays["cropped_lesion"])
+    back = paste_back(lesion, sitk.ReadImage(str(scan)))
+    np.testing.assert_array_equal(pixels(back), arrays["pasted_back_lesion"])
+    assert geometry(back) == geometry(scan)
+
+
+def test_the_box_of_the_reference_crop():
+    arrays = reference.load("crop")
+    box = bounding_box(remove_small_components(arrays["lung_labels"] > 0))
+    assert [s.start for s in box] == arrays["box_start"].tolist()
+    assert [s.stop for s in box] == arrays["box_stop"].tolist()
+
+
+def test_the_window_maps_hu_to_0_to_255():
+    # (HU + 1250) clipped to 0..1500, times 255/1500
+    hu = np.array([-3000, -1250, -500, 250, 3000], np.int16)
+    np.testing.assert_allclose(map_window(hu), [0, 0, 127.5, 255, 255])
+    assert map_window(hu).dtype == np.float32
+
+
+def test_resizing_keeps_the_centres_of_the_corner_voxels():
+    ramp = np.arange(5.0)[:, None, None] * np.ones((1, 3, 3))
+    np.testing.assert_allclose(resize(ramp, (9, 2, 4), LINEAR)[:, 0, 0], np.arange(0, 4.5, 0.5))
+    labels = np.array([1, 2, 3, 4], np.uint8)[:, None, None].repeat(2, 1).repeat(2, 2)
+    assert resize(labels, (2, 2, 2), NEAREST)[:, 0, 0].tolist() == [1, 4]
+    assert resize(labels, (7, 2, 2), NEAREST)[[0, 2, 4, 6], 0, 0].tolist() == [1, 2, 3, 4]
+
+
+def test_small_components_are_dropped():
+    mask = np.zeros((10, 10, 20), bool)
+    mask[1:5, 1:5, 1:5] = True
+    mask[8, 8, 8] = True  # 1 of 2000 voxels: 0.05 %
+    mask[8, 8, 12:14] = True  # 0.1 %
+    kept = remove_small_components(mask)
+    assert kept[1:5, 1:5, 1:5].all()
+    assert not kept[8, 8, 8]
+    assert kept[8, 8, 12:14].all()
+    assert not remove_small_components(np.zeros((3, 3, 3), bool)).any()
+
+
+def test_the_box_of_nothing():
+    assert bounding_box(np.zeros((3, 3, 3))) is None
+
+
+def test_a_crop_lies_over_its_scan():
+    rng = np.random.default_rng(1)
+    image = image_of(rng.normal(size=(14, 20, 18)), direction=rotation(0.2, -0.1, 0.3))
+    box = (slice(3, 12), slice(4, 17), slice(2, 16))
+    crop = crop_to_box(image, box, SIZE, LINEAR)
+    first = image.TransformIndexToPhysicalPoint((2, 4, 3))
+    last = image.TransformIndexToPhysicalPoint((15, 16, 11))
+    np.testing.assert_allclose(crop.TransformIndexToPhysicalPoint((0, 0, 0)), first, atol=1e-9)
+    np.testing.assert_allclose(crop.TransformIndexToPhysicalPoint((7, 8, 5)), last, atol=1e-9)
+    # old * (n_old - 1) / (n_new - 1)
+    np.testing.assert_allclose(crop.GetSpacing(), [0.7 * 13 / 7, 0.8 * 12 / 8, 2.5 * 8 / 5])
+    # An independent resampler finds the same values at the same places.
+    resampled = sitk.Resample(image, crop, sitk.Transform(), sitk.sitkLinear)
+    np.testing.assert_allclose(pixels(crop), pixels(resampled), atol=1e-6)
+
+
+def orientations():
+    """Directions of scans: all 48 along the axes, half of them left-handed, and an oblique one."""
+    for axes in itertools.permutations(range(3)):
+        for signs in itertools.product((1, -1), repeat=3):
+            direction = np.zeros((3, 3))
+            direction[list(axes), range(3)] = signs
+            yield direction
+    yield rotation(0.3, 0.2, -0.25)
+
+
+@pytest.mark.parametrize("direction", orientations(), ids=lambda d: "".join(f"{v:.0f}" for v in d.ravel()))
+def test_any_orientation_gives_the_same_crop_and_masks_come_back_voxel_for_voxel(case, direction):
+    folder, ct, lungs, lesion = case
+    oblique = not np.isin(direction, (-1, 0, 1)).all()
+    files = {}
+    for name, array in (("ct", ct), ("lungs", lungs), ("lesion", lesion)):
+        image = image_of(array, spacing=(2.0, 3.0, 4.0), direction=direction if oblique else np.eye(3))
+        if not oblique:
+            code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines([float(v) for v in direction.ravel()])
+            image = sitk.DICOMOrient(image, code)
+            np.testing.assert_allclose(image.GetDirection(), direction.ravel(), atol=1e-12)
+        files[name] = write(folder / f"{name}.nrrd", image)
+    straight = write(folder / "straight.nrrd", ct, spacing=(2.0, 3.0, 4.0))
+    straight_lesion = write(folder / "straight_lesion.nrrd", lesion, spacing=(2.0, 3.0, 4.0))
+    straight_lungs = write(folder / "straight_lungs.nrrd", lungs, spacing=(2.0, 3.0, 4.0))
+
+    # The box's own size: nothing is interpolated.
+    cropper = LungMaskCrop(lambda _: pytest.fail("lungs are given"), size=(9, 13, 14))
+    crops = cropper.crop(files["ct"], files["lesion"], files["lungs"])
+    expected = cropper.crop(straight, straight_lesion, straight_lungs)
+    for crop, other in zip(crops, expected, strict=True):
+        np.testing.assert_array_equal(pixels(crop), pixels(other))
+        assert sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(crop.GetDirection()) == "LPS"
+    scan = sitk.ReadImage(str(files["ct"]))
+    back = paste_back(crops[2], scan)
+    assert geometry(back) == geometry(scan)
+    np.testing.assert_array_equal(pixels(back), pixels(files["lesion"]) > 0)
+
+
+def test_what_is_pasted_is_zero_outside_the_box_and_unchanged_in_it():
+    rng = np.random.default_rng(2)
+    array = (rng.random((14, 20, 18)) < 0.5).astype(np.uint8)
+    image = image_of(array)
+    box = (slice(3, 12), slice(4, 17), slice(2, 16))
+    # Smaller, and so large voxels: half of one would reach over the box's border.
+    small = pixels(paste_back(crop_to_box(image, box, (3, 4, 5), NEAREST) * 0 + 1, image))
+    assert small[box].all()
+    small[box] = 0
+    assert not small.any()
+    same = pixels(paste_back(crop_to_box(image, box, (9, 13, 14), NEAREST), image))
+    np.testing.assert_array_equal(same[box], array[box])
+
+
+def test_a_scan_in_single_precision_geometry_is_matched_too(tmp_path):
+    """NIfTI keeps float32; a mask written there still lies on its scan."""
+    array = np.zeros((60, 300, 310), np.uint8)
+    array[10:50, 40:260, 30:280] = 1
+    image = image_of(array, spacing=(0.7324218, 0.7324218, 1.2500001), origin=(-187.123456, -201.98765, -1234.5678))
+    crop = crop_to_box(image, bounding_box(array), (40, 160, 160), NEAREST)
+    written = sitk.ReadImage(str(write(tmp_path / "mask.nii.gz", crop)))
+    np.testing.assert_array_equal(pixels(paste_back(written, image)), array)
+
+
+@pytest.mark.parametrize(
+    "scan",
+    [
+        {"origin": (-12.3, 45.6, 790.0)},
+        {"spacing": (0.7, 0.8, 2.6)},
+        {"direction": rotation(0, 0, 0.05)},
+        {"shape": (10, 20, 18)},
+    ],
+)
+def test_a_crop_of_another_scan_is_refused(scan):
+    image = image_of(np.zeros((14, 20, 18), np.uint8))
+    crop = crop_to_box(image, (slice(3, 12), slice(4, 17), slice(2, 16)), SIZE, NEAREST)
+    other = image_of(np.zeros(scan.pop("shape", (14, 20, 18)), np.uint8), **scan)
+    with pytest.raises(VolumeError, match=r"expected a crop that lungCrop\.py made from this very scan"):
+        paste_back(crop, other)
+
+
+def test_every_label_above_0_is_lesion(case):
+    folder, ct, lungs, lesion = case
+    crops = LungMaskCrop(lambda _: lungs, (9, 13, 14)).crop(
+        write(folder / "a.mha", ct), write(folder / "b.mha", lesion)
+    )
+    assert lesion.max() == 2
+    np.testing.assert_array_equal(pixels(crops[2]), lesion[3:12, 4:17, 2:16] > 0)
+    np.testing.assert_array_equal(pixels(crops[1]), lungs[3:12, 4:17, 2:16] > 0)
+
+
+def test_a_ct_without_lungs_is_named(case):
+    folder, ct, lungs, _ = case
+    path = write(folder / "scan.nii.gz", ct)
+    refused(path, lambda: LungMaskCrop(lambda _: np.zeros_like(lungs)).crop(path), "no lung found")
+    flat = np.zeros_like(lungs)
+    flat[5] = 1
+    refused(path, lambda: LungMaskCrop(lambda _: flat).crop(path), "no lung found")
+
+
+def test_what_the_lung_finder_says_is_said_of_the_scan(case):
+    folder, ct, *_ = case
+    path = write(folder / "scan.nii.gz", ct)
+
+    def none(_):
+        raise VolumeError("no lung above 0.3 l")
+
+    refused(path, lambda: LungMaskCrop(none).crop(path), "no lung above 0.3 l")
+
+
+@pytest.mark.parametrize("what", ["label", "lungs"])
+def test_masks_on_another_grid_are_refused(case, what):
+    folder, ct, lungs, _ = case
+    scan = write(folder / "scan.nii.gz", ct)
+    moved = write(folder / "moved.nii.gz", lungs, origin=(-12.3, 45.6, 800.0))
+    arguments = {"labelpath" if what == "label" else "lungpath": moved}
+    refused(moved, lambda: LungMaskCrop(lambda _: lungs).crop(scan, **arguments), "its origin .* differs from")

@@ -1,0 +1,174 @@
+import os
+import signal
+import time
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from datasets import samples as module
+from datasets.cohort import read_cohort, read_volumes
+from datasets.samples import BatchStream, Samples, as_input, normalise, scan_input
+from errors import TrainingError
+from settings import DataloaderSettings, ImageSettings
+from tests.volumes import pixels
+
+CPU = torch.device("cpu")
+IMAGE = ImageSettings(size=(20, 64, 64), slices=16)
+NO_WORKERS = DataloaderSettings(num_workers=0)
+
+
+@pytest.fixture(scope="module")
+def cases(cohort):
+    return read_cohort(cohort, {"LABELED": "train_id_L", "WO_LABEL": "train_id_WL"}, IMAGE.size)
+
+
+def stream_of(cases, split="WO_LABEL", seed=0, settings=NO_WORKERS, image=IMAGE, cache_mb=0, **options):
+    samples = Samples(cases[split], split, image, seed, cache_mb)
+    return BatchStream(samples, 2, settings, CPU, **options)
+
+
+def taken(stream, count):
+    return [stream.next() for _ in range(count)]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(
+        x.ids == y.ids and all(torch.equal(p, q) for p, q in zip(x[:3], y[:3], strict=True))
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_a_batch(cases):
+    batch = stream_of(cases, "LABELED").next()
+    assert batch.image.shape == batch.lung.shape == batch.lesion.shape == (2, 1, 16, 64, 64)
+    assert batch.ids == ("sick_0", "sick_0")  # one scan gives full batches
+    assert not torch.equal(batch.image[0], batch.image[1])
+    assert batch.image.min() >= -1
+    assert batch.image.max() <= 1
+    for mask in (batch.lung, batch.lesion):
+        assert mask.dtype == torch.float32
+        assert set(mask.unique().tolist()) == {0, 1}
+
+
+def test_unlabelled_scans_have_no_lesion_to_train_with(cases):
+    assert not any(batch.lesion.any() for batch in taken(stream_of(cases), 3))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_do_not_depend_on_the_number_of_workers(cases, workers):
+    there = taken(stream_of(cases, settings=DataloaderSettings(num_workers=workers)), 5)
+    assert same(there, taken(stream_of(cases), 5))
+
+
+def test_a_stream_can_be_taken_up_anywhere(cases):
+    whole = taken(stream_of(cases), 6)
+    resumed = stream_of(cases, consumed=4)
+    assert same(taken(resumed, 2), whole[4:])
+    assert resumed.consumed == 6
+
+
+def test_the_cache_changes_nothing(cases):
+    assert same(taken(stream_of(cases, cache_mb=100), 6), taken(stream_of(cases), 6))
+
+
+def test_a_full_cache_reads_again(cases, monkeypatch):
+    reads = []
+    monkeypatch.setattr(module, "read_volumes", lambda case: reads.append(case.id) or read_volumes(case))
+    # A scan takes 20 * 64 * 64 * 6 bytes, 0.47 MB: two fit into 1 MB.
+    taken(stream_of(cases, cache_mb=1), 6)
+    assert len(reads) == 2 + 4  # of three scans in four epochs, two are read once and one each time
+
+
+def test_seeds_and_splits_have_streams_of_their_own(cases):
+    assert not same(taken(stream_of(cases, seed=1), 2), taken(stream_of(cases), 2))
+    again = {"WO_LABEL": cases["WO_LABEL"], "HEALTHY": cases["WO_LABEL"]}
+    assert not same(taken(stream_of(again, "HEALTHY"), 2), taken(stream_of(again), 2))
+
+
+def test_every_scan_comes_once_an_epoch_each_time_in_another_order(cases):
+    samples = Samples(cases["WO_LABEL"], "WO_LABEL", IMAGE, seed=0)
+    epochs = [tuple(samples.case(3 * epoch + place).id for place in range(3)) for epoch in range(8)]
+    assert all(sorted(epoch) == ["sick_1", "sick_2", "sick_3"] for epoch in epochs)
+    assert len(set(epochs)) > 1
+
+
+def test_a_scan_is_augmented_differently_each_time(cases):
+    samples = Samples(cases["LABELED"], "LABELED", IMAGE, seed=0)
+    images = {samples[position]["image"].numpy().tobytes() for position in range(12)}
+    assert len(images) == 12
+
+
+def test_without_augmentation_a_sample_is_a_random_stack_of_the_scan(cases):
+    image = IMAGE.model_copy(update={"augmentation": False})
+    samples = Samples(cases["LABELED"], "LABELED", image, seed=0)
+    case = cases["LABELED"][0]
+    whole = pixels(case.image)
+    whole = (whole - whole.min()) / (whole.max() - whole.min()) * 2 - 1
+    lesion = pixels(case.lesion)
+    starts = set()
+    for position in range(40):
+        sample = samples[position]
+        matches = [s for s in range(5) if np.allclose(sample["image"][0], whole[s : s + 16], atol=1e-5)]
+        assert len(matches) == 1
+        np.testing.assert_array_equal(sample["lesion"][0], lesion[matches[0] : matches[0] + 16])
+        starts.add(matches[0])
+    assert starts == {0, 1, 2, 3, 4}
+
+
+def test_normalisation_by_hand():
+    image = np.array([51.0, 102.0, 153.0], np.float32)
+    np.testing.assert_allclose(normalise(image, "minmax"), [0, 0.5, 1])
+    np.testing.assert_allclose(normalise(image, "window"), [0.2, 0.4, 0.6], rtol=1e-6)
+    assert as_input(np.array([0, 0.25, 1], np.float32)).tolist() == [[-1, -0.5, 1]]
+
+
+def test_a_scan_as_the_networks_take_it(cases):
+    volumes = read_volumes(cases["LABELED"][0])
+    assert scan_input(volumes, "minmax").shape == (1, 1, 20, 64, 64)
+    assert (scan_input(volumes, "minmax").min(), scan_input(volumes, "minmax").max()) == (-1, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("error", [ValueError("broken scan"), StopIteration(), MemoryError()])
+def test_a_sample_that_cannot_be_made_is_one_error_that_names_it(cases, monkeypatch, workers, error):
+    def fail(case):
+        if case.id == "sick_2":
+            raise error
+        return read_volumes(case)
+
+    monkeypatch.setattr(module, "read_volumes", fail)
+    stream = stream_of(cases, settings=DataloaderSettings(num_workers=workers))
+    with pytest.raises(TrainingError, match="WO_LABEL: the sample sick_2 cannot be made") as caught:
+        taken(stream, 3)
+    assert type(error).__name__ in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_worker_that_is_killed_is_one_error(cases, monkeypatch):
+    def die(case):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(module, "read_volumes", die)
+    stream = stream_of(cases, settings=DataloaderSettings(num_workers=1))
+    with pytest.raises(TrainingError, match=r"WO_LABEL: a loader failed near sick_\d .*(killed|exited)") as caught:
+        stream.next()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_worker_that_hangs_is_one_error(cases, monkeypatch):
+    monkeypatch.setattr(module, "read_volumes", lambda _: time.sleep(60))
+    stream = stream_of(cases, settings=DataloaderSettings(num_workers=1, timeout=1))
+    with pytest.raises(TrainingError, match=r"a loader failed near sick_\d .*timed out"):
+        stream.next()
+
+
+def test_a_stream_that_starts_leaves_torchs_random_state_alone(cases):
+    before = torch.get_rng_state()
+    taken(stream_of(cases), 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_positions_go_on_for_ever():
+    assert list(islice(module._Endless(5), 3)) == [5, 6, 7]

@@ -1,0 +1,196 @@
+import shutil
+import urllib.error
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+import lungCrop
+from command_line import run
+from datasets.phantom import write_phantoms
+from tests.volumes import geometry, pixels, write, write_dicom
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, healthy=1, diseased=2, size=(24, 48, 48), seed=5)
+    return folder
+
+
+@pytest.fixture
+def scans(phantoms, tmp_path):
+    return shutil.copytree(phantoms, tmp_path / "scans")
+
+
+def cropped(scans, output, *arguments, size=(8, 16, 16)):
+    options = ["--lungs", "threshold", "--size", *map(str, size), "--quiet", *arguments]
+    return lungCrop.main([str(scans), "--output", str(output), *options])
+
+
+def written(output):
+    return sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
+
+
+def test_a_folder_of_scans_becomes_a_cohort(scans, tmp_path, capsys):
+    output = tmp_path / "cohort"
+    assert cropped(scans / "ct", output, "--labels", str(scans / "lesion"), size=(16, 40, 40)) == 0
+    ids = ("diseased_000", "diseased_001", "healthy_000")
+    assert written(output) == [f"{f}/{i}.nii.gz" for f in ("images", "lesion", "lung") for i in ids]
+    assert "3 of 3 scans are in" in capsys.readouterr().out
+    for case_id in ids:
+        image, lung, lesion = (output / f / f"{case_id}.nii.gz" for f in ("images", "lung", "lesion"))
+        assert geometry(image) == geometry(lung) == geometry(lesion)
+        assert pixels(image).shape == (16, 40, 40)
+        assert pixels(image).min() >= 0
+        assert pixels(image).max() <= 255
+        assert sitk.ReadImage(str(image)).GetPixelID() == sitk.sitkFloat32
+        assert set(np.unique(pixels(lung))) == {0, 1}
+        assert set(np.unique(pixels(lesion))) == ({0, 1} if case_id.startswith("diseased") else {0})
+
+
+def test_what_is_done_is_skipped_unless_it_is_of_another_size_or_lacks_its_lesion(scans, tmp_path):
+    output = tmp_path / "cohort"
+    assert cropped(scans / "ct", output) == 0
+    image = output / "images" / "diseased_000.nii.gz"
+    before = image.stat().st_mtime_ns
+    assert cropped(scans / "ct", output) == 0
+    assert image.stat().st_mtime_ns == before
+    assert cropped(scans / "ct", output, "--labels", str(scans / "lesion")) == 0
+    assert (output / "lesion" / "diseased_000.nii.gz").is_file()
+    before = image.stat().st_mtime_ns
+    assert cropped(scans / "ct", output, "--overwrite") == 0
+    assert image.stat().st_mtime_ns > before
+    assert cropped(scans / "ct", output, size=(6, 16, 16)) == 0
+    assert pixels(image).shape == (6, 16, 16)
+
+
+def test_what_a_kill_left_behind_is_no_result(scans, tmp_path):
+    output = tmp_path / "cohort"
+    partial = output / "images" / ".123.partial.diseased_000.nii.gz"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(b"half")
+    # The image is written last: masks alone are not done.
+    shutil.copytree(scans / "lung", output / "lung")
+    assert cropped(scans / "ct", output) == 0
+    assert pixels(output / "lung" / "diseased_000.nii.gz").shape == (8, 16, 16)
+    assert (output / "images" / "diseased_000.nii.gz").is_file()
+
+
+def test_bad_scans_are_named_and_the_others_are_done(scans, tmp_path, capsys):
+    (scans / "ct" / "broken.nii.gz").write_bytes(b"no gzip")
+    write(scans / "ct" / "water.nii.gz", np.zeros((8, 16, 16), np.int16))
+    whole = (scans / "ct" / "healthy_000.nii.gz").read_bytes()
+    (scans / "ct" / "healthy_000.nii.gz").write_bytes(whole[: len(whole) // 2])
+    output = tmp_path / "cohort"
+    assert cropped(scans / "ct", output) == 1
+    out = capsys.readouterr().out
+    assert "2 of 5 scans are in" in out
+    for case_id, reason in (("broken", "not a readable image"), ("water", "not HU"), ("healthy_000", "cut short")):
+        line = next(line for line in out.splitlines() if line.startswith(f"failed: {case_id}: "))
+        assert reason in line
+    assert written(output) == [f"{f}/diseased_00{k}.nii.gz" for f in ("images", "lung") for k in (0, 1)]
+
+
+def test_one_file_and_ids_with_dots_spaces_and_letters_of_any_kind(scans, tmp_path):
+    scan = scans / "ct" / "Größe 1.5 mm.nii.gz"
+    (scans / "ct" / "healthy_000.nii.gz").rename(scan)
+    assert cropped(scan, tmp_path / "a cohort") == 0
+    assert written(tmp_path / "a cohort") == [f"{f}/Größe 1.5 mm.nii.gz" for f in ("images", "lung")]
+
+
+def test_dicom_series_in_sub_folders_and_other_file_types(scans, tmp_path):
+    image = sitk.ReadImage(str(scans / "ct" / "healthy_000.nii.gz"))
+    mixed = tmp_path / "mixed"
+    for name in ("a.nrrd", "b.mha", "c.mhd", "d.nii"):
+        write(mixed / name, image)
+    (mixed / "notes.txt").write_text("not a scan")
+    stored = np.clip(pixels(image), -1024, 3000).astype(np.int16) + 1024
+    write_dicom(mixed / "e", stored, spacing=image.GetSpacing(), origin=image.GetOrigin())
+    assert cropped(mixed, tmp_path / "cohort") == 0
+    assert written(tmp_path / "cohort") == [f"{f}/{i}.nii.gz" for f in ("images", "lung") for i in "abcde"]
+    reference = pixels(tmp_path / "cohort" / "images" / "a.nii.gz")
+    for other in "bcde":
+        # DICOM holds decimal geometry and no value below -1024 HU.
+        np.testing.assert_allclose(pixels(tmp_path / "cohort" / "images" / f"{other}.nii.gz"), reference, atol=0.1)
+
+
+def test_labels_are_matched_by_name_and_the_rest_is_warned_of(scans, tmp_path, capsys):
+    labels = scans / "lesion"
+    (labels / "diseased_000.nii.gz").rename(labels / "diseased_000_label.nii.gz")
+    (labels / "healthy_000.nii.gz").rename(labels / "nobody.nii.gz")
+    assert cropped(scans / "ct", tmp_path / "cohort", "--labels", str(labels)) == 0
+    captured = capsys.readouterr()
+    assert "2 with a lesion label" in captured.out
+    assert "1 label file(s) belong to no scan, the first" in captured.err
+    assert "1 scan(s) have no label, the first healthy_000" in captured.err
+    assert written(tmp_path / "cohort" / "lesion") == ["diseased_000.nii.gz", "diseased_001.nii.gz"]
+
+
+def test_lung_masks_can_be_given(scans, tmp_path, capsys):
+    (scans / "lung" / "healthy_000.nii.gz").unlink()
+    assert cropped(scans / "ct", tmp_path / "cohort", "--lungs", str(scans / "lung")) == 1
+    assert "failed: healthy_000: " in capsys.readouterr().out
+    lung = pixels(scans / "lung" / "diseased_000.nii.gz") > 0
+    crop = sitk.ReadImage(str(tmp_path / "cohort" / "lung" / "diseased_000.nii.gz"))
+    scan = sitk.ReadImage(str(scans / "ct" / "diseased_000.nii.gz"))
+    first = scan.TransformPhysicalPointToIndex(crop.GetOrigin())
+    last = scan.TransformPhysicalPointToIndex(crop.TransformIndexToPhysicalPoint([n - 1 for n in crop.GetSize()]))
+    filled = np.nonzero(lung)
+    assert first[::-1] == tuple(axis.min() for axis in filled)
+    assert last[::-1] == tuple(axis.max() for axis in filled)
+
+
+def test_without_weights_and_network_one_line_names_the_ways_out(scans, tmp_path, monkeypatch, capsys):
+    def no_network(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    arguments = [str(scans / "ct"), "--output", str(tmp_path / "cohort"), "--quiet"]
+    assert run(lambda: lungCrop.main(arguments)) == 1
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1
+    assert "--weights" in errors[0]
+    assert "--lungs threshold" in errors[0]
+    assert not (tmp_path / "cohort").exists()
+
+
+def test_with_everything_done_no_weights_are_needed(scans, tmp_path, monkeypatch):
+    assert cropped(scans / "ct", tmp_path / "cohort") == 0
+    monkeypatch.setattr(lungCrop, "load_lungmask", lambda *_, **__: pytest.fail("not needed"))
+    assert cropped(scans / "ct", tmp_path / "cohort", "--lungs", "lungmask") == 0
+
+
+def test_crops_are_never_written_over_their_scans(scans, tmp_path, capsys):
+    (scans / "ct").rename(scans / "images")
+    assert run(lambda: cropped(scans / "images", scans)) == 1
+    assert "lies where the crops would be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: no such file or folder"),
+        (["scans/ct", "--labels", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_a_missing_input_is_one_line(scans, tmp_path, monkeypatch, arguments, message, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(lambda: lungCrop.main([*arguments, "--output", "cohort", "--lungs", "threshold"])) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_quiet_draws_no_progress_bar(scans, tmp_path, capsys):
+    assert cropped(scans / "ct", tmp_path / "a") == 0
+    assert capsys.readouterr().err == ""
+    arguments = [str(scans / "ct"), "--output", str(tmp_path / "b"), "--lungs", "threshold"]
+    assert lungCrop.main([*arguments, "--size", "8", "16", "16"]) == 0
+    assert "cropping" in capsys.readouterr().err
+
+
+def test_a_size_of_one_voxel_is_a_usage_error(scans, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        cropped(scans / "ct", tmp_path / "cohort", size=(1, 16, 16))
+    assert stopped.value.code == 2

@@ -1,0 +1,187 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import lungCrop
+import post_processing
+from command_line import run
+from datasets.crop import LINEAR, NEAREST, LungMaskCrop, bounding_box, crop_to_box, paste_back
+from datasets.lungs import segment_by_threshold
+from datasets.volume import read_ct
+from tests.volumes import dice, geometry, image_of, pixels, write, write_dicom
+
+CT = Path(__file__).resolve().parents[2] / "shared" / "ct"
+real = pytest.mark.skipif(not CT.is_dir(), reason=f"no real CTs at {CT}")
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Raw scans in several file types with a lesion each, and their crops of the box's own size."""
+    rng = np.random.default_rng(3)
+    box = (slice(2, 10), slice(3, 19), slice(4, 22))
+    lesions = {}
+    for name in ("one.nii.gz", "two.nii", "three.nrrd", "four.mha"):
+        lesion = np.zeros((12, 24, 26), np.uint8)
+        lesion[box] = rng.random((8, 16, 18)) < 0.3
+        ct = write(
+            tmp_path / "raw" / name, np.full(lesion.shape, -900, np.int16), direction=(0, 1, 0, -1, 0, 0, 0, 0, 1)
+        )
+        image = sitk.ReadImage(str(ct))
+        truth = sitk.GetImageFromArray(lesion)
+        truth.CopyInformation(image)
+        oriented = sitk.DICOMOrient(truth, "LPS")
+        array = sitk.GetArrayFromImage(oriented)
+        crop = crop_to_box(oriented, bounding_box(array), tuple(s.stop - s.start for s in bounding_box(array)), NEAREST)
+        case_id = name.split(".")[0]
+        write(tmp_path / "masks" / f"{case_id}.nii.gz", crop)
+        write(tmp_path / "probabilities" / f"{case_id}.nii.gz", sitk.Cast(crop, sitk.sitkFloat32) * 0.9)
+        lesions[case_id] = lesion
+    return tmp_path, lesions
+
+
+def pasted(folder, masks, *arguments):
+    return post_processing.main(
+        [
+            "--images",
+            str(folder / "raw"),
+            "--masks",
+            str(folder / masks),
+            "--output",
+            str(folder / "out"),
+            "--quiet",
+            *arguments,
+        ]
+    )
+
+
+@pytest.mark.parametrize("masks", ["masks", "probabilities"])
+def test_masks_come_back_voxel_for_voxel_with_the_scans_geometry_and_file_type(scans, masks):
+    folder, lesions = scans
+    assert pasted(folder, masks) == 0
+    out = {p.name: p for p in (folder / "out").iterdir()}
+    assert set(out) == {"one.nii.gz", "two.nii.gz", "three.nrrd", "four.mha"}
+    for scan in (folder / "raw").iterdir():
+        case_id = scan.name.split(".")[0]
+        result = next(path for name, path in out.items() if name.startswith(case_id))
+        assert geometry(result) == geometry(scan)
+        assert sitk.ReadImage(str(result)).GetPixelID() == sitk.sitkUInt8
+        np.testing.assert_array_equal(pixels(result), lesions[case_id])
+
+
+def test_the_threshold_cuts_probabilities(scans):
+    folder, _ = scans
+    assert pasted(folder, "probabilities", "--threshold", "0.95") == 0
+    assert not any(pixels(path).any() for path in (folder / "out").iterdir())
+
+
+def test_scans_and_masks_without_their_other_half_are_named(scans, capsys):
+    folder, _ = scans
+    (folder / "masks" / "two.nii.gz").rename(folder / "masks" / "zwei.nii.gz")
+    assert pasted(folder, "masks") == 1
+    out = capsys.readouterr().out
+    assert "3 of 4 scans have a full-size mask" in out
+    assert "failed: two: no mask of this name" in out
+    assert f"no raw scan for: {folder / 'masks' / 'zwei.nii.gz'}" in out
+
+
+def test_a_mask_of_another_scan_is_named_and_the_others_are_done(scans, capsys):
+    folder, _ = scans
+    write(folder / "raw" / "one.nii.gz", np.full((12, 24, 26), -900, np.int16), origin=(0.4, 0, 0))
+    assert pasted(folder, "masks") == 1
+    out = capsys.readouterr().out
+    assert f"failed: one: {folder / 'masks' / 'one.nii.gz'}: does not lie on" in out
+    assert len(list((folder / "out").iterdir())) == 3
+
+
+def test_floats_that_are_no_probabilities_are_refused(scans, capsys):
+    folder, _ = scans
+    path = folder / "probabilities" / "one.nii.gz"
+    write(path, sitk.ReadImage(str(path)) * 255)
+    assert pasted(folder, "probabilities") == 1
+    assert "are not probabilities" in capsys.readouterr().out
+
+
+def test_scans_can_be_named_one_by_one_and_be_dicom(scans):
+    folder, lesions = scans
+    dicom = write_dicom(folder / "dicom" / "five", np.zeros((6, 10, 12), np.int16))
+    mask = np.zeros((6, 10, 12), np.uint8)
+    mask[1:5, 2:8, 3:9] = 1
+    scan = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(dicom)))
+    image = sitk.GetImageFromArray(mask)
+    image.CopyInformation(scan)
+    write(folder / "two_masks" / "five.nii.gz", crop_to_box(image, bounding_box(mask), (4, 6, 6), NEAREST))
+    write(folder / "two_masks" / "one.nii.gz", sitk.ReadImage(str(folder / "masks" / "one.nii.gz")))
+    images = ["--images", str(dicom), str(folder / "raw" / "one.nii.gz")]
+    rest = ["--masks", str(folder / "two_masks"), "--output", str(folder / "out"), "--quiet"]
+    assert post_processing.main([*images, *rest]) == 0
+    np.testing.assert_array_equal(pixels(folder / "out" / "five.nii.gz"), mask)
+    np.testing.assert_array_equal(pixels(folder / "out" / "one.nii.gz"), lesions["one"])
+
+
+@pytest.mark.parametrize("output", ["raw", "masks"])
+def test_the_input_is_never_written_over(scans, output, capsys):
+    folder, _ = scans
+    arguments = ["--images", str(folder / "raw"), "--masks", str(folder / "masks"), "--output", str(folder / output)]
+    assert run(lambda: post_processing.main(arguments)) == 1
+    assert "is the folder of the input" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("threshold", ["1", "-0.1", "x"])
+def test_an_impossible_threshold_is_a_usage_error(threshold):
+    with pytest.raises(SystemExit) as stopped:
+        post_processing.main(["--images", "a", "--masks", "b", "--output", "c", "--threshold", threshold])
+    assert stopped.value.code == 2
+
+
+@real
+def test_a_real_tumour_through_crop_and_paste_back(tmp_path):
+    """The label of a tumour of 1.4 ml at 0.57x0.57x5 mm, through a crop of 40x160x160 and back onto its grid."""
+    ct, label = CT / "lung_lesion_5mm.nrrd", CT / "lung_lesion_5mm_label.nrrd"
+    arguments = [str(ct), "--labels", str(label), "--lungs", "threshold", "--output", str(tmp_path), "--quiet"]
+    assert lungCrop.main(arguments) == 0
+    rest = ["--images", str(ct), "--masks", str(tmp_path / "lesion"), "--output", str(tmp_path / "out"), "--quiet"]
+    assert post_processing.main(rest) == 0
+    result = tmp_path / "out" / "lung_lesion_5mm.nrrd"
+    assert geometry(result) == geometry(ct)
+    truth = pixels(label)
+    nearest = dice(pixels(result), truth)
+
+    # As probabilities go: interpolated linearly, from a crop of the label that is linear as well.
+    image = sitk.ReadImage(str(label))
+    lungs = segment_by_threshold(read_ct(ct))
+    soft = crop_to_box(sitk.Cast(image, sitk.sitkFloat32), bounding_box(lungs), (40, 160, 160), LINEAR)
+    linear = dice(pixels(paste_back(soft, image, threshold=0.5)), truth)
+    print(f"Dice of the tumour: nearest {nearest:.4f}, linear {linear:.4f}")
+    assert nearest > 0.8
+    assert linear > nearest
+
+
+@real
+@pytest.mark.parametrize("name", ["thorax_cta_1.5mm.nii.gz", "lung_lesion_5mm.nrrd"])
+def test_a_real_ct_comes_back_on_its_own_grid(tmp_path, name):
+    image, lung = LungMaskCrop(segment_by_threshold).crop(CT / name)
+    assert pixels(image).min() >= 0
+    assert pixels(image).max() <= 255
+    restored = paste_back(lung, sitk.ReadImage(str(CT / name)))
+    assert geometry(restored) == geometry(CT / name)
+    assert dice(pixels(restored), segment_by_threshold(read_ct(CT / name))) > 0.97
+    scan = pixels(CT / name)
+    # The windowed crop shows, at its own corners, the scan's voxels of the box's corners.
+    box = bounding_box(segment_by_threshold(read_ct(CT / name)))
+    corner = float(scan[tuple(s.start for s in box)])
+    assert pixels(image)[0, 0, 0] == pytest.approx(np.clip((corner + 1250) * 255 / 1500, 0, 255), abs=1e-3)
+
+
+def test_linear_interpolation_is_closer_to_a_smooth_truth_than_nearest():
+    z, y, x = np.meshgrid(*(np.arange(n) for n in (24, 60, 60)), indexing="ij")
+    truth = (((z - 12) / 7) ** 2 + ((y - 30) / 14) ** 2 + ((x - 28) / 11) ** 2 < 1).astype(np.uint8)
+    image = image_of(truth)
+    box = (slice(1, 23), slice(4, 57), slice(5, 58))
+    hard = crop_to_box(image, box, (10, 20, 20), NEAREST)
+    soft = crop_to_box(sitk.Cast(image, sitk.sitkFloat32), box, (10, 20, 20), LINEAR)
+    nearest = dice(pixels(paste_back(hard, image)), truth)
+    linear = dice(pixels(paste_back(soft, image, threshold=0.5)), truth)
+    assert linear > nearest + 0.02
+    assert linear > 0.95
