@@ -26,8 +26,8 @@ _AIR_HU = -200
 _NIFTI_DATA = 352
 """Where the voxels of a NIfTI file begin at the earliest."""
 
-_FLOATS = (16, 64)
-"""NIfTI's numbers for float32 and float64."""
+_NIFTI_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+"""NIfTI's numbers of the types of scalar voxels; the reader goes by them, not by the header's bits a voxel."""
 
 _POSITION = "0020|0032"
 """DICOM's Image Position (Patient)."""
@@ -206,7 +206,7 @@ def _check_nifti(path: Path) -> None:
                 raise VolumeError(f"{path}: cut short: {len(header)} bytes; copy the file again")
             order = "<" if struct.unpack_from("<i", header)[0] == 348 else ">"
             size = struct.unpack_from(f"{order}3h", header, 42)
-            kind, bits = struct.unpack_from(f"{order}2h", header, 70)
+            voxel = np.dtype(order + _NIFTI_TYPES.get(struct.unpack_from(f"{order}h", header, 70)[0], "u1"))
             *spacing, offset = (
                 *struct.unpack_from(f"{order}3f", header, 80),
                 *struct.unpack_from(f"{order}f", header, 108),
@@ -214,13 +214,13 @@ def _check_nifti(path: Path) -> None:
             if not np.isfinite([*spacing, offset]).all() or 0 in spacing or not _NIFTI_DATA <= offset < 2**31:
                 raise VolumeError(f"{path}: its spacing or the place of its voxels is impossible; repair the header")
             skipped = len(file.read(int(offset) - _NIFTI_DATA))
-            expected = int(np.prod(size, dtype=np.int64)) * bits // 8
+            expected = int(np.prod(size, dtype=np.int64)) * voxel.itemsize
             length = 0
             while chunk := file.read(1 << 22):
-                if kind in _FLOATS:
+                if voxel.kind == "f":
                     # Whole numbers only, and nothing that follows the voxels.
-                    whole = max(min(len(chunk), expected - length), 0) // (bits // 8)
-                    if not np.isfinite(np.frombuffer(chunk, f"{order}f{bits // 8}", whole)).all():
+                    whole = max(min(len(chunk), expected - length), 0) // voxel.itemsize
+                    if not np.isfinite(np.frombuffer(chunk, voxel, whole)).all():
                         raise VolumeError(_NOT_FINITE.format(path))
                 length += len(chunk)
     except (EOFError, OSError, zlib.error) as error:

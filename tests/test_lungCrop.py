@@ -169,6 +169,15 @@ def test_crops_are_never_written_over_their_scans(scans, tmp_path, capsys):
     assert "lies where the crops would be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("option", "folder"), [("--labels", "lesion"), ("--lungs", "lung")])
+def test_crops_are_never_written_over_the_masks_they_are_made_from(scans, option, folder, capsys):
+    mask = scans / folder / "diseased_000.nii.gz"
+    before = mask.read_bytes()
+    assert run(lambda: cropped(scans / "ct", scans, option, str(scans / folder))) == 1
+    assert f"{folder}/diseased_000.nii.gz: lies where the crops" in capsys.readouterr().err
+    assert mask.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -210,3 +210,12 @@ def test_a_damaged_file_is_found_before_training(root):
     assert "cut short" in problems(root)[0]
     with pytest.raises(VolumeError, match="cut short"):
         read_volumes(Case("sick_3", path, root / "lung" / "sick_3.nii.gz", None))
+
+
+@pytest.mark.parametrize("label", [2, 255])
+def test_a_lesion_of_several_labels_is_refused(root, label):
+    rewrite(root / "lesion" / "sick_0.nii.gz", lambda a: a * label)
+    expected = (
+        f"{root / 'lesion' / 'sick_0.nii.gz'}: holds the label {label}, expected 0 or 1; make it with lungCrop.py"
+    )
+    assert problems(root) == [expected]

@@ -104,6 +104,27 @@ def test_what_a_user_got_wrong_is_one_line(root, arguments, message, capsys):
     assert not (root / "id_txt").exists()
 
 
+def test_a_healthy_id_that_is_mistyped_is_not_taken_for_diseased(root, tmp_path, capsys):
+    path = tmp_path / "healthy.txt"
+    path.write_text("h0\nh01\n")
+    assert run(lambda: main([str(root), "--healthy-list", str(path)])) == 1
+    assert "no scan here is called h01" in capsys.readouterr().err
+
+
+def test_ids_that_look_like_patterns_are_ids(root):
+    (root / "images" / "h[1].nii.gz").touch()
+    assert cohort_ids(root, ["h[1]"])[2] == ["h1", "h[1]"]
+    (root / "images" / "h1.nii.gz").unlink()
+    assert cohort_ids(root, ["h[1]"])[2] == ["h[1]"]
+
+
+@pytest.mark.parametrize("seed", ["-1", "x", "1.5"])
+def test_an_impossible_seed_is_a_usage_error(root, seed):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(root), "--healthy", "h*", "--seed", seed])
+    assert stopped.value.code == 2
+
+
 def test_a_folder_without_images(tmp_path):
     with pytest.raises(CohortError, match="no images; make them with python lungCrop"):
         cohort_ids(tmp_path, ["h*"])

@@ -143,6 +143,19 @@ def test_where_the_voxels_begin(tmp_path, hu):
         refused(path, lambda: read_volume(path), "place of its voxels is impossible")
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.float32, np.float64, np.int64])
+def test_the_length_of_every_type_of_voxel(tmp_path, hu, dtype):
+    path = write(tmp_path / "scan.nii", (hu > 0).astype(dtype))
+    whole = bytearray(path.read_bytes())
+    assert len(whole) == 352 + hu.size * np.dtype(dtype).itemsize
+    # The reader does not look at the bits a voxel; junk behind the voxels does no harm.
+    whole[72:74] = struct.pack("<h", 0)
+    path.write_bytes(whole + b"junk")
+    np.testing.assert_array_equal(pixels(read_volume(path)), hu > 0)
+    path.write_bytes(whole[:-1])
+    refused(path, lambda: read_volume(path), "cut short")
+
+
 @pytest.mark.parametrize("spacing", [0, np.nan, np.inf])
 def test_spacing_that_would_silently_become_1(tmp_path, hu, spacing):
     path = nifti(tmp_path / "scan.nii", hu)

@@ -16,6 +16,9 @@ from settings import CONSTRAINTS, GateSettings, GatesSettings, LossSettings
 from tests import reference
 
 EXPECTED = {name: value.item() for name, value in reference.load("objectives").items()}
+# The joint objective reaches S through D and G, and single precision loses digits on the way: the reference is 6e-4
+# from the value in double precision (1115.769), and one thread or two differ by 3e-4.
+JOINT_GRADIENT = 1e-3
 NO_GATES = GatesSettings(enabled=False)
 METHOD = Method(frozenset(CONSTRAINTS), last_iteration=int(EXPECTED["last_iteration"]), gate=NO_GATES)
 ITERATION = int(EXPECTED["iteration"])
@@ -68,8 +71,8 @@ def test_the_joint_objective_agrees_with_the_published_formulas(networks, batche
     objective = joint_objective(networks, batches[0], batches[1], METHOD, ITERATION)
     objective.total.backward()
     check_terms(objective, "sg", ("adversarial", "genImgToD", "recons", "MIL", "perception"))
-    assert gradient_norm(networks.segmenter) == pytest.approx(EXPECTED["sg_gradnorm_S"], rel=1e-4)
-    assert gradient_norm(networks.generator) == pytest.approx(EXPECTED["sg_gradnorm_G"], rel=1e-4)
+    assert gradient_norm(networks.segmenter) == pytest.approx(EXPECTED["sg_gradnorm_S"], rel=JOINT_GRADIENT)
+    assert gradient_norm(networks.generator) == pytest.approx(EXPECTED["sg_gradnorm_G"], rel=JOINT_GRADIENT)
     assert all(p.grad is None for p in networks.discriminator.parameters())
 
 
