@@ -113,7 +113,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--split",
         nargs="+",
         default=["VALID"],
-        choices=[*TRAINING, *HELD_OUT],
         metavar="SPLIT",
         help=f"splits to test on: {', '.join((*TRAINING, *HELD_OUT))} (default VALID)",
     )
@@ -123,11 +122,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_quiet(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that replace the file's")
     options = parser.parse_intermixed_args(arguments)
+    # --split takes what follows it, overrides too.
+    overrides = [*options.overrides, *(word for word in options.split if "=" in word)]
+    splits = [word for word in options.split if "=" not in word]
+    for split in splits:
+        if split not in (*TRAINING, *HELD_OUT):
+            parser.error(f"argument --split: {split} is none of {', '.join((*TRAINING, *HELD_OUT))}")
     start_logging(options.quiet)
     if options.generator_path is not None and not options.save_vis:
         parser.error("--generator-path is for the figures of --save-vis")
 
-    settings = read_settings(options.config_path, options.overrides)
+    settings = read_settings(options.config_path, overrides)
     device = choose_device(options.device)
     model = options.model_path or settings.exp.folder / "segmenter_best.pth"
     output = options.output or model.parent / "test"
@@ -139,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "crop the scans to that size and set IMAGE.SIZE"
         )
     generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
-    cohort = _read_splits(settings, options.split, progress=not options.quiet)
+    cohort = _read_splits(settings, splits, progress=not options.quiet)
     place(segmenter, device)
 
     scores = []

@@ -179,3 +179,15 @@ def test_a_generator_without_figures_is_a_usage_error(config, model):
     with pytest.raises(SystemExit) as stopped:
         test.main(["--config-path", str(config), "--model-path", str(model), "--generator-path", "g.pth"])
     assert stopped.value.code == 2
+
+
+def test_overrides_may_follow_the_splits(config, model):
+    output = results_of(config, model, "--split", "VALID", "VALIDH", "DATASET.SPLIT.VALIDH=valid_id_H")
+    assert set(rows(output)) == {"sick_4", "sick_5", "well_2"}
+
+
+def test_an_unknown_split_is_a_usage_error(config, model, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        results_of(config, model, "--split", "VALDI")
+    assert stopped.value.code == 2
+    assert "VALDI is none of LABELED, WO_LABEL" in capsys.readouterr().err

@@ -1,0 +1,50 @@
+"""The way of real CTs, from the raw scan to a mask on its own grid, with the scripts as a user runs them."""
+
+from pathlib import Path
+
+import pytest
+import SimpleITK as sitk
+import torch
+
+import lungCrop
+import post_processing
+import test
+from models import Segmenter
+from tests.volumes import geometry, pixels
+from training.checkpoint import SegmenterInput, save_segmenter
+
+CT = Path(__file__).resolve().parents[2] / "shared" / "ct"
+SCANS = {"thorax_cta_1.5mm": "thorax_cta_1.5mm.nii.gz", "lung_lesion_5mm": "lung_lesion_5mm.nrrd"}
+
+
+@pytest.mark.skipif(not CT.is_dir(), reason=f"no real CTs at {CT}")
+def test_real_cts_through_crop_test_and_paste_back(tmp_path, capsys):
+    raw, root = tmp_path / "raw", tmp_path / "cohort"
+    raw.mkdir()
+    for name in SCANS.values():
+        (raw / name).symlink_to(CT / name)
+    arguments = ["--output", str(root), "--lungs", "threshold", "--size", "40", "160", "160", "--quiet"]
+    assert lungCrop.main([str(raw), *arguments]) == 0
+
+    (root / "id_txt").mkdir()
+    (root / "id_txt" / "real.txt").write_text("\n".join(SCANS))
+    torch.manual_seed(0)
+    model = tmp_path / "segmenter.pth"
+    save_segmenter(model, Segmenter(2), SegmenterInput((40, 160, 160), (-1250.0, 250.0), "minmax"), 0, None)
+    config = Path(__file__).parents[1] / "configs" / "Gan.yaml"
+    overrides = [f"DATASET.ROOT={root}", "DATASET.SPLIT.VALIDWL=real"]
+    command = ["--config-path", str(config), "--model-path", str(model), "--quiet", "--device", "cpu", "--save-vis"]
+    assert test.main([*command, *overrides, "--split", "VALIDWL"]) == 0
+    assert "unknown (2 scans" in capsys.readouterr().out
+
+    for masks in ("masks", "probabilities"):
+        output = tmp_path / f"full_{masks}"
+        rest = ["--masks", str(tmp_path / "test" / masks), "--output", str(output), "--quiet"]
+        assert post_processing.main(["--images", str(raw), *rest]) == 0
+        for name in SCANS.values():
+            assert geometry(output / name) == geometry(CT / name)
+            found = pixels(output / name)
+            assert 0 < found.sum() < found.size
+            # What an untrained network marks lies in the lungs: in air, for the most part.
+            scan = sitk.GetArrayFromImage(sitk.ReadImage(str(CT / name)))
+            assert (scan[found > 0] < -400).mean() > 0.7
