@@ -38,10 +38,11 @@ echo "4/6 training: train.py"
 
 echo "5/6 test: test.py, before and after training"
 "$python" test.py --config-path "$config" --model-path "$folder/untrained/demo/segmenter_last.pth" \
-    --split TEST TESTH --device cpu --quiet "$@"
+    --split TEST TESTH --device cpu --quiet "$@" > "$folder/before.txt"
 for state in "$run"/state_*.pth; do :; done  # the last one
 "$python" test.py --config-path "$config" --model-path "$run/segmenter_best.pth" --output "$folder/test" \
-    --split TEST TESTH --device cpu --save-vis --generator-path "$state" "$@"
+    --split TEST TESTH --device cpu --save-vis --generator-path "$state" "$@" \
+    > "$folder/after.txt"
 
 echo "6/6 paste back: post_processing.py"
 set --
@@ -50,6 +51,11 @@ for mask in "$folder"/test/probabilities/*.nii.gz; do
 done
 "$python" post_processing.py --images "$@" --masks "$folder/test/probabilities" --output "$folder/masks"
 
+echo
+echo "before training:"
+cat "$folder/before.txt"
+echo "after training:"
+cat "$folder/after.txt"
 cat <<END
 
 masks on the scans' own grids:  $folder/masks
