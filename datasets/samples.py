@@ -206,4 +206,4 @@ class BatchStream:
             raise TrainingError(f"{self.samples.split}: the sample {batch.id} cannot be made ({batch.reason})")
         self.consumed += 1
         image, lung, lesion = (x.to(self.device, non_blocking=True) for x in batch[:3])
-        return Batch(image, lung.float(), lesion.float(), batch.ids)
+        return Batch(image, lung.float(), lesion.float(), tuple(batch.ids))

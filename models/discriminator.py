@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from math import prod
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from models.layers import check_input, normalise
@@ -76,8 +78,14 @@ class Discriminator(nn.Module):
                 f"this discriminator was built for volumes of {self.input_size}, got {tuple(x.shape[2:])}; "
                 "build one with this input_size"
             )
-        x = self.plane1(self.first(x))
-        x = self.plane2(self.down2(x))
-        x = self.plane3(self.down3(x))
-        x = self.plane4(self.down4(x))
-        return self.judge(self.down5(x).flatten(1))
+        with parametrize.cached():
+            # The largest singular values need all their digits, also where the convolutions do not.
+            with torch.autocast(x.device.type, enabled=False):
+                for module in self.modules():
+                    if parametrize.is_parametrized(module):
+                        _ = module.weight
+            x = self.plane1(self.first(x))
+            x = self.plane2(self.down2(x))
+            x = self.plane3(self.down3(x))
+            x = self.plane4(self.down4(x))
+            return self.judge(self.down5(x).flatten(1))

@@ -137,3 +137,27 @@ def test_a_scan_is_generated_from_stacks_that_overlap():
     torch.testing.assert_close(generated[:, :, :8], first[:, :, :8])
     torch.testing.assert_close(generated[:, :, 8:16], (first[:, :, 8:] + last[:, :, :8]) / 2)
     torch.testing.assert_close(generated[:, :, 16:], last[:, :, 8:])
+
+
+def test_spectral_norms_are_computed_once_a_pass_and_in_single_precision():
+    discriminator, _ = filled("discriminator_base2")
+    seen = []
+    hook = (
+        discriminator.plane1[0]
+        .parametrizations.weight[0]
+        .register_forward_hook(
+            lambda _module, inputs, output: seen.append(
+                (torch.is_autocast_enabled("cpu"), inputs[0].dtype, output.dtype)
+            )
+        )
+    )
+    x = reference.wave((1, 1, 32, 160, 160), 0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        discriminator(x)
+    hook.remove()
+    assert seen == [(False, torch.float32, torch.float32)]
+    # Another pass computes them anew: a step of the optimiser lies between.
+    with torch.no_grad():
+        before = discriminator.plane1[0].weight.clone()
+        discriminator.plane1[0].parametrizations.weight.original[0] *= 3
+    assert not torch.equal(before, discriminator.plane1[0].weight)

@@ -148,3 +148,24 @@ def test_a_gate_scales_an_objective_that_is_below_it(small, open_gate):
     gates = GatesSettings(segmenter=GateSettings(below=below, factor=0.01))
     gated = segmenter_objective(networks, batch, batch, Method(frozenset(), 10, gate=gates)).total
     assert gated.item() == pytest.approx(plain.item() * (1 if open_gate else 0.01))
+
+
+def test_objectives_in_mixed_precision_are_close_to_those_in_single_and_stay_in_single(small):
+    networks, batch = small
+    for network in networks:
+        network.eval()
+    method = Method(frozenset(CONSTRAINTS), last_iteration=20_000, gate=NO_GATES)
+    for objective in (
+        lambda: joint_objective(networks, batch, batch, method, 15_000),
+        lambda: segmenter_objective(networks, batch, batch, method),
+        lambda: discriminator_objective(networks, batch, batch, method, 15_000),
+    ):
+        plain = objective()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = objective()
+        assert mixed.total.dtype == torch.float32
+        for name, term in mixed.terms.items():
+            assert term.dtype == torch.float32
+            # bfloat16 keeps 8 bits; a few layers of it stay within a tenth.
+            torch.testing.assert_close(term, plain.terms[name], rtol=0.1, atol=0.05)
+        mixed.total.backward()
