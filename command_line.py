@@ -11,6 +11,8 @@ import torch
 
 from errors import GasnetError
 
+log = logging.getLogger(__name__)
+
 
 def new_parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
     """A parser whose help is a module's docstring, examples included, as it is written.
@@ -52,7 +54,9 @@ def choose_device(name: str) -> torch.device:
         GasnetError: there is no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        log.info("device: %s", device)
+        return device
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -63,6 +67,8 @@ def choose_device(name: str) -> torch.device:
         raise GasnetError(
             f"--device {name}: {torch.cuda.device_count()} CUDA device(s) here; use --device cpu, or check the driver"
         )
+    if device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 
@@ -76,6 +82,11 @@ def run(main: Callable[[], int]) -> int:
         return main()
     except GasnetError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; check the path, its rights and the disk", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]

@@ -42,7 +42,9 @@ class _Section(BaseModel):
 class ExperimentSettings(_Section):
     """EXP: what this run is called, where its results go, and its seed."""
 
-    id: Annotated[str, Field(pattern=r"^\w[\w.\-]*$")] = "sample1_recons_origImgToD_genImgToD_perception_MIL"
+    id: Annotated[str, Field(pattern=r"^\w[\w.\-]*$", max_length=200)] = (
+        "sample1_recons_origImgToD_genImgToD_perception_MIL"
+    )
     output_dir: str = "output"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
@@ -99,9 +101,16 @@ class ImageSettings(_Section):
     augmentation: bool = True
 
     @model_validator(mode="after")
-    def _slices_fit(self) -> ImageSettings:
-        if self.slices > self.size[0]:
-            raise ValueError(f"SLICES must be at most the depth in SIZE, {self.size[0]}, got {self.slices}")
+    def _networks_take_it(self) -> ImageSettings:
+        depth, height, width = self.size
+        if self.slices > depth:
+            raise ValueError(f"SLICES must be at most the depth in SIZE, {depth}, got {self.slices}")
+        if self.slices % 16 or depth % 4 or height % 32 or width % 32:
+            raise ValueError(
+                f"SLICES must be a multiple of 16, and SIZE of 4, 32 and 32, got {self.slices} and {list(self.size)}"
+            )
+        if self.slices * height * width <= 16 * 32 * 32:
+            raise ValueError("SLICES and SIZE must be above 16 slices of 32x32, which leave G and D a single voxel")
         return self
 
 
@@ -131,7 +140,7 @@ class OptimizerSettings(_Section):
     """SOLVER.OPTIMIZER.X: optimiser of one network."""
 
     name: Literal["Adam", "RMSprop"]
-    lr: Positive
+    lr: Annotated[float, Field(gt=0, le=1)]
     weight_decay: NotNegative = 0.0
 
 

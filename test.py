@@ -134,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     settings = read_settings(options.config_path, overrides)
     device = choose_device(options.device)
+    torch.backends.cudnn.allow_tf32 = False  # the same scores on every device
     model = options.model_path or settings.exp.folder / "segmenter_best.pth"
     output = options.output or model.parent / "test"
     default = SegmenterInput(settings.image.size, WINDOW, settings.image.normalization)
@@ -151,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     total = sum(len(cases) for cases in cohort.values())
     with tqdm(desc="testing", total=total, unit="scan", disable=options.quiet) as bar:
         for split, cases in cohort.items():
-            predictions = predict_scans(segmenter, cases, split, trained_on.normalization, settings.solver.precision)
+            predictions = predict_scans(segmenter, cases, split, trained_on.normalization)
             for prediction in predictions:
                 write_prediction(prediction, output)
                 if options.save_vis:

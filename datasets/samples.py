@@ -158,7 +158,7 @@ class BatchStream:
         batch_size: volumes a batch; scans repeat where there are fewer.
         settings: number of workers, and how long to wait for them.
         device: where batches go.
-        consumed: batches that were taken before, when a run is taken up again.
+        position: samples that were taken before, when a run is taken up again.
     """
 
     def __init__(
@@ -167,16 +167,16 @@ class BatchStream:
         batch_size: int,
         settings: DataloaderSettings,
         device: torch.device,
-        consumed: int = 0,
+        position: int = 0,
     ) -> None:
         self.samples = samples
         self.device = device
-        self.consumed = consumed
+        self.position = position
         self._batch_size = batch_size
         loader = DataLoader(
             samples,
             batch_size=batch_size,
-            sampler=_Endless(consumed * batch_size),
+            sampler=_Endless(position),
             num_workers=settings.num_workers,
             collate_fn=_collate,
             worker_init_fn=_start_worker,
@@ -196,7 +196,7 @@ class BatchStream:
         try:
             batch = next(self._batches)
         except (RuntimeError, StopIteration, OSError, EOFError) as error:
-            near = self.samples.case(self.consumed * self._batch_size).id
+            near = self.samples.case(self.position).id
             reason = str(error).splitlines()[0] if str(error) else "it stopped"
             raise TrainingError(
                 f"{self.samples.split}: a loader failed near {near} ({reason}); check memory, the scan, and "
@@ -204,6 +204,6 @@ class BatchStream:
             ) from None
         if isinstance(batch, _Failure):
             raise TrainingError(f"{self.samples.split}: the sample {batch.id} cannot be made ({batch.reason})")
-        self.consumed += 1
+        self.position += self._batch_size
         image, lung, lesion = (x.to(self.device, non_blocking=True) for x in batch[:3])
         return Batch(image, lung.float(), lesion.float(), tuple(batch.ids))

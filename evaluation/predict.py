@@ -18,7 +18,7 @@ from models import Segmenter
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Mixed precision for a block of code: bf16 on CUDA devices that have it, where asked for; float32 elsewhere."""
-    enabled = precision == "bf16" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    enabled = precision == "bf16" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 

@@ -27,10 +27,10 @@ install() {
 }
 
 make_environment() {
-    if [ ! -x "$python" ]; then
+    if ! "$python" -m pip --version > /dev/null 2>&1; then
         base=$(find_python) || exit 1
         echo "making $root/.venv with $base ..." >&2
-        "$base" -m venv "$root/.venv" || fail "$base -m venv failed; on Debian and Ubuntu: apt-get install python3-venv"
+        "$base" -m venv --clear "$root/.venv" || fail "$base -m venv failed; on Debian and Ubuntu: apt-get install python3-venv"
     fi
     echo "installing requirements.txt into $root/.venv (several GB, some minutes) ..." >&2
     install -r "$root/requirements.txt"

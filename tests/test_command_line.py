@@ -17,6 +17,11 @@ def raising(error):
         (lambda: 0, 0, ""),
         (lambda: 1, 1, ""),
         (lambda: raising(VolumeError("scan.nii: cut short")), 1, "error: scan.nii: cut short\n"),
+        (
+            lambda: raising(OSError(28, "No space left on device", "out/x.csv")),
+            1,
+            "error: out/x.csv: No space left on device; check the path, its rights and the disk\n",
+        ),
         (lambda: raising(KeyboardInterrupt()), 130, "interrupted\n"),
         (
             lambda: raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")),
@@ -39,8 +44,11 @@ def test_devices(monkeypatch):
     assert choose_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     assert choose_device("auto") == torch.device("cuda")
     assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert chosen == [torch.device("cuda:1")]
     with pytest.raises(GasnetError, match=r"--device cuda:2: 2 CUDA device\(s\) here; use --device cpu"):
         choose_device("cuda:2")
     for name in ("gpu", "meta", ""):

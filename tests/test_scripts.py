@@ -87,8 +87,20 @@ def test_changed_requirements_are_installed_again(project, tmp_path):
 
 def test_a_failing_installation_is_an_error_and_tried_again(project, tmp_path):
     (project / ".venv" / "requirements.cksum").unlink()
-    (project / ".venv" / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    (project / ".venv" / "bin" / "python").write_text('#!/bin/sh\n[ "$3" = --version ]\n')
     for _ in range(2):
         code, _, err = called(project / "train.sh", cwd=tmp_path)
         assert code == 1
         assert "error: pip could not install" in err
+
+
+def test_an_environment_without_pip_is_made_anew(project, tmp_path):
+    (project / ".venv" / "requirements.cksum").unlink()
+    (project / ".venv" / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    base = tmp_path / "base"
+    base.write_text('#!/bin/sh\n[ "$1" = -c ] || printf "<%s>" "$@" >&2\n[ "$1" = -c ]\n')
+    base.chmod(0o755)
+    code, _, err = called(project / "train.sh", cwd=tmp_path, PYTHON=str(base))
+    assert f"<-m><venv><--clear><{project}/.venv>" in err
+    assert code == 1
+    assert "python3-venv" in err

@@ -264,6 +264,30 @@ def test_networks_that_changed_cannot_be_resumed(config):
         train.main([*arguments, "--resume", "MODEL.WIDTH.UNET=3"])
 
 
+def test_settings_of_the_optimiser_are_those_of_the_resumed_run(config):
+    train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
+    training = started(config, "SOLVER.OPTIMIZER.D.WEIGHT_DECAY=0.5", resume=True)
+    assert training.optimizers["discriminator"].param_groups[0]["weight_decay"] == 0.5
+    assert training.optimizers["segmenter"].state  # its moments are those of the saved run
+    with pytest.raises(GasnetError, match="it is of another optimiser than Adam"):
+        started(config, "SOLVER.OPTIMIZER.D.NAME=Adam", resume=True)
+
+
+def test_a_resumed_run_does_not_need_what_it_started_from(config, run_folder, tmp_path):
+    train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
+    assert started(config, f"INIT_MODEL.UNET={tmp_path / 'gone.pth'}", resume=True).iteration == 1
+
+
+def test_a_disk_that_fails_is_one_line(config, run_folder, capsys):
+    run_folder.mkdir(parents=True)
+    (run_folder / "pictures").touch()
+    arguments = ["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"]
+    assert run(lambda: train.main(arguments)) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: {run_folder / 'pictures'}: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -141,10 +141,10 @@ def load_segmenter(path: Path, default: SegmenterInput) -> tuple[Segmenter, Segm
         given = content["input"]
         trained_on = SegmenterInput(tuple(given["size"]), tuple(given["window"]), given["normalization"])
     weights = _weights(content, "segmenter")
-    width = weights.get("stem.0.weight", weights.get("conv.weight", weights.get("module.conv.weight")))
-    if width is None:
+    first = weights.get("stem.0.weight", weights.get("conv.weight", weights.get("module.conv.weight")))
+    if first is None:
         raise CheckpointError(f"{path}: not the weights of a segmenter; its first entry is {next(iter(weights), None)}")
-    segmenter = Segmenter(width.shape[0])
+    segmenter = Segmenter(first.shape[0])
     _fill(segmenter, weights, path)
     return segmenter, trained_on
 
@@ -156,10 +156,10 @@ def load_generator(path: Path) -> Generator:
         CheckpointError: the file cannot be read or is not a generator's.
     """
     weights = _weights(load(path), "generator")
-    width = weights.get("encode1.0.weight", weights.get("conv1.0.weight", weights.get("module.conv1.0.weight")))
-    if width is None or width.shape[1] != 1:
+    first = weights.get("encode1.0.weight", weights.get("conv1.0.weight", weights.get("module.conv1.0.weight")))
+    if first is None or first.shape[1] != 1:
         raise CheckpointError(f"{path}: not the weights of a generator; use state_*.pth or a checkpointG_*.pth")
-    generator = Generator(width.shape[0])
+    generator = Generator(first.shape[0])
     _fill(generator, weights, path)
     return generator
 
@@ -170,7 +170,11 @@ def load_weights(network: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: the file cannot be read, or its weights do not fit.
     """
-    _fill(network, _weights(load(path), type(network).__name__.lower()), path)
+    kind = type(network).__name__.lower()
+    content = load(path)
+    if content.get("format") == SEGMENTER_FORMAT and kind != "segmenter":
+        raise CheckpointError(f"{path}: holds a segmenter alone; for the {kind} use a state_*.pth")
+    _fill(network, _weights(content, kind), path)
 
 
 def _weights(content: Mapping[str, Any], network: str) -> Mapping[str, Tensor]:

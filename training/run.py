@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from datasets.cohort import TRAINING, Case, read_volumes
 from datasets.crop import WINDOW
@@ -78,22 +79,23 @@ class TrainingRun:
             )
         torch.manual_seed(settings.exp.seed)
         torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = settings.solver.precision != "fp32"
         self.method = Method(settings.exp.constraints, settings.solver.iter_max, settings.loss, settings.gate)
-        self.networks = _build_networks(settings).to(device)
+        self.networks = _build_networks(settings, initialise=not resume).to(device)
         self.optimizers = build_optimizers(self.networks, settings.solver)
         self.iteration = 0
         self.best_dice: float | None = None
         self.skipped = SkippedSteps(settings.solver.max_skipped)
-        consumed = dict.fromkeys(TRAINING, 0)
+        positions = dict.fromkeys(TRAINING, 0)
         if resume:
-            consumed = self._restore(load_latest_state(self.folder))
+            positions = self._restore(load_latest_state(self.folder))
         self._streams = {
             split: BatchStream(
                 Samples(cohort[split], split, settings.image, settings.exp.seed, settings.dataloader.cache_mb),
                 settings.solver.batch_size,
                 settings.dataloader,
                 device,
-                consumed[split],
+                positions[split],
             )
             for split in TRAINING
         }
@@ -102,25 +104,22 @@ class TrainingRun:
         self._log = RunLog(self.folder, self.iteration, settings.solver.iter_max, progress)
         self._last_log = (self.iteration, time.monotonic())
         self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
 
     def iterations(self) -> Iterator[int]:
         """The iterations t that are left; logs, validates and saves between them.
 
         Ctrl-C and SIGTERM end the iteration that is under way, save the state, and then raise SystemExit.
         """
-        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             while self.iteration < self.settings.solver.iter_max:
                 set_learning_rates(self.optimizers, self.settings.solver, self.iteration)
                 yield self.iteration
                 self.iteration += 1
                 self._between()
-                if self._signal is not None:
-                    log.warning("stopped at iteration %d, state saved; --resume goes on", self.iteration)
-                    raise SystemExit(128 + self._signal)
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            self._restore_handlers()
             self._log.close()
 
     def batch(self, split: str) -> Batch:
@@ -150,17 +149,23 @@ class TrainingRun:
         self.skipped.record(counted, self.iteration, name, ids)
 
     def _between(self) -> None:
-        interval, done = self.settings.interval, self.iteration
-        last = done == self.settings.solver.iter_max
+        interval, done, stop = self.settings.interval, self.iteration, self._signal
+        finished = done == self.settings.solver.iter_max
         self._log.bar.update()
-        if done % interval.log == 0 or last or self._signal is not None:
+        improved = False
+        if self.validate and (done % interval.valid == 0 or finished):
+            improved = self._validate()
+        # A state that did not know of the best segmenter would let a worse one take its place.
+        save = done % interval.save == 0 or finished or improved or stop is not None
+        if done % interval.log == 0 or save:
             self._report()
-        if done % interval.picture == 0 or last:
+        if done % interval.picture == 0 or finished:
             self._log.picture(done, self._pictures())
-        if self.validate and (done % interval.valid == 0 or last):
-            self._validate()
-        if done % interval.save == 0 or last or self._signal is not None:
+        if save:
             self._save()
+        if stop is not None:
+            log.warning("stopped at iteration %d, state saved; --resume goes on", done)
+            raise SystemExit(128 + stop)
 
     def _report(self) -> None:
         for what in self.skipped.check():
@@ -178,12 +183,13 @@ class TrainingRun:
         self._log.losses(self.iteration, values)
         self._last_log = (self.iteration, now)
 
-    def _validate(self) -> None:
+    def _validate(self) -> bool:
+        """Score the validation splits; whether this is the best segmenter so far."""
         values: dict[str, float] = {}
         for split in ("VALID", "VALIDH", "VALIDWL"):
             cases = self.cohort.get(split, ())
-            image, solver = self.settings.image, self.settings.solver
-            predictions = predict_scans(self.networks.segmenter, cases, split, image.normalization, solver.precision)
+            image, precision = self.settings.image, self.settings.solver.precision
+            predictions = predict_scans(self.networks.segmenter, cases, split, image.normalization, precision)
             summary = summarise(prediction.score for prediction in predictions)
             if summary["lesion"]["scans"]:
                 values["valid/dice"] = summary["lesion"]["dice"]["mean"]
@@ -193,9 +199,11 @@ class TrainingRun:
                 values[f"{split.lower()}/predicted_ml"] = summary["unknown"]["predicted_ml"]["mean"]
         self._log.scalars(self.iteration, values)
         dice = values.get("valid/dice")
-        if dice is not None and (self.best_dice is None or dice > self.best_dice):
-            self.best_dice = dice
-            self._save_segmenter("segmenter_best.pth", dice)
+        if dice is None or (self.best_dice is not None and dice <= self.best_dice):
+            return False
+        self.best_dice = dice
+        self._save_segmenter("segmenter_best.pth", dice)
+        return True
 
     def _pictures(self) -> Tensor:
         images, lungs = [], []
@@ -221,7 +229,7 @@ class TrainingRun:
                 "torch": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
             },
-            "consumed": {split: stream.consumed for split, stream in self._streams.items()},
+            "position": {split: stream.position for split, stream in self._streams.items()},
             "best_dice": self.best_dice,
             "skipped": self.skipped.count,
             "settings": self.settings.to_yaml(),
@@ -229,15 +237,12 @@ class TrainingRun:
         save_state(self.folder, content, self.iteration)
 
     def _restore(self, state: Mapping[str, Any]) -> dict[str, int]:
-        """Take up a state; returns the batches that were consumed of each split."""
+        """Take up a state; returns the place in the stream of each split."""
         try:
             for name, network in self.networks._asdict().items():
                 network.load_state_dict(state["networks"][name])
             for name, optimizer in self.optimizers.items():
-                saved = state["optimizers"][name]
-                for group in saved["param_groups"]:
-                    group["capturable"] = self.device.type == "cuda"
-                optimizer.load_state_dict(saved)
+                _restore_optimizer(optimizer, state["optimizers"][name])
             random.setstate(state["random"]["python"])
             torch.set_rng_state(state["random"]["torch"])
             if self.device.type == "cuda" and len(state["random"]["cuda"]) == torch.cuda.device_count():
@@ -245,7 +250,7 @@ class TrainingRun:
             self.best_dice = state["best_dice"]
             self.skipped.count = state["skipped"]
             self.iteration = state["iteration"]
-            consumed = dict(state["consumed"])
+            positions = dict(state["position"])
         except (KeyError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
@@ -253,10 +258,25 @@ class TrainingRun:
             ) from None
         if state["settings"] != self.settings.to_yaml():
             log.warning("resuming with settings that differ from those of the saved run")
-        return consumed
+        return positions
 
     def _stop(self, number: int, _: FrameType | None) -> None:
+        # A second signal does what it always does: nobody has to wait for a loader that hangs.
         self._signal = number
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+
+def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Take up what an optimiser knew of its weights; its settings stay those of today."""
+    fresh = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    if any(old.keys() - {"params"} != new.keys() for old, new in zip(saved["param_groups"], fresh, strict=True)):
+        raise ValueError(f"it is of another optimiser than {type(optimizer).__name__}")
+    groups = [{**old, **new} for old, new in zip(saved["param_groups"], fresh, strict=True)]
+    optimizer.load_state_dict({**saved, "param_groups": groups})
 
 
 def _write(path: Path, text: str) -> None:
@@ -268,7 +288,7 @@ def _write(path: Path, text: str) -> None:
         ) from None
 
 
-def _build_networks(settings: Settings) -> Networks:
+def _build_networks(settings: Settings, initialise: bool) -> Networks:
     width, size = settings.model.width, settings.image.size
     networks = Networks(
         Segmenter(width.unet),
@@ -277,6 +297,6 @@ def _build_networks(settings: Settings) -> Networks:
     )
     start = settings.init_model
     for network, path in zip(networks, (start.unet, start.g, start.d), strict=True):
-        if path is not None:
+        if path is not None and initialise:
             load_weights(network, Path(path))
     return networks

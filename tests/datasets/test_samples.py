@@ -64,9 +64,9 @@ def test_batches_do_not_depend_on_the_number_of_workers(cases, workers):
 
 def test_a_stream_can_be_taken_up_anywhere(cases):
     whole = taken(stream_of(cases), 6)
-    resumed = stream_of(cases, consumed=4)
+    resumed = stream_of(cases, position=8)
     assert same(taken(resumed, 2), whole[4:])
-    assert resumed.consumed == 6
+    assert resumed.position == 12
 
 
 def test_the_cache_changes_nothing(cases):
