@@ -29,7 +29,7 @@ from command_line import add_device, add_quiet, choose_device, new_parser, run, 
 from datasets.cohort import HELD_OUT, TRAINING, read_cohort
 from datasets.crop import WINDOW
 from datasets.samples import normalise, scan_input
-from datasets.volume import read_geometry, write_volume
+from datasets.volume import write_volume
 from errors import CheckpointError, CohortError
 from evaluation.figures import save_case_figure, slice_to_show
 from evaluation.metrics import Score, as_table, summarise
@@ -51,13 +51,12 @@ def write_prediction(prediction: Prediction, output: Path) -> None:
     Raises:
         VolumeError: a file cannot be written.
     """
-    grid = read_geometry(prediction.case.image)
     for folder, array in (
         ("probabilities", prediction.probability.astype(np.float32)),
         ("masks", prediction.mask.astype(np.uint8)),
     ):
         image = sitk.GetImageFromArray(array)
-        image.CopyInformation(grid)
+        image.CopyInformation(prediction.grid)
         write_volume(image, output / folder / f"{prediction.case.id}.nii.gz")
 
 
@@ -81,7 +80,7 @@ def save_figure(
         synthetic = synthesise(scan, lesion, torch.ones_like(lesion), generated)
         for title, volume in (("I_g", generated), ("I_s", synthetic)):
             columns[title] = ((volume[0, 0] + 1) / 2).cpu().numpy()
-    x, y, _ = read_geometry(prediction.case.image).GetSpacing()
+    x, y, _ = prediction.grid.GetSpacing()
     save_case_figure(columns, slice_to_show(volumes.lesion, prediction.mask), y / x, path)
 
 

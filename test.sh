@@ -5,14 +5,8 @@
 set -eu
 root=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$root/scripts/environment.sh"
+. "$root/scripts/config.sh"
 
-config="$root/configs/Gan.yaml"
-case "${1-}" in
-    *.yaml | *.yml)
-        config=$1
-        shift
-        ;;
-esac
 case "${1-}" in
     *.pth | *.pt)
         model=$1

@@ -4,12 +4,6 @@
 set -eu
 root=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$root/scripts/environment.sh"
+. "$root/scripts/config.sh"
 
-config="$root/configs/Gan.yaml"
-case "${1-}" in
-    *.yaml | *.yml)
-        config=$1
-        shift
-        ;;
-esac
 exec "$python" "$root/train.py" --config-path "$config" --is-validation "$@"

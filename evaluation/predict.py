@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 
 from datasets.cohort import HEALTHY, WITH_LESION, Case, Volumes, read_volumes
@@ -24,10 +25,14 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the segmenter finds in one scan: probabilities (float32, (z, y, x), 0 outside the lungs) and its score."""
+    """What the segmenter finds in one scan: probabilities (float32, (z, y, x), 0 outside the lungs) and its score.
+
+    `grid` has the crop's size, spacing, origin and direction.
+    """
 
     case: Case
     volumes: Volumes
+    grid: sitk.Image
     probability: np.ndarray
     score: Score
 
@@ -55,7 +60,7 @@ def predict_scans(
     """
     device = next(segmenter.parameters()).device
     for case in cases:
-        volumes = read_volumes(case)
+        volumes, grid = read_volumes(case), read_geometry(case.image)
         with autocast(device, precision):
             logits = segmenter(scan_input(volumes, normalization).to(device))
         probability = logits[0, 0].float().sigmoid().cpu().numpy() * volumes.lung
@@ -66,6 +71,6 @@ def predict_scans(
             prediction=probability > THRESHOLD,
             truth=volumes.lesion.astype(bool) if known else None,
             lung=volumes.lung.astype(bool),
-            voxel_ml=float(np.prod(read_geometry(case.image).GetSpacing())) / 1000,
+            voxel_ml=float(np.prod(grid.GetSpacing())) / 1000,
         )
-        yield Prediction(case, volumes, probability, score)
+        yield Prediction(case, volumes, grid, probability, score)

@@ -15,7 +15,14 @@ SHELL = shutil.which("dash") or "sh"
 def project(tmp_path):
     """A copy of the scripts in a folder with spaces, with an environment that is complete."""
     root = tmp_path / "a folder with spaces"
-    for name in ("train.sh", "test.sh", "requirements.txt", "scripts/environment.sh", "tests/run.sh"):
+    for name in (
+        "train.sh",
+        "test.sh",
+        "requirements.txt",
+        "scripts/environment.sh",
+        "scripts/config.sh",
+        "tests/run.sh",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     python = root / ".venv" / "bin" / "python"

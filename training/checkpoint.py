@@ -141,7 +141,7 @@ def load_segmenter(path: Path, default: SegmenterInput) -> tuple[Segmenter, Segm
         given = content["input"]
         trained_on = SegmenterInput(tuple(given["size"]), tuple(given["window"]), given["normalization"])
     weights = _weights(content, "segmenter")
-    first = weights.get("stem.0.weight", weights.get("conv.weight", weights.get("module.conv.weight")))
+    first = _first_of(weights, "stem.0.weight", "conv.weight")
     if first is None:
         raise CheckpointError(f"{path}: not the weights of a segmenter; its first entry is {next(iter(weights), None)}")
     segmenter = Segmenter(first.shape[0])
@@ -156,7 +156,7 @@ def load_generator(path: Path) -> Generator:
         CheckpointError: the file cannot be read or is not a generator's.
     """
     weights = _weights(load(path), "generator")
-    first = weights.get("encode1.0.weight", weights.get("conv1.0.weight", weights.get("module.conv1.0.weight")))
+    first = _first_of(weights, "encode1.0.weight", "conv1.0.weight")
     if first is None or first.shape[1] != 1:
         raise CheckpointError(f"{path}: not the weights of a generator; use state_*.pth or a checkpointG_*.pth")
     generator = Generator(first.shape[0])
@@ -184,6 +184,11 @@ def _weights(content: Mapping[str, Any], network: str) -> Mapping[str, Tensor]:
     if content.get("format") == SEGMENTER_FORMAT:
         return content["weights"]
     return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+
+
+def _first_of(weights: Mapping[str, Tensor], ours: str, published: str) -> Tensor | None:
+    """The weight of the first convolution, whose shape tells the width, under our name or the published one."""
+    return next((weights[name] for name in (ours, published, f"module.{published}") if name in weights), None)
 
 
 def _fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:

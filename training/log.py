@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -125,9 +124,3 @@ def picture_grid(networks: Networks, image: Tensor, lung: Tensor) -> Tensor:
     middle = image.shape[2] // 2
     tiles = torch.stack([column[:, :, middle] for column in columns], dim=1).flatten(0, 1)
     return make_grid(tiles.clamp(0, 1).cpu(), nrow=len(columns), padding=2, pad_value=0.5)
-
-
-def centre_stack(array: np.ndarray, slices: int) -> np.ndarray:
-    """The middle slices of a volume (z, y, x)."""
-    start = (array.shape[0] - slices) // 2
-    return array[start : start + slices]

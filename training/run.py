@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from datasets.cohort import TRAINING, Case, read_volumes
 from datasets.crop import WINDOW
-from datasets.samples import BatchStream, Samples, as_input, normalise
+from datasets.samples import BatchStream, Samples, scan_input
 from errors import CheckpointError, TrainingError
 from evaluation.metrics import summarise
 from evaluation.predict import autocast, predict_scans
@@ -36,7 +36,7 @@ from training.checkpoint import (
     save_segmenter,
     save_state,
 )
-from training.log import RunLog, RunningMeans, centre_stack, picture_grid
+from training.log import RunLog, RunningMeans, picture_grid
 from training.optimise import SkippedSteps, build_optimizers, guarded_step, set_learning_rates
 from whole_files import write_text
 
@@ -57,6 +57,7 @@ class TrainingRun:
     Raises:
         TrainingError: the run's folder holds a run already and `resume` is False.
         CheckpointError: a checkpoint to start or resume from cannot be read or does not fit.
+        OSError: the run's folder cannot be written.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class TrainingRun:
             )
             for split in TRAINING
         }
-        _write(self.folder / "settings.yaml", settings.to_yaml())
+        write_text(self.folder / "settings.yaml", settings.to_yaml())
         self._means = RunningMeans()
         self._log = RunLog(self.folder, self.iteration, settings.solver.iter_max, progress)
         self._last_log = (self.iteration, time.monotonic())
@@ -206,14 +207,16 @@ class TrainingRun:
         return True
 
     def _pictures(self) -> Tensor:
+        settings = self.settings.image
+        first = (settings.size[0] - settings.slices) // 2
+        middle = slice(first, first + settings.slices)
         images, lungs = [], []
         for split in ("WO_LABEL", "HEALTHY", "LABELED"):
             volumes = read_volumes(self.cohort[split][0])
-            image = normalise(volumes.image, self.settings.image.normalization)
-            images.append(as_input(centre_stack(image, self.settings.image.slices)))
-            lungs.append(torch.from_numpy(centre_stack(volumes.lung, self.settings.image.slices)[None]).float())
+            images.append(scan_input(volumes, settings.normalization)[:, :, middle])
+            lungs.append(torch.from_numpy(volumes.lung)[None, None, middle].float())
         with autocast(self.device, self.settings.solver.precision):
-            return picture_grid(self.networks, torch.stack(images).to(self.device), torch.stack(lungs).to(self.device))
+            return picture_grid(self.networks, torch.cat(images).to(self.device), torch.cat(lungs).to(self.device))
 
     def _save_segmenter(self, name: str, dice: float | None) -> None:
         trained_on = SegmenterInput(self.settings.image.size, WINDOW, self.settings.image.normalization)
@@ -277,15 +280,6 @@ def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
         raise ValueError(f"it is of another optimiser than {type(optimizer).__name__}")
     groups = [{**old, **new} for old, new in zip(saved["param_groups"], fresh, strict=True)]
     optimizer.load_state_dict({**saved, "param_groups": groups})
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise TrainingError(
-            f"{path}: cannot be written ({error.strerror}); check EXP.OUTPUT_DIR and the disk"
-        ) from None
 
 
 def _build_networks(settings: Settings, initialise: bool) -> Networks:
