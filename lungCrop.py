@@ -11,6 +11,8 @@ Examples:
     python lungCrop.py scans --output data --labels lesions --weights unet_r231-d5d2fc3d.pth
     python lungCrop.py scan.nrrd --output data --lungs threshold
     python lungCrop.py scans --output data --lungs lung_masks
+    python lungCrop.py dicom_folder --output data --series "Lung 1.0"
+    python lungCrop.py covidseg/ct_scans --output data --grey-window -1250 250
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ import SimpleITK as sitk
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from command_line import add_quiet, new_parser, run, start_logging
+from command_line import add_quiet, add_reading, new_parser, run, start_logging
 from datasets.cohort import find_volume
 from datasets.crop import CROP_SIZE, LungMaskCrop
 from datasets.lungs import load_lungmask, segment_by_threshold
 from datasets.scans import find_scans, match_labels
-from datasets.volume import read_geometry, write_volume
+from datasets.volume import Reading, read_geometry, write_volume
 from errors import GasnetError, VolumeError
 
 __all__ = ["LungMaskCrop", "crop_scans", "main"]
@@ -85,7 +87,7 @@ def is_done(output: Path, case_id: str, size: tuple[int, int, int], with_lesion:
     if None in paths:
         return False
     try:
-        return all(tuple(reversed(read_geometry(path).GetSize())) == size for path in paths)
+        return all(read_geometry(path).shape == size for path in paths)
     except VolumeError:
         return False
 
@@ -113,11 +115,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar=("DEPTH", "HEIGHT", "WIDTH"),
         help="voxels of a crop (default {} {} {})".format(*CROP_SIZE),
     )
+    parser.add_argument(
+        "--grey-window",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="map CTs of 0..255 back to HU, of which LOW became 0 and HIGH 255 (CovidSeg's Radiopaedia: -1250 250)",
+    )
+    add_reading(parser)
     parser.add_argument("--overwrite", action="store_true", help="crop scans again that are done")
     add_quiet(parser)
     options = parser.parse_args(arguments)
     if min(options.size) < 2:
         parser.error("--size needs at least 2 voxels along each axis")
+    if options.grey_window is not None and options.grey_window[0] >= options.grey_window[1]:
+        parser.error("--grey-window needs the lower HU first")
     start_logging(options.quiet)
 
     scans = find_scans(options.input)
@@ -126,6 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lungs = _match(Path(options.lungs), scans, "lung mask") if given else None
     _keep_apart(options.output, [*scans.values(), *labels.values(), *(lungs or {}).values()])
     size = tuple(options.size)
+    grey_window = None if options.grey_window is None else tuple(options.grey_window)
+    reading = Reading(options.max_voxels, options.series, grey_window)
     left = {
         case_id: scan
         for case_id, scan in scans.items()
@@ -133,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     failed: dict[str, str] = {}
     if left:
-        cropper = LungMaskCrop(_lung_finder(options), size)
+        cropper = LungMaskCrop(_lung_finder(options), size, reading)
         failed = crop_scans(left, options.output, cropper, labels, lungs, progress=not options.quiet)
 
     print(

@@ -20,23 +20,24 @@ import SimpleITK as sitk
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from command_line import add_quiet, new_parser, run, start_logging
+from command_line import add_quiet, add_reading, new_parser, run, start_logging
 from datasets.crop import paste_back
 from datasets.scans import find_scans, match_labels
-from datasets.volume import read_geometry, read_labels, read_volume, volume_id, write_volume
+from datasets.volume import DEFAULT, Reading, read_geometry, read_labels, read_volume, volume_id, write_volume
 from errors import GasnetError, VolumeError
 from evaluation.metrics import THRESHOLD
 
 log = logging.getLogger(__name__)
 
 
-def restore_mask(scan: Path, mask: Path, threshold: float = THRESHOLD) -> sitk.Image:
+def restore_mask(scan: Path, mask: Path, threshold: float = THRESHOLD, reading: Reading = DEFAULT) -> sitk.Image:
     """The full-size mask of a scan from a cropped mask or probability.
 
     Args:
         scan: the raw CT, a file or a DICOM folder; its geometry alone is used.
         mask: probabilities where the file holds floats, labels otherwise.
         threshold: probabilities above it are lesion.
+        reading: how the scan is read.
 
     Returns:
         uint8 with exactly the geometry of the scan.
@@ -53,7 +54,7 @@ def restore_mask(scan: Path, mask: Path, threshold: float = THRESHOLD) -> sitk.I
     else:
         crop = read_labels(mask)
     try:
-        return paste_back(crop, read_geometry(scan), threshold if probability else None)
+        return paste_back(crop, read_geometry(scan, reading), threshold if probability else None)
     except VolumeError as error:
         raise VolumeError(f"{mask}: does not lie on {scan}: {error}") from None
 
@@ -73,12 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--masks", type=Path, required=True, metavar="PRED", help="folder of cropped masks")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the full-size masks")
     parser.add_argument("--threshold", type=float, default=THRESHOLD, help="probabilities above it are lesion")
+    add_reading(parser)
     add_quiet(parser)
     options = parser.parse_args(arguments)
     if not 0 <= options.threshold < 1:
         parser.error("--threshold must be at least 0 and below 1")
     start_logging(options.quiet)
 
+    reading = Reading(options.max_voxels, options.series)
     scans = find_scans(*options.images)
     masks, unmatched = match_labels(options.masks, list(scans))
     inputs = (*options.images, options.masks, *(path.parent for path in (*scans.values(), *masks.values())))
@@ -88,9 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with logging_redirect_tqdm():
         for case_id, mask in tqdm(masks.items(), "pasting back", unit="mask", disable=options.quiet):
             try:
-                write_volume(
-                    restore_mask(scans[case_id], mask, options.threshold), options.output / result_name(scans[case_id])
-                )
+                restored = restore_mask(scans[case_id], mask, options.threshold, reading)
+                write_volume(restored, options.output / result_name(scans[case_id]))
             except GasnetError as error:
                 failed[case_id] = str(error)
                 log.warning("%s", error)

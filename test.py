@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from tqdm import tqdm
 
@@ -55,9 +54,7 @@ def write_prediction(prediction: Prediction, output: Path) -> None:
         ("probabilities", prediction.probability.astype(np.float32)),
         ("masks", prediction.mask.astype(np.uint8)),
     ):
-        image = sitk.GetImageFromArray(array)
-        image.CopyInformation(prediction.grid)
-        write_volume(image, output / folder / f"{prediction.case.id}.nii.gz")
+        write_volume(prediction.volumes.grid.image(array), output / folder / f"{prediction.case.id}.nii.gz")
 
 
 def save_figure(
@@ -80,7 +77,7 @@ def save_figure(
         synthetic = synthesise(scan, lesion, torch.ones_like(lesion), generated)
         for title, volume in (("I_g", generated), ("I_s", synthetic)):
             columns[title] = ((volume[0, 0] + 1) / 2).cpu().numpy()
-    x, y, _ = prediction.grid.GetSpacing()
+    x, y, _ = volumes.grid.spacing
     save_case_figure(columns, slice_to_show(volumes.lesion, prediction.mask), y / x, path)
 
 

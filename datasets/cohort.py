@@ -19,7 +19,8 @@ import numpy as np
 import SimpleITK as sitk
 from tqdm import tqdm
 
-from datasets.volume import check_same_grid, read_geometry, read_labels, read_volume
+from datasets.grid import Grid, check_same_grid
+from datasets.volume import read_geometry, read_labels, read_volume
 from errors import CohortError, GasnetError, VolumeError
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class Volumes:
     """uint8, 0 or 1"""
     lesion: np.ndarray
     """uint8, 0 or 1; all 0 where the case has no voxel label"""
+    grid: Grid
+    """size, spacing, origin and direction"""
 
 
 def lesion_folder(root: Path) -> Path:
@@ -110,16 +113,17 @@ def read_volumes(case: Case) -> Volumes:
             f"{case.image}: values of {values.min():g}..{values.max():g}; expected different ones from 0 to 255, "
             "as lungCrop.py writes them"
         )
-    lung = _read_mask(case.lung, case.image, image, highest=2)
+    grid = Grid.of(image)
+    lung = _read_mask(case.lung, case.image, grid, highest=2)
     if not lung.any():
         raise VolumeError(f"{case.lung}: empty; expected the lungs of the scan")
-    lesion = np.zeros_like(lung) if case.lesion is None else _read_mask(case.lesion, case.image, image, highest=1)
-    return Volumes(values, lung, lesion)
+    lesion = np.zeros_like(lung) if case.lesion is None else _read_mask(case.lesion, case.image, grid, highest=1)
+    return Volumes(values, lung, lesion, grid)
 
 
-def _read_mask(path: Path, image_path: Path, image: sitk.Image, highest: int) -> np.ndarray:
+def _read_mask(path: Path, image_path: Path, grid: Grid, highest: int) -> np.ndarray:
     mask = read_labels(path)
-    check_same_grid(path, mask, image_path, image)
+    check_same_grid(path, Grid.of(mask), image_path, grid)
     values = sitk.GetArrayViewFromImage(mask)
     if values.max() > highest:
         expected = " or ".join(str(label) for label in range(highest + 1))
@@ -201,7 +205,7 @@ def _all(cohort: Mapping[str, Iterable[Case]]) -> list[Case]:
 
 def _problem(case: Case, size: tuple[int, int, int]) -> str | None:
     try:
-        found = tuple(reversed(read_geometry(case.image).GetSize()))
+        found = read_geometry(case.image).shape
         if found != size:
             return f"{case.image}: {found} voxels, IMAGE.SIZE is {size}; make both agree (lungCrop.py --size)"
         read_volumes(case)

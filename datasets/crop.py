@@ -14,8 +14,9 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from datasets.grid import Grid, check_same_grid
 from datasets.lungs import load_lungmask
-from datasets.volume import check_same_grid, read_ct, read_labels
+from datasets.volume import DEFAULT, Reading, read_ct, read_labels
 from errors import VolumeError
 
 CROP_SIZE = (40, 160, 160)
@@ -92,12 +93,12 @@ def crop_to_box(image: sitk.Image, box: Box, size: tuple[int, int, int], order: 
     return crop
 
 
-def paste_back(crop: sitk.Image, scan: sitk.Image, threshold: float | None = None) -> sitk.Image:
+def paste_back(crop: sitk.Image, scan: Grid, threshold: float | None = None) -> sitk.Image:
     """A cropped mask on the grid of its scan, 0 outside the lungs' box.
 
     Args:
         crop: a mask (nearest neighbour), or with a threshold a probability or soft mask (linear interpolation).
-        scan: gives size, spacing, origin and direction; its voxels are not looked at.
+        scan: size, spacing, origin and direction of the scan.
         threshold: values above it are lesion.
 
     Returns:
@@ -106,41 +107,34 @@ def paste_back(crop: sitk.Image, scan: sitk.Image, threshold: float | None = Non
     Raises:
         VolumeError: the crop was not cut from a scan of this geometry.
     """
-    grid = sitk.Image(scan.GetSize(), sitk.sitkUInt8)
-    grid.CopyInformation(scan)
-    grid = sitk.DICOMOrient(grid, _ORIENTATION)
-    box = _box_of(crop, grid)
+    unpasted = scan.image(np.zeros(scan.shape, np.uint8))
+    own_orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(scan.direction)
+    grid = Grid.of(sitk.DICOMOrient(unpasted, _ORIENTATION))
+    box = _box_of(Grid.of(crop), grid)
 
     array = sitk.GetArrayViewFromImage(crop)
     size = tuple(s.stop - s.start for s in box)
-    pasted = np.zeros(tuple(reversed(grid.GetSize())), np.uint8)
+    pasted = np.zeros(grid.shape, np.uint8)
     if threshold is None:
         pasted[box] = resize(array, size, NEAREST)
     else:
         pasted[box] = resize(array.astype(np.float32), size, LINEAR) > threshold
 
-    mask = sitk.GetImageFromArray(pasted)
-    mask.CopyInformation(grid)
-    mask = sitk.DICOMOrient(mask, _orientation_code(scan))
-    mask.CopyInformation(scan)
+    mask = sitk.DICOMOrient(grid.image(pasted), own_orientation)
+    mask.CopyInformation(unpasted)
     return mask
 
 
-def _orientation_code(image: sitk.Image) -> str:
-    return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
-
-
-def _box_of(crop: sitk.Image, grid: sitk.Image) -> Box:
-    last_voxel = [n - 1 for n in crop.GetSize()]
-    first = np.array(grid.TransformPhysicalPointToContinuousIndex(crop.GetOrigin()))
-    last = np.array(grid.TransformPhysicalPointToContinuousIndex(crop.TransformIndexToPhysicalPoint(last_voxel)))
+def _box_of(crop: Grid, grid: Grid) -> Box:
+    first = grid.index(crop.origin)
+    last = grid.index(crop.point([n - 1 for n in crop.size]))
     start, stop = np.rint(first).astype(int), np.rint(last).astype(int) + 1
     aligned = np.allclose(first, start, atol=_ALIGNED) and np.allclose(last, stop - 1, atol=_ALIGNED)
-    straight = np.allclose(crop.GetDirection(), grid.GetDirection(), atol=1e-3)
-    if not (aligned and straight and (start >= 0).all() and (stop <= grid.GetSize()).all()):
+    straight = np.allclose(crop.direction, grid.direction, atol=1e-3)
+    if not (aligned and straight and (start >= 0).all() and (stop <= grid.size).all()):
         raise VolumeError(
             f"the crop spans voxels {first.round(2).tolist()} to {last.round(2).tolist()} of a scan of "
-            f"{list(grid.GetSize())} (x, y, z); expected a crop that lungCrop.py made from this very scan"
+            f"{list(grid.size)} (x, y, z); expected a crop that lungCrop.py made from this very scan"
         )
     return tuple(slice(int(a), int(b)) for a, b in zip(start[::-1], stop[::-1], strict=True))
 
@@ -152,6 +146,7 @@ class LungMaskCrop:
         lungs: gives the lung labels (1 right, 2 left; uint8, (z, y, x)) of a CT in HU. By default lungmask's model
             R231, which fetches its weights on first use.
         size: (z, y, x) of the crops, at least 2 each.
+        reading: how the scans are read.
 
     Raises:
         VolumeError: lungmask's weights cannot be had.
@@ -161,9 +156,11 @@ class LungMaskCrop:
         self,
         lungs: Callable[[sitk.Image], np.ndarray] | None = None,
         size: tuple[int, int, int] = CROP_SIZE,
+        reading: Reading = DEFAULT,
     ) -> None:
         self.lungs = lungs if lungs is not None else load_lungmask()
         self.size = size
+        self.reading = reading
 
     def crop(
         self, imagepath: Path | str, labelpath: Path | str | None = None, lungpath: Path | str | None = None
@@ -183,9 +180,9 @@ class LungMaskCrop:
             VolumeError: a file cannot be read, does not fit the CT, or shows no lung.
         """
         imagepath = Path(imagepath)
-        ct = read_ct(imagepath)
+        ct = read_ct(imagepath, self.reading)
         lung = self._find_lungs(imagepath, ct, lungpath)
-        lesion = None if labelpath is None else _read_fitting(Path(labelpath), imagepath, ct) > 0
+        lesion = None if labelpath is None else self._read_fitting(Path(labelpath), imagepath, ct) > 0
 
         ct, lung = sitk.DICOMOrient(ct, _ORIENTATION), sitk.DICOMOrient(lung, _ORIENTATION)
         mask = remove_small_components(sitk.GetArrayViewFromImage(lung) > 0)
@@ -205,7 +202,7 @@ class LungMaskCrop:
 
     def _find_lungs(self, imagepath: Path, ct: sitk.Image, lungpath: Path | str | None) -> sitk.Image:
         if lungpath is not None:
-            return _read_fitting(Path(lungpath), imagepath, ct)
+            return self._read_fitting(Path(lungpath), imagepath, ct)
         try:
             labels = self.lungs(ct)
         except VolumeError as error:
@@ -214,10 +211,9 @@ class LungMaskCrop:
         lung.CopyInformation(ct)
         return lung
 
-
-def _read_fitting(path: Path, imagepath: Path, ct: sitk.Image) -> sitk.Image:
-    labels = read_labels(path)
-    check_same_grid(path, labels, imagepath, ct)
-    # Equal within the tolerance; from here on equal to the last bit.
-    labels.CopyInformation(ct)
-    return labels
+    def _read_fitting(self, path: Path, imagepath: Path, ct: sitk.Image) -> sitk.Image:
+        labels = read_labels(path, self.reading)
+        check_same_grid(path, Grid.of(labels), imagepath, Grid.of(ct))
+        # Equal within the tolerance; from here on equal to the last bit.
+        labels.CopyInformation(ct)
+        return labels

@@ -7,12 +7,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 
 from datasets.cohort import HEALTHY, WITH_LESION, Case, Volumes, read_volumes
 from datasets.samples import scan_input
-from datasets.volume import read_geometry
 from evaluation.metrics import THRESHOLD, Score, score_scan
 from models import Segmenter
 
@@ -25,14 +23,10 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the segmenter finds in one scan: probabilities (float32, (z, y, x), 0 outside the lungs) and its score.
-
-    `grid` has the crop's size, spacing, origin and direction.
-    """
+    """What the segmenter finds in one scan: probabilities (float32, (z, y, x), 0 outside the lungs) and its score."""
 
     case: Case
     volumes: Volumes
-    grid: sitk.Image
     probability: np.ndarray
     score: Score
 
@@ -60,7 +54,7 @@ def predict_scans(
     """
     device = next(segmenter.parameters()).device
     for case in cases:
-        volumes, grid = read_volumes(case), read_geometry(case.image)
+        volumes = read_volumes(case)
         with autocast(device, precision):
             logits = segmenter(scan_input(volumes, normalization).to(device))
         probability = logits[0, 0].float().sigmoid().cpu().numpy() * volumes.lung
@@ -71,6 +65,6 @@ def predict_scans(
             prediction=probability > THRESHOLD,
             truth=volumes.lesion.astype(bool) if known else None,
             lung=volumes.lung.astype(bool),
-            voxel_ml=float(np.prod(grid.GetSpacing())) / 1000,
+            voxel_ml=volumes.grid.voxel_ml,
         )
-        yield Prediction(case, volumes, grid, probability, score)
+        yield Prediction(case, volumes, probability, score)

@@ -22,11 +22,11 @@ def image_of(array, spacing=SPACING, origin=ORIGIN, direction=(1, 0, 0, 0, 1, 0,
     return image
 
 
-def write(path, array, **geometry):
-    """Write an array, or an image, with SimpleITK itself."""
+def write(path, array, compress=True, **geometry):
+    """Write an array, or an image, with SimpleITK itself; compressed where the type can be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = array if isinstance(array, sitk.Image) else image_of(array, **geometry)
-    sitk.WriteImage(image, str(path), useCompression=not path.name.endswith((".nii", ".mhd")))
+    sitk.WriteImage(image, str(path), useCompression=compress and not path.name.endswith((".nii", ".mhd")))
     return path
 
 
@@ -57,15 +57,35 @@ def rotation(x, y, z):
     return about_z @ about_y @ about_x
 
 
-def write_dicom(folder, stored, slope=1.0, intercept=-1024.0, spacing=SPACING, origin=ORIGIN):
+def write_dicom(
+    folder,
+    stored,
+    slope=1.0,
+    intercept=-1024.0,
+    spacing=SPACING,
+    origin=ORIGIN,
+    direction=(1, 0, 0, 0, 1, 0, 0, 0, 1),
+    shift=(0, 0, 0),
+    name="slice",
+    **tags,
+):
     """Write a CT series, one file a slice, named so that the names do not follow the positions.
 
     Args:
         folder: made if need be.
         stored: (z, y, x), int16, the values before slope and intercept.
+        slope: RescaleSlope.
+        intercept: RescaleIntercept; None leaves both out.
+        spacing: (x, y, z) in mm.
+        origin: of the first slice.
+        direction: 3x3, its columns are the axes.
+        shift: mm from slice to slice, besides the step along the third axis: a gantry tilt.
+        name: of the files, before their number.
+        tags: more DICOM tags of all slices.
     """
     folder.mkdir(parents=True, exist_ok=True)
     series, study, frame = generate_uid(), generate_uid(), generate_uid()
+    axes = np.reshape(direction, (3, 3)).T.astype(float)
     for k, values in enumerate(stored):
         meta = FileMetaDataset()
         meta.MediaStorageSOPClassUID = CTImageStorage
@@ -76,15 +96,19 @@ def write_dicom(folder, stored, slope=1.0, intercept=-1024.0, spacing=SPACING, o
         data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
         data.SeriesInstanceUID, data.StudyInstanceUID, data.FrameOfReferenceUID = series, study, frame
         data.Modality, data.PatientID, data.InstanceNumber = "CT", "phantom", k + 1
-        data.ImagePositionPatient = [origin[0], origin[1], origin[2] + k * spacing[2]]
-        data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        position = np.array(origin) + k * (axes[2] * spacing[2] + np.array(shift))
+        data.ImagePositionPatient = [round(float(value), 6) for value in position]
+        data.ImageOrientationPatient = [round(float(value), 9) for value in axes[:2].ravel()]
         data.PixelSpacing, data.SliceThickness = [spacing[1], spacing[0]], spacing[2]
         data.Rows, data.Columns = values.shape
         data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
         data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
-        data.RescaleSlope, data.RescaleIntercept = slope, intercept
+        if intercept is not None:
+            data.RescaleSlope, data.RescaleIntercept = slope, intercept
         data.PixelData = np.ascontiguousarray(values, np.int16).tobytes()
-        data.save_as(folder / f"slice{len(stored) - k:03d}.dcm", enforce_file_format=True)
+        for tag, value in tags.items():
+            setattr(data, tag, value)
+        data.save_as(folder / f"{name}{len(stored) - k:03d}.dcm", enforce_file_format=True)
     return folder
 
 

@@ -15,6 +15,7 @@ from datasets.crop import (
     remove_small_components,
     resize,
 )
+from datasets.grid import Grid
 from errors import VolumeError
 from tests import reference
 from tests.volumes import geometry, image_of, pixels, refused, rotation, write
@@ -44,7 +45,7 @@ def test_agreement_with_the_reference_crop(tmp_path):
     np.testing.assert_allclose(pixels(image), arrays["cropped_image"], atol=1e-3)
     np.testing.assert_array_equal(pixels(lung), arrays["cropped_lung"])
     np.testing.assert_array_equal(pixels(lesion), arrays["cropped_lesion"])
-    back = paste_back(lesion, sitk.ReadImage(str(scan)))
+    back = paste_back(lesion, Grid.of(sitk.ReadImage(str(scan))))
     np.testing.assert_array_equal(pixels(back), arrays["pasted_back_lesion"])
     assert geometry(back) == geometry(scan)
 
@@ -137,7 +138,7 @@ def test_any_orientation_gives_the_same_crop_and_masks_come_back_voxel_for_voxel
         np.testing.assert_array_equal(pixels(crop), pixels(other))
         assert sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(crop.GetDirection()) == "LPS"
     scan = sitk.ReadImage(str(files["ct"]))
-    back = paste_back(crops[2], scan)
+    back = paste_back(crops[2], Grid.of(scan))
     assert geometry(back) == geometry(scan)
     np.testing.assert_array_equal(pixels(back), pixels(files["lesion"]) > 0)
 
@@ -162,7 +163,7 @@ def test_masks_come_back_to_turned_and_left_handed_oblique_scans(seed, tmp_path)
     # Through a file of single precision, as in use.
     crop = sitk.ReadImage(str(write(tmp_path / "crop.nii.gz", crops[2])))
     scan = sitk.ReadImage(str(files[0]))
-    back = paste_back(crop, scan)
+    back = paste_back(crop, Grid.of(scan))
     assert geometry(back) == geometry(scan)
     np.testing.assert_array_equal(pixels(back), lesion)
 
@@ -173,11 +174,11 @@ def test_what_is_pasted_is_zero_outside_the_box_and_unchanged_in_it():
     image = image_of(array)
     box = (slice(3, 12), slice(4, 17), slice(2, 16))
     # Smaller, and so large voxels: half of one would reach over the box's border.
-    small = pixels(paste_back(crop_to_box(image, box, (3, 4, 5), NEAREST) * 0 + 1, image))
+    small = pixels(paste_back(crop_to_box(image, box, (3, 4, 5), NEAREST) * 0 + 1, Grid.of(image)))
     assert small[box].all()
     small[box] = 0
     assert not small.any()
-    same = pixels(paste_back(crop_to_box(image, box, (9, 13, 14), NEAREST), image))
+    same = pixels(paste_back(crop_to_box(image, box, (9, 13, 14), NEAREST), Grid.of(image)))
     np.testing.assert_array_equal(same[box], array[box])
 
 
@@ -188,7 +189,7 @@ def test_a_scan_in_single_precision_geometry_is_matched_too(tmp_path):
     image = image_of(array, spacing=(0.7324218, 0.7324218, 1.2500001), origin=(-187.123456, -201.98765, -1234.5678))
     crop = crop_to_box(image, bounding_box(array), (40, 160, 160), NEAREST)
     written = sitk.ReadImage(str(write(tmp_path / "mask.nii.gz", crop)))
-    np.testing.assert_array_equal(pixels(paste_back(written, image)), array)
+    np.testing.assert_array_equal(pixels(paste_back(written, Grid.of(image))), array)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_a_crop_of_another_scan_is_refused(scan):
     crop = crop_to_box(image, (slice(3, 12), slice(4, 17), slice(2, 16)), SIZE, NEAREST)
     other = image_of(np.zeros(scan.pop("shape", (14, 20, 18)), np.uint8), **scan)
     with pytest.raises(VolumeError, match=r"expected a crop that lungCrop\.py made from this very scan"):
-        paste_back(crop, other)
+        paste_back(crop, Grid.of(other))
 
 
 def test_every_label_above_0_is_lesion(case):

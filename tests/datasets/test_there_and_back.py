@@ -1,0 +1,120 @@
+"""Properties of cropping and pasting back that hold for every scan, drawn by hypothesis."""
+
+import itertools
+
+import numpy as np
+import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasets.crop import LINEAR, NEAREST, LungMaskCrop, crop_to_box, paste_back
+from datasets.grid import Grid
+from tests.volumes import rotation
+
+AXES = [
+    np.eye(3)[list(order)] * np.array(signs)[:, None]
+    for order in itertools.permutations(range(3))
+    for signs in itertools.product([1, -1], repeat=3)
+]
+"""The 48 ways in which the axes of a volume can lie along those of the patient; 24 of them are left-handed."""
+
+few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+size = st.integers(2, 14)
+spacing = st.floats(0.2, 8, allow_subnormal=False)
+origin = st.floats(-2000, 2000)
+angle = st.floats(-0.6, 0.6)
+seed = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def grids(draw, turned=True):
+    """Grids of any size and spacing, along any axes, turned by less than 45 degrees."""
+    turn = rotation(*(draw(angle) for _ in range(3))) if turned else np.eye(3)
+    direction = turn @ draw(st.sampled_from(AXES))
+    return Grid(
+        tuple(draw(st.tuples(size, size, size))),
+        tuple(draw(st.tuples(spacing, spacing, spacing))),
+        tuple(draw(st.tuples(origin, origin, origin))),
+        tuple(direction.ravel().tolist()),
+    )
+
+
+@st.composite
+def boxes(draw, shape):
+    """Boxes of at least two voxels along each axis inside a shape."""
+    box = []
+    for length in shape:
+        start = draw(st.integers(0, length - 2))
+        box.append(slice(start, draw(st.integers(start + 2, length))))
+    return tuple(box)
+
+
+def upright(grid):
+    return sitk.DICOMOrient(grid.image(np.zeros(grid.shape, np.uint8)), "LPS")
+
+
+def same_geometry(image, grid):
+    return Grid.of(image) == grid
+
+
+def test_there_are_48_orientations():
+    assert len({axes.tobytes() for axes in AXES}) == 48
+    assert sum(np.linalg.det(axes) < 0 for axes in AXES) == 24
+
+
+@few
+@given(grids(), st.data())
+def test_nothing_is_pasted_outside_the_box_and_the_geometry_is_the_scans(grid, data):
+    scan = upright(grid)
+    box = data.draw(boxes(scan.GetSize()[::-1]))
+    crop = crop_to_box(scan, box, data.draw(st.tuples(size, size, size)), NEAREST)
+    ones = Grid.of(crop).image(np.ones(Grid.of(crop).shape, np.float32))
+    for threshold in (None, 0.5):
+        back = paste_back(sitk.Cast(ones, sitk.sitkUInt8) if threshold is None else ones, grid, threshold)
+        assert same_geometry(back, grid)
+        inside = sitk.GetArrayFromImage(sitk.DICOMOrient(back, "LPS"))
+        assert inside[box].all()
+        assert inside.sum() == inside[box].size
+
+
+@few
+@given(grids(), st.data(), seed)
+def test_a_mask_at_crop_resolution_comes_back_exactly(grid, data, seed):
+    rng = np.random.default_rng(seed)
+    mask = (rng.random(grid.shape) < 0.4).astype(np.uint8)
+    scan = sitk.DICOMOrient(grid.image(mask), "LPS")
+    box = data.draw(boxes(scan.GetSize()[::-1]))
+    own_size = tuple(s.stop - s.start for s in box)
+    only_box = np.zeros(scan.GetSize()[::-1], np.uint8)
+    only_box[box] = sitk.GetArrayViewFromImage(scan)[box]
+    expected = Grid.of(scan).image(only_box)
+    for threshold, order in ((None, NEAREST), (0.5, LINEAR)):
+        image = sitk.Cast(scan, sitk.sitkFloat32) if threshold is not None else scan
+        back = paste_back(crop_to_box(image, box, own_size, order), grid, threshold)
+        np.testing.assert_array_equal(
+            sitk.GetArrayFromImage(sitk.DICOMOrient(back, "LPS")), sitk.GetArrayFromImage(expected)
+        )
+
+
+@few
+@given(grids(), seed)
+def test_a_lesion_inside_the_lungs_comes_back_voxel_for_voxel_from_files_on_any_grid(tmp_path_factory, grid, seed):
+    rng = np.random.default_rng(seed)
+    folder = tmp_path_factory.mktemp("any")
+    lung = np.zeros(grid.shape, np.uint8)
+    corners = [sorted(rng.choice(n + 1, 2, replace=False)) for n in grid.shape]
+    box = tuple(slice(a, b) if b - a >= 2 else slice(0, n) for (a, b), n in zip(corners, grid.shape, strict=True))
+    lung[box] = 1
+    lesion = lung * (rng.random(grid.shape) < 0.3).astype(np.uint8)
+    ct = rng.integers(-1000, 200, grid.shape).astype(np.int16)
+    ct[0, 0, 0] = -1000
+    for name, array in (("ct", ct), ("lung", lung), ("lesion", lesion)):
+        sitk.WriteImage(grid.image(array), str(folder / f"{name}.nrrd"))
+    upright_lung = sitk.GetArrayFromImage(sitk.DICOMOrient(grid.image(lung), "LPS"))
+    own_size = tuple(int(np.ptp(index)) + 1 for index in np.nonzero(upright_lung))
+    cropper = LungMaskCrop(lambda _: lung, own_size)
+    image, _, cropped = cropper.crop(folder / "ct.nrrd", folder / "lesion.nrrd", folder / "lung.nrrd")
+    assert Grid.of(image) == Grid.of(cropped)
+    back = paste_back(cropped, Grid.of(sitk.ReadImage(str(folder / "ct.nrrd"))))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(back), lesion)
+    assert Grid.of(back) == Grid.of(sitk.ReadImage(str(folder / "ct.nrrd")))

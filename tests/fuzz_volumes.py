@@ -1,0 +1,350 @@
+"""Mutates files and reads them through the door for volumes: none may come back as something it is not.
+
+Each mutant is refused with one line, or read, and counted under what the mutation changed. What is read of a NIfTI file
+is compared with the file by a second way, byte by byte with struct and NumPy, and with SimpleITK. A MetaImage, NRRD or
+DICOM mutant must not crash the program, and must have as many voxels as the file. The same seed makes the same mutants.
+
+Examples:
+    python -m tests.fuzz_volumes --count 20000
+    python -m tests.fuzz_volumes --kind mha --count 2000
+    python -m tests.fuzz_volumes --count 500 --seed 7 --keep /tmp/found
+"""
+
+import argparse
+import gzip
+import random
+import re
+import resource
+import struct
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from tqdm import tqdm
+
+from datasets.volume import read_volume
+from errors import VolumeError
+from tests.volumes import rotation, write, write_dicom
+
+SLOW_S = 3.0
+SHAPE = (6, 7, 8)
+TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+
+FIELDS = [
+    (0, "i"), (39, "B"), *((40 + 2 * k, "h") for k in range(8)), (70, "h"), (72, "h"),
+    *((76 + 4 * k, "f") for k in range(8)), (108, "f"), (112, "f"), (116, "f"), (120, "h"), (122, "B"), (123, "B"),
+    (252, "h"), (254, "h"), *((256 + 4 * k, "f") for k in range(18)), (344, "4s"), (348, "4s"), (352, "i"), (356, "i"),
+]  # fmt: skip
+"""Place and type of the fields that say what the voxels are and where they lie."""
+
+NUMBERS = [b"0", b"1", b"-1", b"2", b"6", b"7", b"8", b"99999", b"4294967297", b"1e30", b"nan"]
+
+INTERESTING = {
+    "B": [0, 1, 2, 3, 10, 127, 255],
+    "h": [-32768, -1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 32, 64, 128, 255, 256, 512, 768, 1024, 1280, 1536, 2304, 32767],
+    "i": [-(2**31), -1, 0, 1, 8, 16, 17, 348, 540, 2**16, 2**30, 2**31 - 1],
+    "f": [0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-45, 1e-30, 1e30, 3e38, float("nan"), float("inf"), -float("inf"), 348.0,
+          351.0, 352.0, 353.0, 368.0, 400.0, 1e6, 2.0**31, -352.0, -1024.0],
+    "4s": [b"n+1\0", b"ni1\0", b"n+2\0", b"\0\0\0\0", b"\1\0\0\0", b"\xff\xff\xff\xff", b"n+1 "],
+}  # fmt: skip
+
+
+def nifti_corpus() -> dict[str, bytes]:
+    """The files that are mutated, by name."""
+    rng = np.random.default_rng(0)
+    hu = rng.integers(-1000, 400, SHAPE).astype(np.int16)
+    straight = np.diag([-0.7, -0.8, 2.5, 1.0])
+    straight[:3, 3] = 12.3, -45.6, 789.1
+    oblique = straight.copy()
+    oblique[:3, :3] = rotation(0.1, -0.2, 0.3) @ straight[:3, :3]
+    made = {}
+
+    def add(name, array, affine, order="<", sform=1, qform=1, extension=False, slope=None):
+        header = nib.Nifti1Header(endianness=order)
+        header.set_data_dtype(array.dtype)
+        image = nib.Nifti1Image(array.T, affine, header)
+        image.set_sform(affine, sform)
+        image.set_qform(affine, qform)
+        if slope is not None:
+            image.header.set_slope_inter(*slope)
+        if extension:
+            image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"made for a test"))
+        content = image.to_bytes()
+        if slope is not None:  # nibabel would rescale the voxels
+            content = content[:112] + struct.pack(f"{order}2f", *slope) + content[120:]
+        made[f"{name}.nii"] = content
+        made[f"{name}.nii.gz"] = gzip.compress(content, 6, mtime=0)
+
+    add("int16", hu, straight)
+    add("oblique", hu, oblique)
+    add("big_endian", hu, straight, order=">")
+    add("sform_only", hu, oblique, qform=0)
+    add("qform_only", hu, oblique, sform=0)
+    add("left_handed", hu, straight * [[-1], [1], [1], [1]])
+    add("mask", (hu > 0).astype(np.uint8), straight)
+    add("float32", hu.astype(np.float32) / 3, straight)
+    add("scaled", (hu + 1024).astype(np.uint16), straight, slope=(1.5, -1024.0))
+    add("extension", hu, straight, extension=True)
+    add("int32", hu.astype(np.int32), oblique, order=">")
+    add("four_dimensions", hu[None], straight)
+    return made
+
+
+def mutate_nifti(name: str, content: bytes, corpus: dict[str, bytes], rng: random.Random) -> tuple[bytes, bool]:
+    """A mutant of a file, and whether a checksum tells that it is one.
+
+    Of a compressed file, either the content or the compressed bytes are changed.
+    """
+    if not name.endswith(".gz"):
+        return _mutate_bytes(content, corpus, rng), False
+    if rng.random() < 0.6:
+        inner = _mutate_bytes(gzip.decompress(content), corpus, rng)
+        return gzip.compress(inner, rng.choice([1, 6, 9]), mtime=0), False
+    return _mutate_bytes(content, corpus, rng, header=False), True
+
+
+def _mutate_bytes(content: bytes, corpus: dict[str, bytes], rng: random.Random, header: bool = True) -> bytes:
+    data = bytearray(content)
+    for _ in range(rng.choice([1, 1, 1, 1, 2, 3])):
+        way = rng.choices(
+            ["field", "header", "anywhere", "cut", "append", "insert", "delete", "zero", "splice", "dims"],
+            [40, 15, 8, 8, 4, 4, 4, 4, 4, 6] if header else [0, 15, 30, 15, 10, 8, 8, 8, 6, 0],
+        )[0]
+        place = rng.randrange(len(data)) if data else 0
+        if way == "field" and len(data) > 360:
+            at, kind = rng.choice(FIELDS)
+            value = rng.choice(INTERESTING[kind])
+            if kind == "f" and rng.random() < 0.3:
+                value = struct.unpack_from("<f", data, at)[0] * rng.choice([0.5, 0.999, 1.0001, 1.01, 2, -1])
+            try:
+                struct.pack_into(rng.choice("<<<>") + kind, data, at, value)
+            except (struct.error, OverflowError):
+                struct.pack_into("<f", data, at, 0.0)
+        elif way == "dims" and len(data) > 360:
+            sizes = list(struct.unpack_from("<3h", data, 42))
+            rng.shuffle(sizes)
+            struct.pack_into("<3h", data, 42, *sizes)
+        elif way == "header":
+            for _ in range(rng.choice([1, 1, 2, 4])):
+                at = rng.randrange(min(360, len(data) or 1))
+                if at < len(data):
+                    data[at] ^= 1 << rng.randrange(8)
+        elif way == "anywhere" and data:
+            data[place] = rng.randrange(256)
+        elif way == "cut":
+            del data[place:]
+        elif way == "append":
+            data += rng.choice([rng.randbytes(rng.randrange(1, 64)), bytes(rng.randrange(1, 5000)), bytes(data)])
+        elif way == "insert":
+            data[place:place] = rng.randbytes(rng.choice([1, 2, 4, 16]))
+        elif way == "delete":
+            del data[place : place + rng.choice([1, 2, 4, 16])]
+        elif way == "zero":
+            length = min(rng.choice([4, 64, 300]), len(data) - place)
+            data[place : place + length] = bytes(length)
+        elif way == "splice":
+            other = rng.choice(list(corpus.values()))
+            data[place:] = other[place:]
+    return bytes(data)
+
+
+def disagreement(path: Path, image: sitk.Image) -> str | None:
+    """What in a volume disagrees with its file, by struct and NumPy, and by SimpleITK; None if nothing does."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        content = gzip.decompress(content)
+    order = "<" if struct.unpack_from("<i", content)[0] == 348 else ">"
+    size = struct.unpack_from(f"{order}3h", content, 42)
+    voxel = np.dtype(order + TYPES[struct.unpack_from(f"{order}h", content, 70)[0]])
+    offset, slope, intercept = struct.unpack_from(f"{order}3f", content, 108)
+    if image.GetSize() != size:
+        return f"size {image.GetSize()}, the file's is {size}"
+    if len(content) != offset + np.prod(size) * voxel.itemsize:
+        return f"{len(content)} bytes, the header promises others"
+    expected = np.frombuffer(content, voxel, int(np.prod(size)), int(offset)).reshape(size[::-1])
+    if slope != 0 and (slope, intercept) != (1, 0):
+        expected = expected * np.float64(slope) + intercept
+    elif sitk.GetArrayViewFromImage(image).dtype != voxel.newbyteorder("="):
+        return "another type"
+    found = sitk.GetArrayViewFromImage(image)
+    if not np.allclose(found, expected, rtol=1e-6, atol=1e-30, equal_nan=False):
+        return "other voxels"
+    try:
+        theirs = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        return f"SimpleITK refuses it: {str(error).strip().splitlines()[-1]}"
+    for what in ("Size", "Spacing", "Origin", "Direction"):
+        ours, others = (np.array(getattr(i, f"Get{what}")()) for i in (image, theirs))
+        if not np.allclose(ours, others, rtol=1e-4, atol=2e-3 if what == "Direction" else 1e-4):
+            return f"{what} {ours.round(4)}, SimpleITK's is {others.round(4)}"
+    return None
+
+
+def changed(image: sitk.Image, original: sitk.Image) -> str:
+    """What a mutation changed in a volume that was read."""
+    if image.GetSize() != original.GetSize():
+        return "another size with as many voxels"
+    for what in ("Spacing", "Origin", "Direction"):
+        if not np.allclose(getattr(image, f"Get{what}")(), getattr(original, f"Get{what}")(), rtol=0, atol=0):
+            return "another plausible geometry"
+    ours, theirs = (sitk.GetArrayViewFromImage(i) for i in (image, original))
+    if ours.dtype != theirs.dtype:
+        return "another scaling or type of as many bytes"
+    if np.array_equal(ours, theirs):
+        return "nothing"
+    return "voxels, in a file without checksum"
+
+
+def fuzz_nifti(count: int, seed: int, keep: Path | None = None, progress: bool = False) -> tuple[Counter, list[str]]:
+    """Read mutants.
+
+    Returns:
+        How many were refused, and how many were read by what had changed; and what is wrong, which should be nothing.
+    """
+    rng = random.Random(seed)
+    files = nifti_corpus()
+    counts: Counter = Counter()
+    wrong: list[str] = []
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    with tempfile.TemporaryDirectory() as folder:
+        originals = {}
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+            originals[name] = read_volume(Path(folder) / name)
+            assert disagreement(Path(folder) / name, originals[name]) is None
+        for number in tqdm(range(count), "fuzzing", disable=not progress):
+            name = rng.choice(list(files))
+            content, checksum_tells = mutate_nifti(name, files[name], files, rng)
+            path = Path(folder) / f"mutant_{name}"
+            path.write_bytes(content)
+            before = time.monotonic()
+            found = None
+            try:
+                image = read_volume(path)
+            except VolumeError as error:
+                counts["refused"] += 1
+                if "\n" in str(error) or str(path) not in str(error):
+                    found = f"not one line with the file's name: {error}"
+            except Exception as error:
+                found = f"{type(error).__name__}: {error}"
+            else:
+                what = changed(image, originals[name])
+                counts[f"read, changed: {what}"] += 1
+                if not checksum_tells:
+                    found = disagreement(path, image)
+                elif gzip.decompress(content) not in files.values():
+                    found = f"changed {what} in spite of the checksum"
+            if time.monotonic() - before > SLOW_S:
+                found = f"took {time.monotonic() - before:.1f} s"
+            if found is not None:
+                wrong.append(f"{number} {name}: {found}")
+                _keep(keep, f"{number}_{name}", content)
+    return counts, wrong
+
+
+def _keep(folder: Path | None, name: str, content: bytes) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def mutate_text(content: bytes, rng: random.Random) -> bytes:
+    """A mutant of a file whose header is made of words and numbers."""
+    data = bytearray(content)
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        place, head = rng.randrange(len(data)), min(len(data), 1000)
+        way = rng.choice(["header", "header", "anywhere", "cut", "insert", "delete", "number"])
+        if way == "header":
+            data[rng.randrange(head)] ^= 1 << rng.randrange(8)
+        elif way == "anywhere":
+            data[place] = rng.randrange(256)
+        elif way == "cut":
+            del data[place + 1 :]
+        elif way == "insert":
+            data[place:place] = rng.randbytes(rng.choice([1, 2, 8, 100]))
+        elif way == "delete" and len(data) > 8:
+            del data[place : place + rng.choice([1, 2, 8])]
+        elif numbers := list(re.finditer(rb"\d+", bytes(data[:head]))):
+            number = rng.choice(numbers)
+            data[number.start() : number.end()] = rng.choice(NUMBERS)
+    return bytes(data) or b"x"
+
+
+def fuzz_others(
+    kind: str, count: int, seed: int, keep: Path | None = None, progress: bool = False
+) -> tuple[Counter, list[str]]:
+    """Read mutants of MetaImage (mha), NRRD (nrrd) or a slice of a DICOM series (dicom); returns as `fuzz_nifti`."""
+    rng = random.Random(seed)
+    stored = np.random.default_rng(0).integers(0, 1400, SHAPE).astype(np.int16)
+    counts: Counter = Counter()
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings(action="ignore"):
+        folder = Path(name)
+        if kind == "dicom":
+            files = sorted(write_dicom(folder / "case", stored).iterdir())
+        else:
+            files = [
+                write(folder / f"raw.{kind}", stored - 1024, compress=False),
+                write(folder / f"zip.{kind}", stored - 1024),
+            ]
+        contents = {path: path.read_bytes() for path in files}
+        for number in tqdm(range(count), "fuzzing", disable=not progress):
+            path = rng.choice(files)
+            mutant = mutate_text(contents[path], rng)
+            path.write_bytes(mutant)
+            before = time.monotonic()
+            found = None
+            try:
+                image = read_volume(path.parent if kind == "dicom" else path)
+            except VolumeError as error:
+                crashed = "crashed" in str(error)
+                counts["refused after the reader's process crashed" if crashed else "refused"] += 1
+                if "\n" in str(error) or str(path.parent) not in str(error):
+                    found = f"not one line with the file's name: {error}"
+            except Exception as error:
+                found = f"{type(error).__name__}: {error}"
+            else:
+                voxels = sitk.GetArrayViewFromImage(image)
+                same = voxels.shape == stored.shape and (voxels == stored - 1024).all()
+                counts["read, the same voxels" if same else "read, other voxels of as many bytes"] += 1
+                if voxels.nbytes % stored.nbytes:
+                    found = f"{voxels.shape} voxels of {voxels.dtype}"
+            path.write_bytes(contents[path])
+            if time.monotonic() - before > SLOW_S:
+                found = f"took {time.monotonic() - before:.1f} s"
+            if found is not None:
+                wrong.append(f"{number} {path.name}: {found}")
+                _keep(keep, f"{number}_{path.name}", mutant)
+    return counts, wrong
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=["nifti", "mha", "nrrd", "dicom"], default="nifti")
+    parser.add_argument("--count", type=int, default=20_000, help="mutants (default 20000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep mutants that show something wrong")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    options = parser.parse_args()
+    start = time.monotonic()
+    arguments = options.count, options.seed, options.keep, not options.quiet
+    counts, wrong = fuzz_nifti(*arguments) if options.kind == "nifti" else fuzz_others(options.kind, *arguments)
+    for what, number in counts.most_common():
+        print(f"{number:8} {what}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds = time.monotonic() - start
+    print(f"{options.count} mutants of {options.kind}, seed {options.seed}: {seconds:.0f} s, at most {peak:.0f} MiB")
+    for finding in wrong:
+        print(f"wrong: {finding}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
