@@ -110,7 +110,7 @@ class Samples(Dataset):
         try:
             return self._sample(case, self._rng(1, position))
         except Exception as error:
-            return _Failure(case.id, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+            return _Failure(case.id, ": ".join([type(error).__name__, *str(error).splitlines()]))
         finally:
             self._note(-1)
 
@@ -248,7 +248,7 @@ class BatchStream:
 
     def _unfinished(self) -> str:
         """What the workers that are gone were making or, where all are there, what the awaited batch lacks."""
-        alive = {process.pid for process in multiprocessing.active_children()}
+        alive = {0, *(process.pid for process in multiprocessing.active_children())}  # 0: not yet under way
         awaited = range(self.position, self.position + self._batch_size)
         under_way = self.samples.under_way.tolist()
         lost = [position for pid, position in under_way if pid not in alive]

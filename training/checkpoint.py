@@ -107,7 +107,8 @@ def save(content: Mapping[str, Any], path: Path) -> None:
         with replacing(path) as temporary:
             torch.save(dict(content), temporary)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: cannot be written ({error}); check the folder and the disk") from None
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: cannot be written ({reason}); check the folder and the disk") from None
 
 
 def load(path: Path) -> dict[str, Any]:

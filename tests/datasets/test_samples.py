@@ -131,7 +131,7 @@ def test_a_scan_as_the_networks_take_it(cases):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("error", [ValueError("broken scan"), StopIteration(), MemoryError()])
+@pytest.mark.parametrize("error", [ValueError("broken\nscan"), StopIteration(), MemoryError()])
 def test_a_sample_that_cannot_be_made_is_one_error_that_names_it(cases, monkeypatch, workers, error):
     def fail(case):
         if case.id == "sick_2":

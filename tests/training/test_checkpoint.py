@@ -187,6 +187,13 @@ def test_a_state_without_what_resuming_needs_is_named_and_passed_over(tmp_path, 
             assert f"state_0000002.pth: its entry {entry} is missing or wrong" in caplog.text
 
 
+def test_a_segmenter_alone_cannot_be_resumed_from(tmp_path, caplog):
+    save_segmenter(tmp_path / "state_0000009.pth", Segmenter(2), TRAINED_ON, 9, None)
+    with pytest.raises(CheckpointError, match="no training state to resume from"):
+        load_latest_state(tmp_path)
+    assert "state_0000009.pth: not a training state" in caplog.text
+
+
 @pytest.mark.parametrize("where", ["networks.segmenter", "networks.discriminator", "optimizers.segmenter.state"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_state_with_nan_in_it_is_passed_over(tmp_path, caplog, where, bad):
