@@ -20,7 +20,7 @@ from models.objectives import Batch, Networks
 from settings import read_settings
 from tests import reference
 from training.balance import DiscriminatorBalance
-from training.checkpoint import SegmenterInput, load, load_segmenter
+from training.checkpoint import SegmenterInput, load, load_segmenter, save
 from training.run import TrainingRun
 
 ROOT = Path(__file__).parents[1]
@@ -378,6 +378,16 @@ def test_settings_of_the_optimiser_are_those_of_the_resumed_run(config):
     assert training.optimizers["segmenter"].state  # its moments are those of the saved run
     with pytest.raises(GasnetError, match="it is of another optimiser than Adam"):
         started(config, "SOLVER.OPTIMIZER.D.NAME=Adam", resume=True)
+
+
+def test_an_optimiser_of_other_weights_is_refused(config, run_folder):
+    train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
+    path = run_folder / "state_0000001.pth"
+    content = load(path)
+    content["optimizers"]["segmenter"]["state"][0]["exp_avg"] = torch.zeros(3)
+    save(content, path)
+    with pytest.raises(GasnetError, match="the optimiser knows weights of other shapes"):
+        started(config, resume=True)
 
 
 def test_a_resumed_run_does_not_need_what_it_started_from(config, run_folder, tmp_path):

@@ -284,6 +284,9 @@ def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
         raise ValueError(f"it is of another optimiser than {type(optimizer).__name__}")
     groups = [{**old, **new} for old, new in zip(saved["param_groups"], fresh, strict=True)]
     optimizer.load_state_dict({**saved, "param_groups": groups})
+    for weight, state in optimizer.state.items():
+        if any(value.ndim and value.shape != weight.shape for value in state.values()):
+            raise ValueError("the optimiser knows weights of other shapes")
 
 
 def _build_networks(settings: Settings, initialise: bool) -> Networks:
