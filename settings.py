@@ -26,6 +26,11 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+FileName = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00-\x1f]*$")]
+
+_LARGEST_FILE = 2**20
+_LONGEST_NUMBER = 40
+_MOST_FINDINGS = 10
 
 
 class _Section(BaseModel):
@@ -45,7 +50,7 @@ class ExperimentSettings(_Section):
     id: Annotated[str, Field(pattern=r"^\w[\w.\-]*$", max_length=200)] = (
         "sample1_recons_origImgToD_genImgToD_perception_MIL"
     )
-    output_dir: str = "output"
+    output_dir: FileName = "output"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @property
@@ -67,20 +72,20 @@ class ExperimentSettings(_Section):
 class SplitSettings(_Section):
     """DATASET.SPLIT: the id lists; the role of a list is its key here, whatever the list is called."""
 
-    labeled: str = "train_id_L"
-    wo_label: str = "train_id_WL"
-    healthy: str = "train_id_H"
-    valid: str | None = "valid_id_L"
-    validwl: str | None = None
-    validh: str | None = None
-    test: str | None = None
-    testh: str | None = None
+    labeled: FileName = "train_id_L"
+    wo_label: FileName = "train_id_WL"
+    healthy: FileName = "train_id_H"
+    valid: FileName | None = "valid_id_L"
+    validwl: FileName | None = None
+    validh: FileName | None = None
+    test: FileName | None = None
+    testh: FileName | None = None
 
 
 class DatasetSettings(_Section):
     """DATASET: the cohort folder and its splits."""
 
-    root: str = "data"
+    root: FileName = "data"
     split: SplitSettings = SplitSettings()
 
 
@@ -131,9 +136,9 @@ class ModelSettings(_Section):
 class InitModelSettings(_Section):
     """INIT_MODEL: checkpoints to start from; null starts from random weights."""
 
-    unet: str | None = None
-    g: str | None = None
-    d: str | None = None
+    unet: FileName | None = None
+    g: FileName | None = None
+    d: FileName | None = None
 
 
 class OptimizerSettings(_Section):
@@ -242,17 +247,39 @@ class Settings(_Section):
         return yaml.safe_dump(self.model_dump(by_alias=True, mode="json"), sort_keys=False, width=110)
 
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and reads ``1e-4`` as a number, as YAML 1.2 does."""
+    """SafeLoader of plain YAML: values are written out, a key is given once, and ``1e-4`` is a number as in YAML 1.2.
+
+    Without aliases no short text stands for a gigabyte, and without tags none makes anything but plain values.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        for given, what in ((event.anchor, "anchors (&) and aliases (*)"), (getattr(event, "tag", None), "tags (!)")):
+            if given is not None:
+                raise yaml.MarkedYAMLError(problem=f"{what} are not read", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_scalar(self, node: yaml.Node) -> Any:
+        if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
+            raise yaml.MarkedYAMLError(
+                problem=f"a number of {len(node.value)} characters", problem_mark=node.start_mark
+            )
+        return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is not a word", problem_mark=node.start_mark)
+                problem = f"the key {_short(repr(key))} is not a word"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
             if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key} is given twice", problem_mark=key_node.start_mark)
+                problem = f"the key {_short(key)} is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -269,14 +296,22 @@ def _parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_StrictLoader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise SettingsError(f"{source}{line}: {error.problem or error.context}; expected plain YAML") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "nested too deeply"
-        raise SettingsError(f"{source}: not readable as YAML: {reason}") from None
+        problem = _short(str(error.problem or error.context), 200)
+        raise SettingsError(f"{source}{line}: {problem}; expected plain YAML") from None
+    except RecursionError:
+        raise SettingsError(f"{source}: nested too deeply; expected sections of settings") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
+        raise SettingsError(f"{source}: not readable as YAML: {_short(str(error).splitlines()[0], 200)}") from None
+
+
+def _short(text: str, length: int = 60) -> str:
+    """A text for a message: its beginning where it is long."""
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def _override(tree: dict[str, Any], assignment: str) -> None:
     key, equals, text = assignment.partition("=")
+    assignment = _short(assignment, 200)
     words = key.split(".")
     if not equals or not all(words):
         raise SettingsError(f"{assignment}: expected an override of the form KEY.SUB=value")
@@ -294,15 +329,17 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
 def _explain(error: ValidationError, source: str) -> str:
     findings = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
+        key = ".".join(_short(str(part)) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             finding = f"{key}: unknown setting{_known_keys(item['loc'])}"
         else:
             expected = item["msg"].removeprefix("Value error, ")
             expected = expected[0].lower() + expected[1:] if expected.startswith("Input") else expected
-            given = "" if item["type"] in ("value_error", "missing") else f", got {item['input']!r}"
+            given = "" if item["type"] in ("value_error", "missing") else f", got {_short(repr(item['input']))}"
             finding = f"{key}: {expected.replace('input should be', 'expected')}{given}".lstrip(": ")
         findings.append(finding)
+    if len(findings) > _MOST_FINDINGS:
+        findings[_MOST_FINDINGS:] = [f"and {len(findings) - _MOST_FINDINGS} more"]
     return f"{source}: " + "; ".join(findings)
 
 
@@ -330,7 +367,11 @@ def read_settings(path: Path | str | None = None, overrides: Sequence[str] = ())
     if path is not None:
         source = str(path)
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            with Path(path).open("rb") as file:
+                content = file.read(_LARGEST_FILE + 1)
+            if len(content) > _LARGEST_FILE:
+                raise SettingsError(f"{path}: larger than 1 MB; expected a YAML file such as configs/Gan.yaml")
+            text = content.decode()
         except UnicodeDecodeError:
             raise SettingsError(f"{path}: not UTF-8 text; expected a YAML file such as configs/Gan.yaml") from None
         except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ HEALTHY = ("HEALTHY", "VALIDH", "TESTH")
 """Splits whose scans have no lesion."""
 
 _MAX_LISTED = 20
+_NO_FILE_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")  # folders and control characters
+_LONGEST_ID = 240  # bytes; file systems take names of 255
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,24 @@ def lesion_folder(root: Path) -> Path:
 
 
 def find_volume(folder: Path, case_id: str) -> Path | None:
-    """``<id>.nii.gz`` or ``<id>.nii`` in a folder, or None."""
+    """``<id>.nii.gz`` or ``<id>.nii`` in a folder, or None.
+
+    Raises:
+        CohortError: it is a link to a file outside of the folder.
+    """
     for extension in (".nii.gz", ".nii"):
         path = folder / f"{case_id}{extension}"
         if path.is_file():
+            _check_inside(folder, path)
             return path
     return None
+
+
+def _check_inside(folder: Path, path: Path) -> None:
+    """Refuse a path that leads out of a folder; the folder itself may be a link to anywhere."""
+    target = Path(os.path.realpath(path))  # unlike resolve(), it lets loops pass to whoever reads the file
+    if not target.is_relative_to(os.path.realpath(folder)):
+        raise CohortError(f"{path}: leads out of {folder} to {target}; put the file itself there")
 
 
 def read_id_list(path: Path) -> list[str]:
@@ -83,7 +98,7 @@ def read_id_list(path: Path) -> list[str]:
         CohortError: the list cannot be read, names an id twice, or an id that is not a plain file name.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # those of other systems become it in reading
     except UnicodeDecodeError:
         raise CohortError(f"{path}: not UTF-8 text; expected one id a line") from None
     except OSError as error:
@@ -92,8 +107,10 @@ def read_id_list(path: Path) -> list[str]:
         ) from None
     ids = [line.strip() for line in lines if line.strip()]
     for case_id in ids:
-        if case_id in (".", "..") or "/" in case_id or "\\" in case_id:
-            raise CohortError(f"{path}: the id {case_id!r} is not a file name; expected the name without its folder")
+        if case_id in (".", "..") or _NO_FILE_NAME.search(case_id) or len(case_id.encode()) > _LONGEST_ID:
+            raise CohortError(
+                f"{path}: the id {case_id[:60]!r} is not a file name; expected the name without its folder"
+            )
     if len(set(ids)) < len(ids):
         twice = next(case_id for case_id in ids if ids.count(case_id) > 1)
         raise CohortError(f"{path}: the id {twice} is listed twice; list it once")
@@ -166,6 +183,7 @@ def read_cohort(
             continue
         path = root / "id_txt" / (name if name.endswith(".txt") else f"{name}.txt")
         try:
+            _check_inside(root / "id_txt", path)
             ids[key] = read_id_list(path)
             if not ids[key]:
                 problems.append(f"{path}: empty; {key} needs at least one id")
@@ -179,7 +197,11 @@ def read_cohort(
         needed = ("images", "lung", "lesion") if key in WITH_LESION else ("images", "lung")
         cases = []
         for case_id in case_ids:
-            files = {what: find_volume(folders[what], case_id) for what in needed}
+            try:
+                files = {what: find_volume(folders[what], case_id) for what in needed}
+            except CohortError as error:
+                problems.append(str(error))
+                continue
             missing = [str(folders[what]) for what, path in files.items() if path is None]
             if missing:
                 problems.append(f"{key}: {case_id}.nii.gz is missing in {', '.join(missing)}")

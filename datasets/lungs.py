@@ -12,18 +12,20 @@
 
 import contextlib
 import logging
-import pickle
 import socket
 import warnings
 from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
 from errors import VolumeError
+from torch_files import TorchFileError, read_torch_file
 
 LUNG_MODELS = ("R231", "R231CovidWeb")
 LUNG_CLASSES = 3  # background, right, left
@@ -86,21 +88,17 @@ def _fetch_weights(model: str, url: str) -> Path:
     return cached
 
 
-def _check_weights(path: Path) -> None:
-    """Make sure that a weight file is safe to load and fits lungmask's network; raises VolumeError."""
+def _read_weights(path: Path) -> dict[str, Any]:
+    """The weights in a file for lungmask's network; raises VolumeError where they are damaged, unsafe or another's."""
     import torch
     from lungmask.resunet import UNet
 
     if not path.is_file():
         raise VolumeError(f"{path}: no such file; --weights needs a weight file of lungmask's model R231")
     try:
-        with warnings.catch_warnings(action="ignore"):  # about the pickle protocol
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # Also what torch raises for a pickle that would run code; its message is a page long.
-        raise VolumeError(f"{path}: not a file of plain network weights, or damaged; it was not loaded") from error
-    except Exception as error:  # torch raises a dozen types for damaged archives
-        raise VolumeError(f"{path}: the weight file is damaged ({type(error).__name__}); get it anew") from error
+        state = read_torch_file(path)
+    except TorchFileError as error:
+        raise VolumeError(f"{path}: {error}; get lungmask's weights for R231 anew") from None
     if not isinstance(state, dict) or not state or not all(torch.is_tensor(v) for v in state.values()):
         raise VolumeError(f"{path}: holds no network weights (a state dict of tensors was expected)")
     last = list(state.values())[-1]
@@ -116,6 +114,7 @@ def _check_weights(path: Path) -> None:
         ).state_dict()
     if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in state.items()}:
         raise VolumeError(f"{path}: the weights are of another network than lungmask's U-net")
+    return state
 
 
 def load_lungmask(
@@ -139,6 +138,8 @@ def load_lungmask(
         VolumeError: unknown model or one of lobes, weights that cannot be fetched, damaged or unsafe
             weight file, weights of another network.
     """
+    import torch
+
     if model not in LUNG_MODELS:
         raise VolumeError(
             f"lungmask model {model!r} does not label right and left lung; use {' or '.join(LUNG_MODELS)}"
@@ -148,10 +149,12 @@ def load_lungmask(
     logging.getLogger("lungmask").setLevel(logging.WARNING)
 
     path = Path(weights) if weights is not None else _fetch_weights(model, lungmask.MODEL_URLS[model][0])
-    _check_weights(path)
-    inferer = lungmask.LMInferer(
-        modelname=model, modelpath=str(path), force_cpu=force_cpu, batch_size=batch_size, tqdm_disable=True
-    )
+    with TemporaryDirectory() as folder:
+        checked = Path(folder) / path.name  # lungmask reads the file itself: what was checked, and nothing else
+        torch.save(_read_weights(path), checked)
+        inferer = lungmask.LMInferer(
+            modelname=model, modelpath=str(checked), force_cpu=force_cpu, batch_size=batch_size, tqdm_disable=True
+        )
 
     def segment(ct: sitk.Image) -> Array:
         labels = np.asarray(inferer.apply(ct), dtype=np.uint8)

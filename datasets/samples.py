@@ -7,7 +7,12 @@ at any position.
 
 from __future__ import annotations
 
+import ctypes
+import math
+import multiprocessing
+import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -17,7 +22,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from datasets.augment import augment, build_augmenter
 from datasets.cohort import HELD_OUT, TRAINING, Case, Volumes, read_volumes
@@ -25,6 +30,7 @@ from errors import TrainingError
 from models.objectives import Batch
 from settings import DataloaderSettings, ImageSettings
 
+_POLL_S = 2.0  # between looks at the workers while a batch is awaited
 _STREAMS = {key: number for number, key in enumerate((*TRAINING, *HELD_OUT))}
 
 
@@ -74,6 +80,10 @@ class Samples(Dataset):
         image: size, normalization, augmentation.
         seed: of the experiment.
         cache_mb: megabytes of decoded scans that are kept in memory.
+
+    Attributes:
+        under_way: process id of each worker and position of the sample it is making, -1 between samples: (workers, 2),
+            in memory shared with the workers, so that it is known of a worker that can no longer tell.
     """
 
     def __init__(self, cases: Sequence[Case], split: str, image: ImageSettings, seed: int, cache_mb: int = 0) -> None:
@@ -84,6 +94,7 @@ class Samples(Dataset):
         self.augmenter = build_augmenter() if image.augmentation else None
         self._cache: dict[str, Volumes] = {}
         self._cache_left = cache_mb * 2**20
+        self.under_way = torch.zeros(0, 2, dtype=torch.int64)
 
     def _rng(self, purpose: int, index: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, _STREAMS[self.split], purpose, index])
@@ -95,10 +106,17 @@ class Samples(Dataset):
 
     def __getitem__(self, position: int) -> dict[str, Any] | _Failure:
         case = self.case(position)
+        self._note(position)
         try:
             return self._sample(case, self._rng(1, position))
         except Exception as error:
-            return _Failure(case.id, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+            return _Failure(case.id, ": ".join([type(error).__name__, *str(error).splitlines()]))
+        finally:
+            self._note(-1)
+
+    def _note(self, position: int) -> None:
+        if (worker := get_worker_info()) is not None:
+            self.under_way[worker.id, 1] = position
 
     def _read(self, case: Case) -> Volumes:
         if case.id in self._cache:
@@ -143,7 +161,10 @@ def _collate(samples: list[dict[str, Any] | _Failure]) -> Batch | _Failure:
     return Batch(image, lung, lesion, tuple(s["id"] for s in samples))
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(number: int) -> None:
+    get_worker_info().dataset.under_way[number, 0] = os.getpid()
+    # PR_SET_PDEATHSIG: however the main process ends, its workers end, too, even one that hangs.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     # Ctrl-C reaches the whole group of processes; the main one saves first and then ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -173,19 +194,26 @@ class BatchStream:
         self.device = device
         self.position = position
         self._batch_size = batch_size
+        workers = settings.num_workers
+        self._timeout = settings.timeout or math.inf
+        if workers:
+            samples.under_way = torch.tensor([[0, -1]] * workers).share_memory_()
         loader = DataLoader(
             samples,
             batch_size=batch_size,
             sampler=_Endless(position),
-            num_workers=settings.num_workers,
+            num_workers=workers,
             collate_fn=_collate,
             worker_init_fn=_start_worker,
-            timeout=settings.timeout if settings.num_workers else 0,
+            timeout=min(self._timeout, _POLL_S) if workers else 0,
             pin_memory=device.type == "cuda",
             # Of its own, so that a stream that starts leaves torch's global state alone.
             generator=torch.Generator(),
         )
+        # torch would raise the end of a worker wherever the main process then is; here it is found in `next`.
+        handler = signal.getsignal(signal.SIGCHLD)
         self._batches = iter(loader)
+        signal.signal(signal.SIGCHLD, handler)
 
     def next(self) -> Batch:
         """The next batch, on the device; masks as float32.
@@ -194,16 +222,39 @@ class BatchStream:
             TrainingError: a sample cannot be made, or a worker died or hangs.
         """
         try:
-            batch = next(self._batches)
-        except (RuntimeError, StopIteration, OSError, EOFError) as error:
-            near = self.samples.case(self.position).id
-            reason = str(error).splitlines()[0] if str(error) else "it stopped"
+            batch = self._wait()
+        except (RuntimeError, StopIteration, OSError, EOFError, MemoryError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise TrainingError(
-                f"{self.samples.split}: a loader failed near {near} ({reason}); check memory, the scan, and "
-                "DATALOADER.NUM_WORKERS and TIMEOUT"
+                f"{self.samples.split}: a loader failed, making {self._unfinished()} ({reason}); check memory, the "
+                "scan, and DATALOADER.NUM_WORKERS and TIMEOUT"
             ) from None
         if isinstance(batch, _Failure):
             raise TrainingError(f"{self.samples.split}: the sample {batch.id} cannot be made ({batch.reason})")
         self.position += self._batch_size
         image, lung, lesion = (x.to(self.device, non_blocking=True) for x in batch[:3])
         return Batch(image, lung.float(), lesion.float(), tuple(batch.ids))
+
+    def _wait(self) -> Batch | _Failure:
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                return next(self._batches)
+            except RuntimeError as error:
+                if "timed out" not in str(error):
+                    raise
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"timed out after {self._timeout:g} seconds") from None
+
+    def _unfinished(self) -> str:
+        """What the workers that are gone were making or, where all are there, what the awaited batch lacks."""
+        alive = {0, *(process.pid for process in multiprocessing.active_children())}  # 0: not yet under way
+        awaited = range(self.position, self.position + self._batch_size)
+        under_way = self.samples.under_way.tolist()
+        lost = [position for pid, position in under_way if pid not in alive]
+        positions = [position for position in lost if position >= 0]
+        if not lost:
+            positions = [position for _, position in under_way if position in awaited]
+        if positions:
+            return "the sample " + " and ".join(self.samples.case(position).id for position in positions)
+        return "the batch " + ", ".join(self.samples.case(position).id for position in awaited)

@@ -74,18 +74,29 @@ def _published_name(network: nn.Module, name: str) -> str:
     return f"{modules[module]}.{_SPECTRAL_NORM.get(tensor, tensor)}"
 
 
+def without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without ``module.`` and ``_orig_mod.`` in its names, which data-parallel and compiled modules add.
+
+    Raises:
+        CheckpointError: two entries then have the same name.
+    """
+    plain = {re.sub(r"(?<![^.])(module|_orig_mod)\.", "", name): tensor for name, tensor in state_dict.items()}
+    if len(plain) < len(state_dict):
+        raise CheckpointError("holds the same weights twice, with and without module. or _orig_mod. in their names")
+    return plain
+
+
 def is_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
     """Whether the names of a state dict are those of the published code for this network."""
     first = _published_name(network, next(iter(network.state_dict())))
-    return any(re.sub(r"^(module\.)+", "", name).startswith(first.split(".")[0]) for name in state_dict)
+    return any(name.startswith(first.split(".")[0]) for name in without_wrappers(state_dict))
 
 
 def load_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     """Fill a network with weights under the names of the published code.
 
-    Entries of layers that the published forward pass never reaches are ignored; ``module.``, which a
-    data-parallel wrapper puts before every name, is dropped; a spectral norm may be stored in the old way
-    (``weight_orig``) or as a parametrization.
+    Entries of layers that the published forward pass never reaches are ignored; what wrappers add to the names
+    is dropped; a spectral norm may be stored in the old way (``weight_orig``) or as a parametrization.
 
     Args:
         network: a Segmenter, Generator or Discriminator; filled only if everything fits.
@@ -97,8 +108,7 @@ def load_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> None
     kind = type(network).__name__.lower()
     dead = _DEAD[type(network)]
     given: dict[str, Tensor] = {}
-    for name, tensor in state_dict.items():
-        name = re.sub(r"^(module\.)+", "", name)
+    for name, tensor in without_wrappers(state_dict).items():
         if name.split(".")[0] not in dead:
             for ours, theirs in _SPECTRAL_NORM.items():
                 name = name.replace(ours, theirs)

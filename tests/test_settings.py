@@ -120,7 +120,17 @@ def test_overrides_are_applied_in_order_over_the_file(tmp_path):
         ("EXP: {ID: ../run}", "EXP.ID: .*pattern"),
         ("EXP: {SEED: -1}", "EXP.SEED: "),
         ("EXP: {SEED: 1}\nEXP: {SEED: 2}", "line 2: the key EXP is given twice"),
-        ("EXP: !!python/object/apply:os.system ['true']", "line 1: could not determine a constructor"),
+        ("EXP: !!python/object/apply:os.system ['true']", r"line 1: tags \(!\) are not read; expected plain YAML"),
+        ("EXP: {SEED: !!int '3'}", r"line 1: tags \(!\) are not read"),
+        ("EXP: &a {SEED: 1}\nLOSS: *a", r"line 1: anchors \(&\) and aliases \(\*\) are not read"),
+        ("LOSS: *a", r"line 1: anchors \(&\) and aliases"),
+        ("EXP:\n  <<: {SEED: 1}", "line 2: "),
+        ("EXP: {ID: 2020-99-99}", "not readable as YAML: month must be in 1..12"),
+        ("EXP: {ID: 2020-01-01}", "EXP.ID: .*string"),
+        ('DATASET: {ROOT: "a\\0b"}', "DATASET.ROOT: "),
+        ('DATASET: {SPLIT: {VALID: "a\\nb"}}', "DATASET.SPLIT.VALID: "),
+        ("DATASET: {ROOT: ''}", "DATASET.ROOT: "),
+        ("\x00", "not readable as YAML: "),
         ("EXP: [", "line 1: "),
         ("- EXP", "expected sections such as EXP and DATASET, got list"),
         ("1: 2", "the key 1 is not a word"),
@@ -135,6 +145,37 @@ def test_a_wrong_config_is_one_line_that_names_the_key(tmp_path, text, message):
     assert str(path) in str(caught.value)
 
 
+def laughs(levels):
+    lines = ["a0: &a0 [ha, ha]", *(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]" for k in range(1, levels))]
+    return "\n".join([*lines, f"EXP: *a{levels - 1}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (laughs(12), r"line 1: anchors"),
+        ("a" * (2**20 + 1), "larger than 1 MB"),
+        ("[" * 10_000, "nested too deeply"),
+        ("{a: " * 10_000, "nested too deeply"),
+        ("a:\n" + "\n".join(" " * k + "a:" for k in range(1, 1000)), "nested too deeply"),
+        (f"EXP: {{SEED: {'9' * 10_000}}}", "line 1: a number of 10000 characters"),
+        (f"EXP: {{SEED: 0x{'f' * 10_000}}}", "line 1: a number of 10002 characters"),
+        (f"SOLVER: {{BATCH_SIZE: 1.{'0' * 10_000}}}", "line 1: a number of 10002 characters"),
+        (f"SOLVER: {{ITER_MAX: {'9' * 40}, BATCH_SIZE: [{'1, ' * 5000}]}}", "BATCH_SIZE: .*integer, got .1, 1, 1"),
+        (f"SOLVER: {{BATCH_SIZE: {'four' * 5000}}}", r"BATCH_SIZE: .*integer, got 'fourfour.*\.\.\.$"),
+        (f"{'A' * 900}: 1", "A{60}\\.\\.\\.: unknown setting"),
+        (f"{'A' * 900}: 1\n{'A' * 900}: 2", r"line 2: the key A{60}\.\.\. is given twice"),
+        ("\n".join(f"KEY{k}: 1" for k in range(1000)), "KEY9: unknown setting; .*; and 990 more$"),
+    ],
+)
+def test_a_config_made_to_overwhelm_is_one_short_line(tmp_path, text, message):
+    path = written(tmp_path, text)
+    with pytest.raises(SettingsError, match=message) as caught:
+        read_settings(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 3000
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -144,6 +185,8 @@ def test_a_wrong_config_is_one_line_that_names_the_key(tmp_path, text, message):
         ("SOLVER.BATCH_SIZE.X=3", "SOLVER.BATCH_SIZE has no settings below it"),
         ("SOLVER.BATCH_SIZE=[", "SOLVER.BATCH_SIZE="),
         ("SOLVER.TYPO=3", "SOLVER.TYPO: unknown setting"),
+        ("EXP.SEED=" + "9" * 5000, r"^EXP.SEED=9+\.\.\., line 1: a number of 5000 characters"),
+        ("EXP.SEED=&a 1", "anchors"),
     ],
 )
 def test_a_wrong_override_is_one_line(tmp_path, override, message):

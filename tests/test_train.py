@@ -14,11 +14,13 @@ import torch
 import train
 from command_line import run
 from datasets.cohort import read_cohort
+from datasets.samples import Samples
 from errors import GasnetError, TrainingError
 from models.objectives import Batch, Networks
 from settings import read_settings
 from tests import reference
-from training.checkpoint import SegmenterInput, load, load_segmenter
+from training.balance import DiscriminatorBalance
+from training.checkpoint import SegmenterInput, load, load_segmenter, save
 from training.run import TrainingRun
 
 ROOT = Path(__file__).parents[1]
@@ -200,8 +202,8 @@ def test_nan_never_reaches_the_weights_and_is_reported_with_the_batch(config, ru
     assert all(torch.isfinite(p).all() for network in parameters(training).values() for p in network)
     # One joint step and two steps of D; the segmenter's own objective had a good batch.
     assert training.skipped.count == 3
-    assert caplog.text.count("skipped the step of the") == 3
-    assert "joint objective of iteration 1, batch sick_" in caplog.text
+    assert caplog.text.count("this step was skipped") == 3
+    assert "NaN or Inf in the loss of the joint objective of iteration 1, batch sick_" in caplog.text
     entries = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert [entry["skipped"] for entry in entries if "skipped" in entry] == [1, 3, 3, 3]
 
@@ -209,9 +211,37 @@ def test_nan_never_reaches_the_weights_and_is_reported_with_the_batch(config, ru
 def test_too_many_nan_stop_the_run_with_the_batch(config):
     training = started(config, "SOLVER.MAX_SKIPPED=2")
     poisoned(training, range(8))
-    with pytest.raises(TrainingError, match=r"6 steps, the last: discriminator objective .* batch sick_\d") as caught:
+    with pytest.raises(
+        TrainingError, match=r"in 6 steps, the last in the loss of the discriminator .* batch sick_\d"
+    ) as caught:
         train.train(training)
     assert "\n" not in str(caught.value)
+
+
+def test_nan_in_an_optimiser_is_found_and_named_and_its_state_file_is_not_resumed(config, run_folder, caplog):
+    training = started(config, "SOLVER.ITER_MAX=12", "SOLVER.MAX_SKIPPED=1000")
+    before = training._between
+
+    def spoil():
+        if training.iteration == 6:  # after the states of 4, before that of 8
+            next(iter(training.optimizers["segmenter"].state.values()))["exp_avg_sq"].fill_(float("inf"))
+        before()
+
+    training._between = spoil
+    train.train(training)
+    assert all(torch.isfinite(p).all() for network in parameters(training).values() for p in network)
+    assert "NaN or Inf in the optimiser state or weights of the joint objective of iteration 8" in caplog.text
+    with pytest.raises(GasnetError, match="no training state to resume from"):
+        started(config, "SOLVER.ITER_MAX=12", resume=True)
+    assert "state_0000012.pth: NaN or Inf in its entry 'exp_avg_sq'" in caplog.text
+
+
+def test_a_discriminator_that_wins_is_warned_of_in_the_log(config, caplog):
+    training = started(config, "INTERVAL.LOG=1")
+    training._balance = DiscriminatorBalance(window=2, sure=0)  # any D wins
+    train.train(training)
+    assert caplog.text.count("the discriminator wins") == 1
+    assert "iteration 4: the discriminator wins" in caplog.text
 
 
 def test_a_run_starts_from_given_networks(config, run_folder, tmp_path):
@@ -264,6 +294,83 @@ def test_networks_that_changed_cannot_be_resumed(config):
         train.main([*arguments, "--resume", "MODEL.WIDTH.UNET=3"])
 
 
+def test_a_run_whose_loader_failed_can_be_resumed(config, tmp_path, monkeypatch):
+    overrides = ["DATALOADER.NUM_WORKERS=1", "INTERVAL.SAVE=1"]
+    sample = Samples._sample
+
+    def die(self, case, rng):
+        if self.split == "HEALTHY" and self.under_way[0, 1] >= 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sample(self, case, rng)
+
+    monkeypatch.setattr(Samples, "_sample", die)
+    training = started(config, *overrides, f"EXP.OUTPUT_DIR={tmp_path / 'failed'}", validate=False)
+    with pytest.raises(TrainingError, match=r"HEALTHY: a loader failed, making the sample well_\d \("):
+        train.train(training)
+    assert 0 < training.iteration < 8
+    monkeypatch.undo()
+    networks = []
+    for folder, resume in (("failed", True), ("whole", False)):
+        output = f"EXP.OUTPUT_DIR={tmp_path / folder}"
+        training = started(config, *overrides, output, resume=resume, validate=False)
+        train.train(training)
+        networks.append(parameters(training))
+    assert states_equal(*networks)
+
+
+# A training whose second scan of healthy volumes takes for ever, in a worker.
+HANGING = """
+import sys, time
+import train
+from command_line import run
+from datasets.samples import Samples
+sample = Samples._sample
+def hang(self, case, rng):
+    if self.split == "HEALTHY" and self.under_way[0, 1] == 5:
+        time.sleep(600)
+    return sample(self, case, rng)
+Samples._sample = hang
+raise SystemExit(run(lambda: train.main(sys.argv[1:])))
+"""
+
+
+def living(pids):
+    stats = [Path(f"/proc/{pid}/stat") for pid in pids]
+    return [s for s in stats if s.is_file() and s.read_text().rpartition(")")[2].split()[0] != "Z"]
+
+
+@pytest.mark.parametrize("end", ["error", "killed"])
+def test_a_training_that_ends_leaves_no_workers_behind(config, end):
+    command = [sys.executable, "-c", HANGING, "--config-path", str(config), "--quiet", "--device", "cpu"]
+    timeout = 3 if end == "error" else 600
+    process = subprocess.Popen(
+        [*command, "DATALOADER.NUM_WORKERS=1", f"DATALOADER.TIMEOUT={timeout}"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    workers = []
+    deadline = time.monotonic() + 120
+    while len(workers) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        workers = children.read_text().split()
+    assert len(living(workers)) == 3
+    if end == "killed":
+        time.sleep(3)  # until one hangs
+        process.kill()
+    errors = process.communicate(timeout=60)[1].splitlines()
+    if end == "error":
+        assert process.returncode == 1
+        assert len(errors) == 1
+        assert re.search(r"making the sample well_\d \(timed out after 3 seconds\)", errors[0])
+    deadline = time.monotonic() + 5
+    while living(workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert living(workers) == []
+
+
 def test_settings_of_the_optimiser_are_those_of_the_resumed_run(config):
     train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
     training = started(config, "SOLVER.OPTIMIZER.D.WEIGHT_DECAY=0.5", resume=True)
@@ -271,6 +378,16 @@ def test_settings_of_the_optimiser_are_those_of_the_resumed_run(config):
     assert training.optimizers["segmenter"].state  # its moments are those of the saved run
     with pytest.raises(GasnetError, match="it is of another optimiser than Adam"):
         started(config, "SOLVER.OPTIMIZER.D.NAME=Adam", resume=True)
+
+
+def test_an_optimiser_of_other_weights_is_refused(config, run_folder):
+    train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
+    path = run_folder / "state_0000001.pth"
+    content = load(path)
+    content["optimizers"]["segmenter"]["state"][0]["exp_avg"] = torch.zeros(3)
+    save(content, path)
+    with pytest.raises(GasnetError, match="the optimiser knows weights of other shapes"):
+        started(config, resume=True)
 
 
 def test_a_resumed_run_does_not_need_what_it_started_from(config, run_folder, tmp_path):

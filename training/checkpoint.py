@@ -6,19 +6,19 @@ Both are written whole or not at all, and read without running anything that is 
 from __future__ import annotations
 
 import logging
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 from torch import Tensor, nn
 
 from errors import CheckpointError
 from models import Generator, Segmenter, load_published
-from models.published import is_published
+from models.published import is_published, without_wrappers
+from torch_files import TorchFileError, read_torch_file
 from whole_files import replacing
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ STATE_FORMAT = "GASNet training state"
 VERSION = 1
 
 _KEPT_STATES = 2
+_WIDEST = 1024
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,57 @@ class SegmenterInput:
     normalization: str
 
 
+class _Entries(BaseModel):
+    """What a file of ours must hold; entries that later versions may add are let pass."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+class _InputEntries(_Entries):
+    size: tuple[PositiveInt, PositiveInt, PositiveInt]
+    window: tuple[float, float]
+    normalization: Literal["minmax", "window"]
+
+
+class _SegmenterEntries(_Entries):
+    input: _InputEntries
+    weights: dict[str, Tensor]
+
+
+class _NetworkEntries(_Entries):
+    segmenter: dict[str, Tensor]
+    generator: dict[str, Tensor]
+    discriminator: dict[str, Tensor]
+
+
+class _StateEntries(_Entries):
+    networks: _NetworkEntries
+
+
+class _OptimizerEntries(_Entries):
+    state: dict[int, dict[str, Tensor]]
+    param_groups: list[dict[str, Any]]
+
+
+class _RandomEntries(_Entries):
+    python: tuple[Any, ...]
+    torch: Tensor
+    cuda: list[Tensor]
+
+
+class _ResumableEntries(_StateEntries):
+    optimizers: dict[str, _OptimizerEntries]
+    random: _RandomEntries
+    position: dict[str, NonNegativeInt]
+    iteration: NonNegativeInt
+    best_dice: float | None
+    skipped: NonNegativeInt
+    settings: str
+
+
+_ENTRIES = {SEGMENTER_FORMAT: _SegmenterEntries, STATE_FORMAT: _StateEntries}
+
+
 def save(content: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint; the file appears whole or, when anything fails, what stood there before stays.
 
@@ -55,44 +107,42 @@ def save(content: Mapping[str, Any], path: Path) -> None:
         with replacing(path) as temporary:
             torch.save(dict(content), temporary)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: cannot be written ({error}); check the folder and the disk") from None
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: cannot be written ({reason}); check the folder and the disk") from None
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or holds more than tensors and plain values.
+        CheckpointError: the file is missing, damaged, holds more than tensors and plain values, NaN or Inf, or has
+            one of our formats and lacks what belongs to it.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a checkpoint such as segmenter_best.pth")
     try:
-        _check_sums(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path}: not a checkpoint, or one that holds more than tensors and plain values, which is never run; "
-            "save the state_dict alone"
-        ) from None
-    except CheckpointError:
-        raise
-    except Exception as error:  # what is not a checkpoint makes the reader raise whatever comes to it
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({reason}); copy the file again") from None
+        content = read_torch_file(path)
+    except TorchFileError as error:
+        raise CheckpointError(f"{path}: {error}; copy the file again, or save its state_dict alone") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds {type(content).__name__}; expected a checkpoint")
-    if content.get("format") in (SEGMENTER_FORMAT, STATE_FORMAT) and content.get("version") != VERSION:
-        raise CheckpointError(f"{path}: has version {content.get('version')}, this code reads {VERSION}; update it")
+    if (kind := content.get("format")) in list(_ENTRIES):
+        version = content.get("version")
+        if type(version) is not int or version != VERSION:
+            raise CheckpointError(f"{path}: has version {str(version)[:20]}, this code reads {VERSION}; update it")
+        _check_entries(content, _ENTRIES[kind], path)
     return content
 
 
-def _check_sums(path: Path) -> None:
-    """Compare the checksums in a checkpoint with its contents, which torch.load does not do."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise CheckpointError(f"{path}: damaged at {damaged}; copy the file again")
+def _check_entries(content: Mapping[str, Any], expected: type[_Entries], path: Path) -> None:
+    try:
+        expected.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        entry = ".".join(str(part) for part in first["loc"])[:100]
+        raise CheckpointError(
+            f"{path}: its entry {entry} is missing or wrong ({first['msg'].lower()}); take another checkpoint"
+        ) from None
 
 
 def save_segmenter(
@@ -140,11 +190,11 @@ def load_segmenter(path: Path, default: SegmenterInput) -> tuple[Segmenter, Segm
     if content.get("format") == SEGMENTER_FORMAT:
         given = content["input"]
         trained_on = SegmenterInput(tuple(given["size"]), tuple(given["window"]), given["normalization"])
-    weights = _weights(content, "segmenter")
-    first = _first_of(weights, "stem.0.weight", "conv.weight")
-    if first is None:
+    weights = _weights(content, "segmenter", path)
+    width = _width(weights, "stem.0.weight", "conv.weight")
+    if width is None:
         raise CheckpointError(f"{path}: not the weights of a segmenter; its first entry is {next(iter(weights), None)}")
-    segmenter = Segmenter(first.shape[0])
+    segmenter = Segmenter(width)
     _fill(segmenter, weights, path)
     return segmenter, trained_on
 
@@ -155,11 +205,11 @@ def load_generator(path: Path) -> Generator:
     Raises:
         CheckpointError: the file cannot be read or is not a generator's.
     """
-    weights = _weights(load(path), "generator")
-    first = _first_of(weights, "encode1.0.weight", "conv1.0.weight")
-    if first is None or first.shape[1] != 1:
+    weights = _weights(load(path), "generator", path)
+    width = _width(weights, "encode1.0.weight", "conv1.0.weight")
+    if width is None:
         raise CheckpointError(f"{path}: not the weights of a generator; use state_*.pth or a checkpointG_*.pth")
-    generator = Generator(first.shape[0])
+    generator = Generator(width)
     _fill(generator, weights, path)
     return generator
 
@@ -174,21 +224,28 @@ def load_weights(network: nn.Module, path: Path) -> None:
     content = load(path)
     if content.get("format") == SEGMENTER_FORMAT and kind != "segmenter":
         raise CheckpointError(f"{path}: holds a segmenter alone; for the {kind} use a state_*.pth")
-    _fill(network, _weights(content, kind), path)
+    _fill(network, _weights(content, kind, path), path)
 
 
-def _weights(content: Mapping[str, Any], network: str) -> Mapping[str, Tensor]:
+def _weights(content: Mapping[str, Any], network: str, path: Path) -> dict[str, Tensor]:
     """The state dict of one network; a file that is neither of ours is taken for a published state dict."""
     if content.get("format") == STATE_FORMAT:
-        return content["networks"][network]
-    if content.get("format") == SEGMENTER_FORMAT:
-        return content["weights"]
-    return {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+        weights = content["networks"][network]
+    elif content.get("format") == SEGMENTER_FORMAT:
+        weights = content["weights"]
+    else:
+        weights = {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    try:
+        return without_wrappers(weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}; save its state_dict anew") from None
 
 
-def _first_of(weights: Mapping[str, Tensor], ours: str, published: str) -> Tensor | None:
-    """The weight of the first convolution, whose shape tells the width, under our name or the published one."""
-    return next((weights[name] for name in (ours, published, f"module.{published}") if name in weights), None)
+def _width(weights: Mapping[str, Tensor], ours: str, published: str) -> int | None:
+    """The width of a network by its first convolution, under our name or the published one; None if it is another's."""
+    first = weights.get(ours, weights.get(published))
+    fits = first is not None and first.ndim == 5 and first.shape[1] == 1 and 0 < first.shape[0] <= _WIDEST
+    return first.shape[0] if fits else None
 
 
 def _fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
@@ -231,10 +288,10 @@ def load_latest_state(folder: Path) -> dict[str, Any]:
     for path in find_states(folder):
         try:
             content = load(path)
+            if content.get("format") != STATE_FORMAT:
+                raise CheckpointError(f"{path}: not a training state")
+            _check_entries(content, _ResumableEntries, path)
+            return content
         except CheckpointError as error:
             log.warning("%s", error)
-            continue
-        if content.get("format") == STATE_FORMAT:
-            return content
-        log.warning("%s: not a training state", path)
     raise CheckpointError(f"{folder}: no training state to resume from; start without --resume")

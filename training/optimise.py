@@ -43,9 +43,13 @@ def set_learning_rates(optimizers: Mapping[str, Optimizer], solver: SolverSettin
             group["lr"] = learning_rate(optimizer.lr, scheduler, iteration)
 
 
+CHECKED = ("loss", "gradient", "optimiser state or weights")
+"""What `guarded_step` looks at, in the order in which one that is not finite spoils the next."""
+
+
 @torch.no_grad()
 def guarded_step(optimizers: Sequence[Optimizer], total: Tensor) -> Tensor:
-    """One step of some optimisers, taken back where the objective or a gradient is NaN or Inf.
+    """One step of some optimisers, taken back where NaN or Inf goes into it or comes out of it.
 
     Weights and optimiser states then are what they were before. Nothing here waits for the device.
 
@@ -54,19 +58,26 @@ def guarded_step(optimizers: Sequence[Optimizer], total: Tensor) -> Tensor:
         total: the objective, a scalar.
 
     Returns:
-        A boolean scalar on the device: whether the step counted.
+        Booleans on the device: whether each of `CHECKED` is finite. The step counts where all are.
     """
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    finite = torch.isfinite(norm) & torch.isfinite(total)
+    gradient = _all_finite([p.grad for p in parameters])
     before = {id(tensor): tensor.clone() for tensor in _tensors(optimizers, parameters)}
     for optimizer in optimizers:
         optimizer.step()
-    for tensor in _tensors(optimizers, parameters):
+    after = _tensors(optimizers, parameters)
+    finite = torch.stack([torch.isfinite(total), gradient, _all_finite(after)])
+    counts = finite.all()
+    for tensor in after:
         # A state that the first step made was all zeros before it.
         old = before[id(tensor)] if id(tensor) in before else torch.zeros_like(tensor)
-        tensor.copy_(torch.where(finite, tensor, old))
+        tensor.copy_(torch.where(counts, tensor, old))
     return finite
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    # x - x is 0 where x is finite and NaN elsewhere; a norm may overflow where every x is finite.
+    return torch.isfinite(torch.stack([(tensor - tensor).sum() for tensor in tensors]).sum())
 
 
 def _tensors(optimizers: Sequence[Optimizer], parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -94,24 +105,28 @@ class SkippedSteps:
     _pending: list[tuple[Tensor, str]] = field(default_factory=list)
 
     def record(self, finite: Tensor, iteration: int, objective: str, ids: Sequence[str]) -> None:
-        """Remember whether a step counted, and of which batch."""
+        """Remember what `guarded_step` found, and of which batch."""
         self._pending.append((finite, f"{objective} objective of iteration {iteration}, batch {', '.join(ids)}"))
 
     def check(self) -> list[str]:
-        """The steps skipped since the last check, described.
+        """The steps skipped since the last check: what was not finite first, and of which batch.
 
         Raises:
             TrainingError: more than `limit` steps have been skipped in this run.
         """
         if not self._pending:
             return []
-        finite = torch.stack([flag for flag, _ in self._pending]).tolist()
-        skipped = [what for (_, what), good in zip(self._pending, finite, strict=True) if not good]
+        finite = torch.stack([flags for flags, _ in self._pending]).tolist()
+        skipped = [
+            f"{CHECKED[flags.index(False)]} of the {step}"
+            for flags, (_, step) in zip(finite, self._pending, strict=True)
+            if not all(flags)
+        ]
         self._pending.clear()
         self.count += len(skipped)
         if self.count > self.limit:
             raise TrainingError(
-                f"NaN or Inf in the loss or gradient of {self.count} steps, the last: {skipped[-1]}; the weights are "
-                "untouched: look at these scans, lower SOLVER.OPTIMIZER.*.LR, or use SOLVER.PRECISION=fp32"
+                f"NaN or Inf in {self.count} steps, the last in the {skipped[-1]}; the weights are untouched: look at "
+                "these scans, lower SOLVER.OPTIMIZER.*.LR, or use SOLVER.PRECISION=fp32"
             )
         return skipped

@@ -28,6 +28,7 @@ from evaluation.predict import autocast, predict_scans
 from models import Discriminator, Generator, Segmenter
 from models.objectives import Batch, Method, Networks, Objective
 from settings import Settings
+from training.balance import DiscriminatorBalance
 from training.checkpoint import (
     SegmenterInput,
     find_states,
@@ -102,6 +103,7 @@ class TrainingRun:
         }
         write_text(self.folder / "settings.yaml", settings.to_yaml())
         self._means = RunningMeans()
+        self._balance = DiscriminatorBalance()
         self._log = RunLog(self.folder, self.iteration, settings.solver.iter_max, progress)
         self._last_log = (self.iteration, time.monotonic())
         self._signal: int | None = None
@@ -144,10 +146,10 @@ class TrainingRun:
         with autocast(self.device, self.settings.solver.precision):
             value = objective(*inputs)
         value.total.backward()
-        counted = guarded_step(optimizers, value.total.detach())
-        self._means.add(name, {**value.terms, "total": value.total.detach()}, counted)
+        finite = guarded_step(optimizers, value.total.detach())
+        self._means.add(name, {**value.terms, "total": value.total.detach()}, finite.all())
         ids = [case_id for batch in inputs if isinstance(batch, Batch) for case_id in batch.ids]
-        self.skipped.record(counted, self.iteration, name, ids)
+        self.skipped.record(finite, self.iteration, name, ids)
 
     def _between(self) -> None:
         interval, done, stop = self.settings.interval, self.iteration, self._signal
@@ -170,10 +172,12 @@ class TrainingRun:
 
     def _report(self) -> None:
         for what in self.skipped.check():
-            log.warning("NaN or Inf: skipped the step of the %s", what)
+            log.warning("NaN or Inf in the %s; this step was skipped", what)
         before, since = self._last_log
         now = time.monotonic()
         values = self._means.take()
+        if message := self._balance.add(values):
+            log.warning("iteration %d: %s", self.iteration, message)
         values |= {f"lr/{name}": o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
         values |= {
             "seconds_per_iteration": (now - since) / max(self.iteration - before, 1),
@@ -254,7 +258,7 @@ class TrainingRun:
             self.skipped.count = state["skipped"]
             self.iteration = state["iteration"]
             positions = dict(state["position"])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
                 f"{self.folder}: its state does not fit these settings ({reason}); resume with those in settings.yaml"
@@ -280,6 +284,9 @@ def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
         raise ValueError(f"it is of another optimiser than {type(optimizer).__name__}")
     groups = [{**old, **new} for old, new in zip(saved["param_groups"], fresh, strict=True)]
     optimizer.load_state_dict({**saved, "param_groups": groups})
+    for weight, state in optimizer.state.items():
+        if any(value.ndim and value.shape != weight.shape for value in state.values()):
+            raise ValueError("the optimiser knows weights of other shapes")
 
 
 def _build_networks(settings: Settings, initialise: bool) -> Networks:

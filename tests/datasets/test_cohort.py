@@ -125,7 +125,10 @@ def test_the_role_comes_from_the_key_not_from_the_name(root):
         (b"a\nb", ["a", "b"]),
         (b"a\r\nb\r\n", ["a", "b"]),
         (b"\xef\xbb\xbfa\n\n  b \n\n", ["a", "b"]),
+        (b"a\rb\r", ["a", "b"]),
         ("Größe 1.5\n".encode(), ["Größe 1.5"]),
+        ("a\u2028b\n".encode(), ["a\u2028b"]),
+        (b"x" * 240, ["x" * 240]),
     ],
 )
 def test_lists_of_any_system(tmp_path, content, ids):
@@ -142,6 +145,11 @@ def test_lists_of_any_system(tmp_path, content, ids):
         (b"/etc/passwd\n", "is not a file name"),
         (b"..\n", "is not a file name"),
         (b"a\\b\n", "is not a file name"),
+        (b"a\x00b\n", r"the id 'a\\x00b' is not a file name"),
+        (b"a\tb\n", "is not a file name"),
+        (b"a\x1b[2Jb\n", r"the id 'a\\x1b\[2Jb' is not a file name"),
+        ("a\x85b\n".encode(), "is not a file name"),
+        (b"x" * 241, "the id 'x{60}' is not a file name"),
         (b"\xff\xfe\x00", "not UTF-8"),
     ],
 )
@@ -151,6 +159,52 @@ def test_lists_that_are_refused(tmp_path, content, message):
     with pytest.raises(CohortError, match=message) as caught:
         read_id_list(path)
     assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("folder", ["images", "lung", "lesion"])
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_volume_that_is_a_link_out_of_its_folder_is_refused(root, tmp_path, folder, relative):
+    path = root / folder / "sick_0.nii.gz"
+    outside = path.rename(tmp_path / "outside.nii.gz")
+    path.symlink_to("../../outside.nii.gz" if relative else outside)
+    assert problems(root) == [f"{path}: leads out of {path.parent} to {outside.resolve()}; put the file itself there"]
+
+
+def test_a_list_that_is_a_link_out_of_its_folder_is_refused(root, tmp_path):
+    path = root / "id_txt" / "train_id_L.txt"
+    path.symlink_to(path.rename(tmp_path / "outside.txt"))
+    assert problems(root)[0].startswith(f"{path}: leads out of")
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "../outside.txt", "%s/outside.txt", "../../etc/passwd", "a/../../outside"]
+)
+def test_the_name_of_a_list_cannot_leave_its_folder(root, name):
+    (root / "outside.txt").write_text("sick_0\n")
+    (line,) = problems(root, {"LABELED": name.replace("%s", str(root))})
+    assert "leads out of" in line
+
+
+def test_links_within_a_folder_and_of_folders_are_the_users_own(root, tmp_path):
+    (root / "images" / "sick_0.nii.gz").rename(root / "images" / "real.nii.gz")
+    (root / "images" / "sick_0.nii.gz").symlink_to("real.nii.gz")
+    for folder in ("images", "lung", "id_txt"):
+        (root / folder).rename(tmp_path / folder)
+        (root / folder).symlink_to(tmp_path / folder)
+    link = tmp_path / "link"
+    link.symlink_to(root)
+    assert read_cohort(link, SPLITS, SIZE)["LABELED"][0].image == link / "images" / "sick_0.nii.gz"
+
+
+def test_a_link_to_itself_is_a_missing_file(root):
+    path = root / "images" / "sick_0.nii.gz"
+    path.unlink()
+    path.symlink_to(path)
+    assert problems(root) == [f"LABELED: sick_0.nii.gz is missing in {root / 'images'}"]
+    path = root / "id_txt" / "loop.txt"
+    path.symlink_to(path)
+    assert problems(root, {"HEALTHY": "loop"})[0].startswith(f"{path}: Too many levels of symbolic links")
 
 
 def test_the_published_spelling_of_the_lesion_folder_is_accepted_with_a_note(root, caplog):

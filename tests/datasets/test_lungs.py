@@ -229,9 +229,22 @@ def test_damaged_weights(weights, tmp_path):
     text.write_text("<html>404</html>")
     empty = tmp_path / "empty.pth"
     empty.touch()
-    for path in (half, text, empty):
+    flipped = tmp_path / "flipped.pth"  # in the middle of a tensor: torch alone loads it
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    flipped.write_bytes(content)
+    for path in (half, text, empty, flipped):
         _one_line(path.name, weights=path)
     _one_line("no such file", weights=tmp_path / "missing.pth")
+
+
+def test_weights_with_nan(weights, tmp_path):
+    import torch
+
+    state = torch.load(weights)
+    state["last.bias"][1] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    _one_line(r"nan\.pth: NaN or Inf in its entry 'last.bias'", weights=tmp_path / "nan.pth")
 
 
 def test_weights_of_another_network(tmp_path):
@@ -267,11 +280,12 @@ def test_malicious_weights_run_nothing(tmp_path, monkeypatch, forced):
     if forced:
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     bait = tmp_path / "bait"
-    plain, archive = tmp_path / "plain.pth", tmp_path / "archive.pth"
+    plain, legacy, archive = (tmp_path / f"{name}.pth" for name in ("plain", "legacy", "archive"))
     plain.write_bytes(pickle.dumps({"last.bias": _Payload(bait)}))
+    torch.save({"last.bias": _Payload(bait)}, legacy, _use_new_zipfile_serialization=False)
     torch.save({"last.bias": _Payload(bait)}, archive)
-    for path in (plain, archive):
-        _one_line(path.name, weights=path)
+    for path in (plain, legacy, archive):
+        assert "never run" in _one_line(path.name, weights=path)
     assert not bait.exists()
 
 

@@ -131,7 +131,7 @@ def test_a_scan_as_the_networks_take_it(cases):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("error", [ValueError("broken scan"), StopIteration(), MemoryError()])
+@pytest.mark.parametrize("error", [ValueError("broken\nscan"), StopIteration(), MemoryError()])
 def test_a_sample_that_cannot_be_made_is_one_error_that_names_it(cases, monkeypatch, workers, error):
     def fail(case):
         if case.id == "sick_2":
@@ -146,22 +146,72 @@ def test_a_sample_that_cannot_be_made_is_one_error_that_names_it(cases, monkeypa
     assert "\n" not in str(caught.value)
 
 
-def test_a_worker_that_is_killed_is_one_error(cases, monkeypatch):
-    def die(case):
-        os.kill(os.getpid(), signal.SIGKILL)
+def failing_at(monkeypatch, case_id, fail):
+    """Let the sample of one scan do something else; the others take a moment, so that workers overlap."""
 
-    monkeypatch.setattr(module, "read_volumes", die)
-    stream = stream_of(cases, settings=DataloaderSettings(num_workers=1))
-    with pytest.raises(TrainingError, match=r"WO_LABEL: a loader failed near sick_\d .*(killed|exited)") as caught:
-        stream.next()
+    def read(case):
+        fail() if case.id == case_id else time.sleep(0.1)
+        return read_volumes(case)
+
+    monkeypatch.setattr(module, "read_volumes", read)
+
+
+@pytest.mark.parametrize(
+    ("case_id", "workers", "end"),
+    [
+        ("sick_1", 1, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+        ("sick_2", 2, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+        ("sick_3", 2, lambda: os._exit(0)),
+    ],
+)
+def test_a_worker_that_ends_is_one_error_that_names_its_sample(cases, monkeypatch, case_id, workers, end):
+    monkeypatch.setattr(module, "_POLL_S", 0.2)
+    failing_at(monkeypatch, case_id, end)
+    stream = stream_of(cases, settings=DataloaderSettings(num_workers=workers))
+    # Both workers may come to this scan before the first one is missed.
+    message = rf"WO_LABEL: a loader failed, making the sample {case_id}( and {case_id})? \(.* exited unexpectedly\)"
+    with pytest.raises(TrainingError, match=message) as caught:
+        taken(stream, 3)
     assert "\n" not in str(caught.value)
 
 
-def test_a_worker_that_hangs_is_one_error(cases, monkeypatch):
-    monkeypatch.setattr(module, "read_volumes", lambda _: time.sleep(60))
-    stream = stream_of(cases, settings=DataloaderSettings(num_workers=1, timeout=1))
-    with pytest.raises(TrainingError, match=r"a loader failed near sick_\d .*timed out"):
-        stream.next()
+def test_a_worker_that_hangs_is_one_error_that_names_its_sample(cases, monkeypatch):
+    failing_at(monkeypatch, "sick_2", lambda: time.sleep(60))
+    stream = stream_of(cases, settings=DataloaderSettings(num_workers=2, timeout=1))
+    with pytest.raises(TrainingError, match=r"making the sample sick_2 \(timed out after 1 seconds\)"):
+        taken(stream, 3)
+
+
+def test_a_slow_worker_is_waited_for(cases, monkeypatch):
+    monkeypatch.setattr(module, "_POLL_S", 0.1)
+    expected = taken(stream_of(cases), 2)
+    failing_at(monkeypatch, "sick_2", lambda: time.sleep(1))
+    for timeout in (0, 30):
+        assert same(taken(stream_of(cases, settings=DataloaderSettings(num_workers=1, timeout=timeout)), 2), expected)
+
+
+def test_a_worker_that_ends_between_samples_is_noticed_when_a_batch_is_missing(cases, monkeypatch):
+    monkeypatch.setattr(module, "_POLL_S", 0.2)
+    stream = stream_of(cases, settings=DataloaderSettings(num_workers=1))
+    first = stream.next()
+    time.sleep(1)  # until the two batches ahead are made
+    assert stream.samples.under_way[0, 1] == -1
+    os.kill(int(stream.samples.under_way[0, 0]), signal.SIGKILL)
+    time.sleep(0.5)  # nothing is raised here
+    assert same([first], taken(stream_of(cases), 1))
+    with pytest.raises(TrainingError, match=r"a loader failed, making the batch sick_\d, sick_\d"):
+        taken(stream, 5)
+
+
+def test_a_stop_iteration_outside_of_a_sample_is_no_short_epoch(cases, monkeypatch):
+    def stop(_):
+        raise StopIteration
+
+    for workers in (0, 1):
+        monkeypatch.setattr(module, "_collate", stop)
+        stream = stream_of(cases, settings=DataloaderSettings(num_workers=workers))
+        with pytest.raises(TrainingError, match=r"a loader failed, making the batch sick_\d, sick_\d"):
+            stream.next()
 
 
 def test_a_stream_that_starts_leaves_torchs_random_state_alone(cases):

@@ -26,6 +26,17 @@ TRAINED_ON = SegmenterInput((16, 64, 64), (-1250.0, 250.0), "window")
 OTHER = SegmenterInput((40, 160, 160), (-1250.0, 250.0), "minmax")
 
 
+RESUMABLE = {
+    "networks": {network: {"w": torch.zeros(2)} for network in ("segmenter", "generator", "discriminator")},
+    "optimizers": {"segmenter": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1}]}},
+    "random": {"python": (3, (1, 2), None), "torch": torch.zeros(2, dtype=torch.uint8), "cuda": []},
+    "position": {"HEALTHY": 4},
+    "best_dice": None,
+    "skipped": 0,
+    "settings": "",
+}
+
+
 def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
@@ -41,7 +52,55 @@ def test_a_segmenter_file_is_enough_to_use_it(tmp_path):
     assert (content["iteration"], content["valid_dice"], content["version"]) == (7, 0.5, 1)
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "module.module.", "_orig_mod.", "_orig_mod.module."])
+def test_files_of_wrapped_networks_load(tmp_path, prefix):
+    networks = {"segmenter": Segmenter(2), "generator": Generator(2), "discriminator": Discriminator(2, (16, 64, 64))}
+    wrapped = {
+        name: {prefix + key: tensor for key, tensor in network.state_dict().items()}
+        for name, network in networks.items()
+    }
+    path = save_state(tmp_path, {"networks": wrapped}, 3)
+    assert equal(load_segmenter(path, OTHER)[0], networks["segmenter"])
+    assert equal(load_generator(path), networks["generator"])
+    discriminator = Discriminator(2, (16, 64, 64))
+    load_weights(discriminator, path)
+    assert equal(discriminator, networks["discriminator"])
+
+
+def test_a_network_compiled_in_part_loads_but_not_one_that_is_given_twice(tmp_path):
+    segmenter = Segmenter(2)
+    weights = {key.replace("stem.", "stem._orig_mod."): tensor for key, tensor in segmenter.state_dict().items()}
+    save(weights, tmp_path / "parts.pth")
+    assert equal(load_segmenter(tmp_path / "parts.pth", OTHER)[0], segmenter)
+    save({**weights, **segmenter.state_dict()}, tmp_path / "twice.pth")
+    with pytest.raises(CheckpointError, match=r"twice\.pth: holds the same weights twice"):
+        load_segmenter(tmp_path / "twice.pth", OTHER)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, bad):
+    segmenter = Segmenter(2)
+    segmenter.stem[0].weight.data[0] = bad
+    save_segmenter(tmp_path / "ours.pth", segmenter, TRAINED_ON, 0, None)
+    state = reference.published_state(reference.load("segmenter_base4"))
+    save({**state, "conv.weight": state["conv.weight"] * bad}, tmp_path / "published.pth")
+    for name, entry in (("ours.pth", "stem.0.weight"), ("published.pth", "conv.weight")):
+        with pytest.raises(CheckpointError, match=f"{name}: NaN or Inf in its entry '{entry}'"):
+            load_segmenter(tmp_path / name, OTHER)
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown"])
+@pytest.mark.parametrize("name", ["stem.0.weight", "predict.weight"])
+def test_weights_of_ours_that_are_missing_or_unknown_are_one_line(tmp_path, change, name):
+    state = Segmenter(2).state_dict()
+    tensor = state.pop(name) if change == "missing" else state[name]
+    save(state if change == "missing" else {**state, "stray.weight": tensor}, tmp_path / "s.pth")
+    with pytest.raises(CheckpointError, match=r"s\.pth: (not the weights|does not fit)") as caught:
+        load_weights(Segmenter(2), tmp_path / "s.pth")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
 def test_published_checkpoints_load_with_their_own_width(tmp_path, prefix):
     for name, load_published_file in (
         ("segmenter_base4", lambda p: load_segmenter(p, OTHER)[0]),
@@ -75,6 +134,75 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path):
     save({"anything": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="not the weights of a segmenter; its first entry is anything"):
         load_segmenter(tmp_path / "other.pth", OTHER)
+    for shape in ((), (4,), (4, 2, 3, 3, 3), (0, 1, 3, 3, 3), (10**6, 1, 1, 1, 1)):
+        save({"conv.weight": torch.zeros(shape), "conv1.0.weight": torch.zeros(shape)}, tmp_path / "odd.pth")
+        for load_network in (lambda path: load_segmenter(path, OTHER), load_generator):
+            with pytest.raises(CheckpointError, match="not the weights of a"):
+                load_network(tmp_path / "odd.pth")
+
+
+def changed(content, entry, value):
+    """A copy of nested dicts with one entry, a dotted name, changed; MISSING takes it away."""
+    first, _, rest = entry.partition(".")
+    copy = dict(content)
+    if rest:
+        copy[first] = changed(copy[first], rest, value)
+    elif value is MISSING:
+        del copy[first]
+    else:
+        copy[first] = value
+    return copy
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize("entry", ["input", "input.size", "input.window", "input.normalization", "weights"])
+@pytest.mark.parametrize("value", [MISSING, None, 1, "minimax", [1, 2], (1, 2), (1, -2, 0.5), {"w": "no tensor"}])
+def test_entries_of_a_segmenter_that_are_missing_or_wrong_are_named(tmp_path, entry, value):
+    path = tmp_path / "s.pth"
+    save_segmenter(path, Segmenter(2), TRAINED_ON, 0, None)
+    content = load(path)
+    save(changed(content, entry, value), path)
+    if entry == "input.window" and value == (1, 2):
+        assert load_segmenter(path, OTHER)[1].window == (1, 2)
+        return
+    with pytest.raises(CheckpointError, match=rf"s\.pth: its entry {entry}.* is missing or wrong") as caught:
+        load_segmenter(path, OTHER)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_without_what_resuming_needs_is_named_and_passed_over(tmp_path, caplog):
+    save_state(tmp_path, RESUMABLE, 1)
+    entries = [
+        f"{name}.{key}" if isinstance(RESUMABLE[name], dict) and name in ("networks", "random") else name
+        for name, value in RESUMABLE.items()
+        for key in (value if isinstance(value, dict) else [""])
+    ]
+    for entry in [*entries, "optimizers.segmenter.state", "optimizers.segmenter.param_groups"]:
+        for wrong in (MISSING, "wrong" if entry != "settings" else 0, float("nan")):
+            save_state(tmp_path, changed(RESUMABLE, entry, wrong), 2)
+            caplog.clear()
+            assert load_latest_state(tmp_path)["iteration"] == 1
+            assert f"state_0000002.pth: its entry {entry} is missing or wrong" in caplog.text
+
+
+def test_a_segmenter_alone_cannot_be_resumed_from(tmp_path, caplog):
+    save_segmenter(tmp_path / "state_0000009.pth", Segmenter(2), TRAINED_ON, 9, None)
+    with pytest.raises(CheckpointError, match="no training state to resume from"):
+        load_latest_state(tmp_path)
+    assert "state_0000009.pth: not a training state" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["networks.segmenter", "networks.discriminator", "optimizers.segmenter.state"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_state_with_nan_in_it_is_passed_over(tmp_path, caplog, where, bad):
+    save_state(tmp_path, RESUMABLE, 1)
+    key = 0 if where.startswith("optimizers") else "w"
+    value = {"exp_avg": torch.tensor([1.0, bad])} if key == 0 else torch.tensor([bad])
+    save_state(tmp_path, changed(RESUMABLE, where, {key: value}), 2)
+    assert load_latest_state(tmp_path)["iteration"] == 1
+    assert "state_0000002.pth: NaN or Inf in its entry" in caplog.text
 
 
 def damaged_files(path):
@@ -118,9 +246,11 @@ def test_a_checkpoint_that_would_run_something_is_refused(tmp_path):
 def test_a_missing_file_and_a_newer_version_are_one_line(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         load(tmp_path / "none.pth")
-    save({"format": checkpoint.STATE_FORMAT, "version": 99}, tmp_path / "new.pth")
-    with pytest.raises(CheckpointError, match="has version 99, this code reads 1"):
-        load(tmp_path / "new.pth")
+    for version in (99, 0, -1, True, 1.0, "1", None, [1]):
+        save({"format": checkpoint.STATE_FORMAT, "version": version, **RESUMABLE}, tmp_path / "new.pth")
+        with pytest.raises(CheckpointError, match=r"has version .*, this code reads 1") as caught:
+            load(tmp_path / "new.pth")
+        assert f"version {version}," in str(caught.value)
 
 
 def test_a_save_that_fails_leaves_the_file_that_was_there(tmp_path, monkeypatch):
@@ -140,7 +270,7 @@ def test_a_save_that_fails_leaves_the_file_that_was_there(tmp_path, monkeypatch)
 
 def test_the_last_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path, caplog):
     for iteration in (5, 100, 20, 3_000_000):
-        save_state(tmp_path, {}, iteration)
+        save_state(tmp_path, RESUMABLE, iteration)
     assert [p.name for p in find_states(tmp_path)] == ["state_3000000.pth", "state_0000100.pth"]
     assert load_latest_state(tmp_path)["iteration"] == 3_000_000
     find_states(tmp_path)[0].write_bytes(b"")

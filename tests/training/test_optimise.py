@@ -51,7 +51,7 @@ def test_a_step_gone_wrong_leaves_weights_and_optimiser_as_they_were(kind, where
 
     def step(gradient, total, optimizer, weight):
         weight.grad = torch.tensor(gradient)
-        return guarded_step([optimizer], torch.tensor(total))
+        return guarded_step([optimizer], torch.tensor(total)).all()
 
     # The first step ever goes wrong, then a good one, a wrong one and a good one.
     wrong = ([bad, 1.0], 0.0) if where == "gradient" else ([1.0, 1.0], bad)
@@ -79,15 +79,55 @@ def test_a_good_step_is_the_optimisers_own(networks):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    ("kind", "state"), [("Adam", "exp_avg"), ("Adam", "exp_avg_sq"), ("RMSprop", "square_avg"), (None, "weight")]
+)
+def test_nan_in_a_state_never_reaches_the_weights(kind, state, bad):
+    weight, other = (torch.nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))
+    optimizer = getattr(torch.optim, kind or "Adam")([weight, other], lr=0.1)
+    weight.grad = other.grad = torch.tensor([1.0, -1.0])
+    assert guarded_step([optimizer], torch.tensor(1.0)).tolist() == [True, True, True]
+    (weight.data if state == "weight" else optimizer.state[weight][state])[1] = bad
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    weights = weight.detach().clone(), other.detach().clone()
+    assert guarded_step([optimizer], torch.tensor(1.0)).tolist() == [True, True, False]
+    for now, then in zip((weight, other), weights, strict=True):
+        torch.testing.assert_close(now.detach(), then, rtol=0, atol=0, equal_nan=True)
+    after = optimizer.state_dict()["state"]
+    torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_step_that_overflows_is_taken_back():
+    weight = torch.nn.Parameter(torch.tensor([1.0]))
+    optimizer = torch.optim.Adam([weight], lr=0.1)
+    weight.grad = torch.tensor([1e30])  # finite, but its square is not
+    assert guarded_step([optimizer], torch.tensor(1.0)).tolist() == [True, True, False]
+    assert weight.item() == 1
+    assert all(value.item() == 0 for value in optimizer.state[weight].values())
+
+
+def test_large_numbers_are_no_infinity():
+    weight = torch.nn.Parameter(torch.zeros(10_000))
+    optimizer = torch.optim.Adam([weight], lr=0.1)
+    weight.grad = torch.full((10_000,), 1e18)  # the sum of their squares is above the largest float
+    assert guarded_step([optimizer], torch.tensor(1.0)).all()
+    assert torch.allclose(weight, torch.tensor(-0.1))
+
+
 def test_skipped_steps_are_counted_named_and_limited():
     skipped = SkippedSteps(limit=2)
     assert skipped.check() == []
-    skipped.record(torch.tensor(True), 4, "joint", ["a", "b"])
-    skipped.record(torch.tensor(False), 5, "segmenter", ["c"])
-    assert skipped.check() == ["segmenter objective of iteration 5, batch c"]
-    skipped.record(torch.tensor(False), 6, "joint", ["d"])
-    skipped.check()
+    skipped.record(torch.tensor([True, True, True]), 4, "joint", ["a", "b"])
+    skipped.record(torch.tensor([False, False, False]), 5, "segmenter", ["c"])
+    assert skipped.check() == ["loss of the segmenter objective of iteration 5, batch c"]
+    skipped.record(torch.tensor([True, False, False]), 6, "joint", ["d"])
+    assert skipped.check() == ["gradient of the joint objective of iteration 6, batch d"]
     assert skipped.count == 2
-    skipped.record(torch.tensor(False), 7, "discriminator", ["e", "f"])
-    with pytest.raises(TrainingError, match="3 steps, the last: discriminator objective of iteration 7, batch e, f"):
+    skipped.record(torch.tensor([True, True, False]), 7, "discriminator", ["e", "f"])
+    with pytest.raises(
+        TrainingError,
+        match="NaN or Inf in 3 steps, the last in the optimiser state or weights of the discriminator objective of "
+        "iteration 7, batch e, f; the weights are untouched",
+    ):
         skipped.check()

@@ -1,0 +1,58 @@
+"""Whether the discriminator and the other two networks are still a match for each other."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+
+_ADVICE = {
+    "wins": "teaches S and G little: lower SOLVER.OPTIMIZER.D.LR or SOLVER.DISCRIMINATOR_STEPS",
+    "has collapsed": "teaches S and G nothing: raise SOLVER.OPTIMIZER.D.LR or SOLVER.DISCRIMINATOR_STEPS",
+}
+
+
+class DiscriminatorBalance:
+    """Notices that D wins, or tells healthy and synthetic volumes no longer apart, for many log entries in a row.
+
+    Args:
+        window: entries in a row that make a verdict; none is made before there are so many.
+        sure: D wins where it is right with a higher probability, on healthy and on synthetic volumes.
+        chance: D has collapsed where it is right with a lower probability, over both; a coin has 0.5.
+    """
+
+    def __init__(self, window: int = 10, sure: float = 0.95, chance: float = 0.505) -> None:
+        self.sure = sure
+        self.chance = chance
+        self._verdicts: deque[str | None] = deque(maxlen=window)
+        self._reported: str | None = None
+
+    def add(self, entry: Mapping[str, float]) -> str | None:
+        """Take an entry of the log into account.
+
+        Args:
+            entry: mean terms of the objectives by name; one without a step of D is passed over. The probability that
+                D gives to the right answer is, in the geometric mean, exp(-BCE).
+
+        Returns:
+            What there is to say: once when it begins, and once when it has ended.
+        """
+        if "discriminator/healthy" not in entry or "discriminator/synthetic" not in entry:
+            return None
+        healthy, synthetic = (math.exp(-entry[f"discriminator/{kind}"]) for kind in ("healthy", "synthetic"))
+        verdict = self._verdict(healthy, synthetic)
+        self._verdicts.append(verdict)
+        right = f"it is right with probability {healthy:.3f} on healthy and {synthetic:.3f} on synthetic volumes"
+        if self._reported is not None and verdict != self._reported:
+            ended, self._reported = self._reported, None
+            return f"the discriminator {ended} no longer: {right}"
+        window = self._verdicts.maxlen
+        if self._reported is None and verdict is not None and self._verdicts.count(verdict) == window:
+            self._reported = verdict
+            return f"the discriminator {verdict}, for {window} log entries now: {right}, and {_ADVICE[verdict]}"
+        return None
+
+    def _verdict(self, healthy: float, synthetic: float) -> str | None:
+        if min(healthy, synthetic) > self.sure:
+            return "wins"
+        return "has collapsed" if math.sqrt(healthy * synthetic) < self.chance else None
