@@ -1,0 +1,1 @@
+"""Measurements of our ways of doing things against the published ones, in the same run."""
