@@ -5,6 +5,8 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
+from tests.faults import rows
+
 SPLITS = {
     "train_id_L": ["sick_0"],
     "train_id_WL": ["sick_1", "sick_2", "sick_3"],
@@ -85,3 +87,16 @@ def _one_thread():
 def run_folder(tmp_path):
     """Where a run with the config of the fixture `config` writes."""
     return Path(tmp_path) / "output" / "sample1_recons_origImgToD_genImgToD_perception_MIL"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print how many rows of docs/faults.md were shown to be true, and by how many tests."""
+    outcomes = {}
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.getreports(outcome):
+            outcomes.setdefault(report.nodeid.split("[")[0], []).append(outcome)
+    table = rows()
+    shown = [case for case, tests in table.items() if all(set(outcomes.get(test, [])) == {"passed"} for test in tests)]
+    named = {test for tests in table.values() for test in tests}
+    passed = sum(outcomes[test].count("passed") for test in named & outcomes.keys())
+    terminalreporter.write_line(f"docs/faults.md: {len(shown)} of {len(table)} cases shown, by {passed} tests")

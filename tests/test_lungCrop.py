@@ -87,7 +87,11 @@ def test_bad_scans_are_named_and_the_others_are_done(scans, tmp_path, capsys):
     assert cropped(scans / "ct", output) == 1
     out = capsys.readouterr().out
     assert "2 of 5 scans are in" in out
-    for case_id, reason in (("broken", "damaged, cut short or unreadable"), ("water", "not HU"), ("healthy_000", "cut short")):
+    for case_id, reason in (
+        ("broken", "damaged, cut short or unreadable"),
+        ("water", "not HU"),
+        ("healthy_000", "cut short"),
+    ):
         line = next(line for line in out.splitlines() if line.startswith(f"failed: {case_id}: "))
         assert reason in line
     assert written(output) == [f"{f}/diseased_00{k}.nii.gz" for f in ("images", "lung") for k in (0, 1)]
@@ -203,3 +207,38 @@ def test_a_size_of_one_voxel_is_a_usage_error(scans, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         cropped(scans / "ct", tmp_path / "cohort", size=(1, 16, 16))
     assert stopped.value.code == 2
+
+
+def test_a_series_is_picked_and_large_scans_are_refused(scans, tmp_path, capsys):
+    image = sitk.ReadImage(str(scans / "ct" / "healthy_000.nii.gz"))
+    stored = (pixels(image) + 1024).astype(np.int16)
+    spacing = image.GetSpacing()
+    folder = write_dicom(tmp_path / "series", stored, spacing=spacing, SeriesDescription="Lung")
+    write_dicom(folder, np.full((30, 48, 48), 1000, np.int16), spacing=spacing, name="b", SeriesDescription="Phantom")
+    # The longer series shows nothing.
+    assert cropped(folder, tmp_path / "a") == 1
+    assert "all are the same" in capsys.readouterr().out
+    assert cropped(folder, tmp_path / "a", "--series", "lung") == 0
+    assert cropped(folder, tmp_path / "b", "--series", "bone") == 1
+    assert "no series 'bone'" in capsys.readouterr().out
+    assert cropped(folder, tmp_path / "b", "--series", "lung", "--max-voxels", "1000") == 1
+    assert "more than 1000; if that is right, allow it with --max-voxels" in capsys.readouterr().out
+
+
+def test_scans_mapped_to_0_to_255_are_mapped_back_with_their_window(scans, tmp_path, capsys):
+    path = scans / "ct" / "healthy_000.nii.gz"
+    assert cropped(path, tmp_path / "hu") == 0
+    image = sitk.ReadImage(str(path))
+    mapped = sitk.GetImageFromArray(((np.clip(pixels(image), -1250, 250) + 1250) * (255 / 1500)).astype(np.float32))
+    mapped.CopyInformation(image)
+    write(path, mapped)
+    assert cropped(path, tmp_path / "grey") == 1
+    assert "--grey-window" in capsys.readouterr().out
+    assert cropped(path, tmp_path / "grey", "--grey-window", "-1250", "250") == 0
+    hu, grey = (pixels(tmp_path / kind / "images" / path.name) for kind in ("hu", "grey"))
+    # Where bone was cut off at 250 HU, interpolation gives other values.
+    lung = pixels(tmp_path / "hu" / "lung" / path.name) > 0
+    assert np.isclose(grey[lung], hu[lung], atol=0.01).mean() > 0.99
+    with pytest.raises(SystemExit) as usage:
+        cropped(path, tmp_path / "grey", "--grey-window", "250", "-1250")
+    assert usage.value.code == 2

@@ -121,6 +121,27 @@ def test_scans_can_be_named_one_by_one_and_be_dicom(scans):
     np.testing.assert_array_equal(pixels(folder / "out" / "one.nii.gz"), lesions["one"])
 
 
+def test_a_mask_lies_on_the_series_that_it_was_cut_from(scans, tmp_path, capsys):
+    folder, _ = scans
+    dicom = write_dicom(tmp_path / "case", np.zeros((6, 10, 12), np.int16), SeriesDescription="Lung")
+    write_dicom(dicom, np.zeros((9, 10, 14), np.int16), origin=(0, 0, 0), name="b", SeriesDescription="Soft")
+    crop = image_of(np.ones((6, 10, 12), np.uint8))
+    write(folder / "case_masks" / "case.nii.gz", crop)
+    arguments = [
+        "--images",
+        str(dicom),
+        "--masks",
+        str(folder / "case_masks"),
+        "--output",
+        str(folder / "out"),
+        "--quiet",
+    ]
+    assert post_processing.main(arguments) == 1
+    assert "does not lie on" in capsys.readouterr().out
+    assert post_processing.main([*arguments, "--series", "lung"]) == 0
+    assert pixels(folder / "out" / "case.nii.gz").sum() == 6 * 10 * 12
+
+
 @pytest.mark.parametrize("output", ["raw", "masks"])
 def test_the_input_is_never_written_over(scans, output, capsys):
     folder, _ = scans

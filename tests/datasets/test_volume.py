@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -75,9 +76,30 @@ def test_files_that_are_no_images(tmp_path, name, content):
     refused(path, lambda: read_volume(path), "not a readable image|not a NIfTI-1 file|cut short")
 
 
-def test_a_missing_file(tmp_path):
-    for name in ("none.nii.gz", "a/b.nrrd"):
+def test_paths_that_lead_to_no_file(tmp_path, hu):
+    (tmp_path / "dangling.nrrd").symlink_to(tmp_path / "gone.nrrd")
+    (tmp_path / "loop.nii").symlink_to(tmp_path / "loop.nii")
+    os.mkfifo(tmp_path / "pipe.mha")
+    for name in ("none.nii.gz", "a/b.nrrd", "dangling.nrrd", "loop.nii", "pipe.mha"):
         refused(tmp_path / name, lambda name=name: read_volume(tmp_path / name), "no such file")
+        refused(tmp_path / name, lambda name=name: read_geometry(tmp_path / name), "no such file")
+    link = tmp_path / "link to a scan.nii.gz"
+    link.symlink_to(write(tmp_path / "scan.nii.gz", hu))
+    np.testing.assert_array_equal(pixels(read_volume(link)), hu)
+    refused(tmp_path / "scan.txt", lambda: read_volume(_written(tmp_path / "scan.txt")), "is none of .nii.gz, .nii, ")
+
+
+def _written(path):
+    path.write_text("text")
+    return path
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_a_file_that_may_not_be_read(tmp_path, hu, extension):
+    path = write(tmp_path / f"scan{extension}", hu)
+    path.chmod(0)
+    refused(path, lambda: read_volume(path), "unreadable|not a readable image")
 
 
 @pytest.mark.parametrize("extension", [".nii.gz", ".nrrd", ".mha"])
