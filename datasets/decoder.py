@@ -86,7 +86,7 @@ class Decoder:
             expected_bytes: of all voxels.
 
         Returns:
-            (z, y, x), in the file's type; read-only.
+            (z, y, x), in the file's type; slices with an intercept as int16 where that holds them. Read-only.
 
         Raises:
             DecoderError: as `header`.
@@ -193,6 +193,8 @@ def _read_header(path: str) -> dict[str, Any]:
 def _read_voxels(paths: list[str]) -> tuple[dict[str, Any], int]:
     image = sitk.ReadImage(paths if len(paths) > 1 else paths[0])
     voxels = sitk.GetArrayViewFromImage(image)
+    if len(paths) > 1 and voxels.dtype == np.int32 and (voxels.astype(np.int16) == voxels).all():
+        voxels = voxels.astype(np.int16)  # ITK makes 32 bits of slices of 16 bits with an intercept
     descriptor = os.memfd_create("voxels")
     with open(descriptor, "wb", closefd=False) as file:
         file.write(np.ascontiguousarray(voxels))

@@ -90,7 +90,7 @@ def read_volume(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
         reading: how.
 
     Returns:
-        A three-dimensional image of one finite number a voxel, in the file's pixel type.
+        A three-dimensional image of one finite number a voxel, in the file's pixel type (HU of DICOM slices as int16).
 
     Raises:
         VolumeError: the file is missing, unreadable, too large, cut short, damaged, crashes its reader, is not
