@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -67,12 +67,18 @@ class Job:
 
     def begun(self) -> set[Path]:
         """Files that are being written, or were when their process was killed."""
-        return {path for folder in (self.output, *self._subfolders()) for path in folder.glob(".*.partial.*")}
+        return {path for folder in self._folders() for path in folder.glob(".*.partial.*")}
 
-    def _subfolders(self) -> list[Path]:
-        return [
-            self.output / name for name in ("images", "lung", "lesion", "masks", "probabilities", "figures", "pictures")
-        ]
+    def files(self) -> set[tuple[str, int, int]]:
+        """Name, inode and size of every file, so that two looks tell whether anything was written."""
+        entries = [entry for folder in self._folders() if folder.is_dir() for entry in os.scandir(folder)]
+        with suppress(FileNotFoundError):  # of a file that gets its final name just now
+            return {(entry.path, entry.inode(), entry.stat().st_size) for entry in entries}
+        return self.files()
+
+    def _folders(self) -> list[Path]:
+        names = ("", "images", "lung", "lesion", "masks", "probabilities", "figures", "pictures")
+        return [self.output / name for name in names]
 
 
 @dataclass
@@ -271,13 +277,13 @@ def _undisturbed(job: Job, log: Path, fresh: bool) -> float:
 
 
 def _wait(process: multiprocessing.process.BaseProcess, job: Job, rng: random.Random, life: float) -> None:
-    """Wait for the moment of a kill: any time of its life, or soon after it has begun the n-th file."""
+    """Wait for the moment of a kill: any time of its life, or soon after the n-th file has begun, grown or got its name."""
     if rng.random() < 0.5:
         process.join(rng.uniform(0, life))
         return
-    left, before = rng.randint(1, 6), job.begun()
+    left, before = rng.randint(1, 12), job.files()
     while left > 0 and process.is_alive():
-        now = job.begun()
+        now = job.files()
         left -= len(now - before)
         before = now
         time.sleep(0.0005)
