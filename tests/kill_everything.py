@@ -32,6 +32,7 @@ import torch
 from command_line import new_parser, run
 from datasets import make_splits
 from datasets.phantom import write_phantoms
+from errors import CheckpointError
 from models import Segmenter
 from tests.test_train import states_equal
 from training.checkpoint import SegmenterInput, find_states, load, save_segmenter
@@ -277,7 +278,7 @@ def _undisturbed(job: Job, log: Path, fresh: bool) -> float:
 
 
 def _wait(process: multiprocessing.process.BaseProcess, job: Job, rng: random.Random, life: float) -> None:
-    """Wait for the moment of a kill: any time of its life, or soon after the n-th file has begun, grown or got its name."""
+    """Wait for the moment of a kill: any time of its life, or soon after the n-th file began, grew or got its name."""
     if rng.random() < 0.5:
         process.join(rng.uniform(0, life))
         return
@@ -306,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tally, result, start = Tally(), "nothing lost", time.monotonic()
             try:
                 tally = kill_often(jobs[script], options.kills, rng, fresh=True)
-            except Lost as error:
+            except (Lost, CheckpointError) as error:
                 result, lost = f"LOST: {error}", True
             counts = f"{tally.kills:5} {tally.in_saves:8} {tally.kills:8} {tally.runs:5}"
             print(f"{script:16} {counts} {time.monotonic() - start:5.0f}  {result}", flush=True)
