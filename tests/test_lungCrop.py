@@ -154,7 +154,7 @@ def test_without_weights_and_network_one_line_names_the_ways_out(scans, tmp_path
     assert len(errors) == 1
     assert "--weights" in errors[0]
     assert "--lungs threshold" in errors[0]
-    assert not (tmp_path / "cohort").exists()
+    assert written(tmp_path / "cohort") == []
 
 
 def test_with_everything_done_no_weights_are_needed(scans, tmp_path, monkeypatch):
