@@ -22,6 +22,10 @@ class CohortError(GasnetError):
     """A cohort folder or its splits are incomplete or contradict each other."""
 
 
+class FolderError(GasnetError):
+    """A folder is being written to by another process."""
+
+
 class CheckpointError(GasnetError):
     """A checkpoint is damaged, of another network, or of another format."""
 

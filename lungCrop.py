@@ -34,6 +34,7 @@ from datasets.lungs import load_lungmask, segment_by_threshold
 from datasets.scans import find_scans, match_labels
 from datasets.volume import Reading, read_geometry, write_volume
 from errors import GasnetError, VolumeError
+from whole_files import only_writer
 
 __all__ = ["LungMaskCrop", "crop_scans", "main"]
 
@@ -140,15 +141,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = tuple(options.size)
     grey_window = None if options.grey_window is None else tuple(options.grey_window)
     reading = Reading(options.max_voxels, options.series, grey_window)
-    left = {
-        case_id: scan
-        for case_id, scan in scans.items()
-        if options.overwrite or not is_done(options.output, case_id, size, with_lesion=case_id in labels)
-    }
     failed: dict[str, str] = {}
-    if left:
-        cropper = LungMaskCrop(_lung_finder(options), size, reading)
-        failed = crop_scans(left, options.output, cropper, labels, lungs, progress=not options.quiet)
+    with only_writer(options.output, *FOLDERS):
+        left = {
+            case_id: scan
+            for case_id, scan in scans.items()
+            if options.overwrite or not is_done(options.output, case_id, size, with_lesion=case_id in labels)
+        }
+        if left:
+            cropper = LungMaskCrop(_lung_finder(options), size, reading)
+            failed = crop_scans(left, options.output, cropper, labels, lungs, progress=not options.quiet)
 
     print(
         f"{len(scans) - len(failed)} of {len(scans)} scans are in {options.output}, {len(labels)} with a lesion label"

@@ -26,6 +26,7 @@ from datasets.scans import find_scans, match_labels
 from datasets.volume import DEFAULT, Reading, read_geometry, read_labels, read_volume, volume_id, write_volume
 from errors import GasnetError, VolumeError
 from evaluation.metrics import THRESHOLD
+from whole_files import only_writer
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.output.resolve() in [path.resolve() for path in inputs]:
         raise VolumeError(f"{options.output}: is the folder of the input; choose another --output")
     failed = {case_id: "no mask of this name" for case_id in scans if case_id not in masks}
-    with logging_redirect_tqdm():
+    with only_writer(options.output), logging_redirect_tqdm():
         for case_id, mask in tqdm(masks.items(), "pasting back", unit="mask", disable=options.quiet):
             try:
                 restored = restore_mask(scans[case_id], mask, options.threshold, reading)

@@ -39,7 +39,7 @@ from models.layers import place
 from models.objectives import synthesise
 from settings import Settings, read_settings
 from training.checkpoint import SegmenterInput, load_generator, load_segmenter
-from whole_files import write_text
+from whole_files import only_writer, write_text
 
 log = logging.getLogger(__name__)
 
@@ -146,17 +146,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     scores = []
     total = sum(len(cases) for cases in cohort.values())
-    with tqdm(desc="testing", total=total, unit="scan", disable=options.quiet) as bar:
-        for split, cases in cohort.items():
-            predictions = predict_scans(segmenter, cases, split, trained_on.normalization)
-            for prediction in predictions:
-                write_prediction(prediction, output)
-                if options.save_vis:
-                    path = output / "figures" / f"{prediction.case.id}.png"
-                    save_figure(prediction, trained_on.normalization, generator, settings.image.slices, path)
-                scores.append(prediction.score)
-                bar.update()
-    print(as_table(write_scores(scores, output, model)))
+    with only_writer(output, "masks", "probabilities", "figures"):
+        with tqdm(desc="testing", total=total, unit="scan", disable=options.quiet) as bar:
+            for split, cases in cohort.items():
+                predictions = predict_scans(segmenter, cases, split, trained_on.normalization)
+                for prediction in predictions:
+                    write_prediction(prediction, output)
+                    if options.save_vis:
+                        path = output / "figures" / f"{prediction.case.id}.png"
+                        save_figure(prediction, trained_on.normalization, generator, settings.image.slices, path)
+                    scores.append(prediction.score)
+                    bar.update()
+        print(as_table(write_scores(scores, output, model)))
     print(f"results in {output}")
     return 0
 

@@ -21,6 +21,7 @@ from datasets.cohort import TRAINING, read_cohort
 from models.objectives import discriminator_objective, joint_objective, segmenter_objective
 from settings import Settings, read_settings, unknown_words
 from training.run import TrainingRun
+from whole_files import only_writer
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{split:9} {len(cases):5} scans")
         return 0
 
-    training = TrainingRun(
-        settings, cohort, device, options.resume, validate=options.is_validation, progress=not options.quiet
-    )
-    train(training)
+    with only_writer(settings.exp.folder, "pictures"):
+        training = TrainingRun(
+            settings, cohort, device, options.resume, validate=options.is_validation, progress=not options.quiet
+        )
+        train(training)
     print(f"finished iteration {training.iteration}; results in {training.folder}")
     return 0
 

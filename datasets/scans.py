@@ -38,7 +38,9 @@ def _scans_at(path: Path) -> list[Path]:
 
 
 def _holds_files(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".") and any(p.is_file() for p in path.iterdir())
+    if path.name.startswith(".") or not path.is_dir():
+        return False
+    return any(p.is_file() and not p.name.startswith(".") for p in path.iterdir())
 
 
 def match_labels(folder: Path, ids: Sequence[str]) -> tuple[dict[str, Path], list[Path]]:

@@ -157,6 +157,8 @@ def read_labels(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
 def write_volume(image: sitk.Image, path: Path) -> None:
     """Write a volume, compressed unless the name ends in ``.nii``; the file appears whole or not at all.
 
+    It is read again before it takes its place: a full disk is no error to the library, which leaves a file cut short.
+
     Raises:
         VolumeError: the file cannot be written, or is to be a ``.mhd``, which is two files.
     """
@@ -165,6 +167,9 @@ def write_volume(image: sitk.Image, path: Path) -> None:
     try:
         with replacing(path) as temporary:
             sitk.WriteImage(image, str(temporary), useCompression=not path.name.endswith(".nii"))
+            read_volume(temporary)
+    except VolumeError:
+        raise VolumeError(f"{path}: cannot be written (it arrives damaged); check the disk") from None
     except (OSError, RuntimeError) as error:
         raise VolumeError(f"{path}: cannot be written ({_last_line(error)}); check the folder and the disk") from None
 

@@ -11,6 +11,8 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from whole_files import replacing
+
 
 def slice_to_show(*masks: np.ndarray) -> int:
     """The axial slice with most voxels of the first mask that is not empty; the middle one if all are."""
@@ -35,6 +37,6 @@ def save_case_figure(columns: Mapping[str, np.ndarray], index: int, aspect: floa
         axis.set_title(title, fontsize=10)
         axis.axis("off")
     figure.tight_layout(pad=0.4)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
     plt.close(figure)

@@ -30,7 +30,7 @@ def cropped(scans, output, *arguments, size=(8, 16, 16)):
 
 
 def written(output):
-    return sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(output)) for path in output.rglob("[!.]*") if path.is_file())
 
 
 def test_a_folder_of_scans_becomes_a_cohort(scans, tmp_path, capsys):
@@ -158,7 +158,7 @@ def test_without_weights_and_network_one_line_names_the_ways_out(scans, tmp_path
     assert len(errors) == 1
     assert "--weights" in errors[0]
     assert "--lungs threshold" in errors[0]
-    assert not (tmp_path / "cohort").exists()
+    assert written(tmp_path / "cohort") == []
 
 
 def test_with_everything_done_no_weights_are_needed(scans, tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ def test_the_steps_in_the_readme_run_as_they_stand_there(tmp_path):
     example = tmp_path / "example"
     assert len(list((example / "data" / "images").iterdir())) == 6
     assert (example / "output").is_dir()
-    assert len(list((example / "masks").iterdir())) == 1
+    assert len(list((example / "masks").glob("*.nii.gz"))) == 1
     assert (example / "test" / "metrics.csv").is_file()
 
 

@@ -1,6 +1,23 @@
-import pytest
+import errno
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
-from whole_files import replacing, write_text
+import numpy as np
+import pytest
+import torch
+
+import whole_files
+from datasets.volume import write_volume
+from errors import FolderError, GasnetError
+from tests.volumes import image_of
+from training.checkpoint import save
+from whole_files import only_writer, replacing, write_text
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -30,7 +47,163 @@ def test_what_was_there_stays_when_writing_fails(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_nothing_written_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError), replacing(tmp_path / "file.txt"):
+def test_nothing_written_is_an_error_that_names_the_file(tmp_path):
+    path = tmp_path / "file.txt"
+    with pytest.raises(FileNotFoundError) as caught, replacing(path):
         pass
+    assert caught.value.filename == str(path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place_and_its_folder_after(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    synced = []
+
+    def fsync(descriptor):
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, path.read_text()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(path, "new")
+    assert synced == [(f".{os.getpid()}.partial.file.txt", "old"), (tmp_path.name, "new")]
+
+
+def write(path, seed):
+    """A checkpoint, a volume or a text of some 400 kB by the name of the file."""
+    values = np.random.default_rng(seed).normal(size=(20, 64, 64)).astype(np.float32)
+    if path.suffix == ".pth":
+        save({"weights": torch.from_numpy(values), "iteration": seed}, path)
+    elif path.suffix == ".txt":
+        write_text(path, str(values.tolist()))
+    else:
+        write_volume(image_of(values), path)
+
+
+def message_of_write(path, limit):
+    """What goes wrong where files end at `limit` bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        write(path, 1)
+    except (GasnetError, OSError) as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def message_of_write_without_rights(path):
+    """What goes wrong for a user who may not write; root may always."""
+    if os.geteuid() == 0:
+        os.setegid(65534)
+        os.seteuid(65534)
+    try:
+        write(path, 1)
+    except (GasnetError, OSError) as error:
+        return str(error)
+
+
+@pytest.fixture(scope="module")
+def child():
+    """Runs functions in another process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield lambda *call: pool.submit(*call).result(timeout=60)
+
+
+NAMES = ["state.pth", "scan.nii.gz", "scan.nii", "scan.mha", "scan.nrrd", "settings.txt"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_disk_that_is_full_in_the_middle_of_a_save_leaves_the_old_file(child, tmp_path, name):
+    path = tmp_path / name
+    write(path, 0)
+    before = path.read_bytes()
+    for limit in (0, 100, 4096, len(before) // 2, len(before) - 100):
+        message = child(message_of_write, path, limit)
+        assert message is not None, limit
+        assert str(path) in message
+        assert path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_without_rights_leaves_the_old_files(child):
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in NAMES]
+        for path in paths:
+            write(path, 0)
+        before = [path.read_bytes() for path in paths]
+        Path(folder).chmod(0o555)
+        for path in paths:
+            message = child(message_of_write_without_rights, path)
+            assert str(path) in message
+        assert [path.read_bytes() for path in paths] == before
+        Path(folder).chmod(0o755)
+        assert sorted(Path(folder).iterdir()) == sorted(paths)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from whole_files import only_writer
+with only_writer(Path(sys.argv[1])):
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder(folder):
+    """Another process that holds a folder, once it does."""
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    process.stdout.readline()
+    return process
+
+
+def test_a_folder_has_one_writer_until_that_ends_or_is_killed(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    with only_writer(folder):
+        refused = subprocess.run(
+            [sys.executable, "-c", HOLD, str(folder)],
+            cwd=Path(__file__).parents[1],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    last = refused.stderr.splitlines()[-1]
+    assert f"{folder}: process {os.getpid()} on {os.uname().nodename} is writing here; wait for its end" in last
+    with holder(folder) as first:
+        with pytest.raises(FolderError, match=f"process {first.pid} on"), only_writer(folder):
+            pass
+        first.kill()
+    with only_writer(folder):
+        pass
+
+
+def test_what_was_left_half_written_is_removed_where_the_command_writes_and_nowhere_else(tmp_path):
+    left = [tmp_path / ".123.partial.a.pth", tmp_path / "masks" / ".4.partial.b.nii.gz"]
+    kept = [tmp_path / "test" / ".5.partial.c.csv", tmp_path / ".partial.d", tmp_path / "e.partial.f"]
+    with holder(tmp_path):
+        for path in (*left, *kept):
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        with pytest.raises(FolderError), only_writer(tmp_path, "masks"):
+            pass
+        assert all(path.exists() for path in left)
+    with only_writer(tmp_path, "masks", "nowhere"):
+        assert not any(path.exists() for path in left)
+        assert all(path.exists() for path in kept)
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    left = tmp_path / ".123.partial.a.pth"
+    left.touch()
+    monkeypatch.setattr(whole_files.fcntl, "lockf", lockf)
+    with only_writer(tmp_path):
+        write_text(tmp_path / "file.txt", "text")
+    assert f"{tmp_path}: cannot be locked (No locks available)" in caplog.text
+    assert left.exists()  # it may be another run's

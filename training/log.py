@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
 from models.objectives import Networks, synthesise
-from whole_files import write_text
+from whole_files import naming, replacing, write_text
 
 
 class RunningMeans:
@@ -70,8 +71,10 @@ class RunLog:
         """Log values by name."""
         for name, value in values.items():
             self._events.add_scalar(name, value, iteration)
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # the state that follows is the end of what is done again
 
     def losses(self, iteration: int, values: Mapping[str, float]) -> None:
         """Log the losses, and show the totals of the objectives beside the progress bar."""
@@ -81,8 +84,8 @@ class RunLog:
 
     def picture(self, iteration: int, grid: Tensor) -> None:
         """Save a picture grid, (3, height, width) in [0, 1], as a file and for TensorBoard."""
-        self.pictures.mkdir(exist_ok=True)
-        save_image(grid, self.pictures / f"{iteration:07d}.png")
+        with replacing(self.pictures / f"{iteration:07d}.png") as temporary:
+            save_image(grid, temporary)
         self._events.add_image("pictures", grid, iteration)
 
     def close(self) -> None:
@@ -94,12 +97,11 @@ class RunLog:
 def _drop_after(path: Path, done: int) -> None:
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = []
-    for line in lines:
+    for line in path.read_bytes().splitlines():
         try:
             if json.loads(line)["iteration"] <= done:
-                kept.append(line)
+                kept.append(line.decode() + "\n")
         except (ValueError, KeyError, TypeError):
             continue  # the last line of a run that was killed while writing
     write_text(path, "".join(kept))

@@ -79,6 +79,7 @@ class TrainingRun:
             raise TrainingError(
                 f"{self.folder}: holds a run already; --resume goes on with it, another EXP.ID starts a new one"
             )
+        random.seed(settings.exp.seed)
         torch.manual_seed(settings.exp.seed)
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = settings.solver.precision != "fp32"

@@ -15,7 +15,7 @@ def touched(folder, *names):
 def test_files_and_dicom_folders_are_scans_and_nothing_else(tmp_path):
     touched(tmp_path, "b.nii.gz", "a.NRRD", "c d.mha", "notes.txt", ".hidden.nii", "series/1.dcm", "empty/deeper/x")
     (tmp_path / ".trash").mkdir()
-    touched(tmp_path, ".trash/1.dcm")
+    touched(tmp_path, ".trash/1.dcm", "crops/.lock", "crops/images/x")
     assert find_scans(tmp_path) == {
         "a": tmp_path / "a.NRRD",
         "b": tmp_path / "b.nii.gz",

@@ -1,5 +1,6 @@
 import json
 
+import pytest
 import torch
 
 from models import Generator, Segmenter
@@ -29,6 +30,20 @@ def test_entries_of_a_part_that_is_done_again_are_dropped(tmp_path):
         {"iteration": 4, "a": 2},
         {"iteration": 5, "a": 9.0},
     ]
+
+
+@pytest.mark.parametrize(
+    "end", ["", '{"iterat', '{"iteration": 4, "a": 2}', "\0" * 40, "\xff\xfe\x81", "4\n", "[]\n", "{}"]
+)
+def test_the_end_of_a_log_that_a_kill_or_a_power_loss_cut_off_is_mended(tmp_path, end):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"iteration": 2, "a": 1}\n' + end.encode("latin-1"))
+    log = RunLog(tmp_path, first=4, last=10, progress=False)
+    log.scalars(5, {"a": 9.0})
+    log.close()
+    kept = [{"iteration": 4, "a": 2}] if end.endswith("}") and "4" in end else []
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert entries == [{"iteration": 2, "a": 1}, *kept, {"iteration": 5, "a": 9.0}]
 
 
 def test_the_picture_grid_has_a_row_a_volume_and_four_columns():

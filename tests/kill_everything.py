@@ -1,0 +1,318 @@
+"""Kills the four scripts at random moments, saves included, and checks that nothing is lost.
+
+Every script runs on tiny phantoms, is killed (SIGKILL) again and again, and started again each time, until it ends by
+itself. After every kill each file under a final name must be whole, and at the end all must be as after a run
+that nobody disturbed: weights and states bit for bit, other files byte for byte. Half of the kills come at any time
+from the start of the process on, half when a file is being written; "in saves" counts those that left one half-written.
+
+Examples:
+    python -m tests.kill_everything
+    python -m tests.kill_everything --kills 100 --seed 1 --scripts train lungCrop
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from command_line import new_parser, run
+from datasets import make_splits
+from datasets.phantom import write_phantoms
+from errors import CheckpointError
+from models import Segmenter
+from tests.test_train import states_equal
+from training.checkpoint import SegmenterInput, find_states, load, save_segmenter
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ("lungCrop", "train", "test", "post_processing")
+SIZE = ("16", "64", "64")
+"""Of the crops: the smallest that all networks take."""
+
+_PROGRESS = 1.5
+"""Seconds after the first file within which a kill comes: a script gets on, but does not end at once."""
+
+
+class Lost(Exception):
+    """A file is half-written or differs from that of the undisturbed run."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A script with its arguments, where it writes, and how to check that.
+
+    `check` is called with the folder, that of the undisturbed run, and whether the job is done, and raises `Lost`.
+    """
+
+    script: str
+    arguments: list[str]
+    output: Path
+    check: Callable[[Path, Path, bool], None]
+
+    def command(self) -> list[str]:
+        resume = ["--resume"] if self.script == "train" and find_states(self.output) else []
+        return [f"{self.script}.py", *self.arguments, *resume]
+
+    def begun(self) -> set[Path]:
+        """Files that are being written, or were when their process was killed."""
+        return {path for folder in self._folders() for path in folder.glob(".*.partial.*")}
+
+    def files(self) -> set[tuple[str, int, int]]:
+        """Name, inode and size of every file, so that two looks tell whether anything was written."""
+        entries = [entry for folder in self._folders() if folder.is_dir() for entry in os.scandir(folder)]
+        with suppress(FileNotFoundError):  # of a file that gets its final name just now
+            return {(entry.path, entry.inode(), entry.stat().st_size) for entry in entries}
+        return self.files()
+
+    def _folders(self) -> list[Path]:
+        names = ("", "images", "lung", "lesion", "masks", "probabilities", "figures", "pictures")
+        return [self.output / name for name in names]
+
+
+@dataclass
+class Tally:
+    """What happened to a script."""
+
+    kills: int = 0
+    in_saves: int = 0
+    runs: int = 0
+
+
+def make_jobs(folder: Path, iterations: int) -> dict[str, Job]:
+    """The four scripts on seven phantoms, by name; makes what they need."""
+    raw, cohort, model = folder / "raw", folder / "cohort", folder / "segmenter.pth"
+    write_phantoms(raw, healthy=3, diseased=4, size=(20, 40, 40), seed=0)
+    crop = [str(raw / "ct"), "--labels", str(raw / "lesion"), "--lungs", str(raw / "lung"), "--size", *SIZE, "--quiet"]
+    _finish(
+        _start(["lungCrop.py", *crop, "--output", str(cohort)], folder / "log.txt", fresh=False), folder / "log.txt"
+    )
+    with redirect_stdout(io.StringIO()):
+        make_splits.main([str(cohort), "--healthy", "healthy_*", "--labeled", "1", "--valid", "1", "--validh", "1"])
+    torch.manual_seed(0)
+    save_segmenter(model, Segmenter(2), SegmenterInput(tuple(map(int, SIZE)), (-1250, 250), "minmax"), 0, None)
+    settings = ["--config-path", str(ROOT / "configs" / "demo.yaml"), "--device", "cpu", "--quiet"]
+    overrides = [
+        f"DATASET.ROOT={cohort}",
+        f"IMAGE.SIZE=[{','.join(SIZE)}]",
+        f"EXP.OUTPUT_DIR={folder}",
+        "EXP.ID=recons_MIL",
+    ]
+    training = [
+        *("--is-validation", "MODEL.WIDTH.UNET=2", "MODEL.WIDTH.G=2", "MODEL.WIDTH.D=2", "SOLVER.BATCH_SIZE=1"),
+        *(
+            f"SOLVER.ITER_MAX={iterations}",
+            "SOLVER.DISCRIMINATOR_STEPS=1",
+            "LOSS.MIL_START=3",
+            "DATALOADER.NUM_WORKERS=1",
+        ),
+        *("INTERVAL.SAVE=1", "INTERVAL.VALID=2", "INTERVAL.LOG=1", "INTERVAL.PICTURE=3"),
+    ]
+    testing = ["--model-path", str(model), "--save-vis", "--split", "VALID", "WO_LABEL", "HEALTHY"]
+    paste = ["--images", str(raw / "ct"), "--masks", str(cohort / "lung"), "--quiet"]
+    jobs = (
+        Job("lungCrop", [*crop, "--output", str(folder / "crops")], folder / "crops", check_files),
+        Job("train", [*settings, *training, *overrides], folder / "recons_MIL", check_training),
+        Job(
+            "test",
+            [*settings, *testing, *overrides, "--output", str(folder / "results")],
+            folder / "results",
+            check_files,
+        ),
+        Job("post_processing", [*paste, "--output", str(folder / "masks")], folder / "masks", check_files),
+    )
+    return {job.script: job for job in jobs}
+
+
+def kill_often(job: Job, kills: int, rng: random.Random, fresh: bool) -> Tally:
+    """Kill a job so many times; start it again each time, and anew when it is done.
+
+    Args:
+        job: the script.
+        kills: at least one.
+        rng: of the moments.
+        fresh: start every other process from nothing; the others are forked from one that has imported
+            everything, which saves seconds.
+
+    Raises:
+        Lost: something was.
+    """
+    log = job.output.with_suffix(".log")
+    reference = job.output.with_suffix(".undisturbed")
+    lives = {}
+    for kind in {False, fresh}:
+        lives[kind] = _undisturbed(job, log, fresh=kind)
+        if reference.exists():
+            job.check(job.output, reference, True)
+            shutil.rmtree(job.output)
+        else:
+            job.output.rename(reference)
+    tally = Tally()
+    done = False
+    while not done or tally.kills < kills:
+        if done:
+            shutil.rmtree(job.output)
+        kind = fresh and rng.random() < 0.5
+        process = _start(job.command(), log, kind)
+        if tally.kills < kills:
+            _wait(process, job, rng, lives[kind])
+            process.kill()
+        process.join()
+        done = process.exitcode == 0
+        if not done:
+            if process.exitcode != -9:
+                raise Lost(f"{job.script} ended with exit code {process.exitcode}: {log.read_text()[-2000:]}")
+            tally.kills += 1
+            ours = {path for path in job.begun() if path.name.startswith(f".{process.pid}.")}
+            tally.in_saves += bool(ours)
+            if ours and job.begun() - ours:
+                raise Lost(f"{job.script} did not remove what an earlier kill left: {job.begun() - ours}")
+        tally.runs += done
+        if job.output.exists():
+            job.check(job.output, reference, done)
+    return tally
+
+
+def check_files(folder: Path, reference: Path, done: bool) -> None:
+    """Every file is that of the undisturbed run, byte for byte; when it is done, none is missing or left over."""
+    _compare_names(folder, reference, done)
+    for path in _files(folder):
+        if path.read_bytes() != (reference / path.relative_to(folder)).read_bytes():
+            raise Lost(f"{path} differs")
+
+
+def check_training(folder: Path, reference: Path, done: bool) -> None:
+    """Checkpoints are whole; when it is done, weights, states, log and pictures are those of the undisturbed run."""
+    for path in _files(folder):
+        twin = reference / path.relative_to(folder)
+        if path.suffix == ".pth":
+            content = load(path)  # compares the checksums of its parts
+            if (done and twin.exists()) and not states_equal(content, load(twin)):
+                raise Lost(f"{path} differs")
+        elif path.suffix in (".png", ".yaml") and path.read_bytes() != twin.read_bytes():
+            raise Lost(f"{path} differs")
+    log = folder / "metrics.jsonl"
+    entries = _entries(log, done) if log.exists() else []
+    if entries != _entries(reference / "metrics.jsonl", True)[: None if done else len(entries)]:
+        raise Lost(f"{log} differs")
+    # Both end with the latest two states; where the last kill came between a state and its clean-up, one more.
+    if done and find_states(folder)[:2] != [folder / path.name for path in find_states(reference)]:
+        raise Lost(f"{folder} lacks its last states")
+    if done and not all((folder / f"segmenter_{name}.pth").exists() for name in ("best", "last")):
+        raise Lost(f"{folder} lacks its segmenters")
+    _compare_names(folder / "pictures", reference / "pictures", done)
+
+
+def _compare_names(folder: Path, reference: Path, done: bool) -> None:
+    there, expected = ({path.relative_to(place) for path in _files(place)} for place in (folder, reference))
+    if not (there == expected if done else there <= expected):
+        raise Lost(f"{folder} holds {sorted(map(str, there))} instead of {sorted(map(str, expected))}")
+    if done and (left := list(folder.rglob(".*.partial.*"))):
+        raise Lost(f"{left[0]} was left")
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+
+
+def _entries(path: Path, done: bool) -> list[dict]:
+    """The entries of a log without times; the last line may be half-written while the run is not done."""
+    *lines, last = path.read_text().split("\n")
+    if done and last:
+        raise Lost(f"{path} ends with {last}")
+    entries = [json.loads(line) for line in lines]
+    return [{key: value for key, value in entry.items() if key != "seconds_per_iteration"} for entry in entries]
+
+
+_forkserver = multiprocessing.get_context("forkserver")
+_forkserver.set_forkserver_preload(["tests.test_train", "datasets.make_splits", *SCRIPTS])
+
+
+def _start(command: list[str], log: Path, fresh: bool) -> multiprocessing.process.BaseProcess:
+    process = _forkserver.Process(target=_become, args=(command, log, fresh))
+    process.start()
+    return process
+
+
+def _become(command: list[str], log: Path, fresh: bool) -> None:
+    """Be a script: a new interpreter in this process, or its main function."""
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if fresh:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, *command])
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # as a script's own workers start on Linux
+    script, *arguments = command
+    raise SystemExit(run(lambda: import_module(script.removesuffix(".py")).main(arguments)))
+
+
+def _finish(process: multiprocessing.process.BaseProcess, log: Path) -> None:
+    process.join()
+    if process.exitcode:
+        raise Lost(f"exit code {process.exitcode}: {log.read_text()[-2000:]}")
+
+
+def _undisturbed(job: Job, log: Path, fresh: bool) -> float:
+    """Let a job end by itself; returns how many seconds after its start kills may come."""
+    start = time.monotonic()
+    process = _start(job.command(), log, fresh)
+    while process.is_alive() and not job.output.exists():
+        time.sleep(0.01)
+    first = time.monotonic() - start
+    _finish(process, log)
+    return min(time.monotonic() - start, first + _PROGRESS)
+
+
+def _wait(process: multiprocessing.process.BaseProcess, job: Job, rng: random.Random, life: float) -> None:
+    """Wait for the moment of a kill: any time of its life, or soon after the n-th file began, grew or got its name."""
+    if rng.random() < 0.5:
+        process.join(rng.uniform(0, life))
+        return
+    left, before = rng.randint(1, 12), job.files()
+    while left > 0 and process.is_alive():
+        now = job.files()
+        left -= len(now - before)
+        before = now
+        time.sleep(0.0005)
+    time.sleep(rng.uniform(0, 0.005))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; the exit code is 1 if anything was lost."""
+    parser = new_parser(__doc__, "python -m tests.kill_everything")
+    parser.add_argument("--kills", type=int, default=30, help="of each script (default 30)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
+    parser.add_argument("--scripts", nargs="+", choices=SCRIPTS, default=SCRIPTS, help="to kill (default all)")
+    options = parser.parse_args(arguments)
+    rng = random.Random(options.seed)
+    lost = False
+    print(f"{'script':16} {'kills':>5} {'in saves':>8} {'restarts':>8} {'runs':>5} {'s':>5}  result", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = make_jobs(Path(folder), iterations=2 * options.kills)
+        for script in options.scripts:
+            tally, result, start = Tally(), "nothing lost", time.monotonic()
+            try:
+                tally = kill_often(jobs[script], options.kills, rng, fresh=True)
+            except (Lost, CheckpointError) as error:
+                result, lost = f"LOST: {error}", True
+            counts = f"{tally.kills:5} {tally.in_saves:8} {tally.kills:8} {tally.runs:5}"
+            print(f"{script:16} {counts} {time.monotonic() - start:5.0f}  {result}", flush=True)
+    return int(lost)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

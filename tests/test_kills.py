@@ -1,0 +1,69 @@
+"""What a kill may do to runs and folders; the long version is kill_everything.py."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import lungCrop
+import post_processing
+import test
+import train
+from command_line import run
+from tests import kill_everything
+from tests.test_whole_files import holder
+from training.checkpoint import find_states
+from whole_files import only_writer
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    return kill_everything.make_jobs(tmp_path_factory.mktemp("kills"), iterations=6)
+
+
+@pytest.mark.parametrize("script", kill_everything.SCRIPTS)
+def test_killed_scripts_lose_nothing(jobs, script):
+    kills = 5
+    tally = kill_everything.kill_often(jobs[script], kills, random.Random(1), fresh=False)
+    assert tally.kills == kills
+    assert tally.runs >= 1
+
+
+@pytest.mark.parametrize("script", [lungCrop, train, test, post_processing])
+def test_a_second_run_on_a_folder_is_refused_in_one_line(jobs, script, capsys):
+    job = jobs[script.__name__]
+    before = sorted(job.output.rglob("*"))
+    with holder(job.output) as first:
+        assert run(lambda: script.main(job.command()[1:])) == 1
+        errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: {job.output}: process {first.pid} on {os.uname().nodename} is writing here; ")
+    assert sorted(job.output.rglob("*")) == before or not before
+
+
+def test_workers_that_outlive_a_killed_run_do_not_hold_its_folder(config, run_folder):
+    command = [sys.executable, "train.py", "--config-path", str(config), "--quiet", "--device", "cpu"]
+    endless = ["SOLVER.ITER_MAX=100000", "INTERVAL.SAVE=1", "DATALOADER.NUM_WORKERS=1"]
+    process = subprocess.Popen([*command, *endless], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not find_states(run_folder):
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [Path("/proc", pid) for pid in children if b"train.py" in Path("/proc", pid, "cmdline").read_bytes()]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(workers) == 3
+    with only_writer(run_folder, "pictures"):
+        assert all(worker.exists() for worker in workers)
+    assert not list(run_folder.glob(".*.partial.*"))
+    deadline = time.monotonic() + 30
+    while any(worker.exists() for worker in workers):
+        assert time.monotonic() < deadline, "workers of a killed run are still there"
+        time.sleep(0.1)
