@@ -168,10 +168,13 @@ def serve(connection: socket.socket) -> None:
 
 
 def _limit_memory(more: int | None) -> None:
-    """Allow this process so many bytes more than it has now, or as many as it wants."""
+    """Allow this process so many bytes more than it has now, or as many as its user may have."""
+    highest = resource.getrlimit(resource.RLIMIT_AS)[1]
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = resource.RLIM_INFINITY if more is None else pages * resource.getpagesize() + more
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    limit = highest if more is None else pages * resource.getpagesize() + more
+    if highest != resource.RLIM_INFINITY:
+        limit = min(limit, highest)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, highest))
 
 
 def _read_header(path: str) -> dict[str, Any]:
