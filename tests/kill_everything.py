@@ -2,8 +2,9 @@
 
 Every script runs on tiny phantoms, is killed (SIGKILL) again and again, and started again each time, until it ends by
 itself. After every kill each file under a final name must be whole, and at the end all must be as after a run
-that nobody disturbed: weights and states bit for bit, other files byte for byte. Half of the kills come at any time
-from the start of the process on, half when a file is being written; "in saves" counts those that left one half-written.
+that nobody disturbed: weights and states bit for bit, other files byte for byte. A quarter of the kills come at any
+time from the start of the process on, the others when a file begins, grows or gets its name; "in saves" counts those
+that left one half-written.
 
 Examples:
     python -m tests.kill_everything
@@ -279,12 +280,13 @@ def _undisturbed(job: Job, log: Path, fresh: bool) -> float:
 
 def _wait(process: multiprocessing.process.BaseProcess, job: Job, rng: random.Random, life: float) -> None:
     """Wait for the moment of a kill: any time of its life, or soon after the n-th file began, grew or got its name."""
-    if rng.random() < 0.5:
+    look = rng.choice((None, job.files, job.begun, job.begun))
+    if look is None:
         process.join(rng.uniform(0, life))
         return
-    left, before = rng.randint(1, 12), job.files()
+    left, before = rng.randint(1, 6), look()
     while left > 0 and process.is_alive():
-        now = job.files()
+        now = look()
         left -= len(now - before)
         before = now
         time.sleep(0.0005)
