@@ -56,6 +56,8 @@ def test_files_and_folders_in_the_readme_exist():
         ["post_processing.py"],
         ["-m", "datasets.phantom"],
         ["-m", "datasets.make_splits"],
+        ["-m", "tests.fuzz_volumes"],
+        ["-m", "tests.kill_everything"],
     ],
 )
 def test_every_command_explains_itself_with_examples_that_it_understands(command):
