@@ -9,6 +9,7 @@ Examples:
     python test.py --config-path configs/Gan.yaml --model-path S.pth --output output/test --split TEST TESTH --save-vis
     python test.py --config-path configs/Gan.yaml --model-path checkpointU_1000.pth --output output/test \
         --save-vis --generator-path checkpointG_1000.pth DATASET.ROOT=/data/covid
+    torchrun --nproc-per-node 2 test.py --config-path configs/Gan.yaml
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import processes
 from command_line import add_device, add_quiet, choose_device, new_parser, run, start_logging
 from datasets.cohort import HELD_OUT, TRAINING, read_cohort
 from datasets.crop import WINDOW
@@ -141,22 +143,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "crop the scans to that size and set IMAGE.SIZE"
         )
     generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
-    cohort = _read_splits(settings, splits, progress=not options.quiet)
+    cohort = processes.from_first(lambda: _read_splits(settings, splits, progress=not options.quiet))
     place(segmenter, device)
 
     scores = []
-    total = sum(len(cases) for cases in cohort.values())
+    shares = {split: processes.share(cases) for split, cases in cohort.items()}
+    total = sum(len(cases) for cases in shares.values())
     with tqdm(desc="testing", total=total, unit="scan", disable=options.quiet) as bar:
-        for split, cases in cohort.items():
+        for split, cases in shares.items():
+            mine = []
             predictions = predict_scans(segmenter, cases, split, trained_on.normalization)
             for prediction in predictions:
                 write_prediction(prediction, output)
                 if options.save_vis:
                     path = output / "figures" / f"{prediction.case.id}.png"
                     save_figure(prediction, trained_on.normalization, generator, settings.image.slices, path)
-                scores.append(prediction.score)
+                mine.append(prediction.score)
                 bar.update()
-    print(as_table(write_scores(scores, output, model)))
+            scores += processes.join(mine)
+    if processes.is_first():
+        print(as_table(write_scores(scores, output, model)))
     print(f"results in {output}")
     return 0
 
