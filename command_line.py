@@ -6,9 +6,11 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 
 import torch
 
+import processes
 from datasets.grid import MAX_VOXELS
 from errors import GasnetError
 
@@ -28,8 +30,11 @@ def new_parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
-    """Add ``--quiet``."""
-    parser.add_argument("--quiet", action="store_true", help="no progress bars, warnings and errors only")
+    """Add ``--quiet``, which all processes but the first are always."""
+    quiet = not processes.is_first()
+    parser.add_argument(
+        "--quiet", action="store_true", default=quiet, help="no progress bars, warnings and errors only"
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +62,8 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 
 
 def start_logging(quiet: bool) -> None:
-    """Send messages to standard error, warnings and errors only when quiet."""
-    level = logging.WARNING if quiet else logging.INFO
+    """Send messages to standard error, warnings and errors only when quiet; of several processes, the first does."""
+    level = logging.CRITICAL if not processes.is_first() else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
     logging.addLevelName(logging.INFO, "info")
     logging.addLevelName(logging.WARNING, "warning")
@@ -68,13 +73,14 @@ def start_logging(quiet: bool) -> None:
 def choose_device(name: str) -> torch.device:
     """The device of a name; ``auto`` is the first CUDA device, or the CPU where there is none.
 
+    Of several processes each takes a CUDA device of its own.
+
     Raises:
-        GasnetError: there is no such device.
+        GasnetError: there is no such device, or not one for each process.
     """
     if name == "auto":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        log.info("device: %s", device)
-        return device
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        log.info("device: %s", name)
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -85,19 +91,34 @@ def choose_device(name: str) -> torch.device:
         raise GasnetError(
             f"--device {name}: {torch.cuda.device_count()} CUDA device(s) here; use --device cpu, or check the driver"
         )
+    if device.type == "cuda" and processes.count() > 1:
+        return _own_device(device)
     if device.index is not None:
         torch.cuda.set_device(device)
     return device
 
 
+def _own_device(device: torch.device) -> torch.device:
+    if device.index is not None:
+        raise GasnetError(f"--device {device}: not for several processes; use --device cuda, each takes its own")
+    number, found = processes.local_rank(), torch.cuda.device_count()
+    if number >= found:
+        raise GasnetError(
+            f"--device cuda: {found} CUDA device(s) here for more processes; start fewer, or use --device cpu"
+        )
+    return torch.device("cuda", number)
+
+
 def run(main: Callable[[], int]) -> int:
     """Run a command; an error that a user can do something about becomes one line and exit code 1.
+
+    Of several processes only the first prints, and of their errors only the one that came first is reported.
 
     Returns:
         The exit code: what `main` returned, 1 after an error, 130 after Ctrl-C.
     """
     try:
-        return main()
+        return _with_others(main)
     except GasnetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -113,3 +134,19 @@ def run(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _with_others(main: Callable[[], int]) -> int:
+    processes.start()
+    try:
+        with redirect_stdout(sys.stdout if processes.is_first() else None):
+            code = main()
+    except SystemExit:  # all processes end in the same place
+        processes.stop()
+        raise
+    except (Exception, KeyboardInterrupt):
+        if processes.first_to_fail():
+            raise
+        return 1
+    processes.stop()
+    return code

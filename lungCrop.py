@@ -13,6 +13,7 @@ Examples:
     python lungCrop.py scans --output data --lungs lung_masks
     python lungCrop.py dicom_folder --output data --series "Lung 1.0"
     python lungCrop.py covidseg/ct_scans --output data --grey-window -1250 250
+    torchrun --nproc-per-node 2 lungCrop.py scans --output data
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import SimpleITK as sitk
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+import processes
 from command_line import add_quiet, add_reading, new_parser, run, start_logging
 from datasets.cohort import find_volume
 from datasets.crop import CROP_SIZE, LungMaskCrop
@@ -34,7 +36,6 @@ from datasets.lungs import load_lungmask, segment_by_threshold
 from datasets.scans import find_scans, match_labels
 from datasets.volume import Reading, read_geometry, write_volume
 from errors import GasnetError, VolumeError
-from whole_files import only_writer
 
 __all__ = ["LungMaskCrop", "crop_scans", "main"]
 
@@ -142,15 +143,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     grey_window = None if options.grey_window is None else tuple(options.grey_window)
     reading = Reading(options.max_voxels, options.series, grey_window)
     failed: dict[str, str] = {}
-    with only_writer(options.output, *FOLDERS):
-        left = {
-            case_id: scan
-            for case_id, scan in scans.items()
-            if options.overwrite or not is_done(options.output, case_id, size, with_lesion=case_id in labels)
-        }
-        if left:
+    with processes.one_writer(options.output, *FOLDERS):
+        # One process looks before any writes, so that all share out the same.
+        left = processes.from_first(
+            lambda: [
+                case_id
+                for case_id in scans
+                if options.overwrite or not is_done(options.output, case_id, size, with_lesion=case_id in labels)
+            ]
+        )
+        if mine := {case_id: scans[case_id] for case_id in processes.share(left)}:
             cropper = LungMaskCrop(_lung_finder(options), size, reading)
-            failed = crop_scans(left, options.output, cropper, labels, lungs, progress=not options.quiet)
+            failed = crop_scans(mine, options.output, cropper, labels, lungs, progress=not options.quiet)
+        of_all = {case_id: reason for part in processes.gather(failed) for case_id, reason in part.items()}
+    failed = {case_id: of_all[case_id] for case_id in left if case_id in of_all}
 
     print(
         f"{len(scans) - len(failed)} of {len(scans)} scans are in {options.output}, {len(labels)} with a lesion label"

@@ -9,6 +9,7 @@ Examples:
     python test.py --config-path configs/Gan.yaml --model-path S.pth --output output/test --split TEST TESTH --save-vis
     python test.py --config-path configs/Gan.yaml --model-path checkpointU_1000.pth --output output/test \
         --save-vis --generator-path checkpointG_1000.pth DATASET.ROOT=/data/covid
+    torchrun --nproc-per-node 2 test.py --config-path configs/Gan.yaml
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import processes
 from command_line import add_device, add_quiet, choose_device, new_parser, run, start_logging
 from datasets.cohort import HELD_OUT, TRAINING, read_cohort
 from datasets.crop import WINDOW
@@ -39,7 +41,7 @@ from models.layers import place
 from models.objectives import synthesise
 from settings import Settings, read_settings
 from training.checkpoint import SegmenterInput, load_generator, load_segmenter
-from whole_files import only_writer, write_text
+from whole_files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -141,23 +143,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "crop the scans to that size and set IMAGE.SIZE"
         )
     generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
-    cohort = _read_splits(settings, splits, progress=not options.quiet)
+    cohort = processes.from_first(lambda: _read_splits(settings, splits, progress=not options.quiet))
     place(segmenter, device)
 
     scores = []
-    total = sum(len(cases) for cases in cohort.values())
-    with only_writer(output, "masks", "probabilities", "figures"):
+    shares = {split: processes.share(cases) for split, cases in cohort.items()}
+    total = sum(len(cases) for cases in shares.values())
+    with processes.one_writer(output, "masks", "probabilities", "figures"):
         with tqdm(desc="testing", total=total, unit="scan", disable=options.quiet) as bar:
-            for split, cases in cohort.items():
+            for split, cases in shares.items():
+                mine = []
                 predictions = predict_scans(segmenter, cases, split, trained_on.normalization)
                 for prediction in predictions:
                     write_prediction(prediction, output)
                     if options.save_vis:
                         path = output / "figures" / f"{prediction.case.id}.png"
                         save_figure(prediction, trained_on.normalization, generator, settings.image.slices, path)
-                    scores.append(prediction.score)
+                    mine.append(prediction.score)
                     bar.update()
-        print(as_table(write_scores(scores, output, model)))
+                scores += processes.join(mine)
+        if processes.is_first():
+            print(as_table(write_scores(scores, output, model)))
     print(f"results in {output}")
     return 0
 

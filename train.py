@@ -8,6 +8,7 @@ Examples:
     python train.py --config-path configs/Gan.yaml --dry-run DATASET.ROOT=/data/covid
     python train.py --config-path configs/Gan.yaml --is-validation --resume
     python train.py --config-path configs/finetune.yaml INIT_MODEL.UNET=output/first/segmenter_best.pth
+    torchrun --nproc-per-node 2 train.py --config-path configs/Gan.yaml --is-validation
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import processes
 from command_line import add_device, add_quiet, choose_device, new_parser, run, start_logging
 from datasets.cohort import TRAINING, read_cohort
 from models.objectives import discriminator_objective, joint_objective, segmenter_objective
 from settings import Settings, read_settings, unknown_words
 from training.run import TrainingRun
-from whole_files import only_writer
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.warning("%s", warning)
     device = choose_device(options.device)
     splits = used_splits(settings, options.is_validation)
-    cohort = read_cohort(settings.dataset.root, splits, settings.image.size, progress=not options.quiet)
+    cohort = processes.from_first(
+        lambda: read_cohort(settings.dataset.root, splits, settings.image.size, progress=not options.quiet)
+    )
     if options.dry_run:
         print(settings.to_yaml())
         print(f"constraints: {', '.join(sorted(settings.exp.constraints)) or 'none'}; device: {device}")
@@ -83,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{split:9} {len(cases):5} scans")
         return 0
 
-    with only_writer(settings.exp.folder, "pictures"):
+    with processes.one_writer(settings.exp.folder, "pictures"):
         training = TrainingRun(
             settings, cohort, device, options.resume, validate=options.is_validation, progress=not options.quiet
         )

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+import processes
 from datasets.augment import augment, build_augmenter
 from datasets.cohort import HELD_OUT, TRAINING, Case, Volumes, read_volumes
 from errors import TrainingError
@@ -146,11 +147,14 @@ class Samples(Dataset):
 
 
 class _Endless(Sampler[int]):
-    def __init__(self, start: int) -> None:
-        self.start = start
+    """The positions of one process: of every batch of all processes, `share` samples at `offset`."""
+
+    def __init__(self, start: int, batch_size: int, offset: int, share: int) -> None:
+        self.firsts = count(start + offset, batch_size)
+        self.share = share
 
     def __iter__(self) -> Iterator[int]:
-        return count(self.start)
+        return (position for first in self.firsts for position in range(first, first + self.share))
 
 
 def _collate(samples: list[dict[str, Any] | _Failure]) -> Batch | _Failure:
@@ -165,7 +169,8 @@ def _start_worker(number: int) -> None:
     get_worker_info().dataset.under_way[number, 0] = os.getpid()
     # PR_SET_PDEATHSIG: however the main process ends, its workers end, too, even one that hangs.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    # Ctrl-C reaches the whole group of processes; the main one saves first and then ends the workers.
+    # Ctrl-C, and what torchrun passes on, reach a whole group of processes; the main one is to save first.
+    os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cv2.setNumThreads(0)
@@ -174,12 +179,14 @@ def _start_worker(number: int) -> None:
 class BatchStream:
     """An endless stream of full batches of one split, from a given position on.
 
+    Of several processes each gets its share of the same batches.
+
     Args:
         samples: of the split.
-        batch_size: volumes a batch; scans repeat where there are fewer.
+        batch_size: volumes a batch, all processes together; scans repeat where there are fewer.
         settings: number of workers, and how long to wait for them.
         device: where batches go.
-        position: samples that were taken before, when a run is taken up again.
+        position: samples that were taken before, by all processes, when a run is taken up again.
     """
 
     def __init__(
@@ -194,14 +201,16 @@ class BatchStream:
         self.device = device
         self.position = position
         self._batch_size = batch_size
+        self._share = batch_size // processes.count()
+        self._offset = processes.rank() * self._share
         workers = settings.num_workers
         self._timeout = settings.timeout or math.inf
         if workers:
             samples.under_way = torch.tensor([[0, -1]] * workers).share_memory_()
         loader = DataLoader(
             samples,
-            batch_size=batch_size,
-            sampler=_Endless(position),
+            batch_size=self._share,
+            sampler=_Endless(position, batch_size, self._offset, self._share),
             num_workers=workers,
             collate_fn=_collate,
             worker_init_fn=_start_worker,
@@ -249,7 +258,8 @@ class BatchStream:
     def _unfinished(self) -> str:
         """What the workers that are gone were making or, where all are there, what the awaited batch lacks."""
         alive = {0, *(process.pid for process in multiprocessing.active_children())}  # 0: not yet under way
-        awaited = range(self.position, self.position + self._batch_size)
+        first = self.position + self._offset
+        awaited = range(first, first + self._share)
         under_way = self.samples.under_way.tolist()
         lost = [position for pid, position in under_way if pid not in alive]
         positions = [position for position in lost if position >= 0]

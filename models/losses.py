@@ -3,6 +3,9 @@
 Computing from the logit x instead of the probability p = sigmoid(x) is exact where p rounds to 0 or 1:
 log p = logsigmoid(x) and log(1 - p) = logsigmoid(-x). All of them compute in float32, whatever comes in.
 Equations: GASNet (arXiv 2010.09456) and its published code.
+
+Of several processes, each has a share of the batch, of equal size. Numbers of voxels are those of the whole batch, so
+that the mean of a loss over the processes is the loss of the whole batch.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
+
+import processes
 
 HEALTHY, OTHER = 0.0, 1.0
 """Classes of the discriminator."""
@@ -38,7 +43,8 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     p = logits.sigmoid()
     lesion, background = target == 1, target == 0
     loss = -((2 - p) ** 2 * logsigmoid(logits) * lesion + (1 + p) ** 2 * logsigmoid(-logits) * background)
-    return loss.sum() / (lesion.sum() + background.sum()).clamp(min=1)
+    counted = processes.summed(lesion.sum() + background.sum())
+    return loss.sum() * processes.count() / counted.clamp(min=1)
 
 
 def weighted_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -55,8 +61,8 @@ def weighted_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     """
     logits, target = logits.float(), target.float()
     p = logits.sigmoid()
-    lesion = target.sum()
-    weight = (target.numel() - lesion) / (lesion + 1)
+    lesion = processes.summed(target.sum())
+    weight = (target.numel() * processes.count() - lesion) / (lesion + 1)
     return -2 * torch.mean(
         weight * target * (1 - p) ** 2 * logsigmoid(logits) + (1 - target) * p**2 * logsigmoid(-logits)
     )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import processes
 from models.discriminator import Discriminator
 from models.generator import Generator
 from models.layers import place
@@ -107,7 +108,8 @@ def paste_lesions(
 def _gated(value: Tensor, gate: GateSettings, gates: GatesSettings) -> Tensor:
     if not gates.enabled:
         return value
-    return torch.where(value.detach() < gate.below, value * gate.factor, value)
+    of_the_whole_batch = processes.summed(value) / processes.count()
+    return torch.where(of_the_whole_batch < gate.below, value * gate.factor, value)
 
 
 def _objective(total: Tensor, terms: Mapping[str, Tensor]) -> Objective:

@@ -3,6 +3,7 @@ import logging
 import pytest
 import torch
 
+import processes
 from command_line import choose_device, run, start_logging
 from errors import GasnetError, VolumeError
 
@@ -56,6 +57,22 @@ def test_devices(monkeypatch):
             choose_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == torch.device("cpu")
+
+
+def test_each_of_several_processes_takes_a_cuda_device_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    for local_rank in ("0", "1"):
+        monkeypatch.setattr(processes, "local_rank", lambda number=local_rank: int(number))
+        for name in ("auto", "cuda"):
+            assert choose_device(name) == torch.device(f"cuda:{local_rank}")
+        assert choose_device("cpu") == torch.device("cpu")
+        with pytest.raises(GasnetError, match="--device cuda:1: not for several processes; use --device cuda"):
+            choose_device("cuda:1")
+    monkeypatch.setattr(processes, "local_rank", lambda: 2)
+    with pytest.raises(GasnetError, match=r"2 CUDA device\(s\) here for more processes; start fewer"):
+        choose_device("auto")
 
 
 @pytest.mark.parametrize(("quiet", "expected"), [(False, "info: a\nwarning: b\n"), (True, "warning: b\n")])

@@ -9,6 +9,7 @@ import torch
 import lungCrop
 from command_line import run
 from datasets.phantom import write_phantoms
+from tests.several import on_processes
 from tests.volumes import geometry, pixels, write, write_dicom
 
 
@@ -242,3 +243,23 @@ def test_scans_mapped_to_0_to_255_are_mapped_back_with_their_window(scans, tmp_p
     with pytest.raises(SystemExit) as usage:
         cropped(path, tmp_path / "grey", "--grey-window", "250", "-1250")
     assert usage.value.code == 2
+
+
+def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed(scans, tmp_path):
+    for name in ("a_broken", "z_broken"):
+        (scans / "ct" / f"{name}.nii.gz").write_bytes(b"no gzip")
+    files, printed = [], []
+    for count in (1, 2):
+        output = tmp_path / str(count)
+        arguments = [str(scans / "ct"), "--output", str(output), "--labels", str(scans / "lesion"), "--quiet"]
+        more = ["--lungs", "threshold", "--size", "8", "16", "16"]
+        ended = on_processes(count, tmp_path / f"log {count}", lungCrop.main, [*arguments, *more])
+        assert [e.code for e in ended] == [1] * count
+        assert all(e.out == e.err == "" for e in ended[1:])
+        printed.append(ended[0].out.replace(str(output), ""))
+        files.append({name: (output / name).read_bytes() for name in written(output)})
+    assert "3 of 5 scans are in" in printed[0]
+    assert printed[0].count("failed: ") == 2
+    assert printed[0] == printed[1]
+    assert len(files[0]) == 9
+    assert files[0] == files[1]

@@ -11,6 +11,7 @@ import test
 from command_line import run
 from models import Discriminator, Generator, Segmenter, load_published
 from tests import reference
+from tests.several import on_processes
 from training.checkpoint import SegmenterInput, save_segmenter, save_state
 
 TRAINED_ON = SegmenterInput((20, 64, 64), (-1250.0, 250.0), "minmax")
@@ -191,3 +192,20 @@ def test_an_unknown_split_is_a_usage_error(config, model, capsys):
         results_of(config, model, "--split", "VALDI")
     assert stopped.value.code == 2
     assert "VALDI is none of LABELED, WO_LABEL" in capsys.readouterr().err
+
+
+def test_two_processes_write_the_files_of_one(config, model, tmp_path):
+    arguments = ["--config-path", str(config), "--model-path", str(model), "--quiet", "--device", "cpu", "--save-vis"]
+    written, printed = [], []
+    for count in (1, 2):
+        output = tmp_path / str(count)
+        # Splits of two scans and of one: a process has nothing to do.
+        more = ["--output", str(output), "--split", "VALID", "VALIDH"]
+        ended = on_processes(count, tmp_path / f"log {count}", test.main, [*arguments, *more])
+        assert [(e.code, e.err) for e in ended] == [(0, "")] * count
+        assert all(e.out == "" for e in ended[1:])
+        printed.append(ended[0].out.replace(str(output), ""))
+        written.append({p.relative_to(output): p.read_bytes() for p in output.rglob("*") if p.is_file()})
+    assert printed[0] == printed[1]
+    assert len(written[0]) == 3 * 3 + 2
+    assert written[0] == written[1]

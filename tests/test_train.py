@@ -11,14 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
+import processes
 import train
 from command_line import run
+from datasets import samples
 from datasets.cohort import read_cohort
 from datasets.samples import Samples
 from errors import GasnetError, TrainingError
+from evaluation import predict
 from models.objectives import Batch, Networks
 from settings import read_settings
 from tests import reference
+from tests.several import Ended, in_double_precision, on_processes
+from training import run as training_run
 from training.balance import DiscriminatorBalance
 from training.checkpoint import SegmenterInput, load, load_segmenter, save
 from training.run import TrainingRun
@@ -427,6 +432,92 @@ def test_what_a_user_got_wrong_is_one_line_and_exit_code_1(config, arguments, me
 def test_an_unknown_word_in_the_id_is_warned_of(config, capsys):
     train.main(["--config-path", str(config), "--quiet", "--dry-run", "EXP.ID=sample1_recon"])
     assert "recon switches nothing" in capsys.readouterr().err
+
+
+def train_in_double(stop_at, arguments):
+    """train.py in double precision; the last process alone gets a signal, twice, in one iteration."""
+    in_double_precision()
+    for module in (samples, predict, training_run):
+        module.scan_input = lambda *inputs, take=samples.scan_input: take(*inputs).double()
+    batch, between = TrainingRun.batch, TrainingRun._between
+    TrainingRun.batch = lambda self, split: (taken := batch(self, split))._replace(image=taken.image.double())
+
+    def interrupted(self):
+        if self.iteration == stop_at and processes.rank() == processes.count() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # torchrun may pass on what came already
+        between(self)
+
+    TrainingRun._between = interrupted
+    return train.main(arguments)
+
+
+def test_two_processes_take_the_steps_of_one_stop_together_and_go_on_as_one(config, tmp_path):
+    arguments = [
+        "--config-path", str(config), "--is-validation", "--device", "cpu", "SOLVER.ITER_MAX=5",
+        "SOLVER.DISCRIMINATOR_STEPS=1", "LOSS.MIL_START=0", "LOSS.PERCEPTION_START=0", "INTERVAL.LOG=1",
+        "INTERVAL.VALID=2", "INTERVAL.PICTURE=5",
+    ]  # fmt: skip
+
+    def ended(name, count, stop_at, *more):
+        folder = f"EXP.OUTPUT_DIR={tmp_path / name.split()[0]}"
+        return on_processes(count, tmp_path / name, train_in_double, stop_at, [*arguments, folder, *more])
+
+    (alone,) = ended("alone", 1, None)
+    assert alone.code == 0, alone.err
+    both = ended("together", 2, 4)
+    assert [e.code for e in both] == [128 + signal.SIGTERM] * 2
+    assert "stopped at iteration 4, state saved" in both[0].err
+    assert both[1] == Ended(128 + signal.SIGTERM, "", "")
+    (resumed,) = ended("together again", 1, None, "--resume")
+    assert resumed.code == 0, resumed.err
+
+    entries = []
+    for name in ("alone", "together"):
+        (log,) = (tmp_path / name).glob("*/metrics.jsonl")
+        entries.append([json.loads(line) for line in log.read_text().splitlines()])
+    assert len(entries[0]) == len(entries[1]) == 5 + 3
+    for one, two in zip(*entries, strict=True):
+        one.pop("seconds_per_iteration", None), two.pop("seconds_per_iteration", None)
+        assert two == pytest.approx(one, rel=1e-8)
+
+    (alone,), (together,) = ((tmp_path / n).glob("*/state_0000005.pth") for n in ("alone", "together"))
+    alone, together = load(alone), load(together)
+    assert together["position"] == alone["position"] == {"LABELED": 6, "WO_LABEL": 10, "HEALTHY": 10}
+    for network, weights in alone["networks"].items():
+        for name, weight in weights.items():
+            # Biases before an instance norm change nothing, and their gradients are nothing but rounding.
+            tolerance = 1e-4 if name.endswith("bias") else 1e-8
+            torch.testing.assert_close(together["networks"][network][name], weight, rtol=0, atol=tolerance, msg=name)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_one_line(config, tmp_path):
+    arguments = ["--config-path", str(config), "--device", "cpu", "SOLVER.BATCH_SIZE=3"]
+    ended = on_processes(2, tmp_path / "log", train.main, arguments)
+    assert [e.code for e in ended] == [1, 1]
+    told = [line for e in ended for line in e.err.splitlines() if "error" in line]
+    assert told == ["error: SOLVER.BATCH_SIZE: 3 volumes cannot be shared out to 2 processes; make it a multiple"]
+
+
+def test_sigterm_to_torchrun_saves_before_the_end(config, run_folder):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [str(ROOT / "train.py"), "--config-path", str(config), "--quiet", "--device", "cpu"]
+    process = subprocess.Popen(
+        [*launcher, *command, "SOLVER.ITER_MAX=100000", "DATALOADER.NUM_WORKERS=1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not (run_folder / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert errors.count("state saved; --resume goes on") == 1
+    assert "error:" not in errors
+    saved = sorted(run_folder.glob("state_*.pth"))[-1]
+    assert load(saved)["iteration"] > 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

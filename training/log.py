@@ -94,6 +94,22 @@ class RunLog:
         self._events.close()
 
 
+class SilentLog(RunLog):
+    """The log of a process that does not write: none."""
+
+    def __init__(self) -> None:
+        self.bar = tqdm(disable=True)
+
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def picture(self, iteration: int, grid: Tensor) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def _drop_after(path: Path, done: int) -> None:
     if not path.is_file():
         return

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer, RMSprop
 
+import processes
 from errors import TrainingError
 from models.objectives import Networks
 from settings import OptimizerSettings, SchedulerSettings, SolverSettings
@@ -43,6 +44,11 @@ def set_learning_rates(optimizers: Mapping[str, Optimizer], solver: SolverSettin
             group["lr"] = learning_rate(optimizer.lr, scheduler, iteration)
 
 
+def gradients(optimizers: Sequence[Optimizer]) -> list[Tensor]:
+    """The gradients of the parameters of some optimisers."""
+    return [p.grad for p in _parameters(optimizers)]
+
+
 CHECKED = ("loss", "gradient", "optimiser state or weights")
 """What `guarded_step` looks at, in the order in which one that is not finite spoils the next."""
 
@@ -60,8 +66,8 @@ def guarded_step(optimizers: Sequence[Optimizer], total: Tensor) -> Tensor:
     Returns:
         Booleans on the device: whether each of `CHECKED` is finite. The step counts where all are.
     """
-    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"] if p.grad is not None]
-    gradient = _all_finite([p.grad for p in parameters])
+    parameters = _parameters(optimizers)
+    gradient = _all_finite(gradients(optimizers))
     before = {id(tensor): tensor.clone() for tensor in _tensors(optimizers, parameters)}
     for optimizer in optimizers:
         optimizer.step()
@@ -78,6 +84,10 @@ def guarded_step(optimizers: Sequence[Optimizer], total: Tensor) -> Tensor:
 def _all_finite(tensors: Sequence[Tensor]) -> Tensor:
     # x - x is 0 where x is finite and NaN elsewhere; a norm may overflow where every x is finite.
     return torch.isfinite(torch.stack([(tensor - tensor).sum() for tensor in tensors]).sum())
+
+
+def _parameters(optimizers: Sequence[Optimizer]) -> list[Tensor]:
+    return [p for o in optimizers for group in o.param_groups for p in group["params"] if p.grad is not None]
 
 
 def _tensors(optimizers: Sequence[Optimizer], parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -102,25 +112,28 @@ class SkippedSteps:
 
     limit: int
     count: int = 0
-    _pending: list[tuple[Tensor, str]] = field(default_factory=list)
+    _pending: list[tuple[Tensor, Tensor, str, Sequence[str]]] = field(default_factory=list)
 
-    def record(self, finite: Tensor, iteration: int, objective: str, ids: Sequence[str]) -> None:
-        """Remember what `guarded_step` found, and of which batch."""
-        self._pending.append((finite, f"{objective} objective of iteration {iteration}, batch {', '.join(ids)}"))
+    def record(self, finite: Tensor, total: Tensor, iteration: int, objective: str, ids: Sequence[str]) -> None:
+        """Remember what `guarded_step` found, and this process's part in it: its own total, and its batch."""
+        step = f"{objective} objective of iteration {iteration}"
+        self._pending.append((finite, torch.isfinite(total), step, ids))
 
     def check(self) -> list[str]:
         """The steps skipped since the last check: what was not finite first, and of which batch.
+
+        Of several processes, those whose total was not finite name their batches, or all where there is none.
 
         Raises:
             TrainingError: more than `limit` steps have been skipped in this run.
         """
         if not self._pending:
             return []
-        finite = torch.stack([flags for flags, _ in self._pending]).tolist()
+        flags = torch.stack([torch.cat([finite, own[None]]) for finite, own, _, _ in self._pending]).tolist()
         skipped = [
-            f"{CHECKED[flags.index(False)]} of the {step}"
-            for flags, (_, step) in zip(finite, self._pending, strict=True)
-            if not all(flags)
+            f"{CHECKED[finite.index(False)]} of the {step}, batch {_suspects(own, ids)}"
+            for (*finite, own), (_, _, step, ids) in zip(flags, self._pending, strict=True)
+            if not all(finite)
         ]
         self._pending.clear()
         self.count += len(skipped)
@@ -130,3 +143,9 @@ class SkippedSteps:
                 "these scans, lower SOLVER.OPTIMIZER.*.LR, or use SOLVER.PRECISION=fp32"
             )
         return skipped
+
+
+def _suspects(finite: bool, ids: Sequence[str]) -> str:
+    batches = processes.gather((finite, ids))
+    suspect = [batch for finite, batch in batches if not finite] or [batch for _, batch in batches]
+    return ", ".join(case_id for batch in suspect for case_id in batch)

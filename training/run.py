@@ -1,7 +1,8 @@
 """One training run: everything that is not the method itself.
 
 Networks, optimisers, batches, log, validation, checkpoints and signals are held here, so that the loop in train.py
-can be read as the method.
+can be read as the method. Of several processes, each has a share of every batch and of the scans of validation, all
+take the same steps with the mean of their gradients, and the first writes.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+import processes
 from datasets.cohort import TRAINING, Case, read_volumes
 from datasets.crop import WINDOW
 from datasets.samples import BatchStream, Samples, scan_input
-from errors import CheckpointError, TrainingError
+from errors import CheckpointError, SettingsError, TrainingError
 from evaluation.metrics import summarise
 from evaluation.predict import autocast, predict_scans
 from models import Discriminator, Generator, Segmenter
@@ -37,8 +39,8 @@ from training.checkpoint import (
     save_segmenter,
     save_state,
 )
-from training.log import RunLog, RunningMeans, picture_grid
-from training.optimise import SkippedSteps, build_optimizers, guarded_step, set_learning_rates
+from training.log import RunLog, RunningMeans, SilentLog, picture_grid
+from training.optimise import SkippedSteps, build_optimizers, gradients, guarded_step, set_learning_rates
 from whole_files import write_text
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class TrainingRun:
         progress: show a progress bar.
 
     Raises:
+        SettingsError: the batch cannot be shared out to the processes.
         TrainingError: the run's folder holds a run already and `resume` is False.
         CheckpointError: a checkpoint to start or resume from cannot be read or does not fit.
         OSError: the run's folder cannot be written.
@@ -75,6 +78,11 @@ class TrainingRun:
         self.device = device
         self.folder = settings.exp.folder
         self.validate = validate
+        if settings.solver.batch_size % processes.count():
+            raise SettingsError(
+                f"SOLVER.BATCH_SIZE: {settings.solver.batch_size} volumes cannot be shared out to {processes.count()} "
+                "processes; make it a multiple"
+            )
         if find_states(self.folder) and not resume:
             raise TrainingError(
                 f"{self.folder}: holds a run already; --resume goes on with it, another EXP.ID starts a new one"
@@ -102,18 +110,22 @@ class TrainingRun:
             )
             for split in TRAINING
         }
-        write_text(self.folder / "settings.yaml", settings.to_yaml())
+        if processes.is_first():
+            write_text(self.folder / "settings.yaml", settings.to_yaml())
+            self._log = RunLog(self.folder, self.iteration, settings.solver.iter_max, progress)
+        else:
+            self._log = SilentLog()
         self._means = RunningMeans()
         self._balance = DiscriminatorBalance()
-        self._log = RunLog(self.folder, self.iteration, settings.solver.iter_max, progress)
         self._last_log = (self.iteration, time.monotonic())
-        self._signal: int | None = None
+        self._signal = 0  # none
         self._handlers: dict[int, Any] = {}
 
     def iterations(self) -> Iterator[int]:
         """The iterations t that are left; logs, validates and saves between them.
 
-        Ctrl-C and SIGTERM end the iteration that is under way, save the state, and then raise SystemExit.
+        Ctrl-C and SIGTERM, in any process, end the iteration that is under way, save the state, and then raise
+        SystemExit in all.
         """
         self._handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -147,27 +159,30 @@ class TrainingRun:
         with autocast(self.device, self.settings.solver.precision):
             value = objective(*inputs)
         value.total.backward()
-        finite = guarded_step(optimizers, value.total.detach())
-        self._means.add(name, {**value.terms, "total": value.total.detach()}, finite.all())
+        own = value.total.detach()
+        logged = {name: term.clone() for name, term in {**value.terms, "total": own}.items()}
+        processes.average([*gradients(optimizers), *logged.values()])
+        finite = guarded_step(optimizers, logged["total"])
+        self._means.add(name, logged, finite.all())
         ids = [case_id for batch in inputs if isinstance(batch, Batch) for case_id in batch.ids]
-        self.skipped.record(finite, self.iteration, name, ids)
+        self.skipped.record(finite, own, self.iteration, name, ids)
 
     def _between(self) -> None:
-        interval, done, stop = self.settings.interval, self.iteration, self._signal
+        interval, done, stop = self.settings.interval, self.iteration, processes.largest(self._signal)
         finished = done == self.settings.solver.iter_max
         self._log.bar.update()
         improved = False
         if self.validate and (done % interval.valid == 0 or finished):
             improved = self._validate()
         # A state that did not know of the best segmenter would let a worse one take its place.
-        save = done % interval.save == 0 or finished or improved or stop is not None
+        save = done % interval.save == 0 or finished or improved or stop
         if done % interval.log == 0 or save:
             self._report()
-        if done % interval.picture == 0 or finished:
+        if processes.is_first() and (done % interval.picture == 0 or finished):
             self._log.picture(done, self._pictures())
-        if save:
+        if processes.is_first() and save:
             self._save()
-        if stop is not None:
+        if stop:
             log.warning("stopped at iteration %d, state saved; --resume goes on", done)
             raise SystemExit(128 + stop)
 
@@ -195,8 +210,9 @@ class TrainingRun:
         for split in ("VALID", "VALIDH", "VALIDWL"):
             cases = self.cohort.get(split, ())
             image, precision = self.settings.image, self.settings.solver.precision
-            predictions = predict_scans(self.networks.segmenter, cases, split, image.normalization, precision)
-            summary = summarise(prediction.score for prediction in predictions)
+            mine = processes.share(cases)
+            predictions = predict_scans(self.networks.segmenter, mine, split, image.normalization, precision)
+            summary = summarise(processes.join([prediction.score for prediction in predictions]))
             if summary["lesion"]["scans"]:
                 values["valid/dice"] = summary["lesion"]["dice"]["mean"]
             if summary["no_lesion"]["scans"]:
@@ -208,7 +224,8 @@ class TrainingRun:
         if dice is None or (self.best_dice is not None and dice <= self.best_dice):
             return False
         self.best_dice = dice
-        self._save_segmenter("segmenter_best.pth", dice)
+        if processes.is_first():
+            self._save_segmenter("segmenter_best.pth", dice)
         return True
 
     def _pictures(self) -> Tensor:
@@ -269,9 +286,11 @@ class TrainingRun:
         return positions
 
     def _stop(self, number: int, _: FrameType | None) -> None:
-        # A second signal does what it always does: nobody has to wait for a loader that hangs.
         self._signal = number
-        self._restore_handlers()
+        # A second signal does what it always does: nobody has to wait for a loader that hangs. torchrun may pass on one
+        # that came already, and ends what hangs by itself.
+        if processes.count() == 1:
+            self._restore_handlers()
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+import processes
 from datasets import samples as module
 from datasets.cohort import read_cohort, read_volumes
 from datasets.samples import BatchStream, Samples, as_input, normalise, scan_input
 from errors import TrainingError
+from models.objectives import Batch
 from settings import DataloaderSettings, ImageSettings
 from tests.volumes import pixels
 
@@ -221,4 +223,41 @@ def test_a_stream_that_starts_leaves_torchs_random_state_alone(cases):
 
 
 def test_positions_go_on_for_ever():
-    assert list(islice(module._Endless(5), 3)) == [5, 6, 7]
+    assert list(islice(module._Endless(5, batch_size=2, offset=0, share=2), 5)) == [5, 6, 7, 8, 9]
+    assert list(islice(module._Endless(5, batch_size=6, offset=2, share=2), 5)) == [7, 8, 13, 14, 19]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_processes_share_out_every_batch(cases, monkeypatch, workers):
+    samples = Samples(cases["WO_LABEL"], "WO_LABEL", IMAGE, seed=0)
+    whole = BatchStream(samples, 4, NO_WORKERS, CPU, position=8)
+    expected = taken(whole, 3)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        stream = BatchStream(samples, 4, DataloaderSettings(num_workers=workers), CPU, position=8)
+        shares.append(taken(stream, 3))
+        assert stream.position == whole.position == 20
+    joined = [
+        Batch(*(torch.cat(pair) for pair in zip(a[:3], b[:3], strict=True)), a.ids + b.ids)
+        for a, b in zip(*shares, strict=True)
+    ]
+    assert same(joined, expected)
+
+
+def test_the_share_of_a_process_is_named_when_it_is_missing(cases, monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    monkeypatch.setattr(module, "_collate", lambda _: next(iter(())))
+    stream = stream_of(cases)
+    second = stream.samples.case(1).id
+    with pytest.raises(TrainingError, match=rf"a loader failed, making the batch {second} \("):
+        stream.next()
+
+
+def test_a_signal_to_the_group_of_processes_does_not_reach_the_workers(cases):
+    stream = stream_of(cases, settings=DataloaderSettings(num_workers=1))
+    stream.next()
+    worker = int(stream.samples.under_way[0, 0])
+    assert os.getpgid(worker) == worker != os.getpgid(0)

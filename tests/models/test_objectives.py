@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import processes
 from models import Discriminator, Generator, Segmenter, load_published
 from models.objectives import (
     Batch,
@@ -14,6 +15,7 @@ from models.objectives import (
 )
 from settings import CONSTRAINTS, GateSettings, GatesSettings, LossSettings
 from tests import reference
+from tests.several import on_processes
 
 EXPECTED = {name: value.item() for name, value in reference.load("objectives").items()}
 # The joint objective reaches S through D and G, and single precision loses digits on the way: the reference is 6e-4
@@ -169,3 +171,73 @@ def test_objectives_in_mixed_precision_are_close_to_those_in_single_and_stay_in_
             # bfloat16 keeps 8 bits; a few layers of it stay within a tenth.
             torch.testing.assert_close(term, plain.terms[name], rtol=0.1, atol=0.05)
         mixed.total.backward()
+
+
+def objectives_of_a_share(folder, belows):
+    """Write totals, terms and gradients of the three objectives for this process's share of four volumes."""
+    torch.manual_seed(0)
+    shape = (1, 16, 32, 64)
+    networks = Networks(Segmenter(2), Generator(2), Discriminator(2, shape[1:])).to(torch.device("cpu"))
+    share = 4 // processes.count()
+    volumes = range(processes.rank() * share, (processes.rank() + 1) * share)
+
+    def batch(phase):
+        # Volumes of other contrast, with lungs and lesions of other sizes.
+        waves = [reference.wave(shape, phase + n) for n in volumes]
+        image = torch.stack([wave * (0.4 + 0.2 * n) for n, wave in zip(volumes, waves, strict=True)])
+        lung = torch.stack([wave > 0.2 * n - 0.8 for n, wave in zip(volumes, waves, strict=True)]).float()
+        lesion = torch.stack([wave > 0.1 * n + 0.6 for n, wave in zip(volumes, waves, strict=True)]).float()
+        return Batch(image, lung, lesion, ("a",) * share)
+
+    gates = {name: GateSettings(below=below, factor=0.5) for name, below in belows.items()}
+    # An untrained segmenter is to find lesions, too, and voxels that are left out.
+    loss = LossSettings(perception_background=0.4, perception_lesion=0.45)
+    gate = GatesSettings(enabled=bool(gates), **gates)
+    method = Method(frozenset(CONSTRAINTS), last_iteration=20_000, loss=loss, gate=gate)
+    diseased, healthy, labelled = batch(0.1), batch(0.4), batch(0.7)
+    results = {}
+    for name, trained, objective in (
+        ("joint", networks[:2], lambda: joint_objective(networks, diseased, healthy, method, 15_000)),
+        ("segmenter", networks[:1], lambda: segmenter_objective(networks, healthy, labelled, method)),
+        ("discriminator", networks[2:], lambda: discriminator_objective(networks, diseased, healthy, method, 15_000)),
+    ):
+        for network in networks:
+            network.zero_grad()
+            network.requires_grad_(network in trained)
+        value = objective()
+        value.total.backward()
+        gradient = torch.cat([p.grad.flatten() for network in trained for p in network.parameters()])
+        results[name] = {"total": value.total.detach(), **value.terms, "gradient": gradient}
+    torch.save(results, folder / f"{processes.rank()}.pth")
+    return 0
+
+
+def test_the_mean_over_processes_is_the_objective_of_the_whole_batch(tmp_path):
+    def results(name, count, belows):
+        ended = on_processes(count, tmp_path / name, objectives_of_a_share, tmp_path / name, belows)
+        assert [(e.code, e.err) for e in ended] == [(0, "")] * count
+        return [torch.load(tmp_path / name / f"{rank}.pth") for rank in range(count)]
+
+    def mean(shares, objective, name):
+        return sum(share[objective][name] for share in shares) / len(shares)
+
+    (whole,) = results("whole", 1, {})
+    halves = results("halves", 2, {})
+    for objective, values in whole.items():
+        for name, value in values.items():
+            tolerance = 1e-3 * value.norm().item() if name == "gradient" else 1e-5 * value.item()
+            assert (mean(halves, objective, name) - value).norm() < tolerance, (objective, name)
+
+    # Gates that the whole batch is below, one half is below, and the other is not.
+    term = whole["discriminator"]["origImgToD"]
+    for values in (whole, *halves):
+        values["discriminator"]["total"] -= 0.5 * values["discriminator"]["origImgToD"]
+    belows = {name: 1.001 * values["total"].item() for name, values in whole.items()}
+    for name, below in belows.items():
+        assert min(half[name]["total"] for half in halves) < below < max(half[name]["total"] for half in halves)
+    gated = results("gated", 2, belows | {"origimgtod": 1.001 * term.item()})
+    assert max(half["discriminator"]["origImgToD"] for half in halves) > 1.001 * term
+    for objective, values in whole.items():
+        assert mean(gated, objective, "total").item() == pytest.approx(0.5 * values["total"].item(), rel=1e-5)
+    expected = 0.5 * whole["joint"]["gradient"]
+    assert (mean(gated, "joint", "gradient") - expected).norm() < 1e-3 * expected.norm()

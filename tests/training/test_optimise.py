@@ -3,10 +3,12 @@ import copy
 import pytest
 import torch
 
+import processes
 from errors import TrainingError
 from models import Discriminator, Generator, Segmenter
 from models.objectives import Networks
 from settings import SchedulerSettings, SolverSettings
+from tests.several import on_processes
 from training.optimise import SkippedSteps, build_optimizers, guarded_step, learning_rate, set_learning_rates
 
 
@@ -118,16 +120,34 @@ def test_large_numbers_are_no_infinity():
 def test_skipped_steps_are_counted_named_and_limited():
     skipped = SkippedSteps(limit=2)
     assert skipped.check() == []
-    skipped.record(torch.tensor([True, True, True]), 4, "joint", ["a", "b"])
-    skipped.record(torch.tensor([False, False, False]), 5, "segmenter", ["c"])
+    skipped.record(torch.tensor([True, True, True]), torch.tensor(1.0), 4, "joint", ["a", "b"])
+    skipped.record(torch.tensor([False, False, False]), torch.tensor(float("nan")), 5, "segmenter", ["c"])
     assert skipped.check() == ["loss of the segmenter objective of iteration 5, batch c"]
-    skipped.record(torch.tensor([True, False, False]), 6, "joint", ["d"])
+    skipped.record(torch.tensor([True, False, False]), torch.tensor(1.0), 6, "joint", ["d"])
     assert skipped.check() == ["gradient of the joint objective of iteration 6, batch d"]
     assert skipped.count == 2
-    skipped.record(torch.tensor([True, True, False]), 7, "discriminator", ["e", "f"])
+    skipped.record(torch.tensor([True, True, False]), torch.tensor(1.0), 7, "discriminator", ["e", "f"])
     with pytest.raises(
         TrainingError,
         match="NaN or Inf in 3 steps, the last in the optimiser state or weights of the discriminator objective of "
         "iteration 7, batch e, f; the weights are untouched",
     ):
         skipped.check()
+
+
+def skipping():
+    rank = processes.rank()
+    skipped = SkippedSteps(limit=10)
+    mine, others = torch.tensor(float("nan") if rank == 1 else 1.0), torch.tensor(1.0)
+    skipped.record(torch.tensor([False, False, False]), mine, 1, "joint", [f"a{rank}", f"b{rank}"])
+    skipped.record(torch.tensor([True, True, True]), others, 2, "joint", [f"c{rank}"])
+    skipped.record(torch.tensor([True, False, False]), others, 3, "segmenter", [f"d{rank}"])
+    assert skipped.check() == [
+        "loss of the joint objective of iteration 1, batch a1, b1",
+        "gradient of the segmenter objective of iteration 3, batch d0, d1",
+    ]
+    return 0
+
+
+def test_of_several_processes_the_one_that_went_wrong_names_its_batch(tmp_path):
+    assert [(e.code, e.err) for e in on_processes(2, tmp_path, skipping)] == [(0, "")] * 2
