@@ -164,7 +164,10 @@ def write_volume(image: sitk.Image, path: Path) -> None:
         raise VolumeError(f"{path}: would be two files, a header and its voxels; write .mha instead")
     try:
         with replacing(path) as temporary:
-            sitk.WriteImage(image, str(temporary), useCompression=not path.name.endswith(".nii"))
+            if path.name.lower().endswith(".nii.gz"):
+                nifti.write_compressed(image, temporary)
+            else:
+                sitk.WriteImage(image, str(temporary), useCompression=not path.name.endswith(".nii"))
     except (OSError, RuntimeError) as error:
         raise VolumeError(f"{path}: cannot be written ({_last_line(error)}); check the folder and the disk") from None
 

@@ -9,7 +9,6 @@ from datasets.crop import (
     NEAREST,
     LungMaskCrop,
     bounding_box,
-    crop_to_box,
     map_window,
     paste_back,
     remove_small_components,
@@ -18,7 +17,7 @@ from datasets.crop import (
 from datasets.grid import Grid
 from errors import VolumeError
 from tests import reference
-from tests.volumes import geometry, image_of, pixels, refused, rotation, write
+from tests.volumes import crop_to_box, geometry, image_of, pixels, refused, rotation, write
 
 SIZE = (6, 9, 8)
 
