@@ -164,10 +164,10 @@ def write_volume(image: sitk.Image, path: Path) -> None:
         raise VolumeError(f"{path}: would be two files, a header and its voxels; write .mha instead")
     try:
         with replacing(path) as temporary:
-            if path.name.lower().endswith(".nii.gz"):
-                nifti.write_compressed(image, temporary)
+            if _is_nifti(path):
+                nifti.write_nifti(image, temporary)
             else:
-                sitk.WriteImage(image, str(temporary), useCompression=not path.name.endswith(".nii"))
+                sitk.WriteImage(image, str(temporary), useCompression=True)
     except (OSError, RuntimeError) as error:
         raise VolumeError(f"{path}: cannot be written ({_last_line(error)}); check the folder and the disk") from None
 

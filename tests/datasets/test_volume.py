@@ -1,3 +1,4 @@
+import resource
 from pathlib import Path
 
 import nibabel as nib
@@ -167,6 +168,21 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, 
     monkeypatch.setattr(module.sitk, "WriteImage", _half_written)
     message = refused(path, lambda: write_volume(image_of(hu + 1), path), "No space left on device")
     assert "check the folder and the disk" in message
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nii", "scan.nrrd", "scan.mha"])
+def test_a_disk_that_fills_up_leaves_the_old_file_and_nothing_else(tmp_path, hu, name):
+    path = write(tmp_path / name, hu)
+    before = path.read_bytes()
+    noise = image_of(np.random.default_rng(0).integers(0, 250, (20, 64, 64)).astype(np.uint8))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        refused(path, lambda: write_volume(noise, path), "cannot be written")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
