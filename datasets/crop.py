@@ -82,7 +82,7 @@ def _label_runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     starts, stops = edges[::2], edges[1::2]
     pairs = []
     for step in (mask.shape[2], mask.shape[1] * mask.shape[2]):
-        # Runs first..last-1 overlap with a run of the row, or the plane, before.
+        # The runs that overlap with one of the row, or plane, before lie side by side: count of them from first on.
         first = np.searchsorted(stops, starts + step, "right")
         count = np.searchsorted(starts, stops + step, "left") - first
         before = np.repeat(np.arange(len(starts)), count)

@@ -8,6 +8,7 @@ ordered by `datasets.dicom`; they and the other types are decoded in a process o
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,7 +169,7 @@ def write_volume(image: sitk.Image, path: Path) -> None:
                 nifti.write_nifti(image, temporary)
             else:
                 sitk.WriteImage(image, str(temporary), useCompression=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, struct.error) as error:
         raise VolumeError(f"{path}: cannot be written ({_last_line(error)}); check the folder and the disk") from None
 
 

@@ -196,6 +196,12 @@ def test_places_that_cannot_be_written(tmp_path, hu):
     assert {p.name for p in tmp_path.iterdir()} == {"file", "folder.nii.gz"}
 
 
+def test_a_size_that_nifti_cannot_say_is_refused(tmp_path):
+    path = tmp_path / "scan.nii.gz"
+    refused(path, lambda: write_volume(sitk.Image([32768, 2, 2], sitk.sitkUInt8), path), "cannot be written")
+    assert not list(tmp_path.iterdir())
+
+
 def test_volumes_in_two_files_are_not_written(tmp_path, hu):
     path = tmp_path / "scan.mhd"
     refused(path, lambda: write_volume(image_of(hu), path), r"write \.mha")
