@@ -130,7 +130,7 @@ def _published_paste_back_files(folder: Path, extension: str = ".nii") -> None:
 
 def _our_paste_back_files(folder: Path, extension: str = ".nii", crop: str = "mask") -> None:
     restored = restore_mask(folder / "ct.nii", folder / f"{crop}.nii.gz", THRESHOLD)
-    write_volume(restored, folder / f"{crop}{extension}")
+    write_volume(restored, folder / "pasted" / f"{crop}{extension}")
 
 
 WAYS: dict[str, Callable[[Path], Any]] = {
