@@ -15,6 +15,7 @@ from datasets.grid import Grid
 from tests.volumes import dice, pixels
 
 SHAPE = (40, 64, 64)
+INPUTS = ("ct.nii", "lungs.nii", "mask.nii.gz", "probability.nii.gz")
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,10 @@ def test_what_is_compared_does_the_same():
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_runs(inputs, way):
+def test_every_way_runs_and_leaves_its_inputs_as_they_are(inputs, way):
+    before = {name: (inputs / name).read_bytes() for name in INPUTS}
     WAYS[way](inputs)
+    assert {name: (inputs / name).read_bytes() for name in INPUTS} == before
 
 
 def test_ways_that_are_compared_exist():
