@@ -7,12 +7,13 @@ crop over its scan in any viewer, and is all that pasting back needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from scipy import ndimage
+from scipy import sparse
 
 from datasets.grid import Grid, check_same_grid
 from datasets.lungs import load_lungmask
@@ -33,7 +34,6 @@ NEAREST, LINEAR = 0, 1
 
 Box = tuple[slice, slice, slice]
 
-_ORIENTATION = "LPS"
 _ALIGNED = 0.05
 """How far, in voxels, a crop's corner may lie from a voxel centre of its scan; headers keep single precision."""
 
@@ -48,19 +48,57 @@ def remove_small_components(mask: np.ndarray, share: float = SMALLEST_COMPONENT)
     """A mask without its connected components below a share of the volume.
 
     Args:
-        mask: (z, y, x), bool.
+        mask: (z, y, x), not 0 inside.
         share: of all voxels of the volume.
+
+    Returns:
+        bool.
     """
-    components, _ = ndimage.label(mask)
-    kept = np.bincount(components.ravel()) >= share * mask.size
-    kept[0] = False
-    return kept[components]
+    cleaned = np.zeros(mask.shape, bool)
+    box = bounding_box(mask)
+    if box is not None:
+        # The margin keeps runs of voxels from touching across the ends of rows and planes.
+        inside = np.pad(mask[box] != 0, 1)
+        starts, stops, components = _label_runs(inside)
+        small = np.bincount(components, stops - starts) < share * mask.size
+        flat = inside.reshape(-1)
+        for run in np.flatnonzero(small[components]):
+            flat[starts[run] : stops[run]] = False
+        cleaned[box] = inside[1:-1, 1:-1, 1:-1]
+    return cleaned
+
+
+def _label_runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Starts and stops, in the flattened mask, of runs of voxels along x, and to which component each run belongs.
+
+    A run of a lung stands for some hundred voxels, so that joining runs is faster than labelling voxels, and needs no
+    memory of the size of the volume.
+
+    Args:
+        mask: (z, y, x), bool, False at its faces.
+    """
+    flat = mask.reshape(-1)
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    starts, stops = edges[::2], edges[1::2]
+    pairs = []
+    for step in (mask.shape[2], mask.shape[1] * mask.shape[2]):
+        # The runs that overlap with one of the row, or plane, before lie side by side: count of them from first on.
+        first = np.searchsorted(stops, starts + step, "right")
+        count = np.searchsorted(starts, stops + step, "left") - first
+        before = np.repeat(np.arange(len(starts)), count)
+        pairs.append((before, np.arange(len(before)) + np.repeat(first - np.cumsum(count) + count, count)))
+    rows, columns = np.concatenate(pairs, axis=1)
+    touching = sparse.coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(starts), len(starts)))
+    return starts, stops, sparse.csgraph.connected_components(touching, directed=False)[1]
 
 
 def bounding_box(mask: np.ndarray) -> Box | None:
     """Slices of the smallest box around the voxels that are not 0, or None where there are none."""
-    boxes = ndimage.find_objects((mask != 0).astype(np.uint8))
-    return boxes[0] if boxes else None
+    outline = mask.any(0)
+    if not outline.any():
+        return None
+    inside = [np.flatnonzero(line) for line in (mask.any((1, 2)), outline.any(1), outline.any(0))]
+    return tuple(slice(int(indices[0]), int(indices[-1]) + 1) for indices in inside)
 
 
 def resize(array: np.ndarray, size: tuple[int, int, int], order: int) -> np.ndarray:
@@ -70,27 +108,72 @@ def resize(array: np.ndarray, size: tuple[int, int, int], order: int) -> np.ndar
         array: (z, y, x).
         size: of the result, at least 2 along each axis.
         order: `NEAREST` or `LINEAR`.
+
+    Returns:
+        Of the array's type; linear, of float32 or, where that cannot hold the array's values, float64.
     """
-    factors = [new / old for new, old in zip(size, array.shape, strict=True)]
-    return ndimage.zoom(array, factors, order=order, mode="nearest")
+    return np.stack(list(resized_planes(array, size, order)))
 
 
-def crop_to_box(image: sitk.Image, box: Box, size: tuple[int, int, int], order: int) -> sitk.Image:
-    """The part of an image inside a box, resized, with the geometry that lays it over the image.
+def resized_planes(array: np.ndarray, size: tuple[int, int, int], order: int) -> Iterator[np.ndarray]:
+    """The planes along z of what `resize` returns, one by one, for results that are too large to be held.
+
+    Only the voxels that a plane needs are looked at, so that of a large array that is made small most are never read.
+    """
+    z, y, x = (np.linspace(0, old - 1, new) for old, new in zip(array.shape, size, strict=True))
+    if order == NEAREST:
+        rows, columns = np.ix_(_nearest(y), _nearest(x))
+        plane_at = lru_cache(1)(lambda k: array[k][rows, columns])
+        yield from (plane_at(k) for k in _nearest(z))
+    else:
+        plane_at = lru_cache(2)(lambda k: _between(_between(array[k], y, 0), x, 1))
+        for k, share in zip(*_neighbours(z), strict=True):
+            yield _mix(plane_at(k), plane_at(min(k + 1, len(array) - 1)), share)
+
+
+def crop_grid(grid: Grid, box: Box, size: tuple[int, int, int]) -> Grid:
+    """The grid that lays a box of another grid, resized, over it.
 
     Args:
-        image: any scalar image.
+        grid: in which the box is.
         box: slices along (z, y, x), at least two voxels long each.
-        size: (z, y, x) of the result.
-        order: `NEAREST` or `LINEAR`.
+        size: (z, y, x) of the crop.
     """
-    array = sitk.GetArrayViewFromImage(image)[box]
-    crop = sitk.GetImageFromArray(resize(array, size, order))
-    lengths = zip(image.GetSpacing(), reversed(array.shape), reversed(size), strict=True)
-    crop.SetSpacing([spacing * (old - 1) / (new - 1) for spacing, old, new in lengths])
-    crop.SetOrigin(image.TransformIndexToPhysicalPoint([s.start for s in reversed(box)]))
-    crop.SetDirection(image.GetDirection())
-    return crop
+    lengths = [s.stop - s.start for s in reversed(box)]
+    spacing = [mm * (old - 1) / (new - 1) for mm, old, new in zip(grid.spacing, lengths, reversed(size), strict=True)]
+    origin = grid.point([s.start for s in reversed(box)])
+    return Grid(tuple(size[::-1]), tuple(spacing), tuple(origin.tolist()), grid.direction)
+
+
+def crop_to_lungs(
+    ct: sitk.Image, lungs: np.ndarray, lesion: np.ndarray | None = None, size: tuple[int, int, int] = CROP_SIZE
+) -> tuple[sitk.Image, ...]:
+    """Crop a CT, its lung mask and, where there is one, its lesion label to the box around the lungs.
+
+    Args:
+        ct: in HU, in any orientation.
+        lungs: (z, y, x), on the CT's grid; every label above 0 is lung.
+        lesion: likewise; every label above 0 is lesion.
+        size: (z, y, x) of the crops, at least 2 each.
+
+    Returns:
+        As `LungMaskCrop.crop`.
+
+    Raises:
+        VolumeError: there is no lung.
+    """
+    # Only views are turned, and only what lies in the box is converted: never a scan as a whole.
+    scan = Grid.of(ct)
+    lung = scan.uprighted(remove_small_components(lungs))
+    box = bounding_box(lung)
+    if box is None or min(s.stop - s.start for s in box) < 2:
+        raise VolumeError("no lung found; is it a chest CT in HU? Lung masks can be given instead")
+    hu = resize(scan.uprighted(sitk.GetArrayViewFromImage(ct))[box], size, LINEAR)
+    crops = [map_window(hu), resize(lung[box], size, NEAREST)]
+    if lesion is not None:
+        crops.append(resize(scan.uprighted(lesion)[box], size, NEAREST) > 0)
+    grid = crop_grid(scan.upright(), box, size)
+    return tuple(grid.image(crop) for crop in crops)
 
 
 def paste_back(crop: sitk.Image, scan: Grid, threshold: float | None = None) -> sitk.Image:
@@ -107,22 +190,13 @@ def paste_back(crop: sitk.Image, scan: Grid, threshold: float | None = None) -> 
     Raises:
         VolumeError: the crop was not cut from a scan of this geometry.
     """
-    unpasted = scan.image(np.zeros(scan.shape, np.uint8))
-    own_orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(scan.direction)
-    grid = Grid.of(sitk.DICOMOrient(unpasted, _ORIENTATION))
-    box = _box_of(Grid.of(crop), grid)
-
-    array = sitk.GetArrayViewFromImage(crop)
+    box = _box_of(Grid.of(crop), scan.upright())
     size = tuple(s.stop - s.start for s in box)
-    pasted = np.zeros(grid.shape, np.uint8)
-    if threshold is None:
-        pasted[box] = resize(array, size, NEAREST)
-    else:
-        pasted[box] = resize(array.astype(np.float32), size, LINEAR) > threshold
-
-    mask = sitk.DICOMOrient(grid.image(pasted), own_orientation)
-    mask.CopyInformation(unpasted)
-    return mask
+    planes = resized_planes(sitk.GetArrayViewFromImage(crop), size, NEAREST if threshold is None else LINEAR)
+    pasted = np.zeros(scan.shape, np.uint8)
+    for part, plane in zip(scan.uprighted(pasted)[box], planes, strict=True):
+        part[:] = plane if threshold is None else plane > threshold
+    return scan.image(pasted)
 
 
 def _box_of(crop: Grid, grid: Grid) -> Box:
@@ -137,6 +211,29 @@ def _box_of(crop: Grid, grid: Grid) -> Box:
             f"{list(grid.size)} (x, y, z); expected a crop that lungCrop.py made from this very scan"
         )
     return tuple(slice(int(a), int(b)) for a, b in zip(start[::-1], stop[::-1], strict=True))
+
+
+def _nearest(positions: np.ndarray) -> np.ndarray:
+    return np.floor(positions + 0.5).astype(int)
+
+
+def _neighbours(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The indices below positions, and how far these lie beyond them."""
+    below = positions.astype(int)
+    return below, positions - below
+
+
+def _mix(low: np.ndarray, high: np.ndarray, share: np.ndarray | float) -> np.ndarray:
+    """Values between two arrays, a share of the way from `low` to `high`."""
+    low = low.astype(np.result_type(low, np.float32), copy=False)
+    return low + (high - low) * np.asarray(share, low.dtype)
+
+
+def _between(plane: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
+    """Values at positions along an axis of a plane."""
+    below, share = _neighbours(positions)
+    above = np.minimum(below + 1, plane.shape[axis] - 1)
+    return _mix(plane.take(below, axis), plane.take(above, axis), share[:, None] if axis == 0 else share)
 
 
 class LungMaskCrop:
@@ -181,39 +278,22 @@ class LungMaskCrop:
         """
         imagepath = Path(imagepath)
         ct = read_ct(imagepath, self.reading)
-        lung = self._find_lungs(imagepath, ct, lungpath)
-        lesion = None if labelpath is None else self._read_fitting(Path(labelpath), imagepath, ct) > 0
+        lungs = self._find_lungs(imagepath, ct, lungpath)
+        lesion = None if labelpath is None else self._read_fitting(Path(labelpath), imagepath, ct)
+        try:
+            return crop_to_lungs(ct, lungs, lesion, self.size)
+        except VolumeError as error:
+            raise VolumeError(f"{imagepath}: {error}") from None
 
-        ct, lung = sitk.DICOMOrient(ct, _ORIENTATION), sitk.DICOMOrient(lung, _ORIENTATION)
-        mask = remove_small_components(sitk.GetArrayViewFromImage(lung) > 0)
-        box = bounding_box(mask)
-        if box is None or min(s.stop - s.start for s in box) < 2:
-            raise VolumeError(f"{imagepath}: no lung found; is it a chest CT in HU? Lung masks can be given instead")
-        kept = sitk.GetImageFromArray(mask.astype(np.uint8))
-        kept.CopyInformation(lung)
-
-        image = crop_to_box(sitk.Cast(ct, sitk.sitkFloat32), box, self.size, LINEAR)
-        windowed = sitk.GetImageFromArray(map_window(sitk.GetArrayViewFromImage(image)))
-        windowed.CopyInformation(image)
-        crops = [windowed, crop_to_box(kept, box, self.size, NEAREST)]
-        if lesion is not None:
-            crops.append(crop_to_box(sitk.DICOMOrient(lesion, _ORIENTATION), box, self.size, NEAREST))
-        return tuple(crops)
-
-    def _find_lungs(self, imagepath: Path, ct: sitk.Image, lungpath: Path | str | None) -> sitk.Image:
+    def _find_lungs(self, imagepath: Path, ct: sitk.Image, lungpath: Path | str | None) -> np.ndarray:
         if lungpath is not None:
             return self._read_fitting(Path(lungpath), imagepath, ct)
         try:
-            labels = self.lungs(ct)
+            return self.lungs(ct)
         except VolumeError as error:
             raise VolumeError(f"{imagepath}: {error}") from None
-        lung = sitk.GetImageFromArray(labels.astype(np.uint8))
-        lung.CopyInformation(ct)
-        return lung
 
-    def _read_fitting(self, path: Path, imagepath: Path, ct: sitk.Image) -> sitk.Image:
+    def _read_fitting(self, path: Path, imagepath: Path, ct: sitk.Image) -> np.ndarray:
         labels = read_labels(path, self.reading)
         check_same_grid(path, Grid.of(labels), imagepath, Grid.of(ct))
-        # Equal within the tolerance; from here on equal to the last bit.
-        labels.CopyInformation(ct)
-        return labels
+        return sitk.GetArrayFromImage(labels)

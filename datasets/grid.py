@@ -26,6 +26,10 @@ _SAME = 1e-3
 """Relative difference of spacings, absolute one of direction cosines, and shift of the origin in voxels times 10."""
 
 
+_AGAINST_LPS = "RAI"
+"""Right, anterior, inferior."""
+
+
 @dataclass(frozen=True)
 class Grid:
     """Size and geometry of a volume, in the order (x, y, z) and in LPS coordinates, as SimpleITK has them.
@@ -64,6 +68,30 @@ class Grid:
     def index(self, point: Sequence[float]) -> np.ndarray:
         """The index (x, y, z) of a point in mm; not rounded."""
         return np.linalg.solve(np.reshape(self.direction, (3, 3)), np.subtract(point, self.origin)) / self.spacing
+
+    def upright(self) -> Grid:
+        """This grid with its axes in the order and sense of LPS, as nearly as they go along those."""
+        code = self._orientation()
+        axes = _axes_along_lps(code)
+        corner = [n - 1 if letter in _AGAINST_LPS else 0 for n, letter in zip(self.size, code, strict=True)]
+        signs = [-1.0 if letter in _AGAINST_LPS else 1.0 for letter in code]
+        direction = (np.reshape(self.direction, (3, 3)) * signs)[:, axes]
+        return Grid(
+            tuple(self.size[axis] for axis in axes),
+            tuple(self.spacing[axis] for axis in axes),
+            tuple(self.point(corner).tolist()),
+            tuple(direction.ravel().tolist()),
+        )
+
+    def uprighted(self, voxels: np.ndarray) -> np.ndarray:
+        """A view of voxels on this grid, (z, y, x), as they lie on the `upright` one."""
+        code = self._orientation()
+        turned = voxels[tuple(slice(None, None, -1 if letter in _AGAINST_LPS else 1) for letter in reversed(code))]
+        return turned.transpose([2 - axis for axis in reversed(_axes_along_lps(code))])
+
+    def _orientation(self) -> str:
+        """Towards what x, y and z grow, as nearly as a letter says it: left, right, posterior, ..."""
+        return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(self.direction)
 
     def image(self, voxels: np.ndarray) -> sitk.Image:
         """An image on this grid.
@@ -141,3 +169,8 @@ def check_same_grid(name: object, grid: Grid, reference_name: object, reference:
 def rounded(values: tuple[float, ...]) -> tuple[float, ...]:
     """Numbers short enough for a message."""
     return tuple(round(value, 4) for value in values)
+
+
+def _axes_along_lps(code: str) -> list[int]:
+    """Which axes of an orientation go along x, y and z of LPS, in either sense."""
+    return [next(axis for axis, letter in enumerate(code) if letter in pair) for pair in ("LR", "PA", "SI")]

@@ -24,6 +24,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from datasets.grid import Grid
 from errors import VolumeError
 from torch_files import TorchFileError, read_torch_file
 
@@ -51,7 +52,6 @@ HOLE_MM2 = 400.0  # larger holes in a slice may be the top of the diaphragm
 SMALLER_SIDE = 0.2  # a component with this share of its volume across the middle is both lungs
 
 Array = np.ndarray
-_OWN_SLICE = 1e5  # a z distance in mm so large that distances never leave the slice
 
 
 # ---------------------------------------------------------------------------------------------- lungmask
@@ -168,14 +168,19 @@ def load_lungmask(
 # --------------------------------------------------------------------------------------------- threshold
 
 
-def _shrink(array: Array, steps: tuple[int, int, int]) -> Array:
-    """Means over blocks of ``steps`` (z, y, x) voxels; the last ones are completed by repeating the edge."""
-    pad = [(0, -n % s) for n, s in zip(array.shape, steps, strict=True)]
-    array = np.pad(array, pad, mode="edge") if any(p[1] for p in pad) else array
-    total = 0.0
-    for offset in np.ndindex(*steps):
-        total = total + array[tuple(slice(o, None, s) for o, s in zip(offset, steps, strict=True))].astype(np.float32)
-    return total / np.prod(steps)
+def _shrink(hu: Array, steps: tuple[int, int, int]) -> Array:
+    """Means over blocks of ``steps`` (z, y, x) voxels, -1024 HU at least; the last ones are filled with the edge."""
+    small = np.empty([-(-n // s) for n, s in zip(hu.shape, steps, strict=True)])
+    pad = [(0, -n % s) for n, s in zip(hu.shape[1:], steps[1:], strict=True)]
+    for k, mean in enumerate(small):
+        # The planes of a block alone, so that no copy is made of the whole CT.
+        total = np.zeros(mean.shape, np.float32)
+        for z in range(k * steps[0], (k + 1) * steps[0]):
+            plane = np.pad(np.maximum(hu[min(z, len(hu) - 1)], LOWEST_HU).astype(np.float32), pad, mode="edge")
+            for y, x in np.ndindex(*steps[1:]):
+                total += plane[y :: steps[1], x :: steps[2]]
+        mean[:] = total / np.prod(steps)
+    return small
 
 
 def _grow_back(coarse: Array, steps: tuple[int, int, int], shape: tuple[int, int, int]) -> Array:
@@ -320,8 +325,11 @@ def _part_touching(lung: Array, spacing: Array, plane: float) -> Array:
 
 
 def _distance_in_slice(mask: Array, spacing: Array) -> Array:
-    """Distance in mm from every voxel to the nearest one of the mask in the same slice."""
-    return ndimage.distance_transform_edt(~mask, sampling=(_OWN_SLICE, spacing[1], spacing[2])).astype(np.float32)
+    """Distance in mm from every voxel to the nearest one of the mask in the same slice; inf where that has none."""
+    distance = np.full(mask.shape, np.inf, np.float32)
+    for k in np.flatnonzero(mask.any((1, 2))):
+        distance[k] = ndimage.distance_transform_edt(~mask[k], sampling=spacing[1:])
+    return distance
 
 
 def _close(lung: Array, middle: float, spacing: Array) -> Array:
@@ -366,18 +374,17 @@ def segment_by_threshold(ct: sitk.Image) -> Array:
     """
     if ct.GetDimension() != 3:
         raise VolumeError(f"the CT has {ct.GetDimension()} dimensions; a volume is needed")
-    own = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(ct.GetDirection())
-    upright = sitk.DICOMOrient(ct, "LPS")
-    labels = _segment_upright(sitk.GetArrayViewFromImage(upright), np.array(upright.GetSpacing()[::-1]))
-    image = sitk.GetImageFromArray(labels)
-    image.CopyInformation(upright)
-    return sitk.GetArrayFromImage(sitk.DICOMOrient(image, own))
+    grid = Grid.of(ct)
+    upright = np.ascontiguousarray(grid.uprighted(sitk.GetArrayViewFromImage(ct)))
+    labels = np.zeros(grid.shape, np.uint8)
+    _segment_upright(upright, np.array(grid.upright().spacing[::-1]), grid.uprighted(labels))
+    return labels
 
 
-def _segment_upright(hu: Array, spacing: Array) -> Array:
-    """``segment_by_threshold`` for an array (z, y, x) in LPS order with spacing (z, y, x)."""
+def _segment_upright(hu: Array, spacing: Array, out: Array) -> None:
+    """``segment_by_threshold`` for an array (z, y, x) in LPS order with spacing (z, y, x); labels ``out``, all 0."""
     steps = tuple(int(s) for s in np.maximum(1, np.rint(COARSE_MM / spacing)))
-    small = _shrink(np.maximum(hu, LOWEST_HU), steps)
+    small = _shrink(hu, steps)
     coarse = spacing * steps
     body = _body(small, coarse)
     if not body.any():
@@ -399,7 +406,7 @@ def _segment_upright(hu: Array, spacing: Array) -> Array:
         )
     sides = _split(keep[labels], coarse, middle)
     sides = _add_lesions(sides, small, body, airway | (air & (sides == 0)), coarse)
-    return _refine(hu, sides, airway, middle, steps, coarse)
+    _refine(hu, sides, airway, middle, steps, coarse, out)
 
 
 def _add_lesions(sides: Array, small: Array, body: Array, gas: Array, spacing: Array) -> Array:
@@ -415,11 +422,11 @@ def _add_lesions(sides: Array, small: Array, body: Array, gas: Array, spacing: A
     return np.where(touching[parts], sides[tuple(nearest)], 0).astype(np.uint8)
 
 
-def _refine(hu: Array, sides: Array, airway: Array, middle: float, steps: tuple[int, int, int], coarse: Array) -> Array:
-    """Labels on the fine grid: its own air near the coarse lungs, and what the closing adds to them."""
+def _refine(
+    hu: Array, sides: Array, airway: Array, middle: float, steps: tuple[int, int, int], coarse: Array, out: Array
+) -> None:
+    """Label the fine grid ``out``: its own air near the coarse lungs, and what the closing adds to them."""
     blocked = ndimage.binary_dilation(airway, _disc(1.01 * coarse[1:].max(), coarse))
-    out = np.zeros(hu.shape, np.uint8)
-    air = hu < AIR_BELOW_HU
     for label in (1, 2):
         lung = sides == label
         if not lung.any():
@@ -429,7 +436,10 @@ def _refine(hu: Array, sides: Array, airway: Array, middle: float, steps: tuple[
         # Inside the closed lung everything counts; in the rim of one coarse voxel only the CT's own air does.
         closed = _close(lung, middle, coarse) & ~other & ~airway
         inside = closed & (ndimage.binary_erosion(closed, np.ones((1, 3, 3))) | ~near)
-        fine = _grow_back(near | closed, steps, hu.shape) & air
-        fine |= _grow_back(inside, steps, hu.shape)
-        out[fine & (out == 0)] = label
-    return out
+        around = near | closed
+        box = ndimage.find_objects(around.astype(np.uint8))[0]
+        fine = tuple(slice(b.start * s, b.stop * s) for b, s in zip(box, steps, strict=True))
+        part = out[fine]
+        found = _grow_back(around[box], steps, part.shape) & (hu[fine] < AIR_BELOW_HU)
+        found |= _grow_back(inside[box], steps, part.shape)
+        part[found & (part == 0)] = label

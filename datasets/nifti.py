@@ -7,14 +7,19 @@ contradiction is an error.
 
 from __future__ import annotations
 
+import errno
+import os
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
+import SimpleITK as sitk
 from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 
@@ -26,6 +31,12 @@ EXTENSIONS = (".nii.gz", ".nii")
 _HEADER = 348
 _FIRST_VOXEL = 352
 """Where the voxels begin at the earliest."""
+
+_SIZE_FIELD = 42
+"""Where the header has the size, x first."""
+
+_COMPRESSION = 1
+"""Of isal's levels 0 to 3; higher ones gain nothing on masks and crops, and 3 percent on CTs."""
 
 _CHUNK = 1 << 24
 
@@ -97,6 +108,42 @@ def read_nifti(path: Path, max_voxels: int) -> tuple[Grid, np.ndarray]:
                 f"{path}: holds more than the {header.offset + len(target)} bytes of its header; one of them is damaged"
             )
     return header.grid, _scaled(voxels, header)
+
+
+def write_nifti(image: sitk.Image, path: Path) -> None:
+    """Write a ``.nii`` with the bytes that ITK writes, or a ``.nii.gz`` that unpacks to them.
+
+    ITK's own writer says nothing of a disk that is full, and compresses several times more slowly. Equal images give
+    equal files.
+
+    Args:
+        image: one number a voxel.
+        path: of the file.
+
+    Raises:
+        OSError: it cannot be written.
+        RuntimeError: ITK knows no NIfTI header for the image.
+    """
+    compressed = path.name.lower().endswith(".gz")
+    with (
+        path.open("wb") as raw,
+        igzip.IGzipFile("", "wb", _COMPRESSION, raw, mtime=0) if compressed else nullcontext(raw) as file,
+    ):
+        file.write(_itk_header(image))
+        for plane in sitk.GetArrayViewFromImage(image):
+            file.write(plane)
+
+
+def _itk_header(image: sitk.Image) -> bytes:
+    """The header that ITK writes for an image, taken from a file with its first corner, whose size alone differs."""
+    with TemporaryDirectory() as folder:
+        corner = Path(folder) / "corner.nii"
+        sitk.WriteImage(image[:2, :2, :2], str(corner))
+        header = bytearray(corner.read_bytes()[:_FIRST_VOXEL])
+    if len(header) < _FIRST_VOXEL:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(corner))
+    struct.pack_into("=3h", header, _SIZE_FIELD, *image.GetSize())
+    return bytes(header)
 
 
 @contextmanager

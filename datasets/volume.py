@@ -8,6 +8,7 @@ ordered by `datasets.dicom`; they and the other types are decoded in a process o
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,7 +158,7 @@ def read_labels(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
 def write_volume(image: sitk.Image, path: Path) -> None:
     """Write a volume, compressed unless the name ends in ``.nii``; the file appears whole or not at all.
 
-    It is read again before it takes its place: a full disk is no error to the library, which leaves a file cut short.
+    MetaImage and NRRD are read again before they take their place: to ITK, a full disk is no error.
 
     Raises:
         VolumeError: the file cannot be written, or is to be a ``.mhd``, which is two files.
@@ -166,11 +167,14 @@ def write_volume(image: sitk.Image, path: Path) -> None:
         raise VolumeError(f"{path}: would be two files, a header and its voxels; write .mha instead")
     try:
         with replacing(path) as temporary:
-            sitk.WriteImage(image, str(temporary), useCompression=not path.name.endswith(".nii"))
-            read_volume(temporary)
+            if _is_nifti(path):
+                nifti.write_nifti(image, temporary)
+            else:
+                sitk.WriteImage(image, str(temporary), useCompression=True)
+                read_volume(temporary)
     except VolumeError:
         raise VolumeError(f"{path}: cannot be written (it arrives damaged); check the disk") from None
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, struct.error) as error:
         raise VolumeError(f"{path}: cannot be written ({_last_line(error)}); check the folder and the disk") from None
 
 

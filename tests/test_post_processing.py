@@ -7,11 +7,11 @@ import SimpleITK as sitk
 import lungCrop
 import post_processing
 from command_line import run
-from datasets.crop import LINEAR, NEAREST, LungMaskCrop, bounding_box, crop_to_box, paste_back
+from datasets.crop import LINEAR, NEAREST, LungMaskCrop, bounding_box, paste_back
 from datasets.grid import Grid
 from datasets.lungs import segment_by_threshold
 from datasets.volume import read_ct
-from tests.volumes import dice, geometry, image_of, pixels, write, write_dicom
+from tests.volumes import crop_to_box, dice, geometry, image_of, pixels, write, write_dicom
 
 CT = Path(__file__).resolve().parents[2] / "shared" / "ct"
 real = pytest.mark.skipif(not CT.is_dir(), reason=f"no real CTs at {CT}")

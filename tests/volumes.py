@@ -7,6 +7,8 @@ import SimpleITK as sitk
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from datasets.crop import crop_grid, resize
+from datasets.grid import Grid
 from errors import VolumeError
 
 SPACING = (0.7, 0.8, 2.5)
@@ -40,6 +42,11 @@ def geometry(path_or_image):
     """Size, spacing, origin and direction, for comparisons to the last bit."""
     image = path_or_image if isinstance(path_or_image, sitk.Image) else sitk.ReadImage(str(path_or_image))
     return image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
+
+
+def crop_to_box(image, box, size, order):
+    """The part of an upright image inside a box, resized, as `LungMaskCrop` does it."""
+    return crop_grid(Grid.of(image), box, size).image(resize(pixels(image)[box], size, order))
 
 
 def dice(a, b):

@@ -1,15 +1,18 @@
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 
 from datasets.crop import (
     LINEAR,
     NEAREST,
     LungMaskCrop,
     bounding_box,
-    crop_to_box,
+    crop_grid,
+    crop_to_lungs,
     map_window,
     paste_back,
     remove_small_components,
@@ -18,7 +21,7 @@ from datasets.crop import (
 from datasets.grid import Grid
 from errors import VolumeError
 from tests import reference
-from tests.volumes import geometry, image_of, pixels, refused, rotation, write
+from tests.volumes import crop_to_box, geometry, image_of, pixels, refused, rotation, write
 
 SIZE = (6, 9, 8)
 
@@ -70,6 +73,82 @@ def test_resizing_keeps_the_centres_of_the_corner_voxels():
     labels = np.array([1, 2, 3, 4], np.uint8)[:, None, None].repeat(2, 1).repeat(2, 2)
     assert resize(labels, (2, 2, 2), NEAREST)[:, 0, 0].tolist() == [1, 4]
     assert resize(labels, (7, 2, 2), NEAREST)[[0, 2, 4, 6], 0, 0].tolist() == [1, 2, 3, 4]
+
+
+def test_nearest_voxels_are_scipys_for_every_length():
+    for old in range(2, 130):
+        column = np.arange(old, dtype=np.int16)[:, None, None].repeat(2, 1).repeat(2, 2)
+        for new in (*range(2, 50), 64, 96, 128, 160, 255, 256):
+            expected = ndimage.zoom(column[:, 0, 0], new / old, order=0, mode="nearest")
+            np.testing.assert_array_equal(resize(column, (new, 2, 2), NEAREST)[:, 0, 0], expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.uint16, np.float32, np.float64, np.int32])
+@pytest.mark.parametrize("order", [NEAREST, LINEAR])
+def test_resizing_is_scipys_zoom(dtype, order):
+    """Linear to 1e-6 of the range of the values; nearest exactly."""
+    rng = np.random.default_rng(3)
+    for _ in range(25):
+        shape, size = rng.integers(2, 40, (2, 3))
+        array = rng.integers(0, 250, shape).astype(dtype)
+        # Also what no memory holds in this order: a turned scan.
+        for view in (array, array[::-1, :, ::-1], array.transpose(2, 0, 1)[:, ::-1]):
+            found = resize(view, tuple(size.tolist()), order)
+            factors = [new / old for new, old in zip(size, view.shape, strict=True)]
+            expected = ndimage.zoom(view.astype(np.float64), factors, order=order, mode="nearest")
+            np.testing.assert_allclose(found, expected, rtol=0, atol=250e-6 if order == LINEAR else 0)
+            if order == NEAREST:
+                assert found.dtype == dtype
+
+
+@pytest.mark.parametrize("density", [0.05, 0.2, 0.32, 0.6, 1.0])
+def test_components_are_those_of_every_voxel_labelled(density):
+    """Around 0.31, where voxels begin to hang together, components have any size and shape."""
+    rng = np.random.default_rng(5)
+    for shape in ((20, 30, 40), (3, 50, 2), (1, 9, 9), (31, 17, 23)):
+        mask = rng.random(shape) < density
+        components, _ = ndimage.label(mask)
+        sizes = np.bincount(components.ravel())
+        sizes[0] = 0
+        for share in (0, 1e-4, 1e-3, 1e-2, 0.5):
+            expected = (sizes >= share * mask.size)[components] & mask
+            np.testing.assert_array_equal(remove_small_components(mask, share), expected)
+            np.testing.assert_array_equal(remove_small_components(3 * mask.astype(np.uint8), share), expected)
+
+
+def test_pasting_back_probabilities_is_scipys_zoom():
+    rng = np.random.default_rng(6)
+    image = image_of(np.zeros((40, 50, 60), np.uint8))
+    box = (slice(3, 37), slice(4, 47), slice(2, 59))
+    probability = crop_grid(Grid.of(image), box, SIZE).image(rng.random(SIZE).astype(np.float32))
+    values = ndimage.zoom(pixels(probability).astype(float), np.divide((34, 43, 57), SIZE), order=1, mode="nearest")
+    found = pixels(paste_back(probability, Grid.of(image), 0.5))[box]
+    sure = np.abs(values - 0.5) > 1e-6
+    assert sure.mean() > 0.999
+    np.testing.assert_array_equal(found[sure], values[sure] > 0.5)
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "RAS", "SAR"])
+def test_no_copy_of_a_whole_scan_is_made(orientation):
+    """Cropping takes less than a volume of float32 besides its input; pasting back, the mask and little more."""
+    lungs = np.zeros((60, 128, 128), np.uint8)
+    lungs[10:50, 30:100, 10:120] = 1
+    scan = sitk.DICOMOrient(image_of(np.full(lungs.shape, -900, np.int16)), orientation)
+    given = pixels(sitk.DICOMOrient(image_of(lungs), orientation))
+
+    def most_bytes(call):
+        call()  # what is imported on first use does not count
+        tracemalloc.start()
+        result = call()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak, result
+
+    peak, crops = most_bytes(lambda: crop_to_lungs(scan, given, size=(20, 32, 32)))
+    assert peak < 4 * lungs.size
+    peak, back = most_bytes(lambda: paste_back(crops[1], Grid.of(scan)))
+    assert peak < 1.5 * lungs.size
+    np.testing.assert_array_equal(pixels(back), given)
 
 
 def test_small_components_are_dropped():

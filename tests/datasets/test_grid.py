@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -24,6 +26,31 @@ def test_a_grid_is_that_of_its_image():
         np.testing.assert_allclose(grid.index(grid.point(index)), index, atol=1e-9)
     point = (3.0, 40.0, 800.0)
     np.testing.assert_allclose(grid.index(point), image.TransformPhysicalPointToContinuousIndex(point))
+
+
+def directions():
+    """All 48 ways along the axes, half of them left-handed, each as it is and turned."""
+    rng = np.random.default_rng(4)
+    for axes in itertools.permutations(np.eye(3)):
+        for signs in itertools.product((1, -1), repeat=3):
+            yield np.array(axes) * signs
+            yield rotation(*rng.uniform(-0.7, 0.7, 3)) @ (np.array(axes) * signs)
+
+
+def test_a_grid_is_uprighted_as_itk_orients_images():
+    array = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
+    for direction in directions():
+        image = image_of(array, direction=direction)
+        theirs, grid = sitk.DICOMOrient(image, "LPS"), Grid.of(image)
+        upright = grid.upright()
+        assert upright.size == theirs.GetSize()
+        assert upright.spacing == theirs.GetSpacing()
+        np.testing.assert_allclose(upright.origin, theirs.GetOrigin(), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(upright.direction, theirs.GetDirection(), rtol=0, atol=1e-12)
+        view = grid.uprighted(array)
+        np.testing.assert_array_equal(view, pixels(theirs))
+        assert np.shares_memory(view, array)
+        assert upright.upright() == upright
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 
-from datasets.lungs import load_lungmask, segment_by_threshold, split_left_right
+from datasets.lungs import _distance_in_slice, _shrink, load_lungmask, segment_by_threshold, split_left_right
 from datasets.phantom import make_phantom
 from errors import VolumeError
 
@@ -115,6 +116,24 @@ def test_threshold_without_a_lung():
         with pytest.raises(VolumeError, match="no lung found") as caught:
             segment_by_threshold(_image(array, case.spacing))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [(1, 1, 1), (2, 3, 3), (1, 4, 2), (5, 2, 3)])
+def test_blocks_are_shrunk_to_their_means(steps):
+    hu = np.random.default_rng(1).integers(-3024, 3000, (7, 13, 11)).astype(np.int16)
+    padded = np.pad(hu, [(0, -n % s) for n, s in zip(hu.shape, steps, strict=True)], mode="edge").astype(float)
+    shape = [n for size, s in zip(padded.shape, steps, strict=True) for n in (size // s, s)]
+    expected = np.maximum(padded, -1024).reshape(shape).mean((1, 3, 5))
+    np.testing.assert_allclose(_shrink(hu, steps), expected, rtol=1e-12)
+
+
+def test_distances_stay_in_their_slice():
+    mask = np.random.default_rng(2).random((6, 20, 30)) < 0.02
+    mask[3] = False
+    # In 3D, slices that lie so far apart that the nearest voxel is always in the own one.
+    expected = ndimage.distance_transform_edt(~mask, sampling=(1e5, 1.5, 2.0)).astype(np.float32)
+    expected[3] = np.inf
+    np.testing.assert_array_equal(_distance_in_slice(mask, np.array([5.0, 1.5, 2.0])), expected)
 
 
 @pytest.mark.skipif(not REAL_CTS.is_dir(), reason="no real CTs beside the checkout")

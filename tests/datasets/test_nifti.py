@@ -1,5 +1,6 @@
 import gzip
 import struct
+import time
 
 import nibabel as nib
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 import SimpleITK as sitk
 
 from datasets.grid import MAX_VOXELS
-from datasets.nifti import read_nifti, read_nifti_header
+from datasets.nifti import read_nifti, read_nifti_header, write_nifti
 from tests.fuzz_volumes import fuzz_nifti
-from tests.volumes import ORIGIN, SPACING, pixels, refused, rotation
+from tests.volumes import ORIGIN, SPACING, geometry, image_of, pixels, refused, rotation
 
 SHAPE = (6, 7, 8)
 
@@ -299,3 +300,34 @@ def test_no_mutant_is_read_as_something_else():
     # The mutations do reach what can be told and what cannot.
     assert counts["refused"] > 2000
     assert counts["read, changed: voxels, in a file without checksum"] > 100
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("kind", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "f4", "f8"])
+@pytest.mark.parametrize("handedness", [1, -1])
+def test_what_is_written_is_to_the_byte_what_itk_writes(tmp_path, hu, kind, handedness):
+    for k in range(6):
+        turn = rotation(*np.random.default_rng(k).uniform(-3, 3, 3)) * (1, handedness, 1)
+        image = image_of(hu.astype(kind), (0.7, 0.8 + k, 2.5), (-12.3, 45.6 * k, 789.1), turn)
+        ours, theirs = tmp_path / "ours.nii.gz", tmp_path / "theirs.nii"
+        write_nifti(image, ours)
+        write_nifti(image, tmp_path / "plain.nii")
+        sitk.WriteImage(image, str(theirs))
+        assert gzip.decompress(ours.read_bytes()) == theirs.read_bytes() == (tmp_path / "plain.nii").read_bytes()
+        assert geometry(ours) == geometry(theirs)
+        np.testing.assert_array_equal(nib.load(ours).affine, nib.load(theirs).affine)
+        np.testing.assert_array_equal(pixels(ours), hu.astype(kind))
+        grid, found = read_nifti(ours, MAX_VOXELS)
+        np.testing.assert_array_equal(found, hu.astype(kind))
+        assert grid.size == image.GetSize()
+
+
+def test_equal_images_give_equal_files(tmp_path, hu):
+    names = ("a.nii.gz", "b.nii.gz")
+    for name in names:
+        write_nifti(image_of(hu), tmp_path / name)
+        # The time and the name of a gzip's header are seconds apart, and these names.
+        time.sleep(1.1)
+    assert (tmp_path / names[0]).read_bytes() == (tmp_path / names[1]).read_bytes()

@@ -7,9 +7,9 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.crop import LINEAR, NEAREST, LungMaskCrop, crop_to_box, paste_back
+from datasets.crop import LINEAR, NEAREST, LungMaskCrop, paste_back
 from datasets.grid import Grid
-from tests.volumes import rotation
+from tests.volumes import crop_to_box, rotation
 
 AXES = [
     np.eye(3)[list(order)] * np.array(signs)[:, None]

@@ -1,4 +1,5 @@
 import os
+import resource
 from pathlib import Path
 
 import nibabel as nib
@@ -193,6 +194,21 @@ def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, 
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nii", "scan.nrrd", "scan.mha"])
+def test_a_disk_that_fills_up_leaves_the_old_file_and_nothing_else(tmp_path, hu, name):
+    path = write(tmp_path / name, hu)
+    before = path.read_bytes()
+    noise = image_of(np.random.default_rng(0).integers(0, 250, (20, 64, 64)).astype(np.uint8))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        refused(path, lambda: write_volume(noise, path), "cannot be written")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_places_that_cannot_be_written(tmp_path, hu):
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "scan.nii.gz"
@@ -200,6 +216,12 @@ def test_places_that_cannot_be_written(tmp_path, hu):
     (tmp_path / "folder.nii.gz").mkdir()
     refused(tmp_path / "folder.nii.gz", lambda: write_volume(image_of(hu), tmp_path / "folder.nii.gz"), "cannot be")
     assert {p.name for p in tmp_path.iterdir()} == {"file", "folder.nii.gz"}
+
+
+def test_a_size_that_nifti_cannot_say_is_refused(tmp_path):
+    path = tmp_path / "scan.nii.gz"
+    refused(path, lambda: write_volume(sitk.Image([32768, 2, 2], sitk.sitkUInt8), path), "cannot be written")
+    assert not list(tmp_path.iterdir())
 
 
 def test_volumes_in_two_files_are_not_written(tmp_path, hu):
