@@ -87,7 +87,11 @@ def test_bad_scans_are_named_and_the_others_are_done(scans, tmp_path, capsys):
     assert cropped(scans / "ct", output) == 1
     out = capsys.readouterr().out
     assert "2 of 5 scans are in" in out
-    for case_id, reason in (("broken", "damaged, cut short or unreadable"), ("water", "not HU"), ("healthy_000", "cut short")):
+    for case_id, reason in (
+        ("broken", "damaged, cut short or unreadable"),
+        ("water", "not HU"),
+        ("healthy_000", "cut short"),
+    ):
         line = next(line for line in out.splitlines() if line.startswith(f"failed: {case_id}: "))
         assert reason in line
     assert written(output) == [f"{f}/diseased_00{k}.nii.gz" for f in ("images", "lung") for k in (0, 1)]
