@@ -94,7 +94,7 @@ class DataloaderSettings(_Section):
 
     num_workers: Annotated[int, Field(ge=0)] = 4
     timeout: NotNegative = 600.0
-    cache_mb: Annotated[int, Field(ge=0)] = 0
+    cache_mb: Annotated[int, Field(ge=0)] = 2000
 
 
 class ImageSettings(_Section):
@@ -219,6 +219,14 @@ class SolverSettings(_Section):
     max_skipped: Annotated[int, Field(ge=0)] = 10
 
 
+class SpeedSettings(_Section):
+    """SPEED: ways of computing the same thing."""
+
+    keep_memory: bool = True
+    channels_last: bool | None = None
+    compile: bool = False
+
+
 class IntervalSettings(_Section):
     """INTERVAL: how often, in iterations, things other than training happen."""
 
@@ -240,6 +248,7 @@ class Settings(_Section):
     solver: SolverSettings = SolverSettings()
     loss: LossSettings = LossSettings()
     gate: GatesSettings = GatesSettings()
+    speed: SpeedSettings = SpeedSettings()
     interval: IntervalSettings = IntervalSettings()
 
     def to_yaml(self) -> str:

@@ -35,6 +35,7 @@ from errors import CheckpointError, CohortError
 from evaluation.figures import save_case_figure, slice_to_show
 from evaluation.metrics import Score, as_table, summarise
 from evaluation.predict import Prediction, predict_scans
+from host_memory import keep_freed_memory
 from models import Generator
 from models.generator import generate_scan
 from models.layers import place
@@ -132,6 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     settings = read_settings(options.config_path, overrides)
     device = choose_device(options.device)
+    if settings.speed.keep_memory and device.type == "cpu":
+        keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # the same scores on every device
     model = options.model_path or settings.exp.folder / "segmenter_best.pth"
     output = options.output or model.parent / "test"

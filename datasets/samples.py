@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import mmap
 import multiprocessing
 import os
 import signal
@@ -70,6 +71,37 @@ class _Failure:
     reason: str
 
 
+class _Cache:
+    """Image, lung and lesion of the first scans of a list, in memory that processes forked from this one share.
+
+    The kernel lends a page when it is first written to, so room that is not used costs nothing.
+    """
+
+    def __init__(self, cases: Sequence[Case], size: tuple[int, int, int], capacity: int) -> None:
+        image, mask = 4 * math.prod(size), math.prod(size)
+        kept = cases[: capacity // (image + 2 * mask)]
+        self._place = {case.id: place for place, case in enumerate(kept)}
+        # Not in /dev/shm, which is small in containers.
+        memory = mmap.mmap(-1, max(len(kept) * (image + 2 * mask + 1), 1))
+        shape, end = (len(kept), *size), len(kept) * image
+        self._images = np.frombuffer(memory, np.float32, len(kept) * mask).reshape(shape)
+        self._masks = np.frombuffer(memory, np.uint8, 2 * len(kept) * mask, end).reshape(2, *shape)
+        self._filled = np.frombuffer(memory, np.uint8, len(kept), end + self._masks.size)
+
+    def find(self, case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        place = self._place.get(case.id)
+        if place is None or not self._filled[place]:
+            return None
+        return self._images[place], self._masks[0, place], self._masks[1, place]
+
+    def keep(self, case: Case, arrays: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+        place = self._place.get(case.id)
+        if place is not None:
+            self._images[place], self._masks[0, place], self._masks[1, place] = arrays
+            # Last: two workers that read the same scan at once write the same, and nobody takes half of it.
+            self._filled[place] = 1
+
+
 class Samples(Dataset):
     """Training samples of one split by their position in its endless stream.
 
@@ -80,7 +112,7 @@ class Samples(Dataset):
         split: key in DATASET.SPLIT; each has a stream of its own.
         image: size, normalization, augmentation.
         seed: of the experiment.
-        cache_mb: megabytes of decoded scans that are kept in memory.
+        cache_mb: megabytes of decoded scans that are kept in memory, shared by all workers.
 
     Attributes:
         under_way: process id of each worker and position of the sample it is making, -1 between samples: (workers, 2),
@@ -93,8 +125,7 @@ class Samples(Dataset):
         self.image = image
         self.seed = seed
         self.augmenter = build_augmenter() if image.augmentation else None
-        self._cache: dict[str, Volumes] = {}
-        self._cache_left = cache_mb * 2**20
+        self._cache = _Cache(self.cases, image.size, cache_mb * 2**20)
         self.under_way = torch.zeros(0, 2, dtype=torch.int64)
 
     def _rng(self, purpose: int, index: int) -> np.random.Generator:
@@ -119,22 +150,20 @@ class Samples(Dataset):
         if (worker := get_worker_info()) is not None:
             self.under_way[worker.id, 1] = position
 
-    def _read(self, case: Case) -> Volumes:
-        if case.id in self._cache:
-            return self._cache[case.id]
-        volumes = read_volumes(case)
-        size = volumes.image.nbytes + volumes.lung.nbytes + volumes.lesion.nbytes
-        if size <= self._cache_left:
-            self._cache[case.id] = volumes
-            self._cache_left -= size
-        return volumes
+    def read(self, case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Image, float32 in [0, 1], lung and lesion, uint8, of a whole scan: (z, y, x) each."""
+        cached = self._cache.find(case)
+        if cached is None:
+            volumes = read_volumes(case)
+            cached = normalise(volumes.image, self.image.normalization), volumes.lung, volumes.lesion
+            self._cache.keep(case, cached)
+        return cached
 
     def _sample(self, case: Case, rng: np.random.Generator) -> dict[str, Any]:
-        volumes = self._read(case)
-        image = normalise(volumes.image, self.image.normalization)
+        image, lung, lesion = self.read(case)
         start = int(rng.integers(image.shape[0] - self.image.slices + 1))
         stack = slice(start, start + self.image.slices)
-        arrays = image[stack], volumes.lung[stack], volumes.lesion[stack]
+        arrays = image[stack], lung[stack], lesion[stack]
         if self.augmenter is not None:
             arrays = augment(self.augmenter, rng, *arrays)
         image, lung, lesion = arrays

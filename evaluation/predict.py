@@ -16,9 +16,17 @@ from models import Segmenter
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Mixed precision for a block of code: bf16 on CUDA devices that have it, where asked for; float32 elsewhere."""
-    enabled = precision == "bf16" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    """Mixed precision for a block of code: bf16 on devices that compute in it, where asked for; float32 elsewhere."""
+    enabled = precision == "bf16" and _has_bf16(device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Processors without these instructions emulate it, slower than float32.
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 @dataclass(frozen=True)

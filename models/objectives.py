@@ -38,9 +38,9 @@ class Networks(NamedTuple):
     generator: Generator
     discriminator: Discriminator
 
-    def to(self, device: torch.device) -> Networks:
-        """The networks on a device, with weights laid out as convolutions there like them best."""
-        return Networks(*(place(network, device) for network in self))
+    def to(self, device: torch.device, channels_last: bool | None = None) -> Networks:
+        """The networks on a device, in a layout (see `place`)."""
+        return Networks(*(place(network, device, channels_last) for network in self))
 
 
 class Batch(NamedTuple):
@@ -116,6 +116,12 @@ def _objective(total: Tensor, terms: Mapping[str, Tensor]) -> Objective:
     return Objective(total, {name: term.detach() for name, term in terms.items()})
 
 
+def _judged(discriminator: Discriminator, volumes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Logits of D by name, from one pass: its weights are normalised once for all of them."""
+    logits = discriminator(torch.cat(list(volumes.values())))
+    return dict(zip(volumes, logits.chunk(len(volumes)), strict=True))
+
+
 def joint_objective(networks: Networks, diseased: Batch, healthy: Batch, method: Method, iteration: int) -> Objective:
     """Objective of generator and segmenter together: the synthetic volume is to pass for a healthy one.
 
@@ -138,11 +144,12 @@ def joint_objective(networks: Networks, diseased: Batch, healthy: Batch, method:
     generated = networks.generator(diseased.image).float()
     synthetic = synthesise(diseased.image, lesion, diseased.lung, generated)
 
-    terms = {"adversarial": adversarial_loss(networks.discriminator(synthetic), HEALTHY)}
-    total = loss.adversarial * terms["adversarial"]
+    judged = {"adversarial": synthetic}
     if "genImgToD" in method.constraints:
-        terms["genImgToD"] = adversarial_loss(networks.discriminator(generated), HEALTHY)
-        total = total + loss.adversarial * terms["genImgToD"]
+        judged["genImgToD"] = generated
+    judgements = _judged(networks.discriminator, judged)
+    terms = {name: adversarial_loss(judgement, HEALTHY) for name, judgement in judgements.items()}
+    total = loss.adversarial * sum(terms.values())
     if "recons" in method.constraints:
         terms["recons"] = reconstruction_loss(networks.generator(healthy.image), healthy.image)
         total = total + loss.recons * terms["recons"]
@@ -181,21 +188,24 @@ def discriminator_objective(
 
     M and I_g are computed without gradients.
     """
-    discriminator = networks.discriminator
     with torch.no_grad():
         lesion = networks.segmenter(diseased.image).float().sigmoid()
         generated = networks.generator(diseased.image).float()
         synthetic = synthesise(diseased.image, lesion, diseased.lung, generated)
 
+    judged = {"synthetic": synthetic, "healthy": healthy.image}
+    if "origImgToD" in method.constraints:
+        judged["origImgToD"] = diseased.image
+    if "genImgToD" in method.constraints:
+        judged["genImgToD"] = generated
+    judgements = _judged(networks.discriminator, judged)
     terms = {
-        "synthetic": adversarial_loss(discriminator(synthetic), OTHER),
-        "healthy": adversarial_loss(discriminator(healthy.image), HEALTHY),
+        name: adversarial_loss(judgement, HEALTHY if name == "healthy" else OTHER)
+        for name, judgement in judgements.items()
     }
     total = terms["synthetic"] + terms["healthy"]
-    if "origImgToD" in method.constraints:
-        terms["origImgToD"] = adversarial_loss(discriminator(diseased.image), OTHER)
+    if "origImgToD" in terms:
         total = total + _gated(terms["origImgToD"], method.gate.origimgtod, method.gate)
-    if "genImgToD" in method.constraints:
-        terms["genImgToD"] = adversarial_loss(discriminator(generated), OTHER)
+    if "genImgToD" in terms:
         total = total + (1 - iteration / method.last_iteration) * terms["genImgToD"]
     return _objective(_gated(total, method.gate.discriminator, method.gate), terms)

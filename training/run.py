@@ -27,6 +27,7 @@ from datasets.samples import BatchStream, Samples, scan_input
 from errors import CheckpointError, SettingsError, TrainingError
 from evaluation.metrics import summarise
 from evaluation.predict import autocast, predict_scans
+from host_memory import keep_freed_memory
 from models import Discriminator, Generator, Segmenter
 from models.objectives import Batch, Method, Networks, Objective
 from settings import Settings
@@ -87,12 +88,17 @@ class TrainingRun:
             raise TrainingError(
                 f"{self.folder}: holds a run already; --resume goes on with it, another EXP.ID starts a new one"
             )
+        if settings.speed.keep_memory and device.type == "cpu":
+            keep_freed_memory()
         random.seed(settings.exp.seed)
         torch.manual_seed(settings.exp.seed)
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = settings.solver.precision != "fp32"
         self.method = Method(settings.exp.constraints, settings.solver.iter_max, settings.loss, settings.gate)
-        self.networks = _build_networks(settings, initialise=not resume).to(device)
+        self.networks = _build_networks(settings, initialise=not resume).to(device, settings.speed.channels_last)
+        if settings.speed.compile:
+            self.networks.segmenter.compile()
+            self.networks.generator.compile()
         self.optimizers = build_optimizers(self.networks, settings.solver)
         self.iteration = 0
         self.best_dice: float | None = None
