@@ -54,7 +54,7 @@ class BytesMode(TorchDispatchMode):
 
 
 def count(settings: Settings, device: torch.device) -> dict[str, tuple[int, int]]:
-    """Floating-point operations and bytes of an iteration of each phase, optimisers left out; nothing is computed.
+    """Floating-point operations and bytes of a step of each objective, optimisers left out; nothing is computed.
 
     Args:
         settings: sizes, widths and precision.
@@ -62,29 +62,35 @@ def count(settings: Settings, device: torch.device) -> dict[str, tuple[int, int]
     """
     width, (_, *plane), slices = settings.model.width, settings.image.size, settings.image.slices
     method = Method(settings.exp.constraints, settings.solver.iter_max, settings.loss, settings.gate)
+    mixed = autocast(device, settings.solver.precision)._enabled
+    t = max(PHASES.values())
+    objectives = {
+        "joint": (("segmenter", "generator"), joint_objective, (method, t)),
+        "segmenter": (("segmenter",), segmenter_objective, (method,)),
+        "discriminator": (("discriminator",), discriminator_objective, (method, t)),
+    }
+    counted = {}
     with FakeTensorMode():
         networks = Networks(Segmenter(width.unet), Generator(width.g), Discriminator(width.d, (slices, *plane)))
         batch = Batch(*(torch.rand(settings.solver.batch_size, 1, slices, *plane) for _ in range(3)), ())
-
-        def measure(trained: tuple[str, ...], objective: Callable[..., Any], *inputs: Any) -> tuple[int, int]:
-            for name, network in networks._asdict().items():
-                network.requires_grad_(name in trained)
-            mixed = autocast(device, settings.solver.precision)
-            dtype, enabled = torch.bfloat16, mixed._enabled
+        for name, (trained, objective, more) in objectives.items():
+            for network_name, network in networks._asdict().items():
+                network.requires_grad_(network_name in trained)
             with FlopCounterMode(display=False) as flops, BytesMode() as moved:
-                with torch.autocast("cpu", dtype=dtype, enabled=enabled):
-                    value = objective(networks, batch, batch, method, *inputs)
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+                    value = objective(networks, batch, batch, *more)
                 value.total.backward()
-            return flops.get_total_flops(), moved.total
+            counted[name] = flops.get_total_flops(), moved.total
+    return counted
 
-        t = max(PHASES.values())
-        joint = measure(("segmenter", "generator"), joint_objective, t)
-        alone = measure(("segmenter",), segmenter_objective)
-        step = measure(("discriminator",), discriminator_objective, t)
-    steps = settings.solver.discriminator_steps
+
+def of_phases(counted: Mapping[str, tuple[int, int]], steps: int) -> dict[str, tuple[int, int]]:
+    """What `count` found, by phase: an iteration of S and G, and one of D with so many steps."""
+    (joint, joint_bytes), (alone, alone_bytes) = counted["joint"], counted["segmenter"]
+    step, step_bytes = counted["discriminator"]
     return {
-        "generator+segmenter": (joint[0] + alone[0], joint[1] + alone[1]),
-        "discriminator": (steps * step[0], steps * step[1]),
+        "generator+segmenter": (joint + alone, joint_bytes + alone_bytes),
+        "discriminator": (steps * step, steps * step_bytes),
     }
 
 
@@ -158,6 +164,7 @@ def rows(device: torch.device, quick: bool) -> list[dict[str, Any]]:
             with process(serve, "ours", settings, Path(folder) / "cohort", device) as ours:
                 measured = {phase: [ours(t) for _ in range(4)][1:] for phase, t in PHASES.items()}
         seconds = {phase: median(total - waited for total, waited, _ in turns) for phase, turns in measured.items()}
-        found = shares(count(settings, device), seconds, rates(device, settings.solver.precision))
+        counted = of_phases(count(settings, device), settings.solver.discriminator_steps)
+        found = shares(counted, seconds, rates(device, settings.solver.precision))
         table += [row | {"what": f"{name}: {row['what']} iteration"} for row in found]
     return table

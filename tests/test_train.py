@@ -187,6 +187,48 @@ def test_ctrl_c_and_sigterm_save_before_the_end(config, run_folder, number):
     assert load(saved)["iteration"] == int(saved.stem.removeprefix("state_")) > 0
 
 
+def losses(config, *overrides):
+    """Every term of two iterations of each phase, in single precision."""
+    training = started(
+        config, "SOLVER.ITER_MAX=4", "SOLVER.PRECISION=fp32", "INTERVAL.LOG=1", *overrides, validate=False
+    )
+    train.train(training)
+    entries = [json.loads(line) for line in (training.folder / "metrics.jsonl").read_text().splitlines()]
+    found = {
+        (entry["iteration"], name): value
+        for entry in entries
+        for name, value in entry.items()
+        if name.startswith((*Networks._fields, "joint")) and "/" in name
+    }
+    assert len(found) == 4 * 3 + 2 * 5 + 4  # the last term of the joint objective comes with t = 4
+    return found
+
+
+def test_switches_of_speed_change_rounding_at_most(config, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(training_run, "keep_freed_memory", lambda: calls.append("keep"))
+    plain_compile = torch.nn.Module.compile
+
+    def compile_without_a_compiler(network):
+        calls.append(type(network).__name__)
+        plain_compile(network, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_a_compiler)
+    off = ["SPEED.KEEP_MEMORY=false", "SPEED.CHANNELS_LAST=false"]
+    expected = losses(config, *off, f"EXP.OUTPUT_DIR={tmp_path / 'off'}")
+    assert calls == []
+    for switch, called in (
+        ("KEEP_MEMORY=true", ["keep"]),
+        ("CHANNELS_LAST=null", []),
+        ("COMPILE=true", ["Segmenter", "Generator"]),
+    ):
+        found = losses(config, *off, f"SPEED.{switch}", f"EXP.OUTPUT_DIR={tmp_path / switch}")
+        # Weights move by learning rates of a hundredth, whatever little gradients are, so rounding grows.
+        assert found == pytest.approx(expected, rel=1e-2, abs=1e-4), switch
+        assert calls == called
+        calls.clear()
+
+
 def poisoned(training, iterations):
     """Let some iterations have a NaN in the diseased batch."""
     batch = training.batch

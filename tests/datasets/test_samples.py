@@ -83,6 +83,18 @@ def test_a_full_cache_reads_again(cases, monkeypatch):
     assert len(reads) == 2 + 4  # of three scans in four epochs, two are read once and one each time
 
 
+def test_workers_share_the_cache_with_each_other_and_the_main_process(cases, monkeypatch):
+    stream = stream_of(cases, cache_mb=100, settings=DataloaderSettings(num_workers=2))
+    taken(stream, 3)  # each scan was sampled
+    expected = [read_volumes(case) for case in cases["WO_LABEL"]]
+    monkeypatch.setattr(module, "read_volumes", None)
+    for case, volumes in zip(cases["WO_LABEL"], expected, strict=True):
+        image, lung, lesion = stream.samples.read(case)
+        np.testing.assert_array_equal(image, normalise(volumes.image, "minmax"))
+        np.testing.assert_array_equal(lung, volumes.lung)
+        np.testing.assert_array_equal(lesion, volumes.lesion)
+
+
 def test_seeds_and_splits_have_streams_of_their_own(cases):
     assert not same(taken(stream_of(cases, seed=1), 2), taken(stream_of(cases), 2))
     again = {"WO_LABEL": cases["WO_LABEL"], "HEALTHY": cases["WO_LABEL"]}
