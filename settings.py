@@ -215,7 +215,7 @@ class SolverSettings(_Section):
     lr_scheduler_u: SchedulerSettings = SchedulerSettings(step=20_000)
     lr_scheduler_g: SchedulerSettings = SchedulerSettings(step=30_000)
     lr_scheduler_d: SchedulerSettings = SchedulerSettings(step=30_000)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bf16", "bf16_anywhere", "fp32"] = "bf16"
     max_skipped: Annotated[int, Field(ge=0)] = 10
 
 

@@ -16,17 +16,19 @@ from models import Segmenter
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Mixed precision for a block of code: bf16 on devices that compute in it, where asked for; float32 elsewhere."""
-    enabled = precision == "bf16" and _has_bf16(device)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    """Mixed precision for a block of code, where it is asked for and the device computes in it; float32 elsewhere.
 
-
-def _has_bf16(device: torch.device) -> bool:
+    Args:
+        device: that computes.
+        precision: SOLVER.PRECISION: ``bf16`` on CUDA, ``bf16_anywhere`` on CPUs too, or ``fp32``.
+    """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Processors without these instructions emulate it, slower than float32.
-    has = torch.cpu.get_capabilities()
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+        enabled = precision != "fp32" and torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Processors without these instructions emulate it, slower than float32.
+        has = torch.cpu.get_capabilities()
+        enabled = precision == "bf16_anywhere" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 @dataclass(frozen=True)

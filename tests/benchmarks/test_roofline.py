@@ -39,7 +39,7 @@ def test_operations_grow_with_the_batch_and_bytes_shrink_in_bf16(monkeypatch):
         return count(read_settings(None, [*SMALL, "SOLVER.BATCH_SIZE=1", "SOLVER.PRECISION=fp32", *overrides]), CPU)
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    one, two, half = counted(), counted("SOLVER.BATCH_SIZE=2"), counted("SOLVER.PRECISION=bf16")
+    one, two, half = counted(), counted("SOLVER.BATCH_SIZE=2"), counted("SOLVER.PRECISION=bf16_anywhere")
     for objective in ("joint", "segmenter", "discriminator"):
         assert two[objective][0] == pytest.approx(2 * one[objective][0], rel=0.01)
         assert half[objective][0] == one[objective][0]

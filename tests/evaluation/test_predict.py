@@ -7,10 +7,11 @@ from evaluation.predict import autocast
 @pytest.mark.parametrize(
     ("has", "precision", "expected"),
     [
-        ({}, "bf16", False),
-        ({"avx512_f": True, "avx512_bf16": False}, "bf16", False),
-        ({"avx512_bf16": True}, "bf16", True),
-        ({"amx_bf16": True}, "bf16", True),
+        ({}, "bf16_anywhere", False),
+        ({"avx512_f": True, "avx512_bf16": False}, "bf16_anywhere", False),
+        ({"avx512_bf16": True}, "bf16_anywhere", True),
+        ({"amx_bf16": True}, "bf16_anywhere", True),
+        ({"avx512_bf16": True}, "bf16", False),
         ({"avx512_bf16": True}, "fp32", False),
     ],
 )
