@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.layers import check_input, concatenate, normalise, upsample
+from models.layers import Convolution, check_input, concatenate, normalise, upsample
 
 
 def _encode(
@@ -21,7 +21,9 @@ def _encode(
 
 
 def _decode(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(upsample(), nn.Conv3d(inputs, outputs, 3, padding=1, bias=False), *normalise(outputs, slope=0))
+    return nn.Sequential(
+        upsample(), Convolution(inputs, outputs, 3, padding=1, bias=False), *normalise(outputs, slope=0)
+    )
 
 
 class Generator(nn.Module):

@@ -31,6 +31,20 @@ class InstanceNorm(nn.InstanceNorm3d):
         return torch.cat(volumes) if len(volumes) > 1 else volumes[0]
 
 
+class Convolution(nn.Conv3d):
+    """A convolution that leaves mixed precision where a volume of two slices is on the CPU.
+
+    There, the gradient of bfloat16 weights of three slices is garbage (oneDNN 3.10).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As that of `Conv3d`."""
+        if x.shape[2] == 2 and x.device.type == "cpu":
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.to(self.weight.dtype))
+        return super().forward(x)
+
+
 def normalise(channels: int, slope: float) -> tuple[nn.Module, nn.Module]:
     """Instance norm without parameters or running statistics, then LeakyReLU (ReLU for slope 0)."""
     activation = nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)

@@ -58,3 +58,25 @@ def test_the_cpu_has_channels_last_unless_told_otherwise():
         placed = place(Segmenter(4), CPU, choice).encode1[0][0].weight
         assert placed.is_contiguous(memory_format=LAST) is expected
         assert placed.is_contiguous() is not expected
+
+
+@pytest.mark.parametrize("slices", [16, 32])
+@pytest.mark.parametrize("make", [Segmenter, Generator, lambda width: Discriminator(width, (16, 64, 64))])
+def test_gradients_in_mixed_precision_point_where_those_in_single_do(make, slices):
+    torch.manual_seed(0)
+    network = place(make(4), CPU).eval()
+    if isinstance(network, Discriminator):
+        network = place(Discriminator(4, (slices, 64, 64)), CPU).eval()
+    x = reference.wave((2, 1, slices, 64, 64), 0.4)
+    gradients = []
+    for mixed in (False, True, True):
+        network.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            output = network(x)
+        (output.float() * reference.wave(tuple(output.shape), 0.8)).sum().backward()
+        gradients.append([p.grad.clone() for p in network.parameters()])
+    names = [name for name, _ in network.named_parameters()]
+    for name, single, half, again in zip(names, *gradients, strict=True):
+        assert torch.equal(half, again), name
+        if single.ndim > 1:  # a bias before a norm has no gradient but rounding
+            assert torch.cosine_similarity(single.flatten(), half.flatten(), dim=0) > 0.8, name
