@@ -189,9 +189,15 @@ def test_ctrl_c_and_sigterm_save_before_the_end(config, run_folder, number):
 
 def losses(config, *overrides):
     """Every term of two iterations of each phase, in single precision."""
-    training = started(
-        config, "SOLVER.ITER_MAX=4", "SOLVER.PRECISION=fp32", "INTERVAL.LOG=1", *overrides, validate=False
-    )
+    always = [
+        # Adam's first step is a whole learning rate, whatever the sign of a gradient that is all rounding.
+        *(f"SOLVER.OPTIMIZER.{network}.LR=1e-6" for network in "UGD"),
+        "SOLVER.ITER_MAX=4",
+        "SOLVER.PRECISION=fp32",
+        "LOSS={MIL_START: 0, PERCEPTION_START: 0}",
+        "INTERVAL.LOG=1",
+    ]
+    training = started(config, *always, *overrides, validate=False)
     train.train(training)
     entries = [json.loads(line) for line in (training.folder / "metrics.jsonl").read_text().splitlines()]
     found = {
@@ -200,7 +206,7 @@ def losses(config, *overrides):
         for name, value in entry.items()
         if name.startswith((*Networks._fields, "joint")) and "/" in name
     }
-    assert len(found) == 4 * 3 + 2 * 5 + 4  # the last term of the joint objective comes with t = 4
+    assert len(found) == 2 * (4 + 3 + 5) + 2  # terms and totals of the objectives; MIL and perception begin with t = 1
     return found
 
 
@@ -223,8 +229,7 @@ def test_switches_of_speed_change_rounding_at_most(config, tmp_path, monkeypatch
         ("COMPILE=true", ["Segmenter", "Generator"]),
     ):
         found = losses(config, *off, f"SPEED.{switch}", f"EXP.OUTPUT_DIR={tmp_path / switch}")
-        # Weights move by learning rates of a hundredth, whatever little gradients are, so rounding grows.
-        assert found == pytest.approx(expected, rel=1e-2, abs=1e-4), switch
+        assert found == pytest.approx(expected, rel=2e-3, abs=1e-4), switch
         assert calls == called
         calls.clear()
 

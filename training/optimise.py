@@ -74,6 +74,8 @@ def guarded_step(optimizers: Sequence[Optimizer], total: Tensor) -> Tensor:
     after = _tensors(optimizers, parameters)
     finite = torch.stack([torch.isfinite(total), gradient, _all_finite(after)])
     counts = finite.all()
+    if counts.is_cpu and counts:  # a GPU would have to be waited for
+        return finite
     for tensor in after:
         # A state that the first step made was all zeros before it.
         old = before[id(tensor)] if id(tensor) in before else torch.zeros_like(tensor)
@@ -82,8 +84,8 @@ def guarded_step(optimizers: Sequence[Optimizer], total: Tensor) -> Tensor:
 
 
 def _all_finite(tensors: Sequence[Tensor]) -> Tensor:
-    # x - x is 0 where x is finite and NaN elsewhere; a norm may overflow where every x is finite.
-    return torch.isfinite(torch.stack([(tensor - tensor).sum() for tensor in tensors]).sum())
+    # Both ends of a range with NaN are NaN; a sum or norm may overflow where everything is finite.
+    return torch.isfinite(torch.stack([end for tensor in tensors for end in tensor.aminmax()])).all()
 
 
 def _parameters(optimizers: Sequence[Optimizer]) -> list[Tensor]:
