@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -19,6 +20,7 @@ from benchmarks.measure import compared, peak_memory_mib
 from benchmarks.processes import process, requests
 from datasets.cohort import TRAINING
 from datasets.samples import BatchStream, Samples
+from evaluation.predict import autocast
 from models import Discriminator, Generator, Segmenter
 from models.objectives import Batch, Method, Networks, Objective
 from settings import Settings, read_settings
@@ -158,19 +160,24 @@ def rows(device: torch.device, quick: bool) -> list[dict[str, Any]]:
 
 
 def _compare(name: str, overrides: list[str], device: torch.device, repetitions: int) -> list[dict[str, Any]]:
-    with TemporaryDirectory() as folder:
-        settings = read_settings(None, [*overrides, f"EXP.OUTPUT_DIR={folder}"])
+    ways = {"published": ("published", []), "ours": ("ours", [])}
+    if device.type == "cpu" and autocast(device, "bf16_anywhere")._enabled:
+        ways["ours, bf16_anywhere"] = ("ours", ["SOLVER.PRECISION=bf16_anywhere"])
+    measured = {way: {phase: [] for phase in PHASES} for way in ways}
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        settings = read_settings(None, overrides)
         root = Path(folder) / "cohort"
         write_cohort(root, settings.image.size, SCANS)
-        arguments = settings, root, device
-        with process(serve, "published", *arguments) as published, process(serve, "ours", *arguments) as ours:
-            measured = {way: {phase: [] for phase in PHASES} for way in WAYS}
-            for turn in range(1 + repetitions):
-                for phase, t in PHASES.items():
-                    for way, ask in (("published", published), ("ours", ours)):
-                        answer = ask(t)
-                        if turn:
-                            measured[way][phase].append(answer)
+        asked = {}
+        for number, (way, (kind, more)) in enumerate(ways.items()):
+            own = read_settings(None, [*overrides, *more, f"EXP.OUTPUT_DIR={folder}/{number}"])
+            asked[way] = stack.enter_context(process(serve, kind, own, root, device))
+        for turn in range(1 + repetitions):
+            for phase, t in PHASES.items():
+                for way, ask in asked.items():
+                    answer = ask(t)
+                    if turn:
+                        measured[way][phase].append(answer)
     batch, steps = settings.solver.batch_size, settings.solver.discriminator_steps
     volumes = {"generator+segmenter": len(TRAINING) * batch, "discriminator": 2 * steps * batch}
     # The schedule has as many iterations of one phase as of the other.
@@ -181,15 +188,16 @@ def _compare(name: str, overrides: list[str], device: torch.device, repetitions:
     return [
         compared(
             f"{name}: {phase} iteration",
-            {way: [seconds for seconds, _, _ in measured[way][phase]] for way in WAYS},
+            {each: [seconds for seconds, _, _ in measured[each][phase]] for each in ways},
             "published",
-            "ours",
+            way,
             **{
                 f"{label}_{key}": value
-                for label, way in (("baseline", "published"), ("ours", "ours"))
-                for key, value in _more(measured[way][phase], volumes[phase]).items()
+                for label, each in (("baseline", "published"), ("ours", way))
+                for key, value in _more(measured[each][phase], volumes[phase]).items()
             },
         )
+        for way in list(ways)[1:]
         for phase in (*PHASES, "average")
     ]
 
