@@ -65,7 +65,7 @@ def test_rows_are_measured_in_processes_of_their_own(monkeypatch):
     phases = [f"tiny: {phase} iteration" for phase in ("generator+segmenter", "discriminator", "average")]
     # A processor that computes in bf16 is measured in that, too.
     ways = dict.fromkeys(row["ours"] for row in table)
-    assert list(ways)[0] == "ours"
+    assert next(iter(ways)) == "ours"
     assert [(row["ours"], row["what"]) for row in table] == [(way, phase) for way in ways for phase in phases]
     both, steps, average = table[:3]
     assert both["ours_volumes_per_s"] == pytest.approx(6 / both["ours_s"])
