@@ -23,7 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from command_line import add_quiet, add_reading, new_parser, run, start_logging
 from datasets.crop import paste_back
 from datasets.scans import find_scans, match_labels
-from datasets.volume import DEFAULT, Reading, read_geometry, read_labels, read_volume, volume_id, write_volume
+from datasets.volume import DEFAULT, Reading, as_labels, read_geometry, read_volume, volume_id, write_volume
 from errors import GasnetError, VolumeError
 from evaluation.metrics import THRESHOLD
 from whole_files import only_writer
@@ -53,7 +53,7 @@ def restore_mask(scan: Path, mask: Path, threshold: float = THRESHOLD, reading: 
         if values.min() < 0 or values.max() > 1:
             raise VolumeError(f"{mask}: values of {values.min():g}..{values.max():g} are not probabilities")
     else:
-        crop = read_labels(mask)
+        crop = as_labels(mask, crop)
     try:
         return paste_back(crop, read_geometry(scan, reading), threshold if probability else None)
     except VolumeError as error:

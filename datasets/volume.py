@@ -146,7 +146,15 @@ def read_labels(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
     Raises:
         VolumeError: as `read_volume`, or the values are not labels.
     """
-    image = read_volume(path, reading)
+    return as_labels(path, read_volume(path, reading))
+
+
+def as_labels(path: Path, image: sitk.Image) -> sitk.Image:
+    """A mask that was read, as uint8.
+
+    Raises:
+        VolumeError: its values are not whole numbers from 0 to 255.
+    """
     values = sitk.GetArrayViewFromImage(image)
     if values.min() < 0 or values.max() > 255 or (values.dtype.kind == "f" and (values % 1).any()):
         raise VolumeError(

@@ -21,6 +21,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -223,29 +224,39 @@ def fuzz_nifti(count: int, seed: int, keep: Path | None = None, progress: bool =
             content, checksum_tells = mutate_nifti(name, files[name], files, rng)
             path = Path(folder) / f"mutant_{name}"
             path.write_bytes(content)
-            before = time.monotonic()
-            found = None
-            try:
-                image = read_volume(path)
-            except VolumeError as error:
-                counts["refused"] += 1
-                if "\n" in str(error) or str(path) not in str(error):
-                    found = f"not one line with the file's name: {error}"
-            except Exception as error:
-                found = f"{type(error).__name__}: {error}"
-            else:
+
+            def judged(image, name=name, path=path, content=content, checksum_tells=checksum_tells):
                 what = changed(image, originals[name])
-                counts[f"read, changed: {what}"] += 1
                 if not checksum_tells:
                     found = disagreement(path, image)
                 elif gzip.decompress(content) not in files.values():
                     found = f"changed {what} in spite of the checksum"
-            if time.monotonic() - before > SLOW_S:
-                found = f"took {time.monotonic() - before:.1f} s"
+                else:
+                    found = None
+                return f"read, changed: {what}", found
+
+            what, found = _examined(path, judged)
+            counts[what] += 1
             if found is not None:
                 wrong.append(f"{number} {name}: {found}")
                 _keep(keep, f"{number}_{name}", content)
     return counts, wrong
+
+
+def _examined(target: Path, judged: Callable[[sitk.Image], tuple[str, str | None]]) -> tuple[str, str | None]:
+    """What becomes of a mutant, and what is wrong with that; what is read is judged."""
+    before = time.monotonic()
+    try:
+        what, found = judged(read_volume(target))
+    except VolumeError as error:
+        what = "refused after the reader's process crashed" if "crashed" in str(error) else "refused"
+        in_one_line = "\n" not in str(error) and str(target) in str(error)
+        found = None if in_one_line else f"not one line with the file's name: {error}"
+    except Exception as error:
+        what, found = "failed", f"{type(error).__name__}: {error}"
+    if time.monotonic() - before > SLOW_S:
+        found = f"took {time.monotonic() - before:.1f} s"
+    return what, found
 
 
 def _keep(folder: Path | None, name: str, content: bytes) -> None:
@@ -284,6 +295,13 @@ def fuzz_others(
     stored = np.random.default_rng(0).integers(0, 1400, SHAPE).astype(np.int16)
     counts: Counter = Counter()
     wrong: list[str] = []
+
+    def judged(image: sitk.Image) -> tuple[str, str | None]:
+        voxels = sitk.GetArrayViewFromImage(image)
+        same = voxels.shape == stored.shape and (voxels == stored - 1024).all()
+        found = f"{voxels.shape} voxels of {voxels.dtype}" if voxels.nbytes % stored.nbytes else None
+        return "read, the same voxels" if same else "read, other voxels of as many bytes", found
+
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings(action="ignore"):
         folder = Path(name)
         if kind == "dicom":
@@ -298,26 +316,9 @@ def fuzz_others(
             path = rng.choice(files)
             mutant = mutate_text(contents[path], rng)
             path.write_bytes(mutant)
-            before = time.monotonic()
-            found = None
-            try:
-                image = read_volume(path.parent if kind == "dicom" else path)
-            except VolumeError as error:
-                crashed = "crashed" in str(error)
-                counts["refused after the reader's process crashed" if crashed else "refused"] += 1
-                if "\n" in str(error) or str(path.parent) not in str(error):
-                    found = f"not one line with the file's name: {error}"
-            except Exception as error:
-                found = f"{type(error).__name__}: {error}"
-            else:
-                voxels = sitk.GetArrayViewFromImage(image)
-                same = voxels.shape == stored.shape and (voxels == stored - 1024).all()
-                counts["read, the same voxels" if same else "read, other voxels of as many bytes"] += 1
-                if voxels.nbytes % stored.nbytes:
-                    found = f"{voxels.shape} voxels of {voxels.dtype}"
+            what, found = _examined(path.parent if kind == "dicom" else path, judged)
+            counts[what] += 1
             path.write_bytes(contents[path])
-            if time.monotonic() - before > SLOW_S:
-                found = f"took {time.monotonic() - before:.1f} s"
             if found is not None:
                 wrong.append(f"{number} {path.name}: {found}")
                 _keep(keep, f"{number}_{path.name}", mutant)

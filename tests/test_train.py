@@ -166,9 +166,8 @@ def test_results_do_not_depend_on_the_number_of_workers(config, tmp_path):
     assert states_equal(*weights)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_save_before_the_end(config, run_folder, number):
-    command = [sys.executable, str(ROOT / "train.py"), "--config-path", str(config), "--quiet", "--device", "cpu"]
+def begun(command, run_folder):
+    """A process that trains without end, once it has logged something."""
     process = subprocess.Popen(
         [*command, "SOLVER.ITER_MAX=100000", "DATALOADER.NUM_WORKERS=1"],
         stderr=subprocess.PIPE,
@@ -178,6 +177,13 @@ def test_ctrl_c_and_sigterm_save_before_the_end(config, run_folder, number):
     deadline = time.monotonic() + 120
     while not (run_folder / "metrics.jsonl").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_before_the_end(config, run_folder, number):
+    command = [sys.executable, str(ROOT / "train.py"), "--config-path", str(config), "--quiet", "--device", "cpu"]
+    process = begun(command, run_folder)
     os.kill(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -549,15 +555,7 @@ def test_a_batch_that_cannot_be_shared_out_is_one_line(config, tmp_path):
 def test_sigterm_to_torchrun_saves_before_the_end(config, run_folder):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [str(ROOT / "train.py"), "--config-path", str(config), "--quiet", "--device", "cpu"]
-    process = subprocess.Popen(
-        [*launcher, *command, "SOLVER.ITER_MAX=100000", "DATALOADER.NUM_WORKERS=1"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    deadline = time.monotonic() + 120
-    while not (run_folder / "metrics.jsonl").is_file() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    process = begun([*launcher, *command], run_folder)
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
