@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import processes
 from datasets.cohort import TRAINING, Case, read_volumes
@@ -41,7 +42,14 @@ from training.checkpoint import (
     save_state,
 )
 from training.log import RunLog, RunningMeans, SilentLog, picture_grid
-from training.optimise import SkippedSteps, build_optimizers, gradients, guarded_step, set_learning_rates
+from training.optimise import (
+    SkippedSteps,
+    build_optimizers,
+    gradient_norms,
+    gradients,
+    guarded_step,
+    set_learning_rates,
+)
 from whole_files import write_text
 
 log = logging.getLogger(__name__)
@@ -100,6 +108,7 @@ class TrainingRun:
             self.networks.segmenter.compile()
             self.networks.generator.compile()
         self.optimizers = build_optimizers(self.networks, settings.solver)
+        self._average = _moving_average(self.networks.segmenter, settings.solver.segmenter_average)
         self.iteration = 0
         self.best_dice: float | None = None
         self.skipped = SkippedSteps(settings.solver.max_skipped)
@@ -144,6 +153,11 @@ class TrainingRun:
             self._restore_handlers()
             self._log.close()
 
+    @property
+    def segmenter(self) -> Segmenter:
+        """The segmenter to use: S, or its moving average where there is one."""
+        return self.networks.segmenter if self._average is None else self._average.module
+
     def batch(self, split: str) -> Batch:
         """The next batch of a training split, on the device."""
         return self._streams[split].next()
@@ -164,14 +178,23 @@ class TrainingRun:
             optimizer.zero_grad()
         with autocast(self.device, self.settings.solver.precision):
             value = objective(*inputs)
-        value.total.backward()
         own = value.total.detach()
         logged = {name: term.clone() for name, term in {**value.terms, "total": own}.items()}
+        if "segmenter" in trained and self._looks_at_gradients():
+            logged |= gradient_norms(value.weighted, self.networks.segmenter)
+        value.total.backward()
         processes.average([*gradients(optimizers), *logged.values()])
         finite = guarded_step(optimizers, logged["total"])
+        if self._average is not None and "segmenter" in trained:
+            self._average.update_parameters(self.networks.segmenter)
         self._means.add(name, logged, finite.all())
         ids = [case_id for batch in inputs if isinstance(batch, Batch) for case_id in batch.ids]
         self.skipped.record(finite, own, self.iteration, name, ids)
+
+    def _looks_at_gradients(self) -> bool:
+        interval = self.settings.interval.gradients
+        # Every so many iterations of S, not of all: half of them are D's.
+        return interval > 0 and (self.iteration // 4 * 2 + self.iteration % 2) % interval == 0
 
     def _between(self) -> None:
         interval, done, stop = self.settings.interval, self.iteration, processes.largest(self._signal)
@@ -217,7 +240,7 @@ class TrainingRun:
             cases = self.cohort.get(split, ())
             image, precision = self.settings.image, self.settings.solver.precision
             mine = processes.share(cases)
-            predictions = predict_scans(self.networks.segmenter, mine, split, image.normalization, precision)
+            predictions = predict_scans(self.segmenter, mine, split, image.normalization, precision)
             summary = summarise(processes.join([prediction.score for prediction in predictions]))
             if summary["lesion"]["scans"]:
                 values["valid/dice"] = summary["lesion"]["dice"]["mean"]
@@ -248,7 +271,7 @@ class TrainingRun:
 
     def _save_segmenter(self, name: str, dice: float | None) -> None:
         trained_on = SegmenterInput(self.settings.image.size, WINDOW, self.settings.image.normalization)
-        save_segmenter(self.folder / name, self.networks.segmenter, trained_on, self.iteration, dice)
+        save_segmenter(self.folder / name, self.segmenter, trained_on, self.iteration, dice)
 
     def _save(self) -> None:
         self._save_segmenter("segmenter_last.pth", None)
@@ -265,6 +288,8 @@ class TrainingRun:
             "skipped": self.skipped.count,
             "settings": self.settings.to_yaml(),
         }
+        if self._average is not None:
+            content["average"] = self._average.state_dict()
         save_state(self.folder, content, self.iteration)
 
     def _restore(self, state: Mapping[str, Any]) -> dict[str, int]:
@@ -272,6 +297,8 @@ class TrainingRun:
         try:
             for name, network in self.networks._asdict().items():
                 network.load_state_dict(state["networks"][name])
+            if self._average is not None:
+                self._average.load_state_dict(state["average"])
             for name, optimizer in self.optimizers.items():
                 _restore_optimizer(optimizer, state["optimizers"][name])
             random.setstate(state["random"]["python"])
@@ -313,6 +340,10 @@ def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     for weight, state in optimizer.state.items():
         if any(value.ndim and value.shape != weight.shape for value in state.values()):
             raise ValueError("the optimiser knows weights of other shapes")
+
+
+def _moving_average(segmenter: Segmenter, decay: float) -> AveragedModel | None:
+    return AveragedModel(segmenter, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
 
 
 def _build_networks(settings: Settings, initialise: bool) -> Networks:
