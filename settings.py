@@ -168,6 +168,7 @@ class LossSettings(_Section):
     """LOSS: weights of the terms, thresholds of perception, and when the late terms begin."""
 
     adversarial: NotNegative = 1.0
+    adversarial_segmenter: NotNegative = 1.0
     segmentation: NotNegative = 100.0
     labelled: NotNegative = 5.0
     recons: NotNegative = 100.0
@@ -222,6 +223,7 @@ class SolverSettings(_Section):
     segmenter_only: bool = False
     warm_up: Annotated[int, Field(ge=0)] = 0
     segmenter_average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    patience: Annotated[int, Field(ge=0)] = 0
     precision: Literal["bf16", "bf16_anywhere", "fp32"] = "bf16"
     max_skipped: Annotated[int, Field(ge=0)] = 10
 

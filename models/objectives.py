@@ -153,7 +153,7 @@ def joint_objective(networks: Networks, diseased: Batch, healthy: Batch, method:
     logits = networks.segmenter(diseased.image).float()
     lesion = logits.sigmoid()
     generated = networks.generator(diseased.image).float()
-    synthetic = synthesise(diseased.image, lesion, diseased.lung, generated)
+    synthetic = synthesise(diseased.image, _scaled(lesion, loss.adversarial_segmenter), diseased.lung, generated)
 
     judged = {"adversarial": synthetic}
     if "genImgToD" in method.constraints:
@@ -180,6 +180,11 @@ def joint_objective(networks: Networks, diseased: Batch, healthy: Batch, method:
     if loss.restoration:
         add("restoration", reconstruction_loss(networks.generator(pasted), healthy.image), loss.restoration)
     return _objective(_gated(total, method.gate.joint, method.gate), terms, weighted)
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    """The same values, with a gradient that is multiplied by a factor."""
+    return x if factor == 1 else x.detach() + factor * (x - x.detach())
 
 
 def _risen(loss: LossSettings, iteration: int) -> float:

@@ -661,3 +661,40 @@ def test_gradient_norms_are_logged_and_change_nothing(config, tmp_path):
         assert all(e[n] > 0 for e in entries for n in e if "/gradient_" in n and n != "joint/gradient_genImgToD")
         assert all(e.get("joint/gradient_genImgToD", 0) == 0 for e in entries)  # it does not depend on S
     assert states_equal(*weights)
+
+
+@pytest.mark.parametrize("stop", [None, 5])
+def test_a_run_out_of_patience_ends_and_stays_ended(config, run_folder, monkeypatch, stop):
+    overrides = ["SOLVER.PATIENCE=2", "SOLVER.SEGMENTER_ONLY=true", "INTERVAL.VALID=1", "INTERVAL.SAVE=100"]
+    dice = iter([0.1, 0.3, 0.2, 0.4, 0.4, 0.1, 0.9, 0.9])
+
+    def given(scores):
+        # The splits after VALID: healthy scans, and none.
+        lesion = any(score.kind == "lesion" for score in scores)
+        none = {"scans": 0}
+        return {"lesion": {"scans": 2, "dice": {"mean": next(dice)}} if lesion else none} | dict.fromkeys(
+            ("no_lesion", "unknown"), none
+        )
+
+    monkeypatch.setattr(training_run, "summarise", given)
+    training = started(config, *overrides)
+    if stop:
+        between = training._between
+
+        def stop_there():
+            if training.iteration == stop:
+                training._stop(signal.SIGTERM, None)
+            between()
+
+        training._between = stop_there
+        with pytest.raises(SystemExit):
+            train.train(training)
+        training = started(config, *overrides, resume=True)
+    train.train(training)
+    # 0.4 came fourth, and two that are not better follow.
+    assert training.iteration == 6
+    assert load(run_folder / "state_0000006.pth")["best_dice"] == 0.4
+    again = started(config, *overrides, resume=True)
+    train.train(again)
+    assert again.iteration == 6
+    assert next(dice) == 0.9

@@ -111,6 +111,7 @@ class TrainingRun:
         self._average = _moving_average(self.networks.segmenter, settings.solver.segmenter_average)
         self.iteration = 0
         self.best_dice: float | None = None
+        self._stale = 0
         self.skipped = SkippedSteps(settings.solver.max_skipped)
         positions = dict.fromkeys(TRAINING, 0)
         if resume:
@@ -144,7 +145,7 @@ class TrainingRun:
         """
         self._handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            while self.iteration < self.settings.solver.iter_max:
+            while not self._finished():
                 set_learning_rates(self.optimizers, self.settings.solver, self.iteration)
                 yield self.iteration
                 self.iteration += 1
@@ -152,6 +153,10 @@ class TrainingRun:
         finally:
             self._restore_handlers()
             self._log.close()
+
+    def _finished(self) -> bool:
+        solver = self.settings.solver
+        return self.iteration >= solver.iter_max or 0 < solver.patience <= self._stale
 
     @property
     def segmenter(self) -> Segmenter:
@@ -198,11 +203,11 @@ class TrainingRun:
 
     def _between(self) -> None:
         interval, done, stop = self.settings.interval, self.iteration, processes.largest(self._signal)
-        finished = done == self.settings.solver.iter_max
         self._log.bar.update()
         improved = False
-        if self.validate and (done % interval.valid == 0 or finished):
+        if self.validate and (done % interval.valid == 0 or self._finished()):
             improved = self._validate()
+        finished = self._finished()  # or out of patience now
         # A state that did not know of the best segmenter would let a worse one take its place.
         save = done % interval.save == 0 or finished or improved or stop
         if done % interval.log == 0 or save:
@@ -251,8 +256,9 @@ class TrainingRun:
         self._log.scalars(self.iteration, values)
         dice = values.get("valid/dice")
         if dice is None or (self.best_dice is not None and dice <= self.best_dice):
+            self._stale += 1
             return False
-        self.best_dice = dice
+        self.best_dice, self._stale = dice, 0
         if processes.is_first():
             self._save_segmenter("segmenter_best.pth", dice)
         return True
@@ -285,6 +291,7 @@ class TrainingRun:
             },
             "position": {split: stream.position for split, stream in self._streams.items()},
             "best_dice": self.best_dice,
+            "stale": self._stale,
             "skipped": self.skipped.count,
             "settings": self.settings.to_yaml(),
         }
@@ -305,7 +312,7 @@ class TrainingRun:
             torch.set_rng_state(state["random"]["torch"])
             if self.device.type == "cuda" and len(state["random"]["cuda"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(state["random"]["cuda"])
-            self.best_dice = state["best_dice"]
+            self.best_dice, self._stale = state["best_dice"], state.get("stale", 0)
             self.skipped.count = state["skipped"]
             self.iteration = state["iteration"]
             positions = dict(state["position"])

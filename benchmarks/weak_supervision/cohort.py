@@ -150,7 +150,7 @@ def label_lists(seed: int, counts: Counts) -> dict[str, list[str]]:
     order = np.random.default_rng([seed, 0]).permutation(counts.diseased)
     drawn = [f"diseased_{number:03d}" for number in order]
     lists = {f"labels_{count}": ["labelled_000", *drawn[: count - 1]] for count in LABEL_COUNTS}
-    return lists | {f"label_{name}": [drawn[-1 - place]] for place, name in enumerate(OTHER_LABELS)}
+    return lists | {f"label_{name}": [drawn[-1 - place]] for place, name in enumerate(OTHER_LABELS[: counts.diseased])}
 
 
 def write_cohort(

@@ -77,6 +77,9 @@ ROWS: Mapping[str, Row] = {
     ),
     "no-restoration": Row("without restoration", overrides=("LOSS.RESTORATION=0",), group="ablations"),
     "no-noise": Row("without noise before D", overrides=("LOSS.INSTANCE_NOISE=0",), group="ablations"),
+    "no-balance": Row(
+        "adversarial gradient on S unscaled", overrides=("LOSS.ADVERSARIAL_SEGMENTER=1",), group="ablations"
+    ),
     "no-average": Row("without moving average", overrides=("SOLVER.SEGMENTER_AVERAGE=0",), group="ablations"),
     "no-warm-up": Row("without warm-up", overrides=("SOLVER.WARM_UP=0",), group="ablations"),
 }
@@ -94,13 +97,13 @@ SCALES: Mapping[str, Scale] = {
         ),
         supervised=("SOLVER.ITER_MAX=1000",),
         published=(
-            "SOLVER.ITER_MAX=1600",
+            "SOLVER.ITER_MAX=900",
             "SOLVER.BATCH_SIZE=1",
             "SOLVER.OPTIMIZER.U.LR=2e-3",
             "SOLVER.OPTIMIZER.G.LR=1e-3",
             "SOLVER.OPTIMIZER.D.LR=1e-4",
-            "LOSS.MIL_START=53",
-            "LOSS.PERCEPTION_START=53",
+            "LOSS.MIL_START=30",
+            "LOSS.PERCEPTION_START=30",
         ),
     ),
     "full": Scale(

@@ -370,3 +370,20 @@ def test_mil_takes_the_share_of_the_lung_that_the_settings_say(small):
     logits, inside = networks.segmenter(batch.image).flatten(), batch.lung.flatten() > 0
     highest = logits[inside].sort(descending=True).values[: -int(-0.1 * inside.sum().item() // 1)]
     assert value.terms["MIL"].item() == pytest.approx(-highest.sigmoid().log().mean().item(), rel=1e-4)
+
+
+def test_the_adversarial_gradient_on_the_segmenter_has_a_weight_of_its_own(small):
+    networks, batch = small
+    found = {}
+    for factor in (1.0, 4.0):
+        for network in networks:
+            network.zero_grad()
+        networks.discriminator.eval()
+        method = Method(frozenset(), 20_000, LossSettings(adversarial_segmenter=factor), NO_GATES)
+        value = joint_objective(networks, batch, batch, method, 0)
+        value.total.backward()
+        found[factor] = value.total.item(), gradient_norm(networks.segmenter), gradient_norm(networks.generator)
+    (total, on_s, on_g), (same, larger, unchanged) = found.values()
+    assert same == pytest.approx(total, rel=1e-5)
+    assert larger == pytest.approx(4 * on_s, rel=1e-3)
+    assert unchanged == pytest.approx(on_g, rel=1e-3)
