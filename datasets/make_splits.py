@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from command_line import new_parser, run
+from command_line import add_quiet, new_parser, run, start_logging
 from datasets.cohort import lesion_folder, read_id_list
 from datasets.volume import is_volume_file, volume_id
 from errors import CohortError
@@ -153,7 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help_text = f"{what}, a count or a proportion (default {default})"
         parser.add_argument(f"--{option}", type=amount, default=default, metavar="N", help=help_text)
     parser.add_argument("--seed", type=_seed, default=0, help="deals the scans (default 0)")
+    add_quiet(parser)
     options = parser.parse_args(arguments)
+    start_logging(options.quiet)
 
     healthy = [*options.healthy, *(read_id_list(options.healthy_list) if options.healthy_list else [])]
     amounts = {key: getattr(options, key.lower()) for key in ("LABELED", "VALID", "VALIDWL", "VALIDH", "TEST", "TESTH")}

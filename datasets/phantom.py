@@ -27,7 +27,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from command_line import add_quiet, new_parser, run
+from command_line import add_quiet, new_parser, run, start_logging
 from datasets.volume import write_volume
 from errors import SettingsError
 from manifest import recording
@@ -841,6 +841,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the whole set (default 0)")
     add_quiet(parser)
     options = parser.parse_args(arguments)
+    start_logging(options.quiet)
     for name in ("healthy", "diseased", "seed"):
         if getattr(options, name) < 0:
             raise SettingsError(f"--{name} {getattr(options, name)}: must not be negative")

@@ -10,7 +10,6 @@ Examples:
     python -m tests.fuzz_volumes --count 500 --seed 7 --keep /tmp/found
 """
 
-import argparse
 import gzip
 import random
 import re
@@ -28,6 +27,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
+from command_line import add_quiet, new_parser
 from datasets.volume import read_volume
 from errors import VolumeError
 from progress import progress_bar
@@ -327,12 +327,12 @@ def fuzz_others(
 
 def main() -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__, "python -m tests.fuzz_volumes")
     parser.add_argument("--kind", choices=["nifti", "mha", "nrrd", "dicom"], default="nifti")
     parser.add_argument("--count", type=int, default=20_000, help="mutants (default 20000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep mutants that show something wrong")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_quiet(parser)
     options = parser.parse_args()
     start = time.monotonic()
     arguments = options.count, options.seed, options.keep, not options.quiet
