@@ -278,23 +278,28 @@ def find_public_scans(
     found = Found()
     files: dict[str, dict[str, list[Path]]] = {}  # id to kind to files
     counts = dict.fromkeys(public_set.expected, 0)
-    strangers, archives = [], []
+    archives = False
     for path in _files(download, skip):
         kind = _kind(public_set, path.relative_to(download))
         case_id = public_set.id_of(path.name)
         if not is_volume_file(path):
-            (archives if path.suffix.lower() in _ARCHIVES else strangers).append(path)
+            archive = path.suffix.lower() in _ARCHIVES
+            archives |= archive
+            found.odd.append(f"{path}: {'an archive; unpack it if its files are missing' if archive else 'no volume'}")
         elif kind is None:
-            strangers.append(path)
+            found.odd.append(f"{path}: in no folder of {public_set.title}; passed over")
         elif case_id is None:
             found.odd.append(f"{path}: not a name of {public_set.title}; passed over")
         else:
             files.setdefault(case_id, {}).setdefault(kind, []).append(path)
             counts[public_set.row(kind, case_id.removeprefix(f"{public_set.name}_"))] += 1
-    found.odd += [f"{path}: an archive; unpack it if what it holds is missing" for path in archives]
-    found.odd += [f"{path}: not in a folder of {public_set.title}; passed over" for path in strangers]
     found.counts = {row: (number, public_set.expected[row]) for row, number in counts.items()}
 
+    if public_set is MOSMED and counts["lesion masks"] < public_set.expected["lesion masks"]:
+        found.odd.append(
+            "lesion masks are missing: scans of C without theirs are taken for D, and a model that is trained on them "
+            "must not be tested on them"
+        )
     labels = {
         "lesion mask": _labels(public_set.lesion_labels, lesion_labels),
         "lung mask": _labels(public_set.lung_labels, lung_labels),
