@@ -38,7 +38,6 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from tqdm import tqdm
 
 import processes
 from command_line import add_quiet, new_parser, run, start_logging
@@ -50,6 +49,8 @@ from datasets.public_sets import GREY_WINDOW, SETS, Found, Mask, PublicScan, Pub
 from datasets.volume import Reading, read_geometry, read_labels, read_volume
 from errors import CohortError, GasnetError, VolumeError
 from lungCrop import FOLDERS, crop_scans, is_done
+from manifest import recording
+from progress import progress_bar
 from whole_files import write_text
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def _check_labels(mask: Mask, scan: PublicScan, grid: Grid) -> int:
 
 def check_scans(found: Found, progress: bool) -> None:
     """Look into the files of all scans, one volume at a time; moves those that fail to `found.failed`."""
-    for case_id, scan in tqdm(list(found.scans.items()), "looking at the files", unit="scan", disable=not progress):
+    for case_id, scan in progress_bar(list(found.scans.items()), "looking at the files", unit="scan", shown=progress):
         try:
             found.odd += check_scan(scan)
         except GasnetError as error:
@@ -343,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_failed(found)
         return 1 if found.failed else 0
 
-    with processes.one_writer(output, *FOLDERS, "id_txt"):
+    with processes.one_writer(output, *FOLDERS, "id_txt"), recording(output, seed=options.seed, rules=rules):
         path = output / f"public_{public_set.name}.json"
         left = processes.from_first(lambda: _begin(path, found, rules, size, options.overwrite))
         mine = {case_id: found.scans[case_id] for case_id in processes.share(left)}
