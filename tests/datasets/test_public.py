@@ -317,13 +317,15 @@ def test_lists_that_nothing_is_in_any_more_are_removed(tmp_path):
 def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
     download = medseg(tmp_path / "b", count=3)
     (download / "rp_msk" / "3.nii.gz").unlink()
+    write(download / "rp_lung_msk" / "2.nii.gz", image_of(lungs(), spacing=(1, 1, 1)))
     (download / "notes.txt").touch()
     assert made("medseg", download, tmp_path / "cohort", "--dry-run") == 1
     assert not (tmp_path / "cohort").exists()
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "CTs 3, the set has 9" in lines
     assert "lesion masks 2, the set has 9" in lines
-    assert "B 2" in lines
+    assert "B 1" in lines
+    assert any(line.startswith(f"failed: medseg_2: {download}/rp_lung_msk/2.nii.gz: its spacing") for line in lines)
     assert f"{download}/notes.txt: no volume" in lines
     assert f"failed: medseg_3: {download}/rp_im/3.nii.gz: no lesion mask for it; complete the download" in lines
 
@@ -410,6 +412,14 @@ def test_odd_files_are_named_and_their_scans_done(tmp_path):
     assert "radiopaedia_org_covid-19-pneumonia-4_85506_1-dcm.nii: values of -1000..40, not mapped to 0..255" in odd
     image = crop(output, "images", "covidseg_radiopaedia_4_85506_1")
     np.testing.assert_allclose(image, (hu(2)[LUNGS].astype(float) + 1250) * 0.17, atol=1e-4)
+
+
+def test_scans_of_0_to_255_are_mapped_back_in_no_other_set(tmp_path, capsys):
+    download, output = mosmed(tmp_path / "c"), tmp_path / "cohort"
+    write(download / "studies" / "CT-0" / "study_0002.nii.gz", grey())
+    assert made("mosmed", download, output) == 1
+    assert "failed: mosmed_study_0002: " in capsys.readouterr().out
+    assert lists(output)["D_healthy"] == ["mosmed_study_0001", "mosmed_study_0003"]
 
 
 def test_labels_of_ones_own_choice_pass_over_all_others(tmp_path):
