@@ -20,7 +20,7 @@ from errors import SettingsError
 from evaluation.metrics import THRESHOLD
 from models import Segmenter
 from settings import CONSTRAINTS, ImageSettings, Settings, parse_settings
-from training.checkpoint import SegmenterFacts, SegmenterInput, Training, read_segmenter
+from training.checkpoint import SegmenterFacts, SegmenterInput, Training
 from whole_files import write_text
 
 CARD = "model_card.md"
@@ -87,16 +87,18 @@ def describe_training(settings: Settings, cohort: Mapping[str, Sequence[Case]], 
     )
 
 
-def write_model_card(segmenter: Path) -> Path:
-    """Write the card of a segmenter beside its file; returns its path.
+def write_model_card(path: Path, segmenter: Segmenter, facts: SegmenterFacts) -> None:
+    """Write the card of a segmenter beside its file.
+
+    Args:
+        path: of the segmenter's file.
+        segmenter: S.
+        facts: what its file says about it.
 
     Raises:
-        CheckpointError: the segmenter cannot be read.
         OSError: the card cannot be written.
     """
-    path = segmenter.parent / CARD
-    write_text(path, model_card(*read_segmenter(segmenter), segmenter.name))
-    return path
+    write_text(path.parent / CARD, model_card(segmenter, facts, path.name))
 
 
 def model_card(

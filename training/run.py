@@ -35,6 +35,7 @@ from training.balance import DiscriminatorBalance
 from training.checkpoint import (
     BEST,
     LAST,
+    SegmenterFacts,
     SegmenterInput,
     find_states,
     load_latest_state,
@@ -252,10 +253,11 @@ class TrainingRun:
     def _save_segmenter(self, name: str, dice: float | None) -> None:
         trained_on = SegmenterInput(self.settings.image.size, WINDOW, self.settings.image.normalization)
         training = describe_training(self.settings, self.cohort, self.device)
-        save_segmenter(self.folder / name, self.networks.segmenter, trained_on, self.iteration, dice, training)
+        segmenter, facts = self.networks.segmenter, SegmenterFacts(trained_on, self.iteration, dice, training)
+        save_segmenter(self.folder / name, segmenter, trained_on, self.iteration, dice, training)
         # The card is of the segmenter that one would use.
         if name == BEST or self.best_dice is None:
-            write_model_card(self.folder / name)
+            write_model_card(self.folder / name, segmenter, facts)
 
     def _save(self) -> None:
         self._save_segmenter(LAST, None)
