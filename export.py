@@ -36,6 +36,7 @@ from checksums import write_checksums
 from command_line import add_quiet, new_parser, run, start_logging
 from errors import CheckpointError, GasnetError
 from evaluation.metrics import THRESHOLD
+from manifest import project_version
 from models import Segmenter
 from training.checkpoint import (
     BEST,
@@ -54,7 +55,6 @@ from training.model_card import (
     PUBLISHED_INPUT,
     UNKNOWN,
     model_card,
-    software_version,
     training_settings,
 )
 from whole_files import only_writer, replacing, replacing_folder, write_text
@@ -107,7 +107,7 @@ def metadata(facts: SegmenterFacts) -> dict[str, str]:
         "input_known_from": "the checkpoint" if facts.trained_on else "the published code; the checkpoint does not say",
         "iteration": json.dumps(facts.iteration),
         "valid_dice": json.dumps(facts.valid_dice),
-        "gasnet_version": software_version(),
+        "gasnet_version": project_version(),
         "torch_version": torch.__version__,
     }
 

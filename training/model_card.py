@@ -6,10 +6,7 @@ it is written for any segmenter, wherever the file has gone. It names no scans, 
 
 from __future__ import annotations
 
-import platform
-import tomllib
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -18,6 +15,7 @@ from datasets.cohort import Case
 from datasets.crop import WINDOW
 from errors import SettingsError
 from evaluation.metrics import THRESHOLD
+from manifest import environment, project_version
 from models import Segmenter
 from settings import CONSTRAINTS, ImageSettings, Settings, parse_settings
 from training.checkpoint import SegmenterFacts, SegmenterInput, Training
@@ -41,12 +39,10 @@ _INTENSITIES = {
     "minmax": "stretched by its own lowest and highest value v_min and v_max: x = 2 (v - v_min) / (v_max - v_min) - 1",
     "window": "x = 2 v / 255 - 1",
 }
-
-
-def software_version() -> str:
-    """The version of this code, as in pyproject.toml."""
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)["project"]["version"]
+_EXAMPLES = {
+    ".onnx": 'probability = onnxruntime.InferenceSession("{}").run(None, {{"volume": x}})[0]  # x: a NumPy array\n',
+    ".pt2": 'probability = torch.export.load("{}").module()(x)  # x: a tensor\n',
+}
 
 
 def shareable(settings: Settings) -> Settings:
@@ -79,11 +75,7 @@ def describe_training(settings: Settings, cohort: Mapping[str, Sequence[Case]], 
         scans={split: len(cases) for split, cases in cohort.items()},
         settings=shared.to_yaml(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        versions={
-            "GASNet": software_version(),
-            "Python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "numpy")},
-        },
+        versions={"GASNet": project_version(), **environment()["versions"]},
     )
 
 
@@ -114,7 +106,7 @@ def model_card(
         segmenter: S.
         facts: what its file says about it.
         file: name of the file, beside which the card lies.
-        exported: of other files with the same segmenter, name to description.
+        exported: name to description of .onnx and .pt2 files with the same segmenter.
         licence: of the weights.
     """
     settings = _settings(facts)
@@ -254,7 +246,8 @@ python test.py --config-path {config} --model-path FOLDER/{file} --output RESULT
 
 SCANS are raw chest CTs in HU; COHORT is a folder of crops with their masks, as `lungCrop.py` makes it."""
     if exported:
-        rows = "\n".join(f"| `{name}` | {what} |" for name, what in exported.items())
+        rows = "".join(f"| `{name}` | {what} |\n" for name, what in exported.items())
+        examples = "".join(_EXAMPLES[Path(name).suffix].format(name) for name in exported)
         text += f"""
 
 Without GASNet's code, with x as above and probabilities, not logits, as the result:
@@ -262,11 +255,8 @@ Without GASNet's code, with x as above and probabilities, not logits, as the res
 | file | what |
 |---|---|
 {rows}
-
 ```python
-probability = onnxruntime.InferenceSession("segmenter.onnx").run(None, {{"volume": x}})[0]  # x: a NumPy array
-probability = torch.export.load("segmenter.pt2").module()(x)  # x: a tensor
-```"""
+{examples}```"""
     return text
 
 
