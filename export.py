@@ -36,7 +36,7 @@ from checksums import write_checksums
 from command_line import add_quiet, new_parser, run, start_logging
 from errors import CheckpointError, GasnetError
 from evaluation.metrics import THRESHOLD
-from manifest import project_version
+from manifest import project_version, recording
 from models import Segmenter
 from training.checkpoint import (
     BEST,
@@ -331,11 +331,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.release is not None:
         differences = release(segmenter, facts, options.release, formats, options.licence or UNKNOWN)
     else:
-        folder = options.output.parent if named is not None else options.output
-        files = (
-            {options.output: named} if named is not None else {folder / f"segmenter{SUFFIXES[f]}": f for f in formats}
-        )
-        with only_writer(folder):
+        folder = options.output.parent if named else options.output
+        files = {options.output: named} if named else _files(folder, formats)
+        with only_writer(folder), recording(folder, model=path):
             differences = export(segmenter, facts, files)
     for file, difference in differences.items():
         print(f"{file}: {file.stat().st_size / _MEBIBYTE:.1f} MiB; {_agreement(difference)}")
