@@ -3,7 +3,7 @@ r"""Tests a trained segmenter on a cohort: masks, probabilities, and how good th
 Writes masks/<id>.nii.gz, probabilities/<id>.nii.gz, metrics.csv, summary.json and manifest.json to the output folder,
 and prints mean and standard deviation over the scans. Scans without lesion are scored by what was found in them all
 the same.
-The model is a checkpoint of ours or a published checkpointU_*.pth.
+The model is a checkpoint of ours, the folder of a release or a run that has one, or a published checkpointU_*.pth.
 
 Examples:
     python test.py --config-path configs/Gan.yaml
@@ -43,7 +43,7 @@ from models.layers import place
 from models.objectives import synthesise
 from progress import progress_bar
 from settings import Settings, read_settings
-from training.checkpoint import SegmenterInput, load_generator, load_segmenter
+from training.checkpoint import BEST, SegmenterInput, find_segmenter, load_generator, load_segmenter
 from whole_files import write_text
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__)
     parser.add_argument("--config-path", type=Path, required=True, metavar="FILE", help="YAML settings")
     parser.add_argument(
-        "--model-path", type=Path, metavar="FILE", help="the segmenter (default: the best one of the config's run)"
+        "--model-path",
+        type=Path,
+        metavar="FILE|DIR",
+        help="the segmenter, or the folder of a release or a run (default: the best one of the config's run)",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the results (default: test/ beside the model)"
@@ -138,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if settings.speed.keep_memory and device.type == "cpu":
         keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # the same scores on every device
-    model = options.model_path or settings.exp.folder / "segmenter_best.pth"
+    model = find_segmenter(options.model_path) if options.model_path else settings.exp.folder / BEST
     output = options.output or model.parent / "test"
     default = SegmenterInput(settings.image.size, WINDOW, settings.image.normalization)
     segmenter, trained_on = load_segmenter(model, default)

@@ -1,7 +1,8 @@
 """Trains GASNet: the segmenter, the generator and the discriminator, jointly.
 
 Results go to EXP.OUTPUT_DIR/EXP.ID: segmenter_best.pth and segmenter_last.pth for use, state_*.pth to resume from,
-settings.yaml, metrics.jsonl, manifest.json, pictures/ and tensorboard/. Any setting can be overridden as KEY.SUB=VALUE.
+model_card.md, settings.yaml, metrics.jsonl, manifest.json, pictures/ and tensorboard/. Any setting can be overridden as
+KEY.SUB=VALUE.
 
 Examples:
     python train.py --config-path configs/Gan.yaml --is-validation
