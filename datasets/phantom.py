@@ -16,6 +16,7 @@ however many are made.
 Examples:
   python -m datasets.phantom phantoms --healthy 4 --diseased 8
   python -m datasets.phantom phantoms --healthy 0 --diseased 1 --size 200 512 512 --seed 7
+  python -m datasets.phantom phantoms --healthy 1 --diseased 1 --dicom
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from command_line import add_quiet, new_parser, run, start_logging
+from datasets.dicom_export import write_series
 from datasets.volume import write_volume
 from errors import SettingsError
 from manifest import recording
@@ -788,6 +790,7 @@ def write_phantoms(
     size: tuple[int, int, int] = (64, 128, 128),
     seed: int = 0,
     progress: bool = False,
+    dicom: bool = False,
 ) -> list[str]:
     """Write phantoms to OUTPUT/ct, OUTPUT/lung and OUTPUT/lesion, each as <id>.nii.gz.
 
@@ -801,6 +804,7 @@ def write_phantoms(
         size: matrix (z, y, x).
         seed: of the whole set, >= 0.
         progress: whether to show a progress bar.
+        dicom: write the CTs as folders with a DICOM series each, OUTPUT/ct/<id>.
 
     Returns:
         The ids, healthy ones first.
@@ -815,13 +819,19 @@ def write_phantoms(
         name = f"{kind}_{index:03d}"
         names.append(name)
         paths = [Path(output) / part / f"{name}.nii.gz" for part in ("ct", "lung", "lesion")]
+        if dicom:
+            paths[0] = paths[0].with_name(name)
         if all(path.exists() for path in paths):
             continue
         rng = np.random.default_rng(np.random.SeedSequence([seed, number, index]))
         phantom = make_phantom(rng, size, diseased=bool(number))
         for path, array in zip(paths, (phantom.ct, phantom.lung, phantom.lesion), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_volume(_to_image(array, phantom.spacing), path)
+            image = _to_image(array, phantom.spacing)
+            if dicom and path is paths[0]:
+                write_series(image, path, name, f"{seed} {name} {size}")
+            else:
+                write_volume(image, path)
     return names
 
 
@@ -839,6 +849,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--size", type=int, nargs=3, default=(64, 128, 128), metavar=("Z", "Y", "X"), help="default 64 128 128"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the whole set (default 0)")
+    parser.add_argument("--dicom", action="store_true", help="write the CTs as DICOM series, a folder each")
     add_quiet(parser)
     options = parser.parse_args(arguments)
     start_logging(options.quiet)
@@ -850,7 +861,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = tuple(options.size)
     numbers = options.healthy, options.diseased
     with recording(options.output, seed=options.seed):
-        write_phantoms(options.output, *numbers, size, options.seed, progress=not options.quiet)
+        write_phantoms(options.output, *numbers, size, options.seed, not options.quiet, options.dicom)
     return 0
 
 
