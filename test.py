@@ -1,10 +1,10 @@
 r"""Tests a trained segmenter on a cohort: masks, probabilities, and how good they are.
 
-Writes masks/<id>.nii.gz, probabilities/<id>.nii.gz, metrics.csv and summary.json to the output folder, and prints
-mean and standard deviation over the scans. Scans without lesion are scored by what was found in them all the same.
-Besides overlap and volumes they are scored by their surfaces (HD95, surface Dice) and by single lesions; what an
-empty mask scores is in evaluation/metrics.py. With --raw, they are scored on the grids of the raw scans too, into
-metrics_raw.csv. The model is a checkpoint of ours or a published checkpointU_*.pth.
+Writes masks/<id>.nii.gz, probabilities/<id>.nii.gz, metrics.csv, summary.json and manifest.json to the output folder,
+and prints mean and standard deviation over the scans. Scans without lesion are scored by what was found in them all
+the same. Besides overlap and volumes they are scored by their surfaces (HD95, surface Dice) and by single lesions;
+what an empty mask scores is in evaluation/metrics.py. With --raw, they are scored on the grids of the raw scans too,
+into metrics_raw.csv. The model is a checkpoint of ours or a published checkpointU_*.pth.
 
 Examples:
     python test.py --config-path configs/Gan.yaml
@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import processes
@@ -39,10 +38,12 @@ from evaluation.predict import Prediction, predict_scans
 from evaluation.results import as_text, score_prediction, write_scores
 from evaluation.surface import TOLERANCE_MM
 from host_memory import keep_freed_memory
+from manifest import recording
 from models import Generator
 from models.generator import generate_scan
 from models.layers import place
 from models.objectives import synthesise
+from progress import progress_bar
 from settings import Settings, read_settings
 from training.checkpoint import SegmenterInput, load_generator, load_segmenter
 
@@ -156,8 +157,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scored = []
     shares = {split: processes.share(cases) for split, cases in cohort.items()}
     total = sum(len(cases) for cases in shares.values())
-    with processes.one_writer(output, "masks", "probabilities", "figures"):
-        with logging_redirect_tqdm(), tqdm(desc="testing", total=total, unit="scan", disable=options.quiet) as bar:
+    with (
+        processes.one_writer(output, "masks", "probabilities", "figures"),
+        recording(output, device=device, settings=settings, model=model),
+        logging_redirect_tqdm(),
+    ):
+        with progress_bar(None, "testing", total=total, unit="scan", shown=not options.quiet) as bar:
             for split, cases in shares.items():
                 mine = []
                 predictions = predict_scans(segmenter, cases, split, trained_on.normalization)

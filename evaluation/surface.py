@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import SimpleITK as sitk
 
 TOLERANCE_MM = 3.0
 """Of the surface Dice. The benchmark of Ma et al. (Medical Physics 48, 2021, arXiv:2004.12537), on the paper's data
@@ -52,13 +53,13 @@ class SurfaceDistances:
         """
         limit = tolerance_mm + _ROUNDING_MM
         within = np.count_nonzero(self.to_truth <= limit) + np.count_nonzero(self.to_prediction <= limit)
-        return within / (len(self.to_truth) + len(self.to_prediction))
+        return float(within / (len(self.to_truth) + len(self.to_prediction)))
 
 
 def surface_distances(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> SurfaceDistances:
     """The distances between the surfaces of two masks.
 
-    Time and memory follow the box around both masks, and the number of their boundary voxels.
+    Time and memory follow the size of the arrays: give the box around both masks only.
 
     Args:
         prediction: bool, (z, y, x).
@@ -69,12 +70,23 @@ def surface_distances(prediction: np.ndarray, truth: np.ndarray, spacing: Sequen
         ValueError: a mask is empty: there is no surface to measure from.
     """
     # It takes seconds to import, which commands that measure no surface do not wait for.
-    from monai.metrics.utils import get_mask_edges, get_surface_distance
+    from monai.metrics.utils import get_mask_edges
 
     if not (prediction.any() and truth.any()):
         raise ValueError("an empty mask has no surface")
-    edges = get_mask_edges(prediction, truth, crop=False)
-    return SurfaceDistances(
-        get_surface_distance(edges[0], edges[1], spacing=tuple(spacing)),
-        get_surface_distance(edges[1], edges[0], spacing=tuple(spacing)),
-    )
+    predicted, true = get_mask_edges(prediction, truth, crop=False)
+    return SurfaceDistances(_distances(predicted, true, spacing), _distances(true, predicted, spacing))
+
+
+def _distances(start: np.ndarray, target: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """From each voxel of a mask to the nearest one of another.
+
+    By a map of distances, and not by the k-d tree of MONAI's `get_surface_distance`: that takes minutes where large
+    surfaces lie far apart, as those of a prediction that fills the lungs.
+    """
+    # With a margin, for ITK measures to the contour of the target, and sees none at the end of an image. Voxels inside
+    # of it have a negative distance to that.
+    image = sitk.GetImageFromArray(np.pad(target, 1).astype(np.uint8))
+    image.SetSpacing([float(mm) for mm in reversed(spacing)])
+    distances = sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True)
+    return np.maximum(sitk.GetArrayViewFromImage(distances)[1:-1, 1:-1, 1:-1][start], 0)
