@@ -199,13 +199,13 @@ def test_an_unknown_split_is_a_usage_error(config, model, capsys):
     assert "VALDI is none of LABELED, WO_LABEL" in capsys.readouterr().err
 
 
-def test_two_processes_write_the_files_of_one(config, model, tmp_path):
+def test_two_processes_write_the_files_of_one(config, model, raw, tmp_path):
     arguments = ["--config-path", str(config), "--model-path", str(model), "--quiet", "--device", "cpu", "--save-vis"]
     written, printed = [], []
     for count in (1, 2):
         output = tmp_path / str(count)
         # Splits of two scans and of one: a process has nothing to do.
-        more = ["--output", str(output), "--split", "VALID", "VALIDH"]
+        more = ["--output", str(output), *with_raw(raw)]
         ended = on_processes(count, tmp_path / f"log {count}", test.main, [*arguments, *more])
         assert [(e.code, e.err) for e in ended] == [(0, "")] * count
         assert all(e.out == "" for e in ended[1:])
@@ -214,7 +214,7 @@ def test_two_processes_write_the_files_of_one(config, model, tmp_path):
             {p.relative_to(output): p.read_bytes() for p in output.rglob("*") if p.is_file() and p.name not in OF_A_RUN}
         )
     assert printed[0] == printed[1]
-    assert len(written[0]) == 3 * 3 + 2
+    assert len(written[0]) == 3 * 3 + 3
     assert written[0] == written[1]
 
 
