@@ -20,7 +20,7 @@ import SimpleITK as sitk
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from command_line import add_quiet, add_reading, new_parser, run, start_logging
-from datasets.crop import paste_back
+from datasets.crop import lay_over
 from datasets.scans import find_scans, match_labels
 from datasets.volume import DEFAULT, Reading, as_labels, read_geometry, read_volume, volume_id, write_volume
 from errors import GasnetError, VolumeError
@@ -55,10 +55,7 @@ def restore_mask(scan: Path, mask: Path, threshold: float = THRESHOLD, reading: 
             raise VolumeError(f"{mask}: values of {values.min():g}..{values.max():g} are not probabilities")
     else:
         crop = as_labels(mask, crop)
-    try:
-        return paste_back(crop, read_geometry(scan, reading), threshold if probability else None)
-    except VolumeError as error:
-        raise VolumeError(f"{mask}: does not lie on {scan}: {error}") from None
+    return lay_over(scan, read_geometry(scan, reading), crop, mask, threshold if probability else None)
 
 
 def result_name(scan: Path) -> str:

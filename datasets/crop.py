@@ -199,6 +199,25 @@ def paste_back(crop: sitk.Image, scan: Grid, threshold: float | None = None) -> 
     return scan.image(pasted)
 
 
+def lay_over(scan: Path, grid: Grid, crop: sitk.Image, name: object, threshold: float | None = None) -> sitk.Image:
+    """A crop on the grid of its scan, see `paste_back`.
+
+    Args:
+        scan: for the message.
+        grid: of the scan.
+        crop: a mask or, with a threshold, a probability.
+        name: of the crop, for the message.
+        threshold: values above it are lesion.
+
+    Raises:
+        VolumeError: the crop was not cut from this scan.
+    """
+    try:
+        return paste_back(crop, grid, threshold)
+    except VolumeError as error:
+        raise VolumeError(f"{name}: does not lie on {scan}: {error}") from None
+
+
 def _box_of(crop: Grid, grid: Grid) -> Box:
     first = grid.index(crop.origin)
     last = grid.index(crop.point([n - 1 for n in crop.size]))
