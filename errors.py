@@ -23,7 +23,7 @@ class CohortError(GasnetError):
 
 
 class FolderError(GasnetError):
-    """A folder is being written to by another process."""
+    """A folder is being written to by another process, or holds what would be written over."""
 
 
 class CheckpointError(GasnetError):

@@ -17,15 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import SimpleITK as sitk
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from command_line import add_quiet, add_reading, new_parser, run, start_logging
-from datasets.crop import paste_back
+from datasets.crop import lay_over
 from datasets.scans import find_scans, match_labels
 from datasets.volume import DEFAULT, Reading, as_labels, read_geometry, read_volume, volume_id, write_volume
 from errors import GasnetError, VolumeError
 from evaluation.metrics import THRESHOLD
+from manifest import recording
+from progress import progress_bar
 from whole_files import only_writer
 
 log = logging.getLogger(__name__)
@@ -54,10 +55,7 @@ def restore_mask(scan: Path, mask: Path, threshold: float = THRESHOLD, reading: 
             raise VolumeError(f"{mask}: values of {values.min():g}..{values.max():g} are not probabilities")
     else:
         crop = as_labels(mask, crop)
-    try:
-        return paste_back(crop, read_geometry(scan, reading), threshold if probability else None)
-    except VolumeError as error:
-        raise VolumeError(f"{mask}: does not lie on {scan}: {error}") from None
+    return lay_over(scan, read_geometry(scan, reading), crop, mask, threshold if probability else None)
 
 
 def result_name(scan: Path) -> str:
@@ -89,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.output.resolve() in [path.resolve() for path in inputs]:
         raise VolumeError(f"{options.output}: is the folder of the input; choose another --output")
     failed = {case_id: "no mask of this name" for case_id in scans if case_id not in masks}
-    with only_writer(options.output), logging_redirect_tqdm():
-        for case_id, mask in tqdm(masks.items(), "pasting back", unit="mask", disable=options.quiet):
+    with only_writer(options.output), recording(options.output), logging_redirect_tqdm():
+        for case_id, mask in progress_bar(masks.items(), "pasting back", unit="mask", shown=not options.quiet):
             try:
                 restored = restore_mask(scans[case_id], mask, options.threshold, reading)
                 write_volume(restored, options.output / result_name(scans[case_id]))

@@ -19,7 +19,7 @@ from errors import SettingsError
 CONSTRAINTS = ("recons", "origImgToD", "genImgToD", "perception", "MIL")
 """Constraint losses that are on when their name stands in EXP.ID."""
 
-LABELS = ("sample", "sample1", "focal", "finetune", "demo", "weak", "supervised")
+LABELS = ("sample", "sample1", "focal", "finetune", "mosmed", "demo", "weak", "supervised")
 """Words in EXP.ID that name an experiment and switch nothing."""
 
 Positive = Annotated[float, Field(gt=0)]
@@ -381,7 +381,7 @@ def read_settings(path: Path | str | None = None, overrides: Sequence[str] = ())
         SettingsError: the file cannot be read, or a key is unknown, given twice, of the wrong type or
             out of range. The message is one line that names the key and what was expected.
     """
-    tree: Any = {}
+    tree: dict[str, Any] = {}
     source = "settings"
     if path is not None:
         source = str(path)
@@ -395,12 +395,34 @@ def read_settings(path: Path | str | None = None, overrides: Sequence[str] = ())
             raise SettingsError(f"{path}: not UTF-8 text; expected a YAML file such as configs/Gan.yaml") from None
         except OSError as error:
             raise SettingsError(f"{path}: {error.strerror}; expected a YAML file such as configs/Gan.yaml") from None
-        tree = _parse_yaml(text, source)
-        tree = {} if tree is None else tree
-        if not isinstance(tree, dict):
-            raise SettingsError(f"{path}: expected sections such as EXP and DATASET, got {type(tree).__name__}")
+        tree = _tree(text, source)
     for assignment in overrides:
         _override(tree, assignment)
+    return _validated(tree, source)
+
+
+def parse_settings(text: str, source: str) -> Settings:
+    """Settings from YAML, as `Settings.to_yaml` writes it.
+
+    Args:
+        text: YAML.
+        source: where it comes from, for messages.
+
+    Raises:
+        SettingsError: as `read_settings` does.
+    """
+    return _validated(_tree(text, source), source)
+
+
+def _tree(text: str, source: str) -> dict[str, Any]:
+    tree = _parse_yaml(text, source)
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{source}: expected sections such as EXP and DATASET, got {type(tree).__name__}")
+    return tree
+
+
+def _validated(tree: dict[str, Any], source: str) -> Settings:
     try:
         return Settings.model_validate(tree, by_alias=True, by_name=False)
     except ValidationError as error:

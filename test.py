@@ -1,50 +1,52 @@
 r"""Tests a trained segmenter on a cohort: masks, probabilities, and how good they are.
 
-Writes masks/<id>.nii.gz, probabilities/<id>.nii.gz, metrics.csv and summary.json to the output folder, and prints
-mean and standard deviation over the scans. Scans without lesion are scored by what was found in them all the same.
-The model is a checkpoint of ours or a published checkpointU_*.pth.
+Writes masks/<id>.nii.gz, probabilities/<id>.nii.gz, metrics.csv, summary.json and manifest.json to the output folder,
+and prints mean and standard deviation over the scans. Scans without lesion are scored by what was found in them all
+the same. Besides overlap and volumes they are scored by their surfaces (HD95, surface Dice) and by single lesions;
+what an empty mask scores is in evaluation/metrics.py. With --images, they are scored on the grids of the raw scans too,
+into metrics_raw.csv. The model is a checkpoint of ours, the folder of a release or a run that has one, or a published
+checkpointU_*.pth.
 
 Examples:
     python test.py --config-path configs/Gan.yaml
     python test.py --config-path configs/Gan.yaml --model-path S.pth --output output/test --split TEST TESTH --save-vis
     python test.py --config-path configs/Gan.yaml --model-path checkpointU_1000.pth --output output/test \
         --save-vis --generator-path checkpointG_1000.pth DATASET.ROOT=/data/covid
+    python test.py --config-path configs/Gan.yaml --images /data/scans --labels /data/lesion_labels
     torchrun --nproc-per-node 2 test.py --config-path configs/Gan.yaml
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 import processes
-from command_line import add_device, add_quiet, choose_device, new_parser, run, start_logging
-from datasets.cohort import HELD_OUT, TRAINING, read_cohort
+from command_line import add_device, add_quiet, add_reading, choose_device, new_parser, run, start_logging
+from datasets.cohort import HELD_OUT, TRAINING, WITH_LESION, read_cohort
 from datasets.crop import WINDOW
 from datasets.samples import normalise, scan_input
-from datasets.volume import write_volume
+from datasets.volume import Reading, write_volume
 from errors import CheckpointError, CohortError
 from evaluation.figures import save_case_figure, slice_to_show
-from evaluation.metrics import Score, as_table, summarise
+from evaluation.own_resolution import find_raw_scans
 from evaluation.predict import Prediction, predict_scans
+from evaluation.results import as_text, score_prediction, write_scores
+from evaluation.surface import TOLERANCE_MM
 from host_memory import keep_freed_memory
+from manifest import recording
 from models import Generator
 from models.generator import generate_scan
 from models.layers import place
 from models.objectives import synthesise
+from progress import progress_bar
 from settings import Settings, read_settings
-from training.checkpoint import SegmenterInput, load_generator, load_segmenter
-from whole_files import write_text
-
-log = logging.getLogger(__name__)
+from training.checkpoint import BEST, SegmenterInput, find_segmenter, load_generator, load_segmenter
 
 
 def write_prediction(prediction: Prediction, output: Path) -> None:
@@ -84,26 +86,15 @@ def save_figure(
     save_case_figure(columns, slice_to_show(volumes.lesion, prediction.mask), y / x, path)
 
 
-def write_scores(scores: Sequence[Score], output: Path, model: Path) -> dict[str, dict]:
-    """Write metrics.csv, a row a scan, and summary.json; returns the summary."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(scores[0].row()), lineterminator="\n")
-    writer.writeheader()
-    for score in scores:
-        row = score.row().items()
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row})
-    summary = summarise(scores)
-    write_text(output / "metrics.csv", table.getvalue())
-    write_text(output / "summary.json", json.dumps({"model": str(model), **summary}, indent=2) + "\n")
-    return summary
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = new_parser(__doc__)
     parser.add_argument("--config-path", type=Path, required=True, metavar="FILE", help="YAML settings")
     parser.add_argument(
-        "--model-path", type=Path, metavar="FILE", help="the segmenter (default: the best one of the config's run)"
+        "--model-path",
+        type=Path,
+        metavar="FILE|DIR",
+        help="the segmenter, or the folder of a release or a run (default: the best one of the config's run)",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the results (default: test/ beside the model)"
@@ -117,6 +108,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--save-vis", action="store_true", help="save a figure of every scan in figures/")
     parser.add_argument("--generator-path", type=Path, metavar="FILE", help="G, for I_g and I_s in the figures")
+    parser.add_argument(
+        "--surface-tolerance",
+        type=float,
+        default=TOLERANCE_MM,
+        metavar="MM",
+        help=f"surfaces this close to each other agree, in the surface Dice (default {TOLERANCE_MM:g} mm)",
+    )
+    parser.add_argument("--images", type=Path, metavar="RAW", help="folder of the raw scans; score on their grids too")
+    parser.add_argument("--labels", type=Path, metavar="DIR", help="lesion labels of the raw scans, named as they are")
+    add_reading(parser)
     add_device(parser)
     add_quiet(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that replace the file's")
@@ -127,16 +128,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for split in splits:
         if split not in (*TRAINING, *HELD_OUT):
             parser.error(f"argument --split: {split} is none of {', '.join((*TRAINING, *HELD_OUT))}")
-    start_logging(options.quiet)
     if options.generator_path is not None and not options.save_vis:
         parser.error("--generator-path is for the figures of --save-vis")
+    if not 0 <= options.surface_tolerance < math.inf:
+        parser.error("--surface-tolerance must be a length of 0 mm or more")
+    if options.labels is not None and options.images is None:
+        parser.error("--labels are those of the raw scans in --images")
+    if options.images is not None and options.labels is None and (labelled := set(splits) & set(WITH_LESION)):
+        parser.error(f"--images needs the --labels of {', '.join(sorted(labelled))}")
+    start_logging(options.quiet)
 
     settings = read_settings(options.config_path, overrides)
     device = choose_device(options.device)
     if settings.speed.keep_memory and device.type == "cpu":
         keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # the same scores on every device
-    model = options.model_path or settings.exp.folder / "segmenter_best.pth"
+    model = find_segmenter(options.model_path) if options.model_path else settings.exp.folder / BEST
     output = options.output or model.parent / "test"
     default = SegmenterInput(settings.image.size, WINDOW, settings.image.normalization)
     segmenter, trained_on = load_segmenter(model, default)
@@ -147,13 +154,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
     cohort = processes.from_first(lambda: _read_splits(settings, splits, progress=not options.quiet))
+    reading = Reading(options.max_voxels, options.series)
+    raw = None if options.images is None else find_raw_scans(options.images, options.labels, reading)
     place(segmenter, device)
 
-    scores = []
+    scored = []
     shares = {split: processes.share(cases) for split, cases in cohort.items()}
     total = sum(len(cases) for cases in shares.values())
-    with processes.one_writer(output, "masks", "probabilities", "figures"):
-        with tqdm(desc="testing", total=total, unit="scan", disable=options.quiet) as bar:
+    with (
+        processes.one_writer(output, "masks", "probabilities", "figures"),
+        recording(output, device=device, settings=settings, model=model),
+        logging_redirect_tqdm(),
+    ):
+        with progress_bar(None, "testing", total=total, unit="scan", shown=not options.quiet) as bar:
             for split, cases in shares.items():
                 mine = []
                 predictions = predict_scans(segmenter, cases, split, trained_on.normalization)
@@ -162,13 +175,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     if options.save_vis:
                         path = output / "figures" / f"{prediction.case.id}.png"
                         save_figure(prediction, trained_on.normalization, generator, settings.image.slices, path)
-                    mine.append(prediction.score)
+                    mine.append(score_prediction(prediction, raw, options.surface_tolerance))
                     bar.update()
-                scores += processes.join(mine)
+                scored += processes.join(mine)
         if processes.is_first():
-            print(as_table(write_scores(scores, output, model)))
+            print(as_text(write_scores(scored, output, model, with_raw=raw is not None)))
     print(f"results in {output}")
-    return 0
+    return 1 if any(scan.problem for scan in scored) else 0
 
 
 def _read_splits(settings: Settings, keys: Sequence[str], progress: bool) -> dict:

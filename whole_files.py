@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,6 +52,39 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
     with suppress(OSError):  # some network file systems cannot, and the file is in its place
         _to_disk(path.parent)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` to fill, which becomes `path` when the block ends without error.
+
+    One process at a time fills it; what a killed one left in it is removed by the next.
+
+    Args:
+        path: of the folder, which is not there yet, or empty; the folder around it is made if need be.
+
+    Raises:
+        FolderError: there is something at `path`, or another process is about to make it.
+        OSError: the folder cannot be made or not be put in place.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FolderError(f"{path}: is not an empty folder; choose another, or remove it")
+    temporary = path.absolute().with_name(f".partial.{path.absolute().name}")
+    with only_writer(temporary):
+        try:
+            for left in temporary.iterdir():
+                if left.name != ".lock":
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield temporary
+            (temporary / ".lock").unlink()
+            with naming(path):
+                _to_disk(temporary)
+                temporary.replace(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    with suppress(OSError):  # as in `replacing`
+        _to_disk(path.absolute().parent)
 
 
 def write_text(path: Path, text: str) -> None:

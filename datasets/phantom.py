@@ -16,6 +16,7 @@ however many are made.
 Examples:
   python -m datasets.phantom phantoms --healthy 4 --diseased 8
   python -m datasets.phantom phantoms --healthy 0 --diseased 1 --size 200 512 512 --seed 7
+  python -m datasets.phantom phantoms --healthy 1 --diseased 1 --dicom
 """
 
 from collections.abc import Sequence
@@ -26,11 +27,13 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
-from tqdm import tqdm
 
-from command_line import add_quiet, new_parser, run
+from command_line import add_quiet, new_parser, run, start_logging
+from datasets.dicom_export import write_series
 from datasets.volume import write_volume
 from errors import SettingsError
+from manifest import recording
+from progress import progress_bar
 
 # CT numbers in HU of what the phantom is made of.
 AIR, FOAM, COUCH_SHELL = -1000.0, -880.0, -350.0
@@ -846,6 +849,7 @@ def write_phantoms(
     size: tuple[int, int, int] = (64, 128, 128),
     seed: int = 0,
     progress: bool = False,
+    dicom: bool = False,
 ) -> list[str]:
     """Write phantoms to OUTPUT/ct, OUTPUT/lung and OUTPUT/lesion, each as <id>.nii.gz.
 
@@ -859,6 +863,7 @@ def write_phantoms(
         size: matrix (z, y, x).
         seed: of the whole set, >= 0.
         progress: whether to show a progress bar.
+        dicom: write the CTs as folders with a DICOM series each, OUTPUT/ct/<id>.
 
     Returns:
         The ids, healthy ones first.
@@ -869,17 +874,23 @@ def write_phantoms(
     """
     kinds = [("healthy", 0, k) for k in range(healthy)] + [("diseased", 1, k) for k in range(diseased)]
     names = []
-    for kind, number, index in tqdm(kinds, desc="phantoms", unit="case", disable=not progress):
+    for kind, number, index in progress_bar(kinds, "making phantoms", unit="case", shown=progress):
         name = f"{kind}_{index:03d}"
         names.append(name)
         paths = [Path(output) / part / f"{name}.nii.gz" for part in ("ct", "lung", "lesion")]
+        if dicom:
+            paths[0] = paths[0].with_name(name)
         if all(path.exists() for path in paths):
             continue
         rng = np.random.default_rng(np.random.SeedSequence([seed, number, index]))
         phantom = make_phantom(rng, size, diseased=bool(number))
         for path, array in zip(paths, (phantom.ct, phantom.lung, phantom.lesion), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_volume(_to_image(array, phantom.spacing), path)
+            image = _to_image(array, phantom.spacing)
+            if dicom and path is paths[0]:
+                write_series(image, path, name, f"{seed} {name} {size}")
+            else:
+                write_volume(image, path)
     return names
 
 
@@ -897,15 +908,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--size", type=int, nargs=3, default=(64, 128, 128), metavar=("Z", "Y", "X"), help="default 64 128 128"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the whole set (default 0)")
+    parser.add_argument("--dicom", action="store_true", help="write the CTs as DICOM series, a folder each")
     add_quiet(parser)
     options = parser.parse_args(arguments)
+    start_logging(options.quiet)
     for name in ("healthy", "diseased", "seed"):
         if getattr(options, name) < 0:
             raise SettingsError(f"--{name} {getattr(options, name)}: must not be negative")
     if min(options.size) < SMALLEST_SIDE:
         raise SettingsError(f"--size {options.size}: needs at least {SMALLEST_SIDE} voxels a side")
     size = tuple(options.size)
-    write_phantoms(options.output, options.healthy, options.diseased, size, options.seed, progress=not options.quiet)
+    numbers = options.healthy, options.diseased
+    with recording(options.output, seed=options.seed):
+        write_phantoms(options.output, *numbers, size, options.seed, not options.quiet, options.dicom)
     return 0
 
 

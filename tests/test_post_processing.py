@@ -42,6 +42,10 @@ def scans(tmp_path):
     return tmp_path, lesions
 
 
+def written(folder):
+    return [path for path in folder.glob("[!.]*") if path.name != "manifest.json"]
+
+
 def pasted(folder, masks, *arguments):
     return post_processing.main(
         [
@@ -61,7 +65,7 @@ def pasted(folder, masks, *arguments):
 def test_masks_come_back_voxel_for_voxel_with_the_scans_geometry_and_file_type(scans, masks):
     folder, lesions = scans
     assert pasted(folder, masks) == 0
-    out = {p.name: p for p in (folder / "out").glob("[!.]*")}
+    out = {p.name: p for p in written(folder / "out")}
     assert set(out) == {"one.nii.gz", "two.nii.gz", "three.nrrd", "four.mha"}
     for scan in (folder / "raw").iterdir():
         case_id = scan.name.split(".")[0]
@@ -74,7 +78,7 @@ def test_masks_come_back_voxel_for_voxel_with_the_scans_geometry_and_file_type(s
 def test_the_threshold_cuts_probabilities(scans):
     folder, _ = scans
     assert pasted(folder, "probabilities", "--threshold", "0.95") == 0
-    assert not any(pixels(path).any() for path in (folder / "out").glob("[!.]*"))
+    assert not any(pixels(path).any() for path in written(folder / "out"))
 
 
 def test_scans_and_masks_without_their_other_half_are_named(scans, capsys):
@@ -93,7 +97,7 @@ def test_a_mask_of_another_scan_is_named_and_the_others_are_done(scans, capsys):
     assert pasted(folder, "masks") == 1
     out = capsys.readouterr().out
     assert f"failed: one: {folder / 'masks' / 'one.nii.gz'}: does not lie on" in out
-    assert len(list((folder / "out").glob("[!.]*"))) == 3
+    assert len(written(folder / "out")) == 3
 
 
 def test_floats_that_are_no_probabilities_are_refused(scans, capsys):

@@ -58,6 +58,9 @@ def test_test_takes_a_config_and_a_model(project, tmp_path):
     assert out == f"<{project}/test.py><--config-path><c.yaml><--model-path><a model.pth><--save-vis>\n"
     _, out, _ = called(project / "test.sh", "a model.pth", cwd=tmp_path)
     assert out.endswith("Gan.yaml><--model-path><a model.pth>\n")
+    (tmp_path / "a release").mkdir()
+    _, out, _ = called(project / "test.sh", "a release", "--save-vis", cwd=tmp_path)
+    assert out.endswith("Gan.yaml><--model-path><a release><--save-vis>\n")
 
 
 def test_run_checks_style_and_runs_the_tests_from_the_projects_folder(project, tmp_path):

@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from scipy import ndimage
 
+import post_processing
 import test
 from command_line import run
 from models import Discriminator, Generator, Segmenter, load_published
 from tests import reference
 from tests.several import on_processes
 from training.checkpoint import SegmenterInput, save_segmenter, save_state
+
+OF_A_RUN = (".lock", "manifest.json")
+"""Files that differ from run to run."""
 
 TRAINED_ON = SegmenterInput((20, 64, 64), (-1250.0, 250.0), "minmax")
 
@@ -194,20 +199,150 @@ def test_an_unknown_split_is_a_usage_error(config, model, capsys):
     assert "VALDI is none of LABELED, WO_LABEL" in capsys.readouterr().err
 
 
-def test_two_processes_write_the_files_of_one(config, model, tmp_path):
+def test_two_processes_write_the_files_of_one(config, model, raw, tmp_path):
     arguments = ["--config-path", str(config), "--model-path", str(model), "--quiet", "--device", "cpu", "--save-vis"]
     written, printed = [], []
     for count in (1, 2):
         output = tmp_path / str(count)
         # Splits of two scans and of one: a process has nothing to do.
-        more = ["--output", str(output), "--split", "VALID", "VALIDH"]
+        more = ["--output", str(output), *with_raw(raw)]
         ended = on_processes(count, tmp_path / f"log {count}", test.main, [*arguments, *more])
         assert [(e.code, e.err) for e in ended] == [(0, "")] * count
         assert all(e.out == "" for e in ended[1:])
         printed.append(ended[0].out.replace(str(output), ""))
         written.append(
-            {p.relative_to(output): p.read_bytes() for p in output.rglob("*") if p.is_file() and p.name != ".lock"}
+            {p.relative_to(output): p.read_bytes() for p in output.rglob("*") if p.is_file() and p.name not in OF_A_RUN}
         )
     assert printed[0] == printed[1]
-    assert len(written[0]) == 3 * 3 + 2
+    assert len(written[0]) == 3 * 3 + 3
     assert written[0] == written[1]
+
+
+@pytest.fixture
+def raw(cohort, tmp_path):
+    """Raw scans of the cohort's held-out crops, at twice their resolution and turned, with labels drawn on them."""
+    folder = tmp_path / "raw"
+    for case_id in ("sick_4", "sick_5", "well_2"):
+        crop = sitk.ReadImage(str(cohort / "images" / f"{case_id}.nii.gz"))
+        spacing = [mm / 2 for mm in crop.GetSpacing()]
+        start = (3, 2, 1)  # voxels of the scan before the box
+        scan = sitk.Image([2 * n - 1 + 5 for n in crop.GetSize()], sitk.sitkInt16)
+        scan.SetSpacing(spacing)
+        scan.SetOrigin([o - mm * n for o, mm, n in zip(crop.GetOrigin(), spacing, start, strict=True)])
+        turned = sitk.DICOMOrient(scan, "RAI")
+        (folder / "ct").mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(turned, str(folder / "ct" / f"{case_id}.nrrd"))
+        if case_id.startswith("sick"):
+            lesion = sitk.ReadImage(str(cohort / "lesion" / f"{case_id}.nii.gz"))
+            drawn = sitk.Resample(lesion, turned, sitk.Transform(), sitk.sitkNearestNeighbor)
+            (folder / "labels").mkdir(exist_ok=True)
+            sitk.WriteImage(drawn, str(folder / "labels" / f"{case_id}_label.nrrd"))
+    return folder
+
+
+def with_raw(raw, *arguments):
+    return ["--images", str(raw / "ct"), "--labels", str(raw / "labels"), "--split", "VALID", "VALIDH", *arguments]
+
+
+def test_scores_at_the_scans_own_resolution_are_those_of_the_masks_that_are_pasted_back(
+    config, cohort, model, raw, tmp_path, capsys
+):
+    output = results_of(config, model, *with_raw(raw))
+    printed = capsys.readouterr().out
+    arguments = ["--images", str(raw / "ct"), "--masks", str(output / "probabilities")]
+    assert post_processing.main([*arguments, "--output", str(tmp_path / "full"), "--quiet"]) == 0
+    with (output / "metrics_raw.csv").open(newline="", encoding="utf-8") as file:
+        table = {row["id"]: row for row in csv.DictReader(file)}
+    assert list(table) == ["sick_4", "sick_5", "well_2"]
+    assert list(table["sick_4"]) == list(rows(output)["sick_4"])
+    voxel_ml = 2.0 * 1.5 * 6.0 / 8 / 1000
+    dices = []
+    for case_id, row in table.items():
+        mask = read(tmp_path / "full" / f"{case_id}.nrrd") > 0
+        assert float(row["predicted_ml"]) == pytest.approx(mask.sum() * voxel_ml, rel=1e-4)
+        # Twice the resolution and half the voxel at the ends: nearly as much lung as in the crop.
+        crop_percent = float(rows(output)[case_id]["predicted_percent_of_lung"])
+        assert float(row["predicted_percent_of_lung"]) == pytest.approx(crop_percent, rel=0.2)
+        if case_id == "well_2":
+            assert (row["kind"], row["dice"], row["false_positive_ml"]) == ("no lesion", "", row["predicted_ml"])
+            assert int(row["false_positive_lesions"]) == ndimage.label(mask, np.ones((3, 3, 3)))[1]
+            continue
+        truth = read(raw / "labels" / f"{case_id}_label.nrrd") > 0
+        dices.append(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
+        assert float(row["dice"]) == pytest.approx(dices[-1], rel=1e-4)
+        assert float(row["true_ml"]) == pytest.approx(truth.sum() * voxel_ml, rel=1e-4)
+        error = (int(mask.sum()) - int(truth.sum())) * voxel_ml
+        assert float(row["volume_error_ml"]) == pytest.approx(error, rel=1e-4)
+        assert float(row["hd95_mm"]) > 0
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["raw"]["lesion"]["dice"]["mean"] == pytest.approx(np.mean(dices))
+    assert summary["raw"]["failed"] == {}
+    crops, own = printed.split("at the scans' own resolution")
+    assert f"{100 * np.mean(dices):5.1f} ± {100 * np.std(dices):.1f} %" in own
+    assert crops.startswith("at the resolution of the crops")
+
+
+def test_raw_scans_that_are_missing_or_do_not_fit_are_named_and_the_rest_is_done(config, model, raw, capsys):
+    (raw / "labels" / "sick_4_label.nrrd").unlink()
+    moved = sitk.ReadImage(str(raw / "ct" / "well_2.nrrd"))
+    moved.SetOrigin([mm + 0.4 for mm in moved.GetOrigin()])
+    sitk.WriteImage(moved, str(raw / "ct" / "well_2.nrrd"))
+    command = ["--config-path", str(config), "--model-path", str(model), "--quiet", "--device", "cpu", *with_raw(raw)]
+    assert test.main(command) == 1
+    captured = capsys.readouterr()
+    output = model.parent / "test"
+    assert set(rows(output)) == {"sick_4", "sick_5", "well_2"}
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["raw"]["lesion"]["scans"] == 1
+    assert list(summary["raw"]["failed"]) == ["sick_4", "well_2"]
+    assert f"failed: sick_4: {raw / 'labels'}: holds no label for sick_4" in captured.out
+    assert re.search(r"failed: well_2: \S*.*well_2.nii.gz: does not lie on \S*well_2.nrrd", captured.out)
+    assert len(captured.err.splitlines()) == 2
+    (raw / "ct" / "sick_5.nrrd").unlink()
+    assert test.main(command) == 1
+    captured = capsys.readouterr()
+    assert f"failed: sick_5: {raw / 'ct'}: holds no raw scan named sick_5" in captured.out
+    assert "no scan was scored" in captured.out
+    assert (output / "metrics_raw.csv").read_text().splitlines()[0].startswith("id,split,kind,dice")
+
+
+def test_a_label_on_another_grid_is_named(config, model, raw, capsys):
+    path = raw / "labels" / "sick_4_label.nrrd"
+    label = sitk.ReadImage(str(path))
+    sitk.WriteImage(label[1:], str(path))
+    command = ["--config-path", str(config), "--model-path", str(model), "--quiet", "--device", "cpu", *with_raw(raw)]
+    assert test.main(command) == 1
+    assert f"failed: sick_4: {path}: its size" in capsys.readouterr().out
+
+
+def test_healthy_and_unknown_scans_need_no_raw_labels(config, model, raw):
+    output = results_of(config, model, "--images", str(raw / "ct"), "--split", "VALIDH")
+    assert json.loads((output / "summary.json").read_text())["raw"]["no_lesion"]["scans"] == 1
+    more = ["--split", "VALIDWL", "DATASET.SPLIT.VALIDWL=valid_id_L"]
+    output = results_of(config, model, "--images", str(raw / "ct"), *more)
+    assert json.loads((output / "summary.json").read_text())["raw"]["unknown"]["scans"] == 2
+
+
+def test_a_wider_tolerance_gives_a_higher_surface_dice(config, model):
+    values = []
+    for tolerance in ("0", "3", "1000"):
+        output = results_of(config, model, "--surface-tolerance", tolerance)
+        values.append(float(rows(output)["sick_4"]["surface_dice"]))
+        summary = json.loads((output / "summary.json").read_text())
+        assert summary["lesion"]["surface_dice"]["tolerance_mm"] == float(tolerance)
+    assert values[0] < values[1] < values[2] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--images", "ct"],
+        ["--labels", "labels"],
+        ["--surface-tolerance", "-1"],
+        ["--surface-tolerance", "nan"],
+    ],
+)
+def test_options_that_do_not_go_together_are_usage_errors(config, model, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        results_of(config, model, *arguments)
+    assert stopped.value.code == 2

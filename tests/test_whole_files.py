@@ -17,7 +17,7 @@ from datasets.volume import write_volume
 from errors import FolderError, GasnetError
 from tests.volumes import image_of
 from training.checkpoint import save
-from whole_files import only_writer, replacing, write_text
+from whole_files import only_writer, replacing, replacing_folder, write_text
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -207,3 +207,62 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
         write_text(tmp_path / "file.txt", "text")
     assert f"{tmp_path}: cannot be locked (No locks available)" in caplog.text
     assert left.exists()  # it may be another run's
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "deep" / "folder"
+    with replacing_folder(path) as temporary:
+        write_text(temporary / "file.txt", "text")
+        assert not path.exists()
+        assert temporary.parent == path.parent
+        assert temporary.name.startswith(".")
+    assert [p.name for p in path.iterdir()] == ["file.txt"]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_empty_folder_is_filled_and_others_are_left_alone(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with replacing_folder(tmp_path / "empty") as temporary:
+        write_text(temporary / "file.txt", "text")
+    assert (tmp_path / "empty" / "file.txt").read_text() == "text"
+    for taken in (tmp_path / "empty", tmp_path / "empty" / "file.txt"):
+        with pytest.raises(FolderError, match=r"is not an empty folder"), replacing_folder(taken):
+            pass
+    assert [p.name for p in (tmp_path / "empty").iterdir()] == ["file.txt"]
+
+
+def test_nothing_is_left_of_a_folder_that_fails_and_of_one_that_was_killed(tmp_path):
+    path = tmp_path / "folder"
+
+    def fail():
+        with replacing_folder(path) as temporary:
+            write_text(temporary / "half.txt", "half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".partial.folder" / "sub").mkdir(parents=True)  # as a kill leaves it
+    (tmp_path / ".partial.folder" / "half.txt").write_text("half")
+    with replacing_folder(path) as temporary:
+        write_text(temporary / "file.txt", "text")
+    assert [p.name for p in path.iterdir()] == ["file.txt"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_do_not_make_the_same_folder(tmp_path):
+    path = tmp_path / "folder"
+    context = multiprocessing.get_context("spawn")
+    with replacing_folder(path) as temporary:
+        write_text(temporary / "file.txt", "text")
+        with ProcessPoolExecutor(1, context) as pool:
+            assert pool.submit(_make_folder, path).result() == f"{temporary}: process {os.getpid()}"
+    assert [p.name for p in path.iterdir()] == ["file.txt"]
+
+
+def _make_folder(path):
+    try:
+        with replacing_folder(path):
+            return "made"
+    except FolderError as error:
+        return str(error).split(" on ")[0]

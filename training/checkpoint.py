@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 from torch import Tensor, nn
 
+from checksums import check_listed
 from errors import CheckpointError
 from models import Generator, Segmenter, load_published
 from models.published import is_published, without_wrappers
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 SEGMENTER_FORMAT = "GASNet segmenter"
 STATE_FORMAT = "GASNet training state"
 VERSION = 1
+
+BEST, LAST, RELEASED = "segmenter_best.pth", "segmenter_last.pth", "segmenter.pth"
+"""Names of a segmenter in the folder of a run (by validation, and of the last save) and in a release."""
 
 _KEPT_STATES = 2
 _WIDEST = 1024
@@ -46,6 +50,42 @@ class SegmenterInput:
     normalization: str
 
 
+@dataclass(frozen=True)
+class Training:
+    """What a segmenter was trained on and with, as its model card tells it. No ids of scans, no paths.
+
+    Attributes:
+        cohort: name of the cohort's folder.
+        scans: number of scans by key of DATASET.SPLIT.
+        settings: of the experiment, as YAML.
+        device: that it was trained on.
+        versions: of what trained it, by name.
+    """
+
+    cohort: str
+    scans: Mapping[str, int]
+    settings: str
+    device: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class SegmenterFacts:
+    """What the file of a segmenter says about it; None where it does not.
+
+    Attributes:
+        trained_on: what goes into it.
+        iteration: of its training.
+        valid_dice: on the validation scans.
+        training: what it was trained on and with.
+    """
+
+    trained_on: SegmenterInput | None
+    iteration: int | None = None
+    valid_dice: float | None = None
+    training: Training | None = None
+
+
 class _Entries(BaseModel):
     """What a file of ours must hold; entries that later versions may add are let pass."""
 
@@ -58,9 +98,20 @@ class _InputEntries(_Entries):
     normalization: Literal["minmax", "window"]
 
 
+class _TrainingEntries(_Entries):
+    cohort: str
+    scans: dict[str, NonNegativeInt]
+    settings: str
+    device: str
+    versions: dict[str, str]
+
+
 class _SegmenterEntries(_Entries):
     input: _InputEntries
     weights: dict[str, Tensor]
+    iteration: NonNegativeInt | None = None
+    valid_dice: float | None = None
+    training: _TrainingEntries | None = None
 
 
 class _NetworkEntries(_Entries):
@@ -146,7 +197,12 @@ def _check_entries(content: Mapping[str, Any], expected: type[_Entries], path: P
 
 
 def save_segmenter(
-    path: Path, segmenter: Segmenter, trained_on: SegmenterInput, iteration: int, valid_dice: float | None
+    path: Path,
+    segmenter: Segmenter,
+    trained_on: SegmenterInput,
+    iteration: int | None,
+    valid_dice: float | None,
+    training: Training | None = None,
 ) -> None:
     """Write a segmenter for use.
 
@@ -154,8 +210,9 @@ def save_segmenter(
         path: of the file.
         segmenter: S.
         trained_on: kept with it.
-        iteration: of its training.
+        iteration: of its training, None where it is not known.
         valid_dice: on the validation scans, None where there was no validation.
+        training: what it was trained on and with, None where it is not known.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -167,36 +224,74 @@ def save_segmenter(
         "input": asdict(trained_on),
         "iteration": iteration,
         "valid_dice": valid_dice,
+        "training": None if training is None else asdict(training),
         "weights": segmenter.state_dict(),
     }
     save(content, path)
+
+
+def find_segmenter(path: Path) -> Path:
+    """The file of a segmenter: `path` itself or, of a folder, the one that a release or a training run has in it.
+
+    Where a list of checksums beside the file names it, it is checked.
+
+    Raises:
+        CheckpointError: there is none in the folder, or it is not the one that the checksum is of.
+        OSError: a file cannot be read.
+    """
+    if path.is_dir():
+        found = [path / name for name in (RELEASED, BEST) if (path / name).is_file()]
+        if not found:
+            raise CheckpointError(
+                f"{path}: neither a release ({RELEASED}) nor a run with validation ({BEST}); name the file itself"
+            )
+        path = found[0]
+    if path.is_file():
+        check_listed(path)
+    return path
 
 
 def load_segmenter(path: Path, default: SegmenterInput) -> tuple[Segmenter, SegmenterInput]:
     """A segmenter from a file of ours (of either kind), or from a published ``checkpointU_*.pth``.
 
     Args:
-        path: of the file.
+        path: of the file, or of the folder of a release or a training run (see `find_segmenter`).
         default: what a published segmenter, which does not say it, is taken to be trained on; so is a training state.
 
     Returns:
         The segmenter on the CPU, and what it was trained on.
 
     Raises:
-        CheckpointError: the file cannot be read or is not a segmenter's.
+        CheckpointError: the file cannot be read, is not the one that its checksum is of, or is not a segmenter's.
     """
+    segmenter, facts = read_segmenter(path)
+    return segmenter, facts.trained_on or default
+
+
+def read_segmenter(path: Path) -> tuple[Segmenter, SegmenterFacts]:
+    """As `load_segmenter`, with all that the file says about the segmenter.
+
+    Raises:
+        CheckpointError: as there.
+    """
+    path = find_segmenter(path)
     content = load(path)
-    trained_on = default
+    facts = SegmenterFacts(None)
     if content.get("format") == SEGMENTER_FORMAT:
-        given = content["input"]
-        trained_on = SegmenterInput(tuple(given["size"]), tuple(given["window"]), given["normalization"])
+        given, training = content["input"], content.get("training")
+        facts = SegmenterFacts(
+            SegmenterInput(tuple(given["size"]), tuple(given["window"]), given["normalization"]),
+            content.get("iteration"),
+            content.get("valid_dice"),
+            None if training is None else Training(**{entry.name: training[entry.name] for entry in fields(Training)}),
+        )
     weights = _weights(content, "segmenter", path)
     width = _width(weights, "stem.0.weight", "conv.weight")
     if width is None:
         raise CheckpointError(f"{path}: not the weights of a segmenter; its first entry is {next(iter(weights), None)}")
     segmenter = Segmenter(width)
     _fill(segmenter, weights, path)
-    return segmenter, trained_on
+    return segmenter, facts
 
 
 def load_generator(path: Path) -> Generator:
@@ -215,12 +310,14 @@ def load_generator(path: Path) -> Generator:
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Fill a network from a file of ours or from a published checkpoint.
+    """Fill a network from a file of ours or from a published checkpoint; a segmenter from a folder, too.
 
     Raises:
         CheckpointError: the file cannot be read, or its weights do not fit.
     """
     kind = type(network).__name__.lower()
+    if kind == "segmenter":
+        path = find_segmenter(path)
     content = load(path)
     if content.get("format") == SEGMENTER_FORMAT and kind != "segmenter":
         raise CheckpointError(f"{path}: holds a segmenter alone; for the {kind} use a state_*.pth")

@@ -34,6 +34,9 @@ from models.objectives import Batch, Method, Networks, Objective
 from settings import Settings
 from training.balance import DiscriminatorBalance
 from training.checkpoint import (
+    BEST,
+    LAST,
+    SegmenterFacts,
     SegmenterInput,
     find_states,
     load_latest_state,
@@ -42,6 +45,7 @@ from training.checkpoint import (
     save_state,
 )
 from training.log import RunLog, RunningMeans, SilentLog, picture_grid
+from training.model_card import describe_training, write_model_card
 from training.optimise import (
     SkippedSteps,
     build_optimizers,
@@ -260,7 +264,7 @@ class TrainingRun:
             return False
         self.best_dice, self._stale = dice, 0
         if processes.is_first():
-            self._save_segmenter("segmenter_best.pth", dice)
+            self._save_segmenter(BEST, dice)
         return True
 
     def _pictures(self) -> Tensor:
@@ -277,10 +281,15 @@ class TrainingRun:
 
     def _save_segmenter(self, name: str, dice: float | None) -> None:
         trained_on = SegmenterInput(self.settings.image.size, WINDOW, self.settings.image.normalization)
-        save_segmenter(self.folder / name, self.segmenter, trained_on, self.iteration, dice)
+        training = describe_training(self.settings, self.cohort, self.device)
+        segmenter, facts = self.segmenter, SegmenterFacts(trained_on, self.iteration, dice, training)
+        save_segmenter(self.folder / name, segmenter, trained_on, self.iteration, dice, training)
+        # The card is of the segmenter that one would use.
+        if name == BEST or self.best_dice is None:
+            write_model_card(self.folder / name, segmenter, facts)
 
     def _save(self) -> None:
-        self._save_segmenter("segmenter_last.pth", None)
+        self._save_segmenter(LAST, None)
         content = {
             "networks": {name: network.state_dict() for name, network in self.networks._asdict().items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},

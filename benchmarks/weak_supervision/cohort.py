@@ -25,13 +25,14 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from tqdm import tqdm
 
 from command_line import add_quiet, new_parser, run, start_logging
 from datasets.crop import crop_to_lungs
 from datasets.phantom import LESION_KINDS, LESION_SHARES, Phantom, Variety, make_phantom
 from datasets.volume import write_volume
 from errors import SettingsError
+from manifest import recording
+from progress import progress_bar
 from whole_files import only_writer, write_text
 
 FOLDERS = ("images", "lung", "lesion")
@@ -176,14 +177,14 @@ def write_cohort(
         OSError: a file cannot be written.
     """
     made_from = {"seed": seed, "raw": list(size.raw), "crop": list(size.crop)}
-    with only_writer(root, "images", "lung", "lesion", "facts", "id_txt"):
+    with only_writer(root, "images", "lung", "lesion", "facts", "id_txt"), recording(root, seed=seed):
         if (root / "cohort.json").is_file() and (found := json.loads((root / "cohort.json").read_text())) != made_from:
             raise SettingsError(f"{root}: holds a cohort of {found}, not of {made_from}; name another folder")
         write_text(root / "cohort.json", json.dumps(made_from) + "\n")
         scans = [(kind, number) for kind in _KINDS for number in range(getattr(counts, kind))]
         with ProcessPoolExecutor(processes) as pool:
             jobs = [pool.submit(_write_scan, root, seed, *scan, size) for scan in scans]
-            for job in tqdm(jobs, "cohort", unit="scan", disable=not progress):
+            for job in progress_bar(jobs, "making the cohort", unit="scan", shown=progress):
                 job.result()
         kinds = [kind for kind in _KINDS if kind != "labelled"]
         lists = {kind: [f"{kind}_{number:03d}" for number in range(getattr(counts, kind))] for kind in kinds}

@@ -19,7 +19,6 @@ import matplotlib
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
-from tqdm import tqdm
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -32,6 +31,7 @@ from datasets.lungs import segment_by_threshold
 from datasets.phantom import LESION_KINDS, Phantom, make_phantom
 from datasets.volume import read_ct
 from evaluation.figures import slice_to_show
+from progress import progress_bar
 from whole_files import replacing, write_text
 
 MATRIX = (24, 288, 288)
@@ -112,7 +112,7 @@ def make_kinds(seed: int, number: int, progress: bool = False) -> dict[str, list
     """
     found: dict[str, list[Phantom]] = {}
     todo = [(kind, k) for kind in (HEALTHY, *LESION_KINDS) for k in range(number)]
-    for kind, k in tqdm(todo, "phantoms", unit="scan", disable=not progress):
+    for kind, k in progress_bar(todo, "making phantoms", unit="scan", shown=progress):
         rng = np.random.default_rng([seed, k, len(found)])
         variety = draw_variety(rng, (kind,) if kind != HEALTHY else tuple(LESION_KINDS))
         # The error of a scanner's scale is not part of the texture.

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from benchmarks.weak_supervision.cohort import SIZES, write_cohort
 from benchmarks.weak_supervision.rows import ROWS, row_settings
@@ -33,7 +32,9 @@ from datasets.crop import WINDOW
 from errors import GasnetError, SettingsError
 from evaluation.metrics import summarise
 from evaluation.predict import predict_scans
+from manifest import environment, recording
 from models.layers import place
+from progress import progress_bar
 from settings import Settings, read_settings
 from train import train, used_splits
 from training.checkpoint import SegmenterInput, find_states, load, load_segmenter
@@ -61,7 +62,8 @@ def train_row(settings: Settings, device: torch.device, progress: bool) -> None:
             f"{begun}: this run was begun with other settings; remove its folder, or name another --output"
         )
     cohort = read_cohort(settings.dataset.root, used_splits(settings, validate=True), settings.image.size)
-    with only_writer(settings.exp.folder, "pictures"):
+    folder = settings.exp.folder
+    with only_writer(folder, "pictures"), recording(folder, device=device, settings=settings):
         resume = bool(find_states(settings.exp.folder))
         train(TrainingRun(settings, cohort, device, resume, validate=True, progress=progress))
 
@@ -107,6 +109,7 @@ def run_row(name: str, size: str, seed: int, output: Path, device: torch.device,
         "valid_dice": best["valid_dice"],
         "test": test_row(settings, device),
         "curve": _curve(settings.exp.folder / "metrics.jsonl"),
+        "environment": environment(device),
         "settings": settings.model_dump(by_alias=True, mode="json"),
     }
     write_text(path, json.dumps(result, indent=1) + "\n")
@@ -153,7 +156,7 @@ def run_all(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, _start_worker) as pool:
         jobs = {pool.submit(run_row, name, size, seed, output, device): (name, seed) for name, seed in runs}
-        for job in tqdm(as_completed(jobs), "runs", len(jobs), unit="run", disable=not progress):
+        for job in progress_bar(as_completed(jobs), "running", unit="run", total=len(jobs), shown=progress):
             name, seed = jobs[job]
             try:
                 job.result()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evaluation.metrics import as_table, count_voxels, score_scan, summarise
+from evaluation.metrics import as_table, count_voxels, score_scan, summarise, with_details
 from tests import reference
 
 
@@ -65,8 +65,8 @@ def test_a_scan_of_unknown_truth_has_its_volume_only():
     score = score_scan("a", "VALIDWL", prediction, None, np.ones_like(prediction), voxel_ml=1)
     row = score.row()
     assert row["kind"] == "unknown"
-    assert {key for key, value in row.items() if value is None} == {
-        "dice", "sensitivity", "specificity", "iou", "true_ml", "true_percent_of_lung", "false_positive_ml"
+    assert {key for key, value in row.items() if value is not None} == {
+        "id", "split", "kind", "predicted_ml", "predicted_percent_of_lung"
     }  # fmt: skip
     assert summarise([score])["unknown"]["predicted_ml"] == {"mean": 4, "std": 0}
     assert summarise([score])["pooled"] is None
@@ -82,3 +82,102 @@ def test_the_table_says_percent_and_millilitres():
     assert "dice                   100.0 ± 0.0 %" in table
     assert "without lesion (1 scans, something found in 1)" in table
     assert "false_positive_ml        0.0 ± 0.0 ml" in table
+
+
+def detailed(prediction, truth, spacing=(5.0, 1.0, 1.0)):
+    score = score_scan("a", "VALID", prediction, truth, np.ones(prediction.shape, bool), voxel_ml=0.5)
+    return with_details(score, prediction, truth, spacing)
+
+
+def voxels(*indices):
+    mask = np.zeros((8, 8, 8), bool)
+    for index in indices:
+        mask[index] = True
+    return mask
+
+
+NOTHING = dict.fromkeys(("hd95_mm", "surface_dice", "volume_error_percent", "lesion_sensitivity", "lesion_f1"))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "expected"),
+    [
+        (
+            voxels(),
+            voxels(),
+            {**NOTHING, "volume_error_ml": 0, "lesions": 0, "lesions_found": 0, "false_positive_lesions": 0},
+        ),
+        (
+            voxels((1, 1, 1), (5, 5, 5)),
+            voxels(),
+            {**NOTHING, "volume_error_ml": 1, "lesions": 0, "lesions_found": 0, "false_positive_lesions": 2},
+        ),
+        (
+            voxels(),
+            voxels((1, 1, 1), (5, 5, 5)),
+            {
+                "dice": 0,
+                "hd95_mm": None,
+                "surface_dice": 0,
+                "volume_error_ml": -1,
+                "volume_error_percent": -100,
+                "lesions": 2,
+                "lesions_found": 0,
+                "lesion_sensitivity": 0,
+                "false_positive_lesions": 0,
+                "lesion_f1": 0,
+            },
+        ),
+        (
+            voxels((1, 1, 1), (2, 6, 6), (2, 6, 7)),
+            voxels((1, 1, 1), (5, 5, 5)),
+            {
+                "volume_error_ml": 0.5,
+                "volume_error_percent": 50,
+                "lesions": 2,
+                "lesions_found": 1,
+                "lesion_sensitivity": 0.5,
+                "false_positive_lesions": 1,
+                "lesion_f1": 0.5,
+                "surface_dice": pytest.approx(2 / 5),
+            },
+        ),
+    ],
+    ids=["both empty", "truth empty", "prediction empty", "neither"],
+)
+def test_what_empty_masks_score(prediction, truth, expected):
+    row = detailed(prediction, truth).row()
+    assert {key: row[key] for key in expected} == expected
+
+
+def test_an_undefined_hd95_is_counted_and_not_averaged():
+    truth = voxels((1, 1, 1))
+    summary = summarise([detailed(voxels((3, 1, 1)), truth), detailed(voxels(), truth), detailed(truth, truth)])
+    assert summary["lesion"]["hd95_mm"] == {"scans": 2, "undefined": 1, "mean": pytest.approx(5), "std": 5}
+    assert summary["lesion"]["surface_dice"]["mean"] == pytest.approx(1 / 3)
+    assert (summary["lesion"]["lesions"], summary["lesion"]["lesions_found"]) == (3, 1)
+    table = as_table(summary)
+    assert "hd95_mm                  5.0 ± 5.0 mm  (over 2 scans; in 1 nothing was found)" in table
+    assert "surface_dice            33.3 ± 47.1 %  (within 3 mm)" in table
+    assert "lesion_sensitivity      33.3 ± 47.1 %  (1 of 3 lesions found)" in table
+    nowhere = summarise([detailed(voxels(), truth)])
+    assert nowhere["lesion"]["hd95_mm"] == {"scans": 0, "undefined": 1, "mean": None, "std": None}
+    assert "hd95_mm                    -  (over 0 scans; in 1 nothing was found)" in as_table(nowhere)
+
+
+def test_false_positive_lesions_of_scans_without_lesion_are_counted():
+    summary = summarise([detailed(voxels((1, 1, 1), (5, 5, 5)), voxels()), detailed(voxels(), voxels())])
+    assert summary["no_lesion"]["false_positive_lesions"] == {"mean": 1, "std": 1}
+
+
+def test_details_are_not_measured_unless_they_are_asked_for():
+    truth = voxels((1, 1, 1))
+    score = score_scan("a", "VALID", truth, truth, truth, voxel_ml=1)
+    assert score.details is None
+    assert "hd95_mm" not in summarise([score])["lesion"]
+
+
+def test_details_do_not_depend_on_what_surrounds_the_masks():
+    prediction, truth = voxels((3, 3, slice(2, 5))), voxels((4, 3, slice(3, 5)))
+    small = detailed(prediction[3:5, 3:4, 2:5], truth[3:5, 3:4, 2:5]).details
+    assert detailed(prediction, truth).details == small

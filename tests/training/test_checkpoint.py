@@ -5,18 +5,22 @@ import zipfile
 import pytest
 import torch
 
+from checksums import write_checksums
 from errors import CheckpointError
 from models import Discriminator, Generator, Segmenter
 from tests import reference
 from training import checkpoint
 from training.checkpoint import (
+    SegmenterFacts,
     SegmenterInput,
+    Training,
     find_states,
     load,
     load_generator,
     load_latest_state,
     load_segmenter,
     load_weights,
+    read_segmenter,
     save,
     save_segmenter,
     save_state,
@@ -278,3 +282,68 @@ def test_the_last_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path,
     assert "state_3000000.pth" in caplog.text
     with pytest.raises(CheckpointError, match="no training state to resume from"):
         load_latest_state(tmp_path / "empty")
+
+
+TRAINING = Training("covid", {"LABELED": 1, "HEALTHY": 3}, "EXP: {ID: a}\n", "CPU", {"torch": "2.11.0"})
+
+
+def test_what_trained_a_segmenter_is_read_back(tmp_path):
+    save_segmenter(tmp_path / "s.pth", Segmenter(2), TRAINED_ON, 7, 0.5, TRAINING)
+    _, facts = read_segmenter(tmp_path / "s.pth")
+    assert facts == SegmenterFacts(TRAINED_ON, 7, 0.5, TRAINING)
+
+
+def test_files_that_do_not_say_it_leave_it_unknown(tmp_path):
+    save_segmenter(tmp_path / "s.pth", Segmenter(2), TRAINED_ON, None, None)
+    content = load(tmp_path / "s.pth")
+    for entry in ("iteration", "valid_dice", "training"):  # as earlier versions wrote it
+        del content[entry]
+    save(content, tmp_path / "old.pth")
+    save(reference.published_state(reference.load("segmenter_base4")), tmp_path / "published.pth")
+    for name, trained_on in (("s.pth", TRAINED_ON), ("old.pth", TRAINED_ON), ("published.pth", None)):
+        _, facts = read_segmenter(tmp_path / name)
+        assert facts == SegmenterFacts(trained_on, None, None, None)
+
+
+@pytest.mark.parametrize("entry", ["cohort", "scans", "settings", "device", "versions"])
+def test_entries_of_the_training_that_are_wrong_are_named(tmp_path, entry):
+    save_segmenter(tmp_path / "s.pth", Segmenter(2), TRAINED_ON, 7, 0.5, TRAINING)
+    save(changed(load(tmp_path / "s.pth"), f"training.{entry}", {"VALID": -1}), tmp_path / "s.pth")
+    with pytest.raises(CheckpointError, match=rf"s\.pth: its entry training\.{entry}.* is missing or wrong"):
+        read_segmenter(tmp_path / "s.pth")
+
+
+def test_a_folder_of_a_release_or_a_run_stands_for_its_segmenter(tmp_path):
+    release, run = Segmenter(2), Segmenter(3)
+    save_segmenter(tmp_path / "segmenter_best.pth", run, TRAINED_ON, 7, 0.5)
+    save_segmenter(tmp_path / "segmenter_last.pth", Segmenter(4), TRAINED_ON, 8, None)
+    assert equal(load_segmenter(tmp_path, OTHER)[0], run)
+    save_segmenter(tmp_path / "segmenter.pth", release, TRAINED_ON, 7, 0.5)
+    segmenter, trained_on = load_segmenter(tmp_path, OTHER)
+    assert equal(segmenter, release)
+    assert trained_on == TRAINED_ON
+    fresh = Segmenter(2)
+    load_weights(fresh, tmp_path)
+    assert equal(fresh, release)
+
+
+def test_a_folder_without_a_segmenter_to_use_is_one_line(tmp_path):
+    save_segmenter(tmp_path / "segmenter_last.pth", Segmenter(2), TRAINED_ON, 8, None)
+    with pytest.raises(CheckpointError, match=r"neither a release .* nor a run .*; name the file itself") as caught:
+        load_segmenter(tmp_path, OTHER)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_segmenter_that_is_not_that_of_its_checksum_is_refused_by_folder_and_by_file(tmp_path):
+    path = tmp_path / "segmenter.pth"
+    save_segmenter(path, Segmenter(2), TRAINED_ON, 7, 0.5)
+    write_checksums(tmp_path)
+    load_segmenter(tmp_path, OTHER)
+    save_segmenter(path, Segmenter(2), TRAINED_ON, 7, 0.5)  # whole, but another
+    for given in (tmp_path, path):
+        with pytest.raises(CheckpointError, match=r"segmenter\.pth: is not the file whose checksum") as caught:
+            load_segmenter(given, OTHER)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match="checksum"):
+        load_weights(Segmenter(2), tmp_path)

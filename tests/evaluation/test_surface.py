@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from evaluation.surface import surface_distances
+
+SPACING = (5.0, 0.7, 0.8)  # z, y, x
+
+
+def blobs(seed, shape=(12, 40, 36)):
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), (1, 3, 3))
+    return noise > np.quantile(noise, 0.8)
+
+
+def boundary(mask):
+    """Voxels with a neighbour across a face that is not of the mask, or lies outside of the volume."""
+    padded = np.pad(mask, 1)
+    inner = np.ones_like(mask)
+    for axis in range(3):
+        for step in (-1, 1):
+            inner &= np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1]
+    return mask & ~inner
+
+
+def by_scipy(start, target):
+    """Distances from boundary to boundary by another distance transform."""
+    return ndimage.distance_transform_edt(~boundary(target), sampling=SPACING)[boundary(start)]
+
+
+def test_two_voxels_are_as_far_apart_as_their_centres():
+    prediction, truth = np.zeros((2, 9, 9, 9), bool)
+    prediction[1, 2, 3] = truth[3, 2, 4] = True
+    distances = surface_distances(prediction, truth, SPACING)
+    expected = (10.0**2 + 0.8**2) ** 0.5  # two slices of 5 mm, and a voxel of 0.8 mm along x
+    assert distances.hd95 == pytest.approx(expected, abs=1e-4)
+    assert distances.surface_dice(expected - 0.01) == 0
+    assert distances.surface_dice(expected) == 1
+
+
+def test_a_plate_that_is_shifted_by_a_slice():
+    prediction, truth = np.zeros((2, 8, 6, 6), bool)
+    truth[2], prediction[3] = True, True  # all of a plate is boundary: every voxel has its partner 5 mm below or above
+    distances = surface_distances(prediction, truth, SPACING)
+    assert distances.to_truth.tolist() == [5.0] * 36
+    assert distances.to_prediction.tolist() == [5.0] * 36
+    assert distances.hd95 == 5
+    assert (distances.surface_dice(4.99), distances.surface_dice(5)) == (0, 1)
+
+
+def test_the_larger_of_the_two_directed_percentiles_counts():
+    truth = np.zeros((3, 3, 30), bool)
+    truth[1, 1, :10] = True  # ten voxels in a row
+    prediction = truth.copy()
+    prediction[1, 1, 10:20] = True  # and ten more behind them: 0.8, 1.6, ..., 8 mm away
+    distances = surface_distances(prediction, truth, SPACING)
+    assert not distances.to_prediction.any()
+    # Of 0 (ten times), 0.8, 1.6, ..., 8: position 0.95 * 19 = 18.05 lies between 7.2 and 8.
+    assert distances.hd95 == pytest.approx(7.2 + 0.05 * 0.8, abs=1e-5)
+    # Within 2.4 mm: all 10 true voxels, and 13 of the 20 predicted ones.
+    assert distances.surface_dice(2.4) == pytest.approx(23 / 30)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_agreement_with_scipy_and_with_monais_own_scores(seed):
+    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+
+    prediction, truth = blobs(seed), blobs(seed + 10)
+    distances = surface_distances(prediction, truth, SPACING)
+    np.testing.assert_allclose(np.sort(distances.to_truth), np.sort(by_scipy(prediction, truth)), atol=1e-4)
+    np.testing.assert_allclose(np.sort(distances.to_prediction), np.sort(by_scipy(truth, prediction)), atol=1e-4)
+    tensors = [torch.from_numpy(mask)[None, None] for mask in (prediction, truth)]
+    hd95 = compute_hausdorff_distance(*tensors, include_background=True, percentile=95, spacing=SPACING)
+    assert distances.hd95 == pytest.approx(hd95.item(), abs=1e-4)
+    nsd = compute_surface_dice(*tensors, [2.0], include_background=True, spacing=SPACING)
+    assert distances.surface_dice(2.0) == pytest.approx(nsd.item(), abs=1e-6)
+
+
+def test_masks_that_fill_thin_or_all_of_their_arrays():
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1, 1), (1, 1, 7), (1, 6, 5), (2, 2, 2), (7, 1, 3), (6, 7, 8)):
+        for share in (0.3, 0.9, 1.0):
+            prediction, truth = rng.random((2, *shape)) < share
+            prediction.flat[0] = truth.flat[-1] = True
+            distances = surface_distances(prediction, truth, SPACING)
+            np.testing.assert_allclose(distances.to_truth, by_scipy(prediction, truth), atol=1e-4)
+            np.testing.assert_allclose(distances.to_prediction, by_scipy(truth, prediction), atol=1e-4)
+
+
+def test_a_distance_of_the_tolerance_in_single_precision_is_within():
+    prediction, truth = np.zeros((2, 3, 3, 9), bool)
+    prediction[1, 1, 1] = truth[1, 1, 6] = True
+    spacing = (1.0, 1.0, float(np.float32(0.6)))
+    assert 5 * spacing[2] > 3
+    assert surface_distances(prediction, truth, spacing).surface_dice(3.0) == 1
+
+
+def test_an_empty_mask_has_no_surface():
+    mask = np.ones((3, 3, 3), bool)
+    for masks in ((mask, ~mask), (~mask, mask), (~mask, ~mask)):
+        with pytest.raises(ValueError, match="empty"):
+            surface_distances(*masks, SPACING)

@@ -1,0 +1,177 @@
+"""The files around the code: contributor page, container, citation, changelog."""
+
+import ast
+import re
+import shutil
+import subprocess
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+PASSED_OVER = ("tests", "data", "output", "demo", "example")
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def houses():
+    """Every Python file but __init__.py, and every folder that holds files, outside of tests."""
+    found = set()
+    for path in ROOT.rglob("*"):
+        parts = path.relative_to(ROOT).parts
+        if parts[0] in PASSED_OVER or any(part.startswith((".", "__")) for part in parts):
+            continue
+        name = "/".join(parts)
+        if path.suffix == ".py":
+            found.add(name)
+        elif path.is_dir() and any(p.is_file() for p in path.iterdir()):
+            found.add(name + "/")
+    return found
+
+
+def test_every_file_is_in_the_map_and_the_map_names_nothing_else():
+    lines = read("CONTRIBUTING.md").split("## Map")[1].split("\n## ")[0].splitlines()
+    rows = [re.match(r"\| `([^`]+)` \| (.+) \|$", line) for line in lines if line.startswith("| `")]
+    assert None not in rows
+    names = [row[1] for row in rows]
+    assert len(names) == len(set(names))
+    there = houses()
+    assert {"train.py", "models/losses.py", "datasets/", "benchmarks/results/"} <= there
+    assert sorted(there - set(names)) == []
+    assert sorted(set(names) - there) == []
+
+
+def test_what_the_recipes_name_is_there():
+    recipes = read("CONTRIBUTING.md").split("## How to add a constraint loss")[1]
+    for name in re.findall(r"`([\w/]+\.(?:py|yaml))`", recipes):
+        assert list(ROOT.rglob(name)), name
+    for path, names in (
+        ("settings.py", ("CONSTRAINTS", "LossSettings", "NotNegative")),
+        ("models/objectives.py", ("joint_objective", "terms", "total", "method", "loss", "diseased")),
+        ("tests/models/test_objectives.py", ("in_joint", "in_discriminator")),
+        ("datasets/scans.py", ("LABEL_SUFFIXES",)),
+        ("datasets/volume.py", ("EXTENSIONS",)),
+        ("evaluation/metrics.py", ("Counts", "RATIOS", "Score", "score_scan", "_ratio")),
+    ):
+        known = {
+            name
+            for node in ast.walk(ast.parse(read(path)))
+            for name in (getattr(node, "id", None), getattr(node, "name", None), getattr(node, "arg", None))
+        }
+        for name in names:
+            assert name in known, f"{path}: {name}"
+
+
+def instructions():
+    """The instructions of the Dockerfile: (word, rest)."""
+    text = re.sub(r"\\\n\s*", " ", re.sub(r"^#.*\n", "", read("Dockerfile"), flags=re.MULTILINE))
+    return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
+
+
+def is_ignored(path):
+    """Whether .dockerignore keeps a path of the project out of the image."""
+    patterns = [line for line in read(".dockerignore").splitlines() if line and not line.startswith("#")]
+    parts = path.split("/")
+    heads = ["/".join(parts[: n + 1]) for n in range(len(parts))]
+    return any(
+        fnmatch(head, pattern) or (pattern.startswith("**/") and fnmatch(Path(head).name, pattern[3:]))
+        for pattern in patterns
+        for head in heads
+    )
+
+
+def test_what_the_image_copies_exists_and_what_it_runs_is_in_it():
+    sources = [word for kind, rest in instructions() if kind == "COPY" for word in rest.split()[:-1]]
+    assert sources == ["requirements.txt", "scripts/environment.sh", "."]
+    for source in sources:
+        assert (ROOT / source).exists()
+    tracked = [path for path in houses() if path.endswith(".py")] + ["configs/Gan.yaml", "requirements.txt"]
+    assert [path for path in [*tracked, "pyproject.toml", "scripts/environment.sh"] if is_ignored(path)] == []
+    for path in (".git/config", ".venv/bin/python", "data/images/a.nii.gz", "output/run/x.yaml", "my/weights.pth"):
+        assert is_ignored(path), path
+
+
+def test_the_image_runs_the_scripts_as_a_user_with_few_rights():
+    kinds = [kind for kind, _ in instructions()]
+    steps = dict(instructions())
+    base = re.match(r"python:3\.(\d+)-slim$", steps["FROM"])
+    lowest, above = re.match(
+        r">=3\.(\d+),<3\.(\d+)$", tomllib.loads(read("pyproject.toml"))["project"]["requires-python"]
+    ).groups()
+    assert int(lowest) <= int(base[1]) < int(above)
+    assert steps["USER"] != "root"
+    assert kinds.index("USER") > max(n for n, kind in enumerate(kinds) if kind == "RUN")
+    assert steps["ENTRYPOINT"] == f'["{steps["WORKDIR"]}/.venv/bin/python"]'
+    assert yaml.safe_load(steps["CMD"]) == ["train.py", "--help"]
+    # Packages come from requirements.txt alone, by the script that every other command uses.
+    runs = [rest for kind, rest in instructions() if kind == "RUN"]
+    assert not any("pip" in run or "apt" in run for run in runs)
+    assert "PIP_NO_CACHE_DIR=1" in steps["ENV"]
+
+
+def test_the_environment_of_the_image_is_made_from_what_was_copied_before(tmp_path):
+    log = tmp_path / "calls.txt"
+    stand_in = tmp_path / "python3.12"
+    stand_in.write_text(
+        f'#!/bin/sh\necho "$@" >> "{log}"\ncase "$*" in\n'
+        '"-m venv"*) mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;\n'
+        '*headless*) case "$1" in -c) echo opencv-python-headless==4.13 ;; esac ;;\nesac\n'
+    )
+    stand_in.chmod(0o755)
+    image = tmp_path / "image"
+    for kind, rest in instructions():
+        if kind == "COPY" and rest != ". .":
+            *sources, target = rest.split()
+            for source in sources:
+                (image / target).mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / source, image / target)
+        elif kind == "RUN":
+            done = subprocess.run(
+                ["sh", "-c", rest], cwd=image, capture_output=True, text=True,
+                env={"PATH": "/usr/bin:/bin", "PYTHON": str(stand_in)},
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            break
+    calls = log.read_text()
+    assert f"install --quiet --disable-pip-version-check -r {image}/requirements.txt" in calls
+    assert "--force-reinstall --no-deps opencv-python-headless==4.13" in calls
+    assert (image / ".venv" / "bin" / "python").exists()
+
+
+def test_the_examples_in_the_dockerfile_are_commands_of_the_project():
+    examples = re.findall(r"^#.*gasnet (\w+\.py.*)$", read("Dockerfile"), re.MULTILINE)
+    assert len(examples) == 2
+    for example in examples:
+        script, *words = example.split()
+        for option in (word for word in words if word.startswith("--") and word != "--help"):
+            assert f'"{option}"' in read(script)
+
+
+def test_the_citation_has_what_cff_asks_for():
+    citation = yaml.safe_load(read("CITATION.cff"))
+    # Required by CFF 1.2.0: of the file, and of a reference.
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["cff-version"] == "1.2.0"
+    assert str(citation["version"]) == VERSION
+    assert citation["license"] == "MIT"
+    paper = citation["preferred-citation"]
+    assert {"type", "title", "authors"} <= paper.keys()
+    cited = re.search(r"author=\{(.*?)\}", read("README.md"))[1].split(" and ")
+    assert [f"{person['given-names']} {person['family-names']}" for person in paper["authors"]] == cited
+    assert re.search(r"title=\{(.*?)\}", read("README.md"))[1] == paper["title"]
+
+
+def test_the_changelog_begins_with_what_is_not_released_and_knows_this_version():
+    changelog = read("CHANGELOG.md")
+    headings = re.findall(r"^## (.*)$", changelog, re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+    dated = [re.match(r"\[?(\d+\.\d+\.\d+)\]? - \d{4}-\d\d-\d\d$", heading) for heading in headings[1:]]
+    assert None not in dated
+    assert dated[0][1] == VERSION
+    kinds = set(re.findall(r"^### (.*)$", changelog, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
