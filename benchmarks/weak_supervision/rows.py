@@ -41,11 +41,13 @@ class Scale:
 
     Attributes:
         overrides: of every row.
+        gasnet: of GASNet with the settings of weak.yaml.
         supervised: of rows that train S alone: as many steps of S on labelled volumes as GASNet takes, or more.
         published: of the row with the published settings: its late terms begin at the same share of the schedule.
     """
 
     overrides: tuple[str, ...]
+    gasnet: tuple[str, ...]
     supervised: tuple[str, ...]
     published: tuple[str, ...]
 
@@ -85,6 +87,12 @@ ROWS: Mapping[str, Row] = {
 }
 """By name, in the order in which they are worth running."""
 
+_FULL_LEARNING_RATES = (
+    "SOLVER.OPTIMIZER.U.LR=1e-3",
+    "SOLVER.OPTIMIZER.G.LR=3e-4",
+    "SOLVER.OPTIMIZER.D.LR=1e-4",
+)
+
 SCALES: Mapping[str, Scale] = {
     "small": Scale(
         overrides=(
@@ -93,17 +101,18 @@ SCALES: Mapping[str, Scale] = {
             "MODEL.WIDTH={UNET: 8, G: 8, D: 8}",
             "DATALOADER.NUM_WORKERS=0",
             "DATALOADER.CACHE_MB=200",
-            "INTERVAL={LOG: 20, VALID: 50, SAVE: 200, PICTURE: 400, GRADIENTS: 20}",
+            "INTERVAL={LOG: 20, VALID: 50, SAVE: 200, PICTURE: 300, GRADIENTS: 20}",
         ),
-        supervised=("SOLVER.ITER_MAX=1000",),
+        gasnet=(),
+        supervised=(),
         published=(
-            "SOLVER.ITER_MAX=900",
-            "SOLVER.BATCH_SIZE=1",
+            "SOLVER.ITER_MAX=600",
+            "SOLVER.BATCH_SIZE=2",
             "SOLVER.OPTIMIZER.U.LR=2e-3",
             "SOLVER.OPTIMIZER.G.LR=1e-3",
-            "SOLVER.OPTIMIZER.D.LR=1e-4",
-            "LOSS.MIL_START=30",
-            "LOSS.PERCEPTION_START=30",
+            "SOLVER.OPTIMIZER.D.LR=2e-4",
+            "LOSS.MIL_START=20",
+            "LOSS.PERCEPTION_START=20",
         ),
     ),
     "full": Scale(
@@ -111,8 +120,22 @@ SCALES: Mapping[str, Scale] = {
             "DATALOADER.CACHE_MB=2000",
             "INTERVAL={LOG: 50, VALID: 250, SAVE: 1000, PICTURE: 1000, GRADIENTS: 50}",
         ),
-        supervised=("SOLVER.ITER_MAX=12000",),
-        published=(),
+        gasnet=(
+            "SOLVER.ITER_MAX=12000",
+            "SOLVER.BATCH_SIZE=4",
+            "SOLVER.WARM_UP=1000",
+            "LOSS.MIL_START=1000",
+            "LOSS.PERCEPTION_START=1000",
+            "LOSS.PERCEPTION_RAMP=1000",
+            *_FULL_LEARNING_RATES,
+        ),
+        supervised=("SOLVER.ITER_MAX=12000", "SOLVER.BATCH_SIZE=4", "SOLVER.OPTIMIZER.U.LR=1e-3"),
+        published=(
+            "SOLVER.ITER_MAX=12000",
+            "LOSS.MIL_START=400",
+            "LOSS.PERCEPTION_START=400",
+            *_FULL_LEARNING_RATES,
+        ),
     ),
 }
 
@@ -142,8 +165,5 @@ def row_settings(name: str, size: str, seed: int, cohort: Path, output: Path) ->
         _SPLITS.format(row.labels),
     )
     overrides = [*scale.overrides, *own]
-    if row.config == SUPERVISED:
-        overrides += scale.supervised
-    if row.config == PUBLISHED:
-        overrides += scale.published
+    overrides += {SUPERVISED: scale.supervised, PUBLISHED: scale.published}.get(row.config, scale.gasnet)
     return read_settings(CONFIGS / row.config, [*overrides, *row.overrides])

@@ -20,6 +20,7 @@ TINY = Scale(
         "SOLVER.ITER_MAX=4",
         "INTERVAL={LOG: 1, VALID: 2, SAVE: 2, PICTURE: 4}",
     ),
+    gasnet=(),
     supervised=("SOLVER.ITER_MAX=3", "SOLVER.SEGMENTER_AVERAGE=0"),
     published=(),
 )
