@@ -22,8 +22,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from command_line import add_quiet, add_reading, new_parser, run, start_logging
 from datasets.crop import paste_back
-from datasets.scans import find_scans, match_labels
-from datasets.volume import DEFAULT, Reading, as_labels, read_geometry, read_volume, volume_id, write_volume
+from datasets.scans import find_scans, match_labels, result_name
+from datasets.volume import DEFAULT, Reading, as_labels, read_geometry, read_volume, write_volume
 from errors import GasnetError, VolumeError
 from evaluation.metrics import THRESHOLD
 from whole_files import only_writer
@@ -58,12 +58,6 @@ def restore_mask(scan: Path, mask: Path, threshold: float = THRESHOLD, reading: 
         return paste_back(crop, read_geometry(scan, reading), threshold if probability else None)
     except VolumeError as error:
         raise VolumeError(f"{mask}: does not lie on {scan}: {error}") from None
-
-
-def result_name(scan: Path) -> str:
-    """Name of the mask of a scan: the id with the scan's file type, compressed where the type can be."""
-    extension = scan.name.lower()[len(volume_id(scan)) :] if scan.is_file() else ""
-    return volume_id(scan) + {".mha": ".mha", ".mhd": ".mha", ".nrrd": ".nrrd"}.get(extension, ".nii.gz")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
