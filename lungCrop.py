@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -118,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reading = chosen_reading(parser, options)
     start_logging(options.quiet)
 
+    torch.backends.cudnn.allow_tf32 = False  # the same lungs on every device
     scans = find_scans(options.input)
     labels = _match(options.labels, scans, "label")
     lungs = given_lungs(options, scans)
