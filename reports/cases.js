@@ -128,10 +128,11 @@ class Plane {
     this.current = Math.min(Math.max(k, 0), slices.length - 1);
     const slice = slices[this.current];
     const axis = this.name === "axial" ? "z" : "y";
-    const position = `${axis} = ${slice.position.toFixed(1).replace("-", "−")} mm`;
+    const millimetres = slice.position.toFixed(1).replace("-", "−");
+    const position = `slice ${slice.index + 1} of ${this.view.total}, ${axis} = ${millimetres} mm`;
     this.slider.value = this.current;
-    this.slider.setAttribute("aria-valuetext", `slice ${slice.index + 1}, ${position}`);
-    this.output.textContent = `slice ${slice.index + 1}, ${position}`;
+    this.slider.setAttribute("aria-valuetext", position);
+    this.output.textContent = position;
     this.draw();
     this.changed(this);
   }

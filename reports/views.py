@@ -27,16 +27,16 @@ PREDICTED, TRUE = 1, 2
 
 MASK_STEP = 85
 
-LARGEST_SIDE = 320
+LARGEST_SIDE = 288
 """Pixels of the longer side of a picture; slices with more voxels are made smaller."""
 
 MOST_SLICES = {"axial": 40, "coronal": 12}
 """Slices that are kept of a scan whose slices are small."""
 
-MOST_PIXELS = {"axial": 1_100_000, "coronal": 400_000}
+MOST_PIXELS = {"axial": 1_500_000, "coronal": 600_000}
 """Pixels of all slices that are kept of a scan: of large ones, fewer."""
 
-QUALITY = 45
+QUALITY = 38
 """Of the lossy pictures, 0 to 100."""
 
 _MARGIN_MM = 8.0
@@ -89,6 +89,7 @@ class PlaneView:
         spacing: width and height of a voxel in mm.
         first: number, from 0, of the scan's slice of the other plane that is the first row at the top.
         step: to the number of the next row's.
+        total: slices of the scan.
         count: slices of the scan in the range that the slices were picked from.
         every: of so many slices, one is kept.
         start: which of `slices` to show first.
@@ -100,6 +101,7 @@ class PlaneView:
     spacing: tuple[float, float]
     first: int
     step: int
+    total: int
     count: int
     every: int
     start: int
@@ -237,7 +239,8 @@ def _plane(
         )
     start = int(np.argmax(lesion[picked])) if lesion.any() else len(picked) // 2
     spacing = tuple(round(mm, 6) for mm in spacing)
-    return PlaneView(name, size, spacing, first, step, len(lesion), every, start, tuple(slices))
+    total = case.hu.shape[axis]
+    return PlaneView(name, size, spacing, first, step, total, len(lesion), every, start, tuple(slices))
 
 
 def picture_size(size: tuple[int, int], spacing: tuple[float, float]) -> tuple[int, int]:
