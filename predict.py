@@ -44,6 +44,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import processes
 from command_line import add_device, add_quiet, add_reading, choose_device, new_parser, run, start_logging
 from datasets.crop import CROP_SIZE, WINDOW, LungMaskCrop
+from datasets.grid import Grid
 from datasets.scans import find_scans, result_name
 from datasets.volume import Reading, write_volume
 from errors import CheckpointError, GasnetError, VolumeError
@@ -54,8 +55,9 @@ from evaluation.raw_scans import FullSize, RawScan, one_ahead, predict_scan, pre
 from lungCrop import add_grey_window, add_lungs, chosen_reading, given_lungs, keep_apart, lung_finder, lung_mask_of
 from models import Segmenter
 from models.layers import place
+from reports.cases import CaseView, Column, ReportCase, encode_case, write_case_report
 from training.checkpoint import SegmenterInput, fingerprint, load_segmenter
-from whole_files import write_text
+from whole_files import replacing, write_text
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,17 @@ MASKS, PROBABILITIES, DICOM_SEG, RECORDS = "masks", "probabilities", "dicom_seg"
 
 COLUMNS = ("id", *(field.name for field in fields(Burden)))
 """Of summary.csv."""
+
+REPORT_COLUMNS = (
+    Column("id", "Scan"),
+    Column("lesion_ml", "Lesion", "ml", help="Volume of the mask."),
+    Column("lung_ml", "Lungs", "ml", digits=0),
+    Column("lesion_percent_of_lung", "Lesion of lungs", "%", help="Share of the lungs that is lesion."),
+    Column("right_lung_percent", "Of right lung", "%"),
+    Column("left_lung_percent", "Of left lung", "%"),
+    Column("lesion_mean_hu", "Mean of lesion", "HU", digits=0),
+    Column("severity", "Grade", help=f"{GRADING}."),
+)
 
 VERSION = "0.1.0"
 
@@ -80,6 +93,7 @@ class Wanted:
         threshold: probabilities above it are lesion.
         probabilities: whether to write them, too.
         dicom_seg: whether to write a DICOM SEG of scans that are DICOM series.
+        report: whether to keep what report.html shows of them.
     """
 
     output: Path
@@ -87,6 +101,7 @@ class Wanted:
     threshold: float
     probabilities: bool
     dicom_seg: bool
+    report: bool
 
 
 def predict_scans(
@@ -130,8 +145,9 @@ def predict_scans(
     def use(case_id: str, path: Path, scan: RawScan, source: list[Dataset] | None) -> Row:
         start = time.monotonic()
         found = predict_scan(segmenter, scan, normalization, wanted.threshold, wanted.probabilities)
-        write_results(case_id, path, found, source, wanted)
         row = found.burden.row(case_id)
+        view = encode_case(report_case(scan, found, row)) if wanted.report else None
+        write_results(row, path, found, source, view, wanted)
         log.info(
             "%s: %.1f ml, %.1f %% of the lungs, %s; %.1f s, after %.1f s of reading it and finding its lungs",
             *(case_id, row["lesion_ml"], row["lesion_percent_of_lung"], row["severity"]),
@@ -151,14 +167,31 @@ def predict_scans(
     return failed
 
 
-def write_results(case_id: str, path: Path, found: FullSize, source: list[Dataset] | None, wanted: Wanted) -> None:
+def report_case(scan: RawScan, found: FullSize, row: Row) -> ReportCase:
+    """What the report is told of a scan: it upright, without copies."""
+    grid = Grid.of(scan.ct)
+    return ReportCase(
+        id=row["id"],
+        grid=grid.upright(),
+        hu=grid.uprighted(scan.hu),
+        predicted=grid.uprighted(sitk.GetArrayViewFromImage(found.mask)) > 0,
+        true=None,
+        lung=grid.uprighted(scan.lungs),
+        values=row,
+    )
+
+
+def write_results(
+    row: Row, path: Path, found: FullSize, source: list[Dataset] | None, view: CaseView | None, wanted: Wanted
+) -> None:
     """Write all files of a scan, the record that it is done last.
 
     Raises:
         VolumeError: a file cannot be written.
     """
-    output, name = wanted.output, result_name(path)
-    record_path(output, case_id).unlink(missing_ok=True)
+    output, case_id, name = wanted.output, row["id"], result_name(path)
+    for kind in ("json", "view"):
+        record_path(output, case_id, kind).unlink(missing_ok=True)
     if found.probabilities is not None:
         write_volume(found.probabilities, output / PROBABILITIES / name)
     segmentation = output / DICOM_SEG / f"{case_id}.dcm"
@@ -168,13 +201,16 @@ def write_results(case_id: str, path: Path, found: FullSize, source: list[Datase
     else:
         segmentation.unlink(missing_ok=True)  # of another model, that found a lesion
     write_volume(found.mask, output / MASKS / name)
-    record = {"made_by": wanted.made_by, "mask": name, "row": found.burden.row(case_id)}
+    if view is not None:
+        with replacing(record_path(output, case_id, "view")) as temporary:
+            temporary.write_bytes(view.to_bytes())
+    record = {"made_by": wanted.made_by, "mask": name, "row": row}
     write_text(record_path(output, case_id), json.dumps(record) + "\n")
 
 
-def record_path(output: Path, case_id: str) -> Path:
-    """Where it is written down that a scan is done."""
-    return output / RECORDS / f"{case_id}.json"
+def record_path(output: Path, case_id: str, kind: str = "json") -> Path:
+    """Where it is written down that a scan is done (``json``), and what the report shows of it (``view``)."""
+    return output / RECORDS / f"{case_id}.{kind}"
 
 
 def read_records(output: Path) -> dict[str, dict[str, Any]]:
@@ -191,11 +227,21 @@ def read_records(output: Path) -> dict[str, dict[str, Any]]:
     return records
 
 
+def read_view(output: Path, case_id: str) -> CaseView | None:
+    """What the report shows of a scan that is done; None where it was not kept, or is damaged."""
+    try:
+        return CaseView.from_bytes(record_path(output, case_id, "view").read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
 def is_done(record: dict[str, Any] | None, path: Path, wanted: Wanted) -> bool:
     """Whether everything that is asked for was made of a scan already, in the same way."""
     if record is None or record["made_by"] != wanted.made_by:
         return False
     if wanted.probabilities and not (wanted.output / PROBABILITIES / record["mask"]).is_file():
+        return False
+    if wanted.report and read_view(wanted.output, record["row"]["id"]) is None:
         return False
     # A mask without lesion has no DICOM SEG.
     needs_seg = wanted.dicom_seg and path.is_dir() and record["row"]["lesion_ml"] > 0
@@ -226,6 +272,12 @@ def write_summary(
     }
     write_text(output / "summary.csv", table.getvalue())
     write_text(output / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_report(rows: dict[str, Row], output: Path, facts: dict[str, str]) -> None:
+    """Write report.html of the scans with a row, in the order of their ids."""
+    views = [view for case_id in sorted(rows) if (view := read_view(output, case_id)) is not None]
+    write_case_report(output / "report.html", "Lesions found in chest CTs", REPORT_COLUMNS, views, facts)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -263,6 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--normalization", choices=("minmax", "window"), help="IMAGE.NORMALIZATION of its training (default minmax)"
     )
+    parser.add_argument("--no-report", action="store_true", help="write no report.html")
     parser.add_argument("--overwrite", action="store_true", help="predict scans again that are done")
     add_device(parser)
     add_quiet(parser)
@@ -286,16 +339,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.warning("%d scan(s) are no DICOM series and get no DICOM SEG, the first %s", len(others), others[0])
     place(segmenter, device)
     made_by = _made_by(options, segmenter, trained_on, reading)
-    wanted = Wanted(options.output, made_by, options.threshold, options.save_probabilities, options.dicom_seg)
+    wanted = Wanted(
+        output=options.output,
+        made_by=made_by,
+        threshold=options.threshold,
+        probabilities=options.save_probabilities,
+        dicom_seg=options.dicom_seg,
+        report=not options.no_report,
+    )
 
     with processes.one_writer(options.output, MASKS, PROBABILITIES, DICOM_SEG, RECORDS):
         # One process looks before any writes, so that all share out the same.
-        records = processes.from_first(lambda: read_records(options.output))
-        left = [
-            case_id
-            for case_id, path in scans.items()
-            if options.overwrite or not is_done(records.get(case_id), path, wanted)
-        ]
+        records, left = processes.from_first(lambda: _look(scans, wanted, options.overwrite))
         rows = {case_id: record["row"] for case_id, record in records.items() if record["made_by"] == made_by}
         mine: dict[str, Row] = {}
         failed: dict[str, str] = {}
@@ -317,6 +372,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed = {case_id: of_all[case_id] for case_id in left if case_id in of_all}
         if processes.is_first():
             write_summary(rows, failed, made_by, options.model_path, options.output)
+            if wanted.report:
+                write_report(rows, options.output, _facts(options, device))
     if others := [case_id for case_id in records if case_id not in rows and case_id not in failed]:
         log.warning(
             "%s: %d mask(s) are of another model or other options and not in the summary, the first that of %s",
@@ -331,6 +388,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for case_id, reason in failed.items():
         print(f"failed: {case_id}: {reason}")
     return 1 if failed else 0
+
+
+def _look(scans: dict[str, Path], wanted: Wanted, overwrite: bool) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The records in the output folder, and the ids of the scans that are left to do."""
+    records = read_records(wanted.output)
+    return records, [
+        case_id for case_id, path in scans.items() if overwrite or not is_done(records.get(case_id), path, wanted)
+    ]
+
+
+def _facts(options: argparse.Namespace, device: torch.device) -> dict[str, str]:
+    """What the report says at its foot."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return {
+        "Model": str(options.model_path),
+        "Lungs": str(options.lungs),
+        "Threshold": f"{options.threshold:g}",
+        "Device": name,
+        "Versions": f"GASNet {VERSION}, PyTorch {torch.__version__}",
+    }
 
 
 def _load_model(options: argparse.Namespace) -> tuple[Segmenter, SegmenterInput]:
