@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import processes
@@ -37,6 +36,8 @@ from datasets.lungs import load_lungmask, segment_by_threshold
 from datasets.scans import find_scans, match_labels
 from datasets.volume import Reading, read_geometry, write_volume
 from errors import GasnetError, VolumeError
+from manifest import recording
+from progress import progress_bar
 
 __all__ = ["LungMaskCrop", "crop_scans", "main"]
 
@@ -70,7 +71,7 @@ def crop_scans(
     labels = labels or {}
     failed: dict[str, str] = {}
     with logging_redirect_tqdm():
-        for case_id, scan in tqdm(scans.items(), "cropping", unit="scan", disable=not progress):
+        for case_id, scan in progress_bar(scans.items(), "cropping", unit="scan", shown=progress):
             try:
                 crops = cropper.crop(scan, labels.get(case_id), lung_mask_of(scan, case_id, lungs))
                 # The image comes last: where it stands, the others do.
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     size = tuple(options.size)
     failed: dict[str, str] = {}
-    with processes.one_writer(options.output, *FOLDERS):
+    with processes.one_writer(options.output, *FOLDERS), recording(options.output):
         # One process looks before any writes, so that all share out the same.
         left = processes.from_first(
             lambda: [

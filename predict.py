@@ -38,7 +38,6 @@ from typing import Any
 import SimpleITK as sitk
 import torch
 from pydicom.dataset import Dataset
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import processes
@@ -53,8 +52,10 @@ from evaluation.dicom_seg import read_source, write_dicom_seg
 from evaluation.metrics import THRESHOLD, mean_and_deviation
 from evaluation.raw_scans import FullSize, RawScan, one_ahead, predict_scan, prepare_scan
 from lungCrop import add_grey_window, add_lungs, chosen_reading, given_lungs, keep_apart, lung_finder, lung_mask_of
+from manifest import project_version, recording
 from models import Segmenter
 from models.layers import place
+from progress import progress_bar
 from reports.cases import CaseView, Column, ReportCase, encode_case, write_case_report
 from training.checkpoint import SegmenterInput, fingerprint, load_segmenter
 from whole_files import replacing, write_text
@@ -77,8 +78,6 @@ REPORT_COLUMNS = (
     Column("lesion_mean_hu", "Mean of lesion", "HU", digits=0),
     Column("severity", "Grade", help=f"{GRADING}."),
 )
-
-VERSION = "0.1.0"
 
 Row = dict[str, str | float | None]
 
@@ -156,7 +155,8 @@ def predict_scans(
         return row
 
     failed: dict[str, str] = {}
-    with logging_redirect_tqdm(), tqdm(desc="predicting", total=len(scans), unit="scan", disable=not progress) as bar:
+    total = len(scans)
+    with logging_redirect_tqdm(), progress_bar(None, "predicting", unit="scan", total=total, shown=progress) as bar:
         for (case_id, path), ready in one_ahead(list(scans.items()), prepare):
             try:
                 finished(use(case_id, path, *ready.result()))
@@ -197,7 +197,7 @@ def write_results(
     segmentation = output / DICOM_SEG / f"{case_id}.dcm"
     lesion = sitk.GetArrayViewFromImage(found.mask)
     if source is not None and lesion.any():
-        write_dicom_seg(lesion, source, segmentation, VERSION, wanted.made_by["model"][:16], wanted.threshold)
+        write_dicom_seg(lesion, source, segmentation, project_version(), wanted.made_by["model"][:16], wanted.threshold)
     else:
         segmentation.unlink(missing_ok=True)  # of another model, that found a lesion
     write_volume(found.mask, output / MASKS / name)
@@ -348,7 +348,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report=not options.no_report,
     )
 
-    with processes.one_writer(options.output, MASKS, PROBABILITIES, DICOM_SEG, RECORDS):
+    with (
+        processes.one_writer(options.output, MASKS, PROBABILITIES, DICOM_SEG, RECORDS),
+        recording(options.output, device=device, model=options.model_path),
+    ):
         # One process looks before any writes, so that all share out the same.
         records, left = processes.from_first(lambda: _look(scans, wanted, options.overwrite))
         rows = {case_id: record["row"] for case_id, record in records.items() if record["made_by"] == made_by}
@@ -406,7 +409,7 @@ def _facts(options: argparse.Namespace, device: torch.device) -> dict[str, str]:
         "Lungs": str(options.lungs),
         "Threshold": f"{options.threshold:g}",
         "Device": name,
-        "Versions": f"GASNet {VERSION}, PyTorch {torch.__version__}",
+        "Versions": f"GASNet {project_version()}, PyTorch {torch.__version__}",
     }
 
 

@@ -1,7 +1,8 @@
 r"""Tests a trained segmenter on a cohort: masks, probabilities, and how good they are.
 
-Writes masks/<id>.nii.gz, probabilities/<id>.nii.gz, metrics.csv and summary.json to the output folder, and prints
-mean and standard deviation over the scans. Scans without lesion are scored by what was found in them all the same.
+Writes masks/<id>.nii.gz, probabilities/<id>.nii.gz, metrics.csv, summary.json and manifest.json to the output folder,
+and prints mean and standard deviation over the scans. Scans without lesion are scored by what was found in them all
+the same.
 The model is a checkpoint of ours or a published checkpointU_*.pth.
 
 Examples:
@@ -23,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import processes
 from command_line import add_device, add_quiet, choose_device, new_parser, run, start_logging
@@ -36,10 +36,12 @@ from evaluation.figures import save_case_figure, slice_to_show
 from evaluation.metrics import Score, as_table, summarise
 from evaluation.predict import Prediction, predict_scans
 from host_memory import keep_freed_memory
+from manifest import recording
 from models import Generator
 from models.generator import generate_scan
 from models.layers import place
 from models.objectives import synthesise
+from progress import progress_bar
 from settings import Settings, read_settings
 from training.checkpoint import SegmenterInput, load_generator, load_segmenter
 from whole_files import write_text
@@ -152,8 +154,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scores = []
     shares = {split: processes.share(cases) for split, cases in cohort.items()}
     total = sum(len(cases) for cases in shares.values())
-    with processes.one_writer(output, "masks", "probabilities", "figures"):
-        with tqdm(desc="testing", total=total, unit="scan", disable=options.quiet) as bar:
+    with (
+        processes.one_writer(output, "masks", "probabilities", "figures"),
+        recording(output, device=device, settings=settings, model=model),
+    ):
+        with progress_bar(None, "testing", total=total, unit="scan", shown=not options.quiet) as bar:
             for split, cases in shares.items():
                 mine = []
                 predictions = predict_scans(segmenter, cases, split, trained_on.normalization)

@@ -27,10 +27,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
-from tqdm import tqdm
 
 from datasets.volume import read_volume
 from errors import VolumeError
+from progress import progress_bar
 from tests.volumes import rotation, write, write_dicom
 
 SLOW_S = 3.0
@@ -219,7 +219,7 @@ def fuzz_nifti(count: int, seed: int, keep: Path | None = None, progress: bool =
             (Path(folder) / name).write_bytes(content)
             originals[name] = read_volume(Path(folder) / name)
             assert disagreement(Path(folder) / name, originals[name]) is None
-        for number in tqdm(range(count), "fuzzing", disable=not progress):
+        for number in progress_bar(range(count), "fuzzing", unit="mutant", shown=progress):
             name = rng.choice(list(files))
             content, checksum_tells = mutate_nifti(name, files[name], files, rng)
             path = Path(folder) / f"mutant_{name}"
@@ -312,7 +312,7 @@ def fuzz_others(
                 write(folder / f"zip.{kind}", stored - 1024),
             ]
         contents = {path: path.read_bytes() for path in files}
-        for number in tqdm(range(count), "fuzzing", disable=not progress):
+        for number in progress_bar(range(count), "fuzzing", unit="mutant", shown=progress):
             path = rng.choice(files)
             mutant = mutate_text(contents[path], rng)
             path.write_bytes(mutant)
