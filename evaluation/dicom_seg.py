@@ -7,6 +7,7 @@ series'. A mask without lesion has no object: the standard knows no segmentation
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from datasets.volume import DEFAULT, Reading
 from errors import VolumeError
 from evaluation.burden import NOTICE
 from whole_files import replacing
+
+logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of every attribute that it copies
 
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID", "FrameOfReferenceUID")
 """UIDs that the standard asks for in every CT, and without which a segmentation belongs to nothing."""

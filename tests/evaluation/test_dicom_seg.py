@@ -169,3 +169,9 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     path = tmp_path / "out" / "seg.dcm"
     refused(path, lambda: written(folder, some_lesion(), path), "No space left on device")
     assert list(path.parent.iterdir()) == []
+
+
+def test_highdicom_tells_no_tales(tmp_path, caplog):
+    caplog.set_level(0)
+    written(series(tmp_path / "ct"), some_lesion(), tmp_path / "seg.dcm")
+    assert caplog.messages == []
