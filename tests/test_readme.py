@@ -54,6 +54,7 @@ def test_files_and_folders_in_the_readme_exist():
         ["train.py"],
         ["test.py"],
         ["post_processing.py"],
+        ["predict.py"],
         ["export.py"],
         ["-m", "datasets.phantom"],
         ["-m", "datasets.make_splits"],
