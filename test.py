@@ -1,7 +1,7 @@
 r"""Tests a trained segmenter on a cohort: masks, probabilities, and how good they are.
 
-Writes masks/<id>.nii.gz, probabilities/<id>.nii.gz, metrics.csv and summary.json to the output folder, and prints
-mean and standard deviation over the scans. Scans without lesion are scored by what was found in them all the same.
+Writes masks/<id>.nii.gz, probabilities/<id>.nii.gz, metrics.csv, summary.json and report.html, a page to look at, to
+the output folder, and prints mean and standard deviation over the scans. Scans without lesion are scored by what was found in them all the same.
 The model is a checkpoint of ours or a published checkpointU_*.pth.
 
 Examples:
@@ -40,6 +40,7 @@ from models import Generator
 from models.generator import generate_scan
 from models.layers import place
 from models.objectives import synthesise
+from reports.scores import view_of, write_score_report
 from settings import Settings, read_settings
 from training.checkpoint import SegmenterInput, load_generator, load_segmenter
 from whole_files import write_text
@@ -117,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--save-vis", action="store_true", help="save a figure of every scan in figures/")
     parser.add_argument("--generator-path", type=Path, metavar="FILE", help="G, for I_g and I_s in the figures")
+    parser.add_argument("--no-report", dest="report", action="store_false", help="leave out report.html")
     add_device(parser)
     add_quiet(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that replace the file's")
@@ -149,13 +151,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cohort = processes.from_first(lambda: _read_splits(settings, splits, progress=not options.quiet))
     place(segmenter, device)
 
-    scores = []
+    scores, views = [], []
     shares = {split: processes.share(cases) for split, cases in cohort.items()}
     total = sum(len(cases) for cases in shares.values())
     with processes.one_writer(output, "masks", "probabilities", "figures"):
         with tqdm(desc="testing", total=total, unit="scan", disable=options.quiet) as bar:
             for split, cases in shares.items():
-                mine = []
+                mine, seen = [], []
                 predictions = predict_scans(segmenter, cases, split, trained_on.normalization)
                 for prediction in predictions:
                     write_prediction(prediction, output)
@@ -163,10 +165,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         path = output / "figures" / f"{prediction.case.id}.png"
                         save_figure(prediction, trained_on.normalization, generator, settings.image.slices, path)
                     mine.append(prediction.score)
+                    seen += [view_of(prediction)] if options.report else []
                     bar.update()
                 scores += processes.join(mine)
+                views += processes.join(seen)
         if processes.is_first():
             print(as_table(write_scores(scores, output, model)))
+            if options.report:
+                facts = {"model": str(model), "cohort": settings.dataset.root, "splits": ", ".join(splits)}
+                write_score_report(output / "report.html", views, {**facts, "device": str(device)})
     print(f"results in {output}")
     return 0
 

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from reports.page import MINUS
 
-PREDICTED, TRUE, OTHER = "#d55e00", "#0072b2", "#009e73"
-"""Vermillion, blue and green of Okabe and Ito, which colour-blind readers tell apart."""
+PREDICTED, TRUE, OTHER = "#e0761a", "#2f8fd0", "#14a37b"
+"""Orange, blue and green, close to those of Okabe and Ito that colour-blind readers tell apart; seen on light and dark."""
 
 LIMITS = 1.96
 """Standard deviations from the mean difference to the limits of agreement."""
