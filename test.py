@@ -1,7 +1,8 @@
 r"""Tests a trained segmenter on a cohort: masks, probabilities, and how good they are.
 
 Writes masks/<id>.nii.gz, probabilities/<id>.nii.gz, metrics.csv, summary.json and report.html, a page to look at, to
-the output folder, and prints mean and standard deviation over the scans. Scans without lesion are scored by what was found in them all the same.
+the output folder, and prints mean and standard deviation over the scans. Scans without lesion are scored by what was
+found in them all the same.
 The model is a checkpoint of ours or a published checkpointU_*.pth.
 
 Examples:

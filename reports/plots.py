@@ -1,4 +1,4 @@
-"""Plots of a cohort as SVG that stands in a page: text stays text, and colours of text and axes are the page's."""
+"""Plots as SVG that stands in a page: text stays text, and colours of text and axes are the page's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from reports.page import MINUS
 
 PREDICTED, TRUE, OTHER = "#e0761a", "#2f8fd0", "#14a37b"
-"""Orange, blue and green, close to those of Okabe and Ito that colour-blind readers tell apart; seen on light and dark."""
+"""Orange, blue and green that colour-blind readers tell apart, after Okabe and Ito, seen on light and dark paper."""
 
 LIMITS = 1.96
 """Standard deviations from the mean difference to the limits of agreement."""
