@@ -75,7 +75,7 @@ def agreement(first: Sequence[float], second: Sequence[float]) -> Agreement:
 
 
 def draw(
-    name: str, title: str, caption: str, paint: Callable[[Axes], None], size: tuple[float, float] = (4.2, 2.7)
+    name: str, title: str, caption: str, paint: Callable[[Axes], None], size: tuple[float, float] = (3.9, 2.6)
 ) -> Plot:
     """Draw a plot.
 
