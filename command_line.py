@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from typing import TextIO
 
 import torch
 
 import processes
 from datasets.grid import MAX_VOXELS
 from errors import GasnetError
+from manifest import project_version
 
 log = logging.getLogger(__name__)
+
+_PLAIN, _RED, _YELLOW = 0, 31, 33
 
 
 def new_parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
@@ -24,9 +29,13 @@ def new_parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
         doc: the docstring.
         prog: how the command is called; by default the name of the script.
     """
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    parser.add_argument(
+        "--version", action="version", version=f"GASNet {project_version()}", help="print the version and exit"
+    )
+    return parser
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
@@ -65,9 +74,19 @@ def start_logging(quiet: bool) -> None:
     """Send messages to standard error, warnings and errors only when quiet; of several processes, the first does."""
     level = logging.CRITICAL if not processes.is_first() else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
-    logging.addLevelName(logging.INFO, "info")
-    logging.addLevelName(logging.WARNING, "warning")
-    logging.addLevelName(logging.ERROR, "error")
+    for number, name, colour in (
+        (logging.INFO, "info", _PLAIN),
+        (logging.WARNING, "warning", _YELLOW),
+        (logging.ERROR, "error", _RED),
+    ):
+        logging.addLevelName(number, painted(name, colour, sys.stderr))
+
+
+def painted(text: str, colour: int, stream: TextIO) -> str:
+    """A text in a colour (an ANSI code) where the stream is a terminal; NO_COLOR keeps it plain there, too."""
+    if colour == _PLAIN or not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{colour}m{text}\x1b[0m"
 
 
 def choose_device(name: str) -> torch.device:
@@ -120,20 +139,24 @@ def run(main: Callable[[], int]) -> int:
     try:
         return _with_others(main)
     except GasnetError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(str(error))
         return 1
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}; check the path, its rights and the disk", file=sys.stderr)
+        _print_error(f"{error.filename}: {error.strerror}; check the path, its rights and the disk")
         return 1
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]
-        print(f"error: {reason}; make SOLVER.BATCH_SIZE smaller, or use --device cpu", file=sys.stderr)
+        _print_error(f"{reason}; make SOLVER.BATCH_SIZE smaller, or use --device cpu")
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _print_error(message: str) -> None:
+    print(f"{painted('error', _RED, sys.stderr)}: {message}", file=sys.stderr)
 
 
 def _with_others(main: Callable[[], int]) -> int:

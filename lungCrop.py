@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import processes
@@ -36,6 +35,8 @@ from datasets.lungs import load_lungmask, segment_by_threshold
 from datasets.scans import find_scans, match_labels
 from datasets.volume import Reading, read_geometry, write_volume
 from errors import GasnetError, VolumeError
+from manifest import recording
+from progress import progress_bar
 
 __all__ = ["LungMaskCrop", "crop_scans", "main"]
 
@@ -69,7 +70,7 @@ def crop_scans(
     labels = labels or {}
     failed: dict[str, str] = {}
     with logging_redirect_tqdm():
-        for case_id, scan in tqdm(scans.items(), "cropping", unit="scan", disable=not progress):
+        for case_id, scan in progress_bar(scans.items(), "cropping", unit="scan", shown=progress):
             try:
                 if lungs is not None and case_id not in lungs:
                     raise VolumeError(f"{scan}: no lung mask of this name; add {case_id}.nii.gz to the lung masks")
@@ -143,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     grey_window = None if options.grey_window is None else tuple(options.grey_window)
     reading = Reading(options.max_voxels, options.series, grey_window)
     failed: dict[str, str] = {}
-    with processes.one_writer(options.output, *FOLDERS):
+    with processes.one_writer(options.output, *FOLDERS), recording(options.output):
         # One process looks before any writes, so that all share out the same.
         left = processes.from_first(
             lambda: [

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import SimpleITK as sitk
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from command_line import add_quiet, add_reading, new_parser, run, start_logging
@@ -26,6 +25,8 @@ from datasets.scans import find_scans, match_labels
 from datasets.volume import DEFAULT, Reading, as_labels, read_geometry, read_volume, volume_id, write_volume
 from errors import GasnetError, VolumeError
 from evaluation.metrics import THRESHOLD
+from manifest import recording
+from progress import progress_bar
 from whole_files import only_writer
 
 log = logging.getLogger(__name__)
@@ -89,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.output.resolve() in [path.resolve() for path in inputs]:
         raise VolumeError(f"{options.output}: is the folder of the input; choose another --output")
     failed = {case_id: "no mask of this name" for case_id in scans if case_id not in masks}
-    with only_writer(options.output), logging_redirect_tqdm():
-        for case_id, mask in tqdm(masks.items(), "pasting back", unit="mask", disable=options.quiet):
+    with only_writer(options.output), recording(options.output), logging_redirect_tqdm():
+        for case_id, mask in progress_bar(masks.items(), "pasting back", unit="mask", shown=not options.quiet):
             try:
                 restored = restore_mask(scans[case_id], mask, options.threshold, reading)
                 write_volume(restored, options.output / result_name(scans[case_id]))

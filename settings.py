@@ -19,7 +19,7 @@ from errors import SettingsError
 CONSTRAINTS = ("recons", "origImgToD", "genImgToD", "perception", "MIL")
 """Constraint losses that are on when their name stands in EXP.ID."""
 
-LABELS = ("sample", "sample1", "focal", "finetune", "demo")
+LABELS = ("sample", "sample1", "focal", "finetune", "mosmed", "demo")
 """Words in EXP.ID that name an experiment and switch nothing."""
 
 Positive = Annotated[float, Field(gt=0)]

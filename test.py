@@ -1,8 +1,8 @@
 r"""Tests a trained segmenter on a cohort: masks, probabilities, and how good they are.
 
-Writes masks/<id>.nii.gz, probabilities/<id>.nii.gz, metrics.csv, summary.json and report.html, a page to look at, to
-the output folder, and prints mean and standard deviation over the scans. Scans without lesion are scored by what was
-found in them all the same.
+Writes masks/<id>.nii.gz, probabilities/<id>.nii.gz, metrics.csv, summary.json, manifest.json and report.html, a page
+to look at, to the output folder, and prints mean and standard deviation over the scans. Scans without lesion are scored
+by what was found in them all the same.
 The model is a checkpoint of ours or a published checkpointU_*.pth.
 
 Examples:
@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import processes
 from command_line import add_device, add_quiet, choose_device, new_parser, run, start_logging
@@ -37,10 +36,13 @@ from evaluation.figures import save_case_figure, slice_to_show
 from evaluation.metrics import Score, as_table, summarise
 from evaluation.predict import Prediction, predict_scans
 from host_memory import keep_freed_memory
+from manifest import recording
 from models import Generator
 from models.generator import generate_scan
 from models.layers import place
 from models.objectives import synthesise
+from progress import progress_bar
+from reports.page import made_with
 from reports.scores import view_of, write_score_report
 from settings import Settings, read_settings
 from training.checkpoint import SegmenterInput, load_generator, load_segmenter
@@ -155,8 +157,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scores, views = [], []
     shares = {split: processes.share(cases) for split, cases in cohort.items()}
     total = sum(len(cases) for cases in shares.values())
-    with processes.one_writer(output, "masks", "probabilities", "figures"):
-        with tqdm(desc="testing", total=total, unit="scan", disable=options.quiet) as bar:
+    with (
+        processes.one_writer(output, "masks", "probabilities", "figures"),
+        recording(output, device=device, settings=settings, model=model),
+    ):
+        with progress_bar(None, "testing", total=total, unit="scan", shown=not options.quiet) as bar:
             for split, cases in shares.items():
                 mine, seen = [], []
                 predictions = predict_scans(segmenter, cases, split, trained_on.normalization)
@@ -174,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(as_table(write_scores(scores, output, model)))
             if options.report:
                 facts = {"model": str(model), "cohort": settings.dataset.root, "splits": ", ".join(splits)}
-                write_score_report(output / "report.html", views, {**facts, "device": str(device)})
+                write_score_report(output / "report.html", views, {**facts, **made_with(device)})
     print(f"results in {output}")
     return 0
 

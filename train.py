@@ -1,7 +1,7 @@
 """Trains GASNet: the segmenter, the generator and the discriminator, jointly.
 
 Results go to EXP.OUTPUT_DIR/EXP.ID: segmenter_best.pth and segmenter_last.pth for use, state_*.pth to resume from,
-settings.yaml, metrics.jsonl, pictures/ and tensorboard/. Any setting can be overridden as KEY.SUB=VALUE.
+settings.yaml, metrics.jsonl, manifest.json, pictures/ and tensorboard/. Any setting can be overridden as KEY.SUB=VALUE.
 
 Examples:
     python train.py --config-path configs/Gan.yaml --is-validation
@@ -20,6 +20,7 @@ from pathlib import Path
 import processes
 from command_line import add_device, add_quiet, choose_device, new_parser, run, start_logging
 from datasets.cohort import TRAINING, read_cohort
+from manifest import recording
 from models.objectives import discriminator_objective, joint_objective, segmenter_objective
 from settings import Settings, read_settings, unknown_words
 from training.run import TrainingRun
@@ -86,7 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{split:9} {len(cases):5} scans")
         return 0
 
-    with processes.one_writer(settings.exp.folder, "pictures"):
+    with (
+        processes.one_writer(settings.exp.folder, "pictures"),
+        recording(settings.exp.folder, device=device, settings=settings),
+    ):
         training = TrainingRun(
             settings, cohort, device, options.resume, validate=options.is_validation, progress=not options.quiet
         )

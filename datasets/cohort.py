@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from tqdm import tqdm
 
 from datasets.grid import Grid, check_same_grid
 from datasets.volume import read_geometry, read_labels, read_volume
 from errors import CohortError, GasnetError, VolumeError
+from progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -213,9 +213,10 @@ def read_cohort(
     distinct = {case.image: case for case in sorted(_all(cohort), key=lambda case: case.lesion is not None)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         checked = pool.map(lambda case: _problem(case, size), distinct.values())
-        problems += filter(
-            None, tqdm(checked, "checking the cohort", len(distinct), unit="scan", disable=not progress, leave=False)
+        bar = progress_bar(
+            checked, "checking the cohort", unit="scan", shown=progress, total=len(distinct), leave=False
         )
+        problems += filter(None, bar)
     if problems:
         raise CohortError("\n".join([f"{root}: {len(problems)} problem(s) in this cohort", *_shortened(problems)]))
     return cohort

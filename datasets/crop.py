@@ -7,7 +7,7 @@ crop over its scan in any viewer, and is all that pasting back needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -250,6 +250,8 @@ class LungMaskCrop:
             R231, which fetches its weights on first use.
         size: (z, y, x) of the crops, at least 2 each.
         reading: how the scans are read.
+        lung_labels: labels that are lung in lung masks that are given; by default every label above 0.
+        lesion_labels: labels that are lesion in lesion labels; by default every label above 0.
 
     Raises:
         VolumeError: lungmask's weights cannot be had.
@@ -260,10 +262,14 @@ class LungMaskCrop:
         lungs: Callable[[sitk.Image], np.ndarray] | None = None,
         size: tuple[int, int, int] = CROP_SIZE,
         reading: Reading = DEFAULT,
+        lung_labels: Collection[int] | None = None,
+        lesion_labels: Collection[int] | None = None,
     ) -> None:
         self.lungs = lungs if lungs is not None else load_lungmask()
         self.size = size
         self.reading = reading
+        self.lung_labels = lung_labels
+        self.lesion_labels = lesion_labels
 
     def crop(
         self, imagepath: Path | str, labelpath: Path | str | None = None, lungpath: Path | str | None = None
@@ -272,7 +278,7 @@ class LungMaskCrop:
 
         Args:
             imagepath: CT in HU, a file or a folder with a DICOM series, in any orientation.
-            labelpath: lesion labels on the CT's grid; every label above 0 is lesion.
+            labelpath: lesion labels on the CT's grid.
             lungpath: lung labels on the CT's grid, to be used instead of finding the lungs.
 
         Returns:
@@ -285,7 +291,7 @@ class LungMaskCrop:
         imagepath = Path(imagepath)
         ct = read_ct(imagepath, self.reading)
         lungs = self._find_lungs(imagepath, ct, lungpath)
-        lesion = None if labelpath is None else self._read_fitting(Path(labelpath), imagepath, ct)
+        lesion = None if labelpath is None else self._read_fitting(Path(labelpath), imagepath, ct, self.lesion_labels)
         try:
             return crop_to_lungs(ct, lungs, lesion, self.size)
         except VolumeError as error:
@@ -293,13 +299,14 @@ class LungMaskCrop:
 
     def _find_lungs(self, imagepath: Path, ct: sitk.Image, lungpath: Path | str | None) -> np.ndarray:
         if lungpath is not None:
-            return self._read_fitting(Path(lungpath), imagepath, ct)
+            return self._read_fitting(Path(lungpath), imagepath, ct, self.lung_labels)
         try:
             return self.lungs(ct)
         except VolumeError as error:
             raise VolumeError(f"{imagepath}: {error}") from None
 
-    def _read_fitting(self, path: Path, imagepath: Path, ct: sitk.Image) -> np.ndarray:
+    def _read_fitting(self, path: Path, imagepath: Path, ct: sitk.Image, counted: Collection[int] | None) -> np.ndarray:
         labels = read_labels(path, self.reading)
         check_same_grid(path, Grid.of(labels), imagepath, Grid.of(ct))
-        return sitk.GetArrayFromImage(labels)
+        values = sitk.GetArrayFromImage(labels)
+        return values if counted is None else np.isin(np.arange(256), list(counted))[values]

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from command_line import new_parser, run
+from command_line import add_quiet, new_parser, run, start_logging
 from datasets.cohort import lesion_folder, read_id_list
 from datasets.volume import is_volume_file, volume_id
 from errors import CohortError
+from manifest import recording
 from whole_files import write_text
 
 LISTS = {
@@ -152,15 +153,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help_text = f"{what}, a count or a proportion (default {default})"
         parser.add_argument(f"--{option}", type=amount, default=default, metavar="N", help=help_text)
     parser.add_argument("--seed", type=_seed, default=0, help="deals the scans (default 0)")
+    add_quiet(parser)
     options = parser.parse_args(arguments)
+    start_logging(options.quiet)
 
     healthy = [*options.healthy, *(read_id_list(options.healthy_list) if options.healthy_list else [])]
     amounts = {key: getattr(options, key.lower()) for key in ("LABELED", "VALID", "VALIDWL", "VALIDH", "TEST", "TESTH")}
     splits = make_splits(*cohort_ids(options.root, healthy), amounts, np.random.default_rng(options.seed))
-    for key, ids in splits.items():
-        path = options.root / "id_txt" / f"{LISTS[key]}.txt"
-        write_text(path, "".join(f"{case_id}\n" for case_id in ids))
-        print(f"{key:9} {len(ids):5}  {path}")
+    with recording(options.root, seed=options.seed):
+        for key, ids in splits.items():
+            path = options.root / "id_txt" / f"{LISTS[key]}.txt"
+            write_text(path, "".join(f"{case_id}\n" for case_id in ids))
+            print(f"{key:9} {len(ids):5}  {path}")
     return 0
 
 

@@ -26,11 +26,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
-from tqdm import tqdm
 
-from command_line import add_quiet, new_parser, run
+from command_line import add_quiet, new_parser, run, start_logging
 from datasets.volume import write_volume
 from errors import SettingsError
+from manifest import recording
+from progress import progress_bar
 
 # CT numbers in HU of what the phantom is made of.
 AIR, FOAM, COUCH_SHELL = -1000.0, -880.0, -350.0
@@ -810,7 +811,7 @@ def write_phantoms(
     """
     kinds = [("healthy", 0, k) for k in range(healthy)] + [("diseased", 1, k) for k in range(diseased)]
     names = []
-    for kind, number, index in tqdm(kinds, desc="phantoms", unit="case", disable=not progress):
+    for kind, number, index in progress_bar(kinds, "making phantoms", unit="case", shown=progress):
         name = f"{kind}_{index:03d}"
         names.append(name)
         paths = [Path(output) / part / f"{name}.nii.gz" for part in ("ct", "lung", "lesion")]
@@ -840,13 +841,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the whole set (default 0)")
     add_quiet(parser)
     options = parser.parse_args(arguments)
+    start_logging(options.quiet)
     for name in ("healthy", "diseased", "seed"):
         if getattr(options, name) < 0:
             raise SettingsError(f"--{name} {getattr(options, name)}: must not be negative")
     if min(options.size) < SMALLEST_SIDE:
         raise SettingsError(f"--size {options.size}: needs at least {SMALLEST_SIDE} voxels a side")
     size = tuple(options.size)
-    write_phantoms(options.output, options.healthy, options.diseased, size, options.seed, progress=not options.quiet)
+    numbers = options.healthy, options.diseased
+    with recording(options.output, seed=options.seed):
+        write_phantoms(options.output, *numbers, size, options.seed, progress=not options.quiet)
     return 0
 
 

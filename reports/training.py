@@ -23,6 +23,7 @@ from PIL import Image
 
 from command_line import new_parser, run
 from errors import GasnetError, SettingsError
+from manifest import read_manifest
 from reports.page import write_page
 from reports.plots import Plot, draw
 from settings import Settings, read_settings
@@ -246,21 +247,16 @@ def _setting_rows(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _facts(folder: Path) -> dict[str, str]:
-    """What manifest.json says of the last run; nothing where there is none."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-    except (OSError, ValueError):
-        return {"folder": str(folder)}
-    if isinstance(manifest, dict) and isinstance(manifest.get("runs"), list) and manifest["runs"]:
-        runs = manifest["runs"]
-        last = {**{key: value for key, value in manifest.items() if key != "runs"}, **_as_dict(runs[-1])}
-        manifest = {**last, "runs": len(runs)}
-    flat = _flat({key: value for key, value in _as_dict(manifest).items() if key != "settings"})
-    return {"folder": str(folder), **{name: _shown(value) for name, value in flat.items()}}
-
-
-def _as_dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
+    """What the manifest says of the last run; the folder alone where there is none."""
+    facts = {"folder": str(folder)}
+    runs = read_manifest(folder)
+    if runs:
+        last = {name: value for name, value in runs[-1].items() if name != "settings" and value is not None}
+        if last.get("outcome") == "running":  # it writes this page, or was killed
+            del last["outcome"]
+        facts |= {name: _shown(value) for name, value in _flat(last).items()}
+        facts["runs in this folder"] = str(len(runs))
+    return facts
 
 
 def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -10,7 +10,6 @@ Examples:
     python -m tests.fuzz_volumes --count 500 --seed 7 --keep /tmp/found
 """
 
-import argparse
 import gzip
 import random
 import re
@@ -27,10 +26,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
-from tqdm import tqdm
 
+from command_line import add_quiet, new_parser
 from datasets.volume import read_volume
 from errors import VolumeError
+from progress import progress_bar
 from tests.volumes import rotation, write, write_dicom
 
 SLOW_S = 3.0
@@ -219,7 +219,7 @@ def fuzz_nifti(count: int, seed: int, keep: Path | None = None, progress: bool =
             (Path(folder) / name).write_bytes(content)
             originals[name] = read_volume(Path(folder) / name)
             assert disagreement(Path(folder) / name, originals[name]) is None
-        for number in tqdm(range(count), "fuzzing", disable=not progress):
+        for number in progress_bar(range(count), "fuzzing", unit="mutant", shown=progress):
             name = rng.choice(list(files))
             content, checksum_tells = mutate_nifti(name, files[name], files, rng)
             path = Path(folder) / f"mutant_{name}"
@@ -312,7 +312,7 @@ def fuzz_others(
                 write(folder / f"zip.{kind}", stored - 1024),
             ]
         contents = {path: path.read_bytes() for path in files}
-        for number in tqdm(range(count), "fuzzing", disable=not progress):
+        for number in progress_bar(range(count), "fuzzing", unit="mutant", shown=progress):
             path = rng.choice(files)
             mutant = mutate_text(contents[path], rng)
             path.write_bytes(mutant)
@@ -327,12 +327,12 @@ def fuzz_others(
 
 def main() -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__, "python -m tests.fuzz_volumes")
     parser.add_argument("--kind", choices=["nifti", "mha", "nrrd", "dicom"], default="nifti")
     parser.add_argument("--count", type=int, default=20_000, help="mutants (default 20000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep mutants that show something wrong")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_quiet(parser)
     options = parser.parse_args()
     start = time.monotonic()
     arguments = options.count, options.seed, options.keep, not options.quiet

@@ -1,11 +1,17 @@
+import io
 import logging
+import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
 
 import processes
-from command_line import choose_device, run, start_logging
+from command_line import choose_device, new_parser, run, start_logging
 from errors import GasnetError, VolumeError
+
+ROOT = Path(__file__).parents[1]
 
 
 def raising(error):
@@ -34,6 +40,42 @@ def raising(error):
 def test_errors_become_one_line_and_an_exit_code(outcome, code, message, capsys):
     assert run(outcome) == code
     assert capsys.readouterr().err == message
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("kind", "environment", "coloured"),
+    [
+        (Terminal, {}, True),
+        (Terminal, {"NO_COLOR": "1"}, False),
+        (Terminal, {"TERM": "dumb"}, False),
+        (io.StringIO, {}, False),
+    ],
+)
+def test_colours_are_for_terminals(kind, environment, coloured, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    stream = kind()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert run(lambda: raising(VolumeError("scan.nii: cut short"))) == 1
+    start_logging(quiet=False)
+    logging.getLogger("anything").warning("a")
+    error, warning = ("\x1b[31merror\x1b[0m", "\x1b[33mwarning\x1b[0m") if coloured else ("error", "warning")
+    assert stream.getvalue() == f"{error}: scan.nii: cut short\n{warning}: a\n"
+
+
+def test_every_command_tells_its_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        new_parser("Does things.").parse_args(["--version"])
+    assert ended.value.code == 0
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert capsys.readouterr().out == f"GASNet {version}\n"
 
 
 def test_bugs_keep_their_traceback():

@@ -31,7 +31,8 @@ def cropped(scans, output, *arguments, size=(8, 16, 16)):
 
 
 def written(output):
-    return sorted(str(path.relative_to(output)) for path in output.rglob("[!.]*") if path.is_file())
+    paths = [path for path in output.rglob("[!.]*") if path.is_file() and path.name != "manifest.json"]
+    return sorted(str(path.relative_to(output)) for path in paths)
 
 
 def test_a_folder_of_scans_becomes_a_cohort(scans, tmp_path, capsys):

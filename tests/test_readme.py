@@ -56,6 +56,7 @@ def test_files_and_folders_in_the_readme_exist():
         ["post_processing.py"],
         ["-m", "datasets.phantom"],
         ["-m", "datasets.make_splits"],
+        ["-m", "datasets.public"],
         ["-m", "tests.fuzz_volumes"],
         ["-m", "tests.kill_everything"],
     ],

@@ -14,6 +14,9 @@ from tests import reference
 from tests.several import on_processes
 from training.checkpoint import SegmenterInput, save_segmenter, save_state
 
+OF_A_RUN = (".lock", "manifest.json")
+"""Files that differ from run to run."""
+
 TRAINED_ON = SegmenterInput((20, 64, 64), (-1250.0, 250.0), "minmax")
 
 
@@ -206,7 +209,7 @@ def test_two_processes_write_the_files_of_one(config, model, tmp_path):
         assert all(e.out == "" for e in ended[1:])
         printed.append(ended[0].out.replace(str(output), ""))
         written.append(
-            {p.relative_to(output): p.read_bytes() for p in output.rglob("*") if p.is_file() and p.name != ".lock"}
+            {p.relative_to(output): p.read_bytes() for p in output.rglob("*") if p.is_file() and p.name not in OF_A_RUN}
         )
     assert printed[0] == printed[1]
     assert len(written[0]) == 3 * 3 + 2

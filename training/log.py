@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid, save_image
-from tqdm import tqdm
 
 from models.objectives import Networks, synthesise
+from progress import progress_bar
 from whole_files import naming, replacing, write_text
 
 
@@ -65,7 +64,7 @@ class RunLog:
         self.pictures = folder / "pictures"
         _drop_after(self.path, first)
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
-        self.bar = tqdm(initial=first, total=last, unit="it", disable=not progress, file=sys.stderr, dynamic_ncols=True)
+        self.bar = progress_bar(None, "training", unit="iteration", shown=progress, total=last, initial=first)
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         """Log values by name."""
@@ -98,7 +97,7 @@ class SilentLog(RunLog):
     """The log of a process that does not write: none."""
 
     def __init__(self) -> None:
-        self.bar = tqdm(disable=True)
+        self.bar = progress_bar(None, "training", unit="iteration", shown=False)
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         """Nothing."""

@@ -1,0 +1,498 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import train
+from command_line import run
+from datasets import public
+from datasets.cohort import read_id_list
+from datasets.public import main, make_lists
+from datasets.public_sets import PublicScan, patient_of
+from errors import CohortError
+from settings import read_settings
+from tests.several import on_processes
+from tests.volumes import image_of, pixels, write
+
+ROOT = Path(__file__).parents[2]
+SHAPE = (8, 16, 16)
+LUNGS = (slice(1, 7), slice(2, 14), slice(3, 13))
+SIZE = (6, 12, 10)
+"""Of crops: the box of LUNGS, so that nothing is interpolated."""
+PAIR = ("radiopaedia_10_85902_1", "radiopaedia_10_85902_3")
+LONG = "radiopaedia_org_covid-19-pneumonia-{}-dcm"
+LAYOUTS = {
+    "first": ("ct_scans", "lung_mask", "infection_mask", ".nii"),
+    "second": ("COVID-19-CT-Seg_20cases", "Lung_Mask", "Infection_Mask", ".nii.gz"),
+}
+
+
+def hu(seed=0):
+    """A CT of soft tissue with aerated lungs, int16, in which every voxel of the lungs is different."""
+    ct = np.full(SHAPE, 40, np.int16)
+    ct[0, 0, 0] = -1000
+    inside = np.random.default_rng(seed).permutation(int(np.prod(SIZE))).reshape(SIZE) - 950
+    ct[LUNGS] = inside
+    return ct
+
+
+def grey(seed=0):
+    """The same kind of CT in steps of 0..255, as CovidSeg ships half of its scans."""
+    return ((np.clip(hu(seed).astype(float), -1250, 250) + 1250) * 255 / 1500).round().astype(np.int16)
+
+
+def lungs():
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[LUNGS] = 1
+    mask[LUNGS][:, :, 5:] = 2
+    return mask
+
+
+def lesion(*labels):
+    """A mask with a block of 8 voxels of each label, one in every other slice of the lungs."""
+    mask = np.zeros(SHAPE, np.uint8)
+    for k, label in enumerate(labels):
+        mask[2 * k + 1, 4:6, 4:8] = label
+    return mask
+
+
+def covidseg(folder, layout="first", coronacases=(1, 2, 3), radiopaedia=("10_85902_1", "10_85902_3", "4_85506_1")):
+    cts, lung_masks, lesion_masks, extension = LAYOUTS[layout]
+    names = [(f"coronacases_org_{k:03d}", f"coronacases_{k:03d}", hu(k)) for k in coronacases]
+    names += [(LONG.format(name), f"radiopaedia_{name}", grey(k)) for k, name in enumerate(radiopaedia)]
+    for long, short, ct in names:
+        write(folder / cts / f"{long if layout == 'first' else short}{extension}", ct)
+        write(folder / lung_masks / f"{short}{extension}", lungs())
+        write(folder / lesion_masks / f"{short}{extension}", lesion(1))
+    return folder
+
+
+def medseg(folder, count=2):
+    for k in range(1, count + 1):
+        artefact = lungs()
+        artefact[7, 15, 15] = 3
+        write(folder / "rp_im" / f"{k}.nii.gz", hu(k))
+        write(folder / "rp_lung_msk" / f"{k}.nii.gz", artefact)
+        write(folder / "rp_msk" / f"{k}.nii.gz", lesion(1, 2, 3))
+    return folder
+
+
+def mosmed(folder, grades=(3, 5, 2), labelled=(4, 5, 6)):
+    numbers = iter(range(1, 1111))
+    for grade, count in enumerate(grades):
+        for _ in range(count):
+            write(folder / "studies" / f"CT-{grade}" / f"study_{next(numbers):04d}.nii.gz", hu(grade))
+    for number in labelled:
+        write(folder / "masks" / f"study_{number:04d}_mask.nii.gz", lesion(1))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def lungmask(monkeypatch):
+    """In the place of lungmask's network, which needs its weights: what is darker than fat. Counts what it is given."""
+    found = []
+
+    def load(model, weights, force_cpu):
+        def segment(ct):
+            found.append((model, weights, force_cpu))
+            labels = (pixels(ct) < -200).astype(np.uint8)
+            labels[0, 0, 0] = 0
+            return labels
+
+        return segment
+
+    monkeypatch.setattr(public, "load_lungmask", load)
+    return found
+
+
+def made(public_set, download, output, *options, size=SIZE):
+    arguments = [public_set, str(download), "--output", str(output), "--size", *map(str, size), "--quiet", *options]
+    return main(arguments)
+
+
+def crop(output, folder, case_id):
+    return pixels(output / folder / f"{case_id}.nii.gz")
+
+
+def lists(output):
+    return {path.stem: read_id_list(path) for path in sorted((output / "id_txt").iterdir())}
+
+
+def report(output, public_set):
+    return json.loads((output / f"public_{public_set}.json").read_text())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_covidseg_becomes_a_cohort_each_half_with_values_of_its_own(tmp_path, layout):
+    output = tmp_path / "cohort"
+    assert made("covidseg", covidseg(tmp_path / "a", layout), output) == 0
+    # In HU: -1250 is 0, 250 is 255, and the box is not resized.
+    image = crop(output, "images", "covidseg_coronacases_002")
+    np.testing.assert_allclose(image, (hu(2)[LUNGS].astype(float) + 1250) * 0.17, atol=1e-4)
+    # Mapped to 0..255 already: mapped to HU and back, they are what they were. As HU, all would be above 212.
+    image = crop(output, "images", "covidseg_radiopaedia_10_85902_3")
+    np.testing.assert_allclose(image, grey(1)[LUNGS], atol=1e-3)
+    assert image.max() < 180
+    for folder, expected in (("lung", np.ones(SIZE)), ("lesion", lesion(1)[LUNGS])):
+        np.testing.assert_array_equal(crop(output, folder, "covidseg_radiopaedia_10_85902_3"), expected)
+    assert lists(output) == {
+        "A_labelled": ["covidseg_coronacases_001"],
+        "A_sub1": ["covidseg_coronacases_002", "covidseg_coronacases_003"],
+        "A_sub2": [
+            "covidseg_radiopaedia_4_85506_1",
+            "covidseg_radiopaedia_10_85902_1",
+            "covidseg_radiopaedia_10_85902_3",
+        ],
+    }
+
+
+def test_masks_of_both_are_used_where_others_are_missing(tmp_path):
+    download = covidseg(tmp_path / "a", coronacases=(1, 2), radiopaedia=())
+    both = lungs()
+    both[lesion(1) == 1] = 3
+    write(download / "lung_and_infection_mask" / "coronacases_001.nii", both)
+    for folder in ("lung_mask", "infection_mask"):
+        (download / folder / "coronacases_001.nii").unlink()
+    output = tmp_path / "cohort"
+    assert made("covidseg", download, output) == 0
+    np.testing.assert_array_equal(crop(output, "lung", "covidseg_coronacases_001"), np.ones(SIZE))
+    np.testing.assert_array_equal(crop(output, "lesion", "covidseg_coronacases_001"), lesion(1)[LUNGS])
+    assert sum("taken from" in line for line in report(output, "covidseg")["odd"]) == 2
+
+
+def test_medseg_counts_ground_glass_and_consolidation_and_on_request_effusion(tmp_path):
+    download = medseg(tmp_path / "b")
+    assert made("medseg", download, tmp_path / "one") == 0
+    # The artefact in the corner is no lung: the box does not reach it.
+    np.testing.assert_array_equal(crop(tmp_path / "one", "lung", "medseg_1"), np.ones(SIZE))
+    np.testing.assert_array_equal(crop(tmp_path / "one", "lesion", "medseg_1"), lesion(1, 1, 0)[LUNGS])
+    assert lists(tmp_path / "one") == {"B": ["medseg_1", "medseg_2"]}
+    assert made("medseg", download, tmp_path / "two", "--lesion-labels", "1", "2", "3") == 0
+    np.testing.assert_array_equal(crop(tmp_path / "two", "lesion", "medseg_1"), lesion(1, 1, 1)[LUNGS])
+    assert report(tmp_path / "two", "medseg")["rules"] == {
+        "lungs": "given", "lung_labels": [1, 2], "lesion_labels": [1, 2, 3]
+    }  # fmt: skip
+
+
+def test_mosmed_is_told_apart_by_folders_and_masks_and_lungmask_finds_its_lungs(tmp_path, lungmask):
+    output = tmp_path / "cohort"
+    options = ["--weights", "w.pth", "--cpu"]
+    assert made("mosmed", mosmed(tmp_path / "COVID19_1110"), output, *options) == 0
+    assert lungmask == [("R231", Path("w.pth"), True)] * 10
+    ids = [f"mosmed_study_{k:04d}" for k in range(1, 11)]
+    assert lists(output) == {"C": ids[3:6], "D_diseased": ids[6:], "D_healthy": ids[:3]}
+    np.testing.assert_array_equal(crop(output, "lesion", ids[3]), lesion(1)[LUNGS])
+    assert not (output / "lesion" / f"{ids[0]}.nii.gz").exists()
+    found = report(output, "mosmed")
+    assert found["files"]["CTs in CT-1"] == {"found": 5, "expected": 684}
+    assert found["rules"]["lungs"] == "lungmask R231"
+
+
+def test_given_lungs_are_not_looked_at_where_lungmask_is_asked_for(tmp_path, lungmask):
+    download = covidseg(tmp_path / "a")
+    (download / "lung_mask" / "coronacases_001.nii").unlink()
+    assert made("covidseg", download, tmp_path / "cohort", "--lungs", "lungmask") == 0
+    assert len(lungmask) == 6
+    # The lungs of scans of 0..255 are found in HU.
+    np.testing.assert_array_equal(crop(tmp_path / "cohort", "lung", f"covidseg_{PAIR[0]}"), np.ones(SIZE))
+
+
+@pytest.mark.parametrize(("labelled", "other"), [PAIR, PAIR[::-1]])
+def test_the_two_scans_of_one_patient_are_never_on_both_sides(tmp_path, labelled, other):
+    output = tmp_path / "cohort"
+    assert made("covidseg", covidseg(tmp_path / "a"), output, "--label", labelled) == 0
+    found = lists(output)
+    assert found["A_labelled"] == [f"covidseg_{labelled}"]
+    assert found["A_sub1"] == [f"covidseg_coronacases_{k:03d}" for k in (1, 2, 3)]
+    assert found["A_sub2"] == ["covidseg_radiopaedia_4_85506_1"]
+    assert report(output, "covidseg")["in_no_list"] == [f"covidseg_{other}"]
+    assert any("share patients" in line for line in report(output, "covidseg")["odd"])
+
+
+def scan(case_id, group):
+    return PublicScan(case_id, group, patient_of(case_id), Path(case_id))
+
+
+A = [
+    *(scan(f"covidseg_coronacases_{k:03d}", "A_sub1") for k in range(1, 11)),
+    *(
+        scan(f"covidseg_radiopaedia_{name}", "A_sub2")
+        for name in (
+            "10_85902_1", "10_85902_3", "14_85914_0", "27_86410_0", "29_86490_1", "29_86491_1", "36_86526_0",
+            "40_86625_0", "4_85506_1", "7_85703_0",
+        )
+    ),
+]  # fmt: skip
+CD = [
+    *(scan(f"mosmed_study_{k:04d}", "D_healthy") for k in range(10)),
+    *(scan(f"mosmed_study_{k:04d}", "C") for k in range(10, 16)),
+    *(scan(f"mosmed_study_{k:04d}", "D_diseased") for k in range(16, 30)),
+]
+NONE_HELD_OUT = {"valid": 0, "validh": 0, "validwl": 0}
+
+
+@pytest.mark.parametrize("labelled", [case.id for case in A])
+@pytest.mark.parametrize("valid", [0, 1, 7])
+def test_whatever_is_labelled_or_held_out_lists_share_no_patient_but_those_of_tests(labelled, valid):
+    for seed in range(5):
+        dealt = make_lists(A, "A", [labelled], {**NONE_HELD_OUT, "valid": valid}, seed)
+        assert dealt["A_labelled"] == [labelled]
+        assert len(dealt["A_valid"]) == valid
+        sides = [dealt["A_labelled"], dealt["A_valid"], dealt["A_sub1"] + dealt["A_sub2"]]
+        patients = [{patient_of(case_id) for case_id in ids} for ids in sides]
+        assert not patients[0] & (patients[1] | patients[2])
+        assert not patients[1] & patients[2]
+        in_no_list = {case.id for case in A} - {case_id for ids in dealt.values() for case_id in ids}
+        assert in_no_list == {c.id for c in A if c.patient == patient_of(labelled) and c.id != labelled}
+
+
+def test_held_out_scans_are_in_no_other_list_and_the_seed_draws_them():
+    amounts = {"valid": 2, "validh": 3, "validwl": 4}
+    dealt = make_lists(CD, "C", [], amounts, 0)
+    assert {name: len(ids) for name, ids in dealt.items()} == {
+        "C_labelled": 0, "C_valid": 2, "C": 4, "D_valid_healthy": 3, "D_healthy": 7, "D_valid_diseased": 4,
+        "D_diseased": 10,
+    }  # fmt: skip
+    assert sorted(case_id for ids in dealt.values() for case_id in ids) == sorted(case.id for case in CD)
+    assert set(dealt["C_valid"] + dealt["C"]) == {case.id for case in CD if case.group == "C"}
+    assert set(dealt["D_valid_healthy"] + dealt["D_healthy"]) == {c.id for c in CD if c.group == "D_healthy"}
+    assert make_lists(CD[::-1], "C", [], amounts, 0) == dealt
+    assert any(make_lists(CD, "C", [], amounts, seed) != dealt for seed in range(1, 4))
+
+
+def test_more_than_there_is_cannot_be_held_out():
+    with pytest.raises(CohortError, match="--validh asks for 11 of 10 scans"):
+        make_lists(CD, "C", [], {**NONE_HELD_OUT, "validh": 11}, 0)
+    pair = [case for case in A if "10_85902" in case.id]
+    with pytest.raises(CohortError, match="by whole patients"):
+        make_lists(pair, "A", [], {**NONE_HELD_OUT, "valid": 1}, 0)
+
+
+def test_a_label_of_c_is_neither_tested_on_nor_in_d(tmp_path):
+    output = tmp_path / "cohort"
+    assert made("mosmed", mosmed(tmp_path / "c"), output, "--label", "study_0005", "--valid", "1") == 0
+    found = lists(output)
+    assert found["C_labelled"] == ["mosmed_study_0005"]
+    assert len(found["C_valid"]) == len(found["C"]) == 1
+    assert found["D_diseased"] == [f"mosmed_study_{k:04d}" for k in range(7, 11)]
+
+
+def test_a_scan_of_c_is_not_in_d_even_where_its_mask_is_broken(tmp_path, capsys):
+    download = mosmed(tmp_path / "c")
+    (download / "masks" / "study_0005_mask.nii.gz").write_bytes(b"no gzip")
+    output = tmp_path / "cohort"
+    assert made("mosmed", download, output) == 1
+    assert "failed: mosmed_study_0005: " in capsys.readouterr().out
+    found = lists(output)
+    assert found["C"] == ["mosmed_study_0004", "mosmed_study_0006"]
+    assert found["D_diseased"] == [f"mosmed_study_{k:04d}" for k in range(7, 11)]
+
+
+def test_sets_are_added_to_one_cohort_and_keep_their_lists(tmp_path):
+    output = tmp_path / "cohort"
+    assert made("mosmed", mosmed(tmp_path / "c"), output, "--validh", "1", "--validwl", "1", "--valid", "1") == 0
+    before = lists(output)
+    assert set(before) == {"C", "C_valid", "D_healthy", "D_valid_healthy", "D_diseased", "D_valid_diseased"}
+    assert made("covidseg", covidseg(tmp_path / "a"), output) == 0
+    assert made("medseg", medseg(tmp_path / "b"), output) == 0
+    after = lists(output)
+    assert {name: ids for name, ids in after.items() if name in before} == before
+    assert set(after) - set(before) == {"A_labelled", "A_sub1", "A_sub2", "B"}
+    listed = [case_id for ids in after.values() for case_id in ids]
+    assert len(listed) == len(set(listed)) == 18 == len(list((output / "images").iterdir()))
+    runs = json.loads((output / "manifest.json").read_text())["runs"]
+    assert [record["outcome"] for record in runs] == ["finished"] * 3
+
+
+def test_lists_that_nothing_is_in_any_more_are_removed(tmp_path):
+    output = tmp_path / "cohort"
+    download = covidseg(tmp_path / "a")
+    assert made("covidseg", download, output, "--valid", "1") == 0
+    assert set(lists(output)) == {"A_labelled", "A_sub1", "A_sub2", "A_valid"}
+    assert made("covidseg", download, output, "--label", "none") == 0
+    assert set(lists(output)) == {"A_sub1", "A_sub2"}
+
+
+def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
+    download = medseg(tmp_path / "b", count=3)
+    (download / "rp_msk" / "3.nii.gz").unlink()
+    write(download / "rp_lung_msk" / "2.nii.gz", image_of(lungs(), spacing=(1, 1, 1)))
+    (download / "notes.txt").touch()
+    assert made("medseg", download, tmp_path / "cohort", "--dry-run") == 1
+    assert not (tmp_path / "cohort").exists()
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "CTs 3, the set has 9" in lines
+    assert "lesion masks 2, the set has 9" in lines
+    assert "B 1" in lines
+    assert any(line.startswith(f"failed: medseg_2: {download}/rp_lung_msk/2.nii.gz: its spacing") for line in lines)
+    assert f"{download}/notes.txt: no volume" in lines
+    assert f"failed: medseg_3: {download}/rp_im/3.nii.gz: no lesion mask for it; complete the download" in lines
+
+
+def test_what_is_done_is_skipped_and_what_failed_is_done_when_it_is_mended(tmp_path, capsys):
+    download, output = medseg(tmp_path / "b", count=3), tmp_path / "cohort"
+    broken = download / "rp_im" / "2.nii.gz"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
+    assert made("medseg", download, output) == 1
+    out = capsys.readouterr().out
+    assert "2 of 3 scans of MedSeg (B) are in" in out
+    assert "cut short" in next(line for line in out.splitlines() if line.startswith("failed: medseg_2: "))
+    assert lists(output)["B"] == ["medseg_1", "medseg_3"]
+    assert list(report(output, "medseg")["failed"]) == ["medseg_2"]
+    before = (output / "images" / "medseg_1.nii.gz").stat().st_mtime_ns
+    broken.write_bytes(whole)
+    assert made("medseg", download, output) == 0
+    assert (output / "images" / "medseg_1.nii.gz").stat().st_mtime_ns == before
+    assert lists(output)["B"] == ["medseg_1", "medseg_2", "medseg_3"]
+    assert made("medseg", download, output, "--overwrite") == 0
+    assert (output / "images" / "medseg_1.nii.gz").stat().st_mtime_ns > before
+
+
+def test_other_rules_do_not_mix_with_what_is_done(tmp_path, capsys, monkeypatch):
+    download, output = medseg(tmp_path / "b"), tmp_path / "cohort"
+    other = ["--lesion-labels", "1", "2", "3"]
+    assert made("medseg", download, output) == 0
+    assert run(lambda: made("medseg", download, output, *other)) == 1
+    assert "made with lesion_labels [1, 2], now [1, 2, 3]; --overwrite makes them anew" in capsys.readouterr().err
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    # A run that was killed leaves nothing of the old rules for the next one to skip.
+    with monkeypatch.context() as patched:
+        patched.setattr(public, "crop_scans", killed)
+        assert run(lambda: made("medseg", download, output, *other, "--overwrite")) == 130
+    assert made("medseg", download, output, *other) == 0
+    for case_id in ("medseg_1", "medseg_2"):
+        np.testing.assert_array_equal(crop(output, "lesion", case_id), lesion(1, 1, 1)[LUNGS])
+
+
+def refusals(download, output, capsys):
+    assert made("covidseg", download, output) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed: ")]
+    return {line.split(": ")[1]: line for line in lines}
+
+
+def test_files_that_are_not_as_they_should_be_cost_their_scan_alone(tmp_path, capsys):
+    download = covidseg(tmp_path / "a", coronacases=range(1, 8))
+    write(download / "infection_mask" / "coronacases_002.nii", lesion(1, 2))
+    write(download / "lung_mask" / "coronacases_003.nii", np.zeros(SHAPE, np.uint8))
+    write(download / "infection_mask" / "coronacases_004.nii", image_of(lesion(1), origin=(0, 0, 0)))
+    write(download / "ct_scans" / "coronacases_org_005.nii", grey(5))
+    (download / "ct_scans" / "coronacases_org_006.nii").write_bytes(b"")
+    write(download / "ct_scans" / "coronacases_007.nii", hu(7))
+    failed = refusals(download, tmp_path / "cohort", capsys)
+    for number, reason in (
+        (2, "holds the labels 2, which the set does not have; say which labels count with --lesion-labels"),
+        (3, "holds no lung; use --lungs lungmask"),
+        (4, "its origin"),
+        (5, "as if mapped to 0..255, in a set in HU"),
+        (6, "coronacases_org_006.nii"),
+        (7, "2 files for one CT; keep one of them"),
+    ):
+        assert reason in failed.pop(f"covidseg_coronacases_{number:03d}")
+    assert failed == {}
+    assert lists(tmp_path / "cohort") == {
+        "A_labelled": ["covidseg_coronacases_001"],
+        "A_sub2": ["covidseg_radiopaedia_4_85506_1", *(f"covidseg_{name}" for name in PAIR)],
+    }
+
+
+def test_odd_files_are_named_and_their_scans_done(tmp_path):
+    download, output = covidseg(tmp_path / "a"), tmp_path / "cohort"
+    write(download / "infection_mask" / "coronacases_002.nii", lesion())
+    write(download / "infection_mask" / "coronacases_099.nii", lesion(1))
+    write(download / "ct_scans" / f"{LONG.format('4_85506_1')}.nii", hu(2))
+    assert made("covidseg", download, output) == 0
+    odd = "\n".join(report(output, "covidseg")["odd"])
+    assert "coronacases_002.nii: holds no lesion" in odd
+    assert "coronacases_099.nii: no CT for it; passed over" in odd
+    assert "radiopaedia_org_covid-19-pneumonia-4_85506_1-dcm.nii: values of -1000..40, not mapped to 0..255" in odd
+    image = crop(output, "images", "covidseg_radiopaedia_4_85506_1")
+    np.testing.assert_allclose(image, (hu(2)[LUNGS].astype(float) + 1250) * 0.17, atol=1e-4)
+
+
+def test_scans_of_0_to_255_are_mapped_back_in_no_other_set(tmp_path, capsys):
+    download, output = mosmed(tmp_path / "c"), tmp_path / "cohort"
+    write(download / "studies" / "CT-0" / "study_0002.nii.gz", grey())
+    assert made("mosmed", download, output) == 1
+    assert "failed: mosmed_study_0002: " in capsys.readouterr().out
+    assert lists(output)["D_healthy"] == ["mosmed_study_0001", "mosmed_study_0003"]
+
+
+def test_labels_of_ones_own_choice_pass_over_all_others(tmp_path):
+    download, output = covidseg(tmp_path / "a"), tmp_path / "cohort"
+    write(download / "infection_mask" / "coronacases_002.nii", lesion(255, 7))
+    assert made("covidseg", download, output, "--lesion-labels", "1", "255") == 0
+    np.testing.assert_array_equal(crop(output, "lesion", "covidseg_coronacases_002"), lesion(1, 0)[LUNGS])
+
+
+def test_without_its_labelled_scan_a_set_says_so(tmp_path, capsys):
+    download, output = covidseg(tmp_path / "a", coronacases=(2, 3)), tmp_path / "cohort"
+    assert made("covidseg", download, output) == 0
+    assert "A_labelled" not in lists(output)
+    assert "covidseg_coronacases_001: would be the labelled scan, and is not here" in capsys.readouterr().out
+    assert run(lambda: made("covidseg", download, output, "--label", "coronacases_001")) == 1
+    assert "--label coronacases_001: no scan of CovidSeg (A) here" in capsys.readouterr().err
+    assert run(lambda: made("mosmed", mosmed(tmp_path / "c"), output, "--label", "study_0001")) == 1
+    assert "--label study_0001: has no lesion mask" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("public_set", "options"),
+    [
+        ("mosmed", ["--lungs", "given"]),
+        ("medseg", ["--validh", "1"]),
+        ("medseg", ["--lungs", "lungmask", "--lung-labels", "1"]),
+        ("medseg", ["--lesion-labels", "0"]),
+        ("medseg", ["--valid", "-1"]),
+        ("covidseg2", []),
+    ],
+)
+def test_options_that_do_not_go_together_are_usage_errors(tmp_path, public_set, options):
+    with pytest.raises(SystemExit) as stopped:
+        made(public_set, tmp_path, tmp_path / "cohort", *options)
+    assert stopped.value.code == 2
+
+
+def test_the_download_is_never_written_to(tmp_path, capsys):
+    download = medseg(tmp_path / "b")
+    assert run(lambda: made("medseg", download, download)) == 1
+    assert "is the download itself" in capsys.readouterr().err
+    assert made("medseg", download, download / "cohort") == 0
+    assert made("medseg", download, download / "cohort") == 0
+    assert report(download / "cohort", "medseg")["odd"] == []
+
+
+@pytest.mark.parametrize("name", ["mosmed", "mosmed_finetune"])
+def test_the_configs_train_on_these_lists(tmp_path, name, capsys):
+    output = tmp_path / "cohort"
+    size = (16, 64, 64)
+    for public_set, make in (("covidseg", covidseg), ("medseg", medseg), ("mosmed", mosmed)):
+        assert made(public_set, make(tmp_path / public_set), output, size=size) == 0
+    config = ROOT / "configs" / f"{name}.yaml"
+    overrides = [f"DATASET.ROOT={output}", "IMAGE.SIZE=[16, 64, 64]", "IMAGE.SLICES=16"]
+    capsys.readouterr()
+    assert train.main(["--config-path", str(config), "--is-validation", "--dry-run", "--quiet", *overrides]) == 0
+    splits = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.split()[:2] for line in splits] == [["LABELED", "1"], ["WO_LABEL", "4"], ["HEALTHY", "3"]]
+    names = read_settings(config).dataset.split
+    # No scan with voxel labels but the labelled one takes part in training, nor in choosing a checkpoint.
+    assert (names.valid, names.validh, names.validwl) == (None, None, None)
+    assert names.test in lists(output)
+
+
+def test_two_processes_write_what_one_writes(tmp_path):
+    download = covidseg(tmp_path / "a")
+    assert made("covidseg", download, tmp_path / "1") == 0
+    arguments = ["covidseg", str(download), "--output", str(tmp_path / "2"), "--size", *map(str, SIZE), "--quiet"]
+    ended = on_processes(2, tmp_path / "log", main, arguments)
+    assert [e.code for e in ended] == [0, 0]
+    written = []
+    for output in (tmp_path / "1", tmp_path / "2"):
+        files = [path for path in output.rglob("*.*") if path.suffix in (".gz", ".txt") or "public_" in path.name]
+        written.append({str(path.relative_to(output)): path.read_bytes() for path in files})
+    assert len(written[0]) == 3 * 6 + 3 + 1
+    assert written[0] == written[1]

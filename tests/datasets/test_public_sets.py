@@ -1,0 +1,253 @@
+import pytest
+
+from datasets.public_sets import COVIDSEG, MEDSEG, MOSMED, SETS, find_public_scans, patient_of
+from errors import VolumeError
+
+RADIOPAEDIA = [
+    "10_85902_1", "10_85902_3", "14_85914_0", "27_86410_0", "29_86490_1", "29_86491_1", "36_86526_0", "40_86625_0",
+    "4_85506_1", "7_85703_0",
+]  # fmt: skip
+SHORT = [*(f"coronacases_{k:03d}" for k in range(1, 11)), *(f"radiopaedia_{name}" for name in RADIOPAEDIA)]
+LONG = [
+    *(f"coronacases_org_{k:03d}" for k in range(1, 11)),
+    *(f"radiopaedia_org_covid-19-pneumonia-{name}-dcm" for name in RADIOPAEDIA),
+]
+
+
+def touched(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+def first_layout(folder):
+    """CovidSeg with long names of CTs."""
+    touched(folder / "ct_scans", *(f"{name}.nii" for name in LONG))
+    for masks in ("lung_mask", "infection_mask", "lung_and_infection_mask"):
+        touched(folder / masks, *(f"{name}.nii" for name in SHORT))
+    return folder
+
+
+def second_layout(folder):
+    """CovidSeg with short names everywhere."""
+    for part in ("COVID-19-CT-Seg_20cases", "Lung_Mask", "Infection_Mask"):
+        touched(folder / part, *(f"{name}.nii.gz" for name in SHORT))
+    return folder
+
+
+def medseg(folder):
+    for part in ("rp_im", "rp_lung_msk", "rp_msk"):
+        touched(folder / part, *(f"{k}.nii.gz" for k in range(1, 10)))
+    return folder
+
+
+def mosmed(folder):
+    """MosMed as a whole: its 1110 scans and 50 masks."""
+    number = 0
+    for grade, count in enumerate((254, 684, 125, 45, 2)):
+        names = [f"study_{k:04d}.nii.gz" for k in range(number + 1, number + count + 1)]
+        touched(folder / "studies" / f"CT-{grade}", *names)
+        number += count
+    touched(folder / "masks", *(f"study_{k:04d}_mask.nii.gz" for k in range(255, 305)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("layout", "ct", "lung", "lesion"),
+    [
+        (
+            first_layout,
+            "ct_scans/radiopaedia_org_covid-19-pneumonia-10_85902_3-dcm.nii",
+            "lung_mask/radiopaedia_10_85902_3.nii",
+            "infection_mask/radiopaedia_10_85902_3.nii",
+        ),
+        (
+            second_layout,
+            "COVID-19-CT-Seg_20cases/radiopaedia_10_85902_3.nii.gz",
+            "Lung_Mask/radiopaedia_10_85902_3.nii.gz",
+            "Infection_Mask/radiopaedia_10_85902_3.nii.gz",
+        ),
+    ],
+)
+@pytest.mark.parametrize("nested", ["", "archive", "archive/deeper"])
+def test_both_layouts_of_covidseg(tmp_path, layout, ct, lung, lesion, nested):
+    layout(tmp_path / nested)
+    found = find_public_scans(COVIDSEG, tmp_path)
+    assert sorted(found.scans) == sorted(f"covidseg_{name}" for name in SHORT)
+    assert (found.failed, found.odd) == ({}, [])
+    assert [found.counts[f"CTs of {half}"] for half in ("coronacases", "radiopaedia")] == [(10, 10), (10, 10)]
+    scan = found.scans["covidseg_radiopaedia_10_85902_3"]
+    root = tmp_path / nested
+    assert (scan.ct, scan.lung.path, scan.lesion.path) == (root / ct, root / lung, root / lesion)
+    for case_id, scan in found.scans.items():
+        half = "A_sub2" if "radiopaedia" in case_id else "A_sub1"
+        assert (scan.group, scan.grey) == (half, half == "A_sub2")
+        assert (scan.lung.counted, scan.lesion.counted) == ({1, 2}, {1})
+
+
+@pytest.mark.parametrize(
+    ("name", "case_id"),
+    [
+        ("coronacases_org_001.nii", "covidseg_coronacases_001"),
+        ("coronacases_001.nii.gz", "covidseg_coronacases_001"),
+        ("Coronacases_010", "covidseg_coronacases_010"),
+        ("covidseg_coronacases_001", "covidseg_coronacases_001"),
+        ("radiopaedia_org_covid-19-pneumonia-10_85902_1-dcm.nii", "covidseg_radiopaedia_10_85902_1"),
+        ("radiopaedia_org_covid-19-pneumonia-4_85506_1-dcm.nii", "covidseg_radiopaedia_4_85506_1"),
+        ("radiopaedia_10_85902_1.nii.gz", "covidseg_radiopaedia_10_85902_1"),
+        ("radiopaedia_org_covid-19-pneumonia-10-dcm.nii", None),
+        ("radiopaedia_10_85902_1_copy.nii", None),
+        ("coronacases.nii", None),
+        ("study_0001.nii", None),
+    ],
+)
+def test_names_of_covidseg(name, case_id):
+    assert COVIDSEG.id_of(name) == case_id
+
+
+def test_names_of_the_others():
+    assert MEDSEG.id_of("3.nii.gz") == MEDSEG.id_of("medseg_3") == "medseg_3"
+    assert MEDSEG.id_of("three.nii.gz") is None
+    assert MOSMED.id_of("study_0255.nii.gz") == MOSMED.id_of("study_0255_mask.nii") == "mosmed_study_0255"
+    assert MOSMED.id_of("study_0255_mask_2.nii") is None
+
+
+def test_scans_of_one_case_of_radiopaedia_are_one_patient():
+    patients = {patient_of(f"covidseg_{name}") for name in SHORT}
+    # 10_85902_1 and _3; 29_86490_1 and 29_86491_1
+    assert len(patients) == 18
+    assert patient_of("covidseg_radiopaedia_10_85902_1") == patient_of("covidseg_radiopaedia_10_85902_3")
+    assert patient_of("covidseg_radiopaedia_4_85506_1") != patient_of("covidseg_radiopaedia_40_86625_0")
+    assert patient_of("mosmed_study_0001") != patient_of("mosmed_study_0002")
+
+
+def test_masks_of_both_stand_in_for_missing_folders(tmp_path):
+    first_layout(tmp_path)
+    for folder in ("lung_mask", "infection_mask"):
+        (tmp_path / folder / "coronacases_001.nii").unlink()
+    (tmp_path / "lung_mask" / "coronacases_002.nii").unlink()
+    found = find_public_scans(COVIDSEG, tmp_path)
+    both = tmp_path / "lung_and_infection_mask"
+    scan = found.scans["covidseg_coronacases_001"]
+    assert (scan.lung.path, scan.lung.counted) == (both / "coronacases_001.nii", {1, 2, 3})
+    assert (scan.lesion.path, scan.lesion.counted) == (both / "coronacases_001.nii", {3})
+    assert found.scans["covidseg_coronacases_002"].lesion.path.parent.name == "infection_mask"
+    assert found.failed == {}
+    assert [line.split(";")[0] for line in found.odd] == [
+        "covidseg_coronacases_001: no lesion mask of its own",
+        "covidseg_coronacases_001: no lung mask of its own",
+        "covidseg_coronacases_002: no lung mask of its own",
+    ]
+
+
+def test_medseg(tmp_path):
+    found = find_public_scans(MEDSEG, medseg(tmp_path / "unpacked"))
+    assert sorted(found.scans) == [f"medseg_{k}" for k in range(1, 10)]
+    assert (found.failed, found.odd) == ({}, [])
+    assert set(found.counts.values()) == {(9, 9)}
+    scan = found.scans["medseg_7"]
+    assert (scan.group, scan.grey) == ("B", False)
+    assert (scan.lung.counted, scan.lesion.counted) == ({1, 2}, {1, 2})
+    assert [path.parent.name for path in (scan.ct, scan.lung.path, scan.lesion.path)] == [
+        "rp_im", "rp_lung_msk", "rp_msk"
+    ]  # fmt: skip
+
+
+def test_mosmed(tmp_path):
+    found = find_public_scans(MOSMED, mosmed(tmp_path / "COVID19_1110"), given_lungs=False)
+    groups = [scan.group for scan in found.scans.values()]
+    assert {group: groups.count(group) for group in set(groups)} == {"C": 50, "D_healthy": 254, "D_diseased": 806}
+    assert (found.failed, found.odd) == ({}, [])
+    assert all(number == expected for number, expected in found.counts.values())
+    scan = found.scans["mosmed_study_0255"]
+    assert (scan.group, scan.lesion.path.name) == ("C", "study_0255_mask.nii.gz")
+    assert found.scans["mosmed_study_0254"].lesion is None
+    assert all(scan.lung is None for scan in found.scans.values())
+
+
+def test_labels_of_ones_own_choice(tmp_path):
+    scan = find_public_scans(MEDSEG, medseg(tmp_path), lesion_labels=[1, 2, 3], lung_labels=[2]).scans["medseg_1"]
+    assert (scan.lesion.counted, scan.lung.counted) == ({1, 2, 3}, {2})
+    assert 200 in scan.lesion.known
+
+
+def test_missing_masks_cost_their_scans(tmp_path):
+    second_layout(tmp_path)
+    (tmp_path / "Lung_Mask" / "coronacases_001.nii.gz").unlink()
+    (tmp_path / "Infection_Mask" / "coronacases_002.nii.gz").unlink()
+    found = find_public_scans(COVIDSEG, tmp_path)
+    assert len(found.scans) == 18
+    assert "no lung mask for it" in found.failed["covidseg_coronacases_001"]
+    assert "no lesion mask for it" in found.failed["covidseg_coronacases_002"]
+    assert found.counts["lung masks"] == (19, 20)
+    found = find_public_scans(COVIDSEG, tmp_path, given_lungs=False)
+    assert list(found.failed) == ["covidseg_coronacases_002"]
+
+
+def test_two_files_for_one_thing_are_never_chosen_from(tmp_path):
+    mosmed(tmp_path)
+    touched(tmp_path / "studies", "CT-2/study_0001.nii.gz", "CT-1/study_0300.nii")
+    touched(tmp_path / "masks", "study_0256_mask.nii")
+    found = find_public_scans(MOSMED, tmp_path, given_lungs=False)
+    assert set(found.failed) == {f"mosmed_study_{k}" for k in ("0001", "0300", "0256")}
+    assert not set(found.failed) & set(found.scans)
+    assert "studies/CT-0/study_0001.nii.gz" in found.failed["mosmed_study_0001"]
+    assert "studies/CT-2/study_0001.nii.gz: 2 files for one CT" in found.failed["mosmed_study_0001"]
+    assert "2 files for one lesion mask" in found.failed["mosmed_study_0256"]
+
+
+def test_a_lesion_mask_of_a_scan_without_findings_is_a_contradiction(tmp_path):
+    mosmed(tmp_path)
+    touched(tmp_path / "masks", "study_0003_mask.nii.gz")
+    found = find_public_scans(MOSMED, tmp_path, given_lungs=False)
+    assert "without findings by its folder" in found.failed["mosmed_study_0003"]
+
+
+def test_missing_masks_of_c_are_warned_of(tmp_path):
+    mosmed(tmp_path)
+    (tmp_path / "masks" / "study_0255_mask.nii.gz").rename(tmp_path / "masks" / "255.nii.gz")
+    found = find_public_scans(MOSMED, tmp_path, given_lungs=False)
+    assert found.scans["mosmed_study_0255"].group == "D_diseased"
+    assert any(line.startswith("lesion masks are missing") for line in found.odd)
+    assert any("255.nii.gz: not a name of MosMed" in line for line in found.odd)
+
+
+def test_what_belongs_to_nothing_is_named(tmp_path):
+    medseg(tmp_path)
+    touched(tmp_path, "rp_msk/10.nii.gz", "rp_im/notes.txt", "elsewhere/1.nii.gz", "rp_im.zip", "rp_im/x.nii.gz")
+    touched(tmp_path, "__MACOSX/rp_im/1.nii.gz", "rp_im/._1.nii.gz")
+    found = find_public_scans(MEDSEG, tmp_path)
+    assert (len(found.scans), found.failed) == (9, {})
+    told = {line.split(": ")[0].removeprefix(f"{tmp_path}/"): line.split(": ")[1] for line in found.odd}
+    assert told == {
+        "rp_msk/10.nii.gz": "no CT for it; passed over",
+        "rp_im/notes.txt": "no volume",
+        "rp_im/x.nii.gz": "not a name of MedSeg (B); passed over",
+        "elsewhere/1.nii.gz": "in no folder of MedSeg (B); passed over",
+        "rp_im.zip": "an archive; unpack it if its files are missing",
+    }
+
+
+def test_links_to_folders_are_followed_but_not_in_circles_nor_into_the_cohort(tmp_path):
+    medseg(tmp_path / "disk")
+    (tmp_path / "download").mkdir()
+    for folder in ("rp_im", "rp_lung_msk", "rp_msk"):
+        (tmp_path / "download" / folder).symlink_to(tmp_path / "disk" / folder)
+    (tmp_path / "download" / "again").symlink_to(tmp_path / "download")
+    touched(tmp_path / "download" / "cohort", "images/medseg_1.nii.gz")
+    found = find_public_scans(MEDSEG, tmp_path / "download", skip=tmp_path / "download" / "cohort")
+    assert (len(found.scans), found.failed, found.odd) == (9, {}, [])
+
+
+@pytest.mark.parametrize("public_set", SETS.values(), ids=SETS)
+def test_a_folder_of_something_else(tmp_path, public_set):
+    with pytest.raises(VolumeError, match="no such folder; expected the unpacked download"):
+        find_public_scans(public_set, tmp_path / "nowhere")
+    touched(tmp_path, "scans/1.nii.gz")
+    with pytest.raises(VolumeError, match=r"no CT of .* here; expected"):
+        find_public_scans(public_set, tmp_path)
+    touched(tmp_path, "all.zip")
+    with pytest.raises(VolumeError, match="unpack the archives in it"):
+        find_public_scans(public_set, tmp_path)
