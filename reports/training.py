@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 from command_line import new_parser, run
@@ -174,12 +175,15 @@ def _plot(name: str, title: str, curves: Mapping[str, Curve], label: str, prefix
             axes.plot(iterations, values, linewidth=1.3, marker=marker, markersize=4, label=short[key], **style)
         if logarithmic:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("iteration")
         axes.set_ylabel(label)
         if len(curves) > 1:
-            axes.figure.legend(loc="outside lower center", ncols=3, frameon=False, handlelength=2.4)
+            axes.figure.legend(loc="lower center", ncols=3, frameon=False, handlelength=2, columnspacing=1, borderpad=0)
 
-    return draw(name, title, caption, paint)
+    rows = -(-len(curves) // 3) if len(curves) > 1 else 0
+    return draw(name, title, caption, paint, below=0.18 * rows)
 
 
 def _validation_dice(iterations: np.ndarray, values: np.ndarray) -> Plot:
@@ -231,13 +235,13 @@ def _summary(entries: Sequence[Mapping[str, float]], settings: Settings | None) 
 
 
 def _setting_rows(settings: Settings) -> list[dict[str, Any]]:
-    """Every setting by its name in the config, with the published value and whether it differs."""
+    """Every setting by the words of its name in the config, with the published value and whether it differs."""
     published = _flat(Settings().model_dump(by_alias=True, mode="json"))
     rows = []
     for name, value in _flat(settings.model_dump(by_alias=True, mode="json")).items():
         rows.append(
             {
-                "name": name,
+                "words": name.split("."),
                 "value": _shown(value),
                 "published": _shown(published.get(name)),
                 "differs": value != published.get(name),
