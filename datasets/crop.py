@@ -44,6 +44,12 @@ def map_window(hu: np.ndarray, window: tuple[float, float] = WINDOW) -> np.ndarr
     return ((np.clip(hu, low, high) - low) * (255.0 / (high - low))).astype(np.float32)
 
 
+def unmap_window(values: np.ndarray, window: tuple[float, float] = WINDOW) -> np.ndarray:
+    """HU of values that `map_window` made, float32; what was outside the window is at its ends."""
+    low, high = window
+    return (low + values * ((high - low) / 255.0)).astype(np.float32)
+
+
 def remove_small_components(mask: np.ndarray, share: float = SMALLEST_COMPONENT) -> np.ndarray:
     """A mask without its connected components below a share of the volume.
 

@@ -265,8 +265,9 @@ function select(row, focus) {
   [...row.cells].slice(1).forEach((cell, k) => {
     const pair = document.createElement("div");
     const name = document.createElement("dt"), value = document.createElement("dd");
-    name.textContent = headings[k + 1].textContent;
-    value.textContent = cell.textContent;
+    const { title, unit } = headings[k + 1].dataset;
+    name.textContent = title;
+    value.textContent = cell.dataset.value === "" ? cell.textContent : `${cell.textContent} ${unit}`;
     pair.append(name, value);
     values.append(pair);
   });

@@ -10,8 +10,10 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from manifest import environment
 from whole_files import write_text
 
 FOLDER = Path(__file__).parent
@@ -45,3 +47,11 @@ def write_page(path: Path, template: str, scripts: Sequence[str], **content: obj
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
     page = _environment.get_template(template).render(policy=policy, style=style, script=script, **content)
     write_text(path, page)
+
+
+def made_with(device: torch.device) -> dict[str, str]:
+    """The facts at the foot of a page about what computed its results: versions, machine, device."""
+    facts = environment(device)
+    versions = ", ".join(f"{name} {number}" for name, number in facts.pop("versions").items())
+    del facts["threads"]  # of no consequence for results, and other ones with several processes
+    return {**{name: str(value) for name, value in facts.items() if value is not None}, "versions": versions}

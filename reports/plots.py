@@ -1,4 +1,4 @@
-"""Plots of a cohort as SVG that stands in a page: text stays text, and colours of text and axes are the page's."""
+"""Plots as SVG that stands in a page: text stays text, and colours of text and axes are the page's."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from reports.page import MINUS
 
-PREDICTED, TRUE, OTHER = "#d55e00", "#0072b2", "#009e73"
-"""Vermillion, blue and green of Okabe and Ito, which colour-blind readers tell apart."""
+PREDICTED, TRUE, OTHER = "#e0761a", "#2f8fd0", "#14a37b"
+"""Orange, blue and green that colour-blind readers tell apart, after Okabe and Ito, seen on light and dark paper."""
 
 LIMITS = 1.96
 """Standard deviations from the mean difference to the limits of agreement."""
@@ -75,7 +75,7 @@ def agreement(first: Sequence[float], second: Sequence[float]) -> Agreement:
 
 
 def draw(
-    name: str, title: str, caption: str, paint: Callable[[Axes], None], size: tuple[float, float] = (4.2, 2.7)
+    name: str, title: str, caption: str, paint: Callable[[Axes], None], left: float = 0.55, below: float = 0.0
 ) -> Plot:
     """Draw a plot.
 
@@ -84,11 +84,16 @@ def draw(
         title: above the axes; with `caption` it is the text alternative.
         caption: says in words what the plot shows.
         paint: draws on the axes.
-        size: in inches.
+        left: room for the labels at the left, inches.
+        below: room for a legend at the bottom, inches; the plot is as much higher.
     """
+    width, height = 3.9, 2.5 + below
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots()
+        # Fixed margins: layouts that measure all text take most of the time that a plot takes.
+        figure = Figure(figsize=(width, height))
+        bottom, right, top = 0.45 + below, 0.12, 0.28
+        box = (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
+        axes = figure.add_axes(box)
         axes.set_title(title, loc="left", fontweight="bold")
         paint(axes)
         file = io.StringIO()
@@ -122,7 +127,7 @@ def cohort_plots(rows: Sequence[Mapping[str, str | float | None]]) -> list[Plot]
     volumes = {name: values for name, values in volumes.items() if len(values)}
     if volumes:
         caption = " ".join(f"{name.capitalize()}, {_cases(v)}: {_spread(v, 1, ' ml')}." for name, v in volumes.items())
-        plots.append(draw("volumes", "Lesion volume", caption, lambda axes: _strips(axes, volumes, "ml")))
+        plots.append(draw("volumes", "Lesion volume", caption, lambda axes: _strips(axes, volumes, "ml"), left=0.75))
     # A scan without lesion cannot be underestimated, and many of them would hide how far the others are off.
     pairs = [(a, b) for a, b in pairs if a is not None and b is not None and b > 0]
     if pairs:
@@ -134,7 +139,7 @@ def cohort_plots(rows: Sequence[Mapping[str, str | float | None]]) -> list[Plot]
         values = _numbers(rows, key)
         if len(values):
             caption = f"{_cases(values)}: {_spread(values, 1, f' {unit}')}."
-            plots.append(draw(key, title, caption, lambda axes, v=values, u=unit: _strips(axes, {"": v}, u)))
+            plots.append(draw(key, title, caption, lambda axes, v=values, u=unit: _strips(axes, {"": v}, u), left=0.2))
     if any(row.get("severity") for row in rows):
         plots.append(_severity(rows))
     return plots
@@ -189,7 +194,8 @@ def _severity(rows: Sequence[Mapping[str, str | float | None]]) -> Plot:
         axes.set_xlabel("scans")
 
     caption = "Scans by severity: " + ", ".join(f"{grade} {counts[grade]}" for grade in grades) + "."
-    return draw("severity", "Severity", caption, paint)
+    longest = max(map(len, grades))
+    return draw("severity", "Severity", caption, paint, left=0.2 + 0.075 * longest)
 
 
 def _histogram(axes: Axes, values: np.ndarray, bins: np.ndarray, label: str) -> None:
@@ -220,6 +226,7 @@ def _strips(axes: Axes, groups: Mapping[str, np.ndarray], unit: str) -> None:
     smallest = min(float(np.median(values)) for values in groups.values())
     if largest > 30 * max(smallest, 1.0):
         axes.set_xscale("symlog", linthresh=1.0)
+        axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(range(len(groups)), list(groups))
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

@@ -36,7 +36,7 @@ MOST_SLICES = {"axial": 40, "coronal": 12}
 MOST_PIXELS = {"axial": 1_500_000, "coronal": 600_000}
 """Pixels of all slices that are kept of a scan: of large ones, fewer."""
 
-QUALITY = 38
+QUALITY = 35
 """Of the lossy pictures, 0 to 100."""
 
 _MARGIN_MM = 8.0

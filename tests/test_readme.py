@@ -59,6 +59,7 @@ def test_files_and_folders_in_the_readme_exist():
         ["-m", "datasets.phantom"],
         ["-m", "datasets.make_splits"],
         ["-m", "datasets.public"],
+        ["-m", "reports.training"],
         ["-m", "tests.fuzz_volumes"],
         ["-m", "tests.kill_everything"],
     ],

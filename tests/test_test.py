@@ -199,6 +199,25 @@ def test_an_unknown_split_is_a_usage_error(config, model, capsys):
     assert "VALDI is none of LABELED, WO_LABEL" in capsys.readouterr().err
 
 
+def test_the_page_shows_every_scan_with_its_scores(config, model, tmp_path):
+    output = results_of(config, model, "--split", "VALID", "VALIDH", "--no-report")
+    assert not (output / "report.html").exists()
+    results_of(config, model, "--split", "VALID", "VALIDH")
+    page = (output / "report.html").read_text(encoding="utf-8")
+    table = rows(output)
+    shown = [
+        re.findall(r'data-value="[^"]*">(?:<button type="button">)?([^<]*)<', row) for row in page.split("<tr data-")
+    ]
+    cells = {cells[0]: cells[1:4] for cells in shown[1:]}
+    assert list(cells) == list(table)
+    for case_id, row in table.items():
+        dice = f"{float(row['dice']):.3f}" if row["dice"] else "\N{EN DASH}"
+        assert cells[case_id] == [dice, f"{float(row['predicted_ml']):.1f}", f"{float(row['true_ml']):.1f}"]
+    cases = [json.loads(text) for text in re.findall(r'id="case-\d">(.*?)</script>', page)]
+    assert [case["truth"] for case in cases] == [True, True, True]
+    assert [plane["size"] for plane in cases[0]["planes"]] == [[64, 64], [64, 20]]
+
+
 def test_two_processes_write_the_files_of_one(config, model, raw, tmp_path):
     arguments = ["--config-path", str(config), "--model-path", str(model), "--quiet", "--device", "cpu", "--save-vis"]
     written, printed = [], []
