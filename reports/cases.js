@@ -119,7 +119,7 @@ class Plane {
     this.note.textContent =
       view.every === 1
         ? `All ${view.count} ${this.name} slices of the lungs.`
-        : `${view.slices.length} of ${view.count} ${this.name} slices: of every ${view.every}, the one with most lesion.`;
+        : `${view.slices.length} of ${view.count} ${this.name} slices: of every ${view.every}, the one with most lesion or, without, the middle one.`;
     this.show(view.start);
   }
 

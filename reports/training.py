@@ -120,7 +120,7 @@ def training_plots(entries: Sequence[Mapping[str, float]]) -> list[Plot]:
         plots.append(_validation_dice(*curves["valid/dice"]))
     found = {n: c for n, c in curves.items() if n.startswith(_VALIDATION) and n.endswith("_ml")}
     if found:
-        plots.append(_plot("found", "Lesion found in healthy and unlabelled scans", found, "ml", prefix=""))
+        plots.append(_plot("found", "Lesion found in unlabelled scans", found, "ml", prefix=""))
     for objective in objectives:
         terms = {n: c for n, c in curves.items() if n.startswith(f"{objective}/")}
         plots.append(_plot(objective, f"Losses of the {objective} objective", terms, "loss", prefix=f"{objective}/"))

@@ -65,7 +65,7 @@ def test_the_curves_say_in_words_what_they_show(run_folder):
     plots = training_plots(read_log(run_folder / "metrics.jsonl"))
     titles = [re.search(r'aria-label="([^.]*)', plot.svg).group(1) for plot in plots]
     assert titles == [
-        "Validation Dice", "Lesion found in healthy and unlabelled scans", "Losses of the joint objective",
+        "Validation Dice", "Lesion found in unlabelled scans", "Losses of the joint objective",
         "Losses of the discriminator objective", "Learning rates", "Seconds per iteration",
     ]  # fmt: skip
     # Of two equal ones the first is kept, as training does it.
