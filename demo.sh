@@ -61,6 +61,8 @@ cat <<END
 masks on the scans' own grids:  $folder/masks
 scans to lay them over:         $folder/raw/ct
 table, a row a scan:            $folder/test/metrics.csv
+page of the test scans:         $folder/test/report.html
+page of the training:           $run/report.html
 figures of the test scans:      $folder/test/figures
 pictures of the training:       $run/pictures
 END

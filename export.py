@@ -35,6 +35,7 @@ from torch.export import Dim, ExportedProgram
 from checksums import write_checksums
 from command_line import add_quiet, new_parser, run, start_logging
 from errors import CheckpointError, GasnetError
+from evaluation.burden import NOTICE
 from evaluation.metrics import THRESHOLD
 from manifest import project_version, recording
 from models import Segmenter
@@ -51,7 +52,6 @@ from training.checkpoint import (
 )
 from training.model_card import (
     CARD,
-    NOTICE,
     PUBLISHED_INPUT,
     UNKNOWN,
     model_card,

@@ -25,10 +25,11 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import processes
-from command_line import add_quiet, add_reading, new_parser, run, start_logging
+from command_line import add_device, add_quiet, add_reading, choose_device, new_parser, run, start_logging
 from datasets.cohort import find_volume
 from datasets.crop import CROP_SIZE, LungMaskCrop
 from datasets.lungs import load_lungmask, segment_by_threshold
@@ -72,9 +73,7 @@ def crop_scans(
     with logging_redirect_tqdm():
         for case_id, scan in progress_bar(scans.items(), "cropping", unit="scan", shown=progress):
             try:
-                if lungs is not None and case_id not in lungs:
-                    raise VolumeError(f"{scan}: no lung mask of this name; add {case_id}.nii.gz to the lung masks")
-                crops = cropper.crop(scan, labels.get(case_id), lungs[case_id] if lungs is not None else None)
+                crops = cropper.crop(scan, labels.get(case_id), lung_mask_of(scan, case_id, lungs))
                 # The image comes last: where it stands, the others do.
                 for folder, crop in reversed(list(zip(FOLDERS, crops, strict=False))):
                     write_volume(crop, output / folder / f"{case_id}.nii.gz")
@@ -101,15 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("input", type=Path, help="a CT, or a folder of CTs")
     parser.add_argument("--output", type=Path, required=True, metavar="ROOT", help="cohort folder")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="lesion labels, named as their scans")
-    parser.add_argument(
-        "--lungs",
-        default="lungmask",
-        metavar="lungmask|threshold|DIR",
-        help="how the lungs are found: the network of lungmask (default), classical thresholding, or masks in a folder",
-    )
-    parser.add_argument("--lungmask-model", default="R231", help="model of lungmask (default R231)")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of lungmask, where it cannot fetch them")
-    parser.add_argument("--cpu", action="store_true", help="run lungmask on the CPU even where there is CUDA")
+    add_lungs(parser)
     parser.add_argument(
         "--size",
         type=int,
@@ -118,33 +109,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar=("DEPTH", "HEIGHT", "WIDTH"),
         help="voxels of a crop (default {} {} {})".format(*CROP_SIZE),
     )
-    parser.add_argument(
-        "--grey-window",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="map CTs of 0..255 back to HU, of which LOW became 0 and HIGH 255 (CovidSeg's Radiopaedia: -1250 250)",
-    )
+    add_grey_window(parser)
     add_reading(parser)
     parser.add_argument("--overwrite", action="store_true", help="crop scans again that are done")
+    add_device(parser)
     add_quiet(parser)
     options = parser.parse_args(arguments)
     if min(options.size) < 2:
         parser.error("--size needs at least 2 voxels along each axis")
-    if options.grey_window is not None and options.grey_window[0] >= options.grey_window[1]:
-        parser.error("--grey-window needs the lower HU first")
+    reading = chosen_reading(parser, options)
     start_logging(options.quiet)
 
+    torch.backends.cudnn.allow_tf32 = False  # the same lungs on every device
     scans = find_scans(options.input)
     labels = _match(options.labels, scans, "label")
-    given = options.lungs not in ("lungmask", "threshold")
-    lungs = _match(Path(options.lungs), scans, "lung mask") if given else None
-    _keep_apart(options.output, [*scans.values(), *labels.values(), *(lungs or {}).values()])
+    lungs = given_lungs(options, scans)
+    keep_apart(
+        [options.output / folder for folder in FOLDERS], [*scans.values(), *labels.values(), *(lungs or {}).values()]
+    )
     size = tuple(options.size)
-    grey_window = None if options.grey_window is None else tuple(options.grey_window)
-    reading = Reading(options.max_voxels, options.series, grey_window)
+    device = lung_device(options)
     failed: dict[str, str] = {}
-    with processes.one_writer(options.output, *FOLDERS), recording(options.output):
+    with processes.one_writer(options.output, *FOLDERS), recording(options.output, device=device):
         # One process looks before any writes, so that all share out the same.
         left = processes.from_first(
             lambda: [
@@ -154,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ]
         )
         if mine := {case_id: scans[case_id] for case_id in processes.share(left)}:
-            cropper = LungMaskCrop(_lung_finder(options), size, reading)
+            cropper = LungMaskCrop(lung_finder(options, device), size, reading)
             failed = crop_scans(mine, options.output, cropper, labels, lungs, progress=not options.quiet)
         of_all = {case_id: reason for part in processes.gather(failed) for case_id, reason in part.items()}
     failed = {case_id: of_all[case_id] for case_id in left if case_id in of_all}
@@ -167,6 +153,98 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+def add_lungs(parser: argparse.ArgumentParser) -> None:
+    """Add ``--lungs``, ``--lungmask-model`` and ``--weights``, which say how lungs are found."""
+    parser.add_argument(
+        "--lungs",
+        default="lungmask",
+        metavar="lungmask|threshold|DIR",
+        help="how the lungs are found: the network of lungmask (default), classical thresholding, or masks in a folder",
+    )
+    add_lungmask(parser)
+
+
+def add_lungmask(parser: argparse.ArgumentParser) -> None:
+    """Add ``--lungmask-model`` and ``--weights``."""
+    parser.add_argument("--lungmask-model", default="R231", help="model of lungmask (default R231)")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of lungmask, where it cannot fetch them")
+
+
+def add_grey_window(parser: argparse.ArgumentParser) -> None:
+    """Add ``--grey-window``, for CTs that are no longer in HU."""
+    parser.add_argument(
+        "--grey-window",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="map CTs of 0..255 back to HU, of which LOW became 0 and HIGH 255 (CovidSeg's Radiopaedia: -1250 250)",
+    )
+
+
+def chosen_reading(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Reading:
+    """How raw scans are read, by the options of `add_reading` and `add_grey_window`."""
+    window = None if options.grey_window is None else tuple(options.grey_window)
+    if window is not None and window[0] >= window[1]:
+        parser.error("--grey-window needs the lower HU first")
+    return Reading(options.max_voxels, options.series, window)
+
+
+def given_lungs(options: argparse.Namespace, scans: dict[str, Path]) -> dict[str, Path] | None:
+    """Lung masks by the id of their scan where ``--lungs`` names a folder of them, None where lungs are to be found."""
+    if options.lungs in ("lungmask", "threshold"):
+        return None
+    return _match(Path(options.lungs), scans, "lung mask")
+
+
+def lung_mask_of(scan: Path, case_id: str, lungs: dict[str, Path] | None) -> Path | None:
+    """The lung mask given for a scan, None where lungs are to be found.
+
+    Raises:
+        VolumeError: lung masks are given, and none for this scan.
+    """
+    if lungs is not None and case_id not in lungs:
+        raise VolumeError(f"{scan}: no lung mask of this name; add {case_id}.nii.gz to the lung masks")
+    return None if lungs is None else lungs[case_id]
+
+
+def lung_device(options: argparse.Namespace) -> torch.device:
+    """The device that finds lungs: that of ``--device`` for lungmask, the CPU for everything else.
+
+    Raises:
+        GasnetError: see `choose_device`.
+    """
+    return choose_device(options.device) if options.lungs == "lungmask" else torch.device("cpu")
+
+
+def lung_finder(options: argparse.Namespace, device: torch.device) -> Callable[[sitk.Image], np.ndarray]:
+    """What finds lungs, by the options of `add_lungs`: from a CT in HU to labels (1 right, 2 left).
+
+    Args:
+        options: of the command.
+        device: for lungmask.
+
+    Raises:
+        VolumeError: lungmask's weights cannot be had.
+    """
+    if options.lungs != "lungmask":
+        return segment_by_threshold
+    return load_lungmask(options.lungmask_model, options.weights, force_cpu=device.type == "cpu")
+
+
+def keep_apart(folders: Sequence[Path], inputs: Sequence[Path], what: str = "crops") -> None:
+    """Refuse to write results over the files that they are made from.
+
+    Raises:
+        VolumeError: an input lies in one of the folders that are written to.
+    """
+    written = [folder.resolve() for folder in folders]
+    for path in inputs:
+        if path.resolve().parent in written:
+            raise VolumeError(
+                f"{path}: lies where the {what} would be written; choose another --output than {folders[0].parent}"
+            )
+
+
 def _match(folder: Path | None, scans: dict[str, Path], what: str) -> dict[str, Path]:
     if folder is None:
         return {}
@@ -176,20 +254,6 @@ def _match(folder: Path | None, scans: dict[str, Path], what: str) -> dict[str, 
     if missing := [case_id for case_id in scans if case_id not in matched]:
         log.warning("%d scan(s) have no %s, the first %s", len(missing), what, missing[0])
     return matched
-
-
-def _keep_apart(output: Path, inputs: Sequence[Path]) -> None:
-    """Refuse to write crops over the files that they are made from."""
-    written = [(output / folder).resolve() for folder in FOLDERS]
-    for path in inputs:
-        if path.resolve().parent in written:
-            raise VolumeError(f"{path}: lies where the crops would be written; choose another --output than {output}")
-
-
-def _lung_finder(options: argparse.Namespace) -> Callable[[sitk.Image], np.ndarray]:
-    if options.lungs != "lungmask":
-        return segment_by_threshold
-    return load_lungmask(options.lungmask_model, options.weights, force_cpu=options.cpu)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from command_line import add_quiet, add_reading, new_parser, run, start_logging
 from datasets.crop import lay_over
-from datasets.scans import find_scans, match_labels
-from datasets.volume import DEFAULT, Reading, as_labels, read_geometry, read_volume, volume_id, write_volume
+from datasets.scans import find_scans, match_labels, result_name
+from datasets.volume import DEFAULT, Reading, as_labels, read_geometry, read_volume, write_volume
 from errors import GasnetError, VolumeError
 from evaluation.metrics import THRESHOLD
 from manifest import recording
@@ -56,12 +56,6 @@ def restore_mask(scan: Path, mask: Path, threshold: float = THRESHOLD, reading: 
     else:
         crop = as_labels(mask, crop)
     return lay_over(scan, read_geometry(scan, reading), crop, mask, threshold if probability else None)
-
-
-def result_name(scan: Path) -> str:
-    """Name of the mask of a scan: the id with the scan's file type, compressed where the type can be."""
-    extension = scan.name.lower()[len(volume_id(scan)) :] if scan.is_file() else ""
-    return volume_id(scan) + {".mha": ".mha", ".mhd": ".mha", ".nrrd": ".nrrd"}.get(extension, ".nii.gz")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

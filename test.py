@@ -1,11 +1,11 @@
 r"""Tests a trained segmenter on a cohort: masks, probabilities, and how good they are.
 
-Writes masks/<id>.nii.gz, probabilities/<id>.nii.gz, metrics.csv, summary.json and manifest.json to the output folder,
-and prints mean and standard deviation over the scans. Scans without lesion are scored by what was found in them all
-the same. Besides overlap and volumes they are scored by their surfaces (HD95, surface Dice) and by single lesions;
-what an empty mask scores is in evaluation/metrics.py. With --images, they are scored on the grids of the raw scans too,
-into metrics_raw.csv. The model is a checkpoint of ours, the folder of a release or a run that has one, or a published
-checkpointU_*.pth.
+Writes masks/<id>.nii.gz, probabilities/<id>.nii.gz, metrics.csv, summary.json, manifest.json and report.html, a page
+to look at, to the output folder, and prints mean and standard deviation over the scans. Scans without lesion are scored
+by what was found in them all the same. Besides overlap and volumes they are scored by their surfaces (HD95, surface
+Dice) and by single lesions; docs/scores.md defines all. With --images, they are scored on the grids of the raw scans
+too, into metrics_raw.csv. The model is a checkpoint of ours, the folder of a release or a run that has one, or a
+published checkpointU_*.pth.
 
 Examples:
     python test.py --config-path configs/Gan.yaml
@@ -45,6 +45,8 @@ from models.generator import generate_scan
 from models.layers import place
 from models.objectives import synthesise
 from progress import progress_bar
+from reports.page import made_with
+from reports.scores import view_of, write_score_report
 from settings import Settings, read_settings
 from training.checkpoint import BEST, SegmenterInput, find_segmenter, load_generator, load_segmenter
 
@@ -118,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, metavar="RAW", help="folder of the raw scans; score on their grids too")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="lesion labels of the raw scans, named as they are")
     add_reading(parser)
+    parser.add_argument("--no-report", dest="report", action="store_false", help="leave out report.html")
     add_device(parser)
     add_quiet(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that replace the file's")
@@ -158,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     raw = None if options.images is None else find_raw_scans(options.images, options.labels, reading)
     place(segmenter, device)
 
-    scored = []
+    scored, views = [], []
     shares = {split: processes.share(cases) for split, cases in cohort.items()}
     total = sum(len(cases) for cases in shares.values())
     with (
@@ -168,18 +171,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         with progress_bar(None, "testing", total=total, unit="scan", shown=not options.quiet) as bar:
             for split, cases in shares.items():
-                mine = []
+                mine, seen = [], []
                 predictions = predict_scans(segmenter, cases, split, trained_on.normalization)
                 for prediction in predictions:
                     write_prediction(prediction, output)
                     if options.save_vis:
                         path = output / "figures" / f"{prediction.case.id}.png"
                         save_figure(prediction, trained_on.normalization, generator, settings.image.slices, path)
-                    mine.append(score_prediction(prediction, raw, options.surface_tolerance))
+                    score = score_prediction(prediction, raw, options.surface_tolerance)
+                    mine.append(score)
+                    seen += [view_of(prediction, score.crop)] if options.report else []
                     bar.update()
                 scored += processes.join(mine)
+                views += processes.join(seen)
         if processes.is_first():
             print(as_text(write_scores(scored, output, model, with_raw=raw is not None)))
+            if options.report:
+                facts = {"model": str(model), "cohort": settings.dataset.root, "splits": ", ".join(splits)}
+                write_score_report(output / "report.html", views, {**facts, **made_with(device)})
     print(f"results in {output}")
     return 1 if any(scan.problem for scan in scored) else 0
 

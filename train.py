@@ -1,8 +1,8 @@
 """Trains GASNet: the segmenter, the generator and the discriminator, jointly.
 
 Results go to EXP.OUTPUT_DIR/EXP.ID: segmenter_best.pth and segmenter_last.pth for use, state_*.pth to resume from,
-model_card.md, settings.yaml, metrics.jsonl, manifest.json, pictures/ and tensorboard/. Any setting can be overridden as
-KEY.SUB=VALUE.
+model_card.md, settings.yaml, metrics.jsonl, manifest.json, pictures/, tensorboard/ and report.html, a page to look at.
+Any setting can be overridden as KEY.SUB=VALUE.
 
 Examples:
     python train.py --config-path configs/Gan.yaml --is-validation
@@ -104,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings, cohort, device, options.resume, validate=options.is_validation, progress=not options.quiet
         )
         train(training)
+        training.write_page()
     print(f"finished iteration {training.iteration}; results in {training.folder}")
     return 0
 

@@ -44,6 +44,12 @@ def map_window(hu: np.ndarray, window: tuple[float, float] = WINDOW) -> np.ndarr
     return ((np.clip(hu, low, high) - low) * (255.0 / (high - low))).astype(np.float32)
 
 
+def unmap_window(values: np.ndarray, window: tuple[float, float] = WINDOW) -> np.ndarray:
+    """HU of values that `map_window` made, float32; what was outside the window is at its ends."""
+    low, high = window
+    return (low + values * ((high - low) / 255.0)).astype(np.float32)
+
+
 def remove_small_components(mask: np.ndarray, share: float = SMALLEST_COMPONENT) -> np.ndarray:
     """A mask without its connected components below a share of the volume.
 
@@ -146,7 +152,11 @@ def crop_grid(grid: Grid, box: Box, size: tuple[int, int, int]) -> Grid:
 
 
 def crop_to_lungs(
-    ct: sitk.Image, lungs: np.ndarray, lesion: np.ndarray | None = None, size: tuple[int, int, int] = CROP_SIZE
+    ct: sitk.Image,
+    lungs: np.ndarray,
+    lesion: np.ndarray | None = None,
+    size: tuple[int, int, int] = CROP_SIZE,
+    window: tuple[float, float] = WINDOW,
 ) -> tuple[sitk.Image, ...]:
     """Crop a CT, its lung mask and, where there is one, its lesion label to the box around the lungs.
 
@@ -155,6 +165,7 @@ def crop_to_lungs(
         lungs: (z, y, x), on the CT's grid; every label above 0 is lung.
         lesion: likewise; every label above 0 is lesion.
         size: (z, y, x) of the crops, at least 2 each.
+        window: HU that become 0 and 255.
 
     Returns:
         As `LungMaskCrop.crop`.
@@ -169,7 +180,7 @@ def crop_to_lungs(
     if box is None or min(s.stop - s.start for s in box) < 2:
         raise VolumeError("no lung found; is it a chest CT in HU? Lung masks can be given instead")
     hu = resize(scan.uprighted(sitk.GetArrayViewFromImage(ct))[box], size, LINEAR)
-    crops = [map_window(hu), resize(lung[box], size, NEAREST)]
+    crops = [map_window(hu, window), resize(lung[box], size, NEAREST)]
     if lesion is not None:
         crops.append(resize(scan.uprighted(lesion)[box], size, NEAREST) > 0)
     grid = crop_grid(scan.upright(), box, size)
@@ -190,11 +201,8 @@ def paste_back(crop: sitk.Image, scan: Grid, threshold: float | None = None) -> 
     Raises:
         VolumeError: the crop was not cut from a scan of this geometry.
     """
-    box = _box_of(Grid.of(crop), scan.upright())
-    size = tuple(s.stop - s.start for s in box)
-    planes = resized_planes(sitk.GetArrayViewFromImage(crop), size, NEAREST if threshold is None else LINEAR)
     pasted = np.zeros(scan.shape, np.uint8)
-    for part, plane in zip(scan.uprighted(pasted)[box], planes, strict=True):
+    for part, plane in _pasted_planes(crop, scan, pasted, NEAREST if threshold is None else LINEAR):
         part[:] = plane if threshold is None else plane > threshold
     return scan.image(pasted)
 
@@ -216,6 +224,35 @@ def lay_over(scan: Path, grid: Grid, crop: sitk.Image, name: object, threshold: 
         return paste_back(crop, grid, threshold)
     except VolumeError as error:
         raise VolumeError(f"{name}: does not lie on {scan}: {error}") from None
+
+
+def paste_probabilities_back(crop: sitk.Image, scan: Grid) -> sitk.Image:
+    """Cropped probabilities on the grid of their scan: what `paste_back` compares with its threshold.
+
+    Args:
+        crop: float32.
+        scan: size, spacing, origin and direction of the scan.
+
+    Returns:
+        float32, 0 outside the lungs' box, with exactly the geometry of the scan.
+
+    Raises:
+        VolumeError: the crop was not cut from a scan of this geometry.
+    """
+    pasted = np.zeros(scan.shape, np.float32)
+    for part, plane in _pasted_planes(crop, scan, pasted, LINEAR):
+        part[:] = plane
+    return scan.image(pasted)
+
+
+def _pasted_planes(
+    crop: sitk.Image, scan: Grid, pasted: np.ndarray, order: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The planes of a crop, resized to its box, each with the part of an array on the scan's grid where it belongs."""
+    box = _box_of(Grid.of(crop), scan.upright())
+    size = tuple(s.stop - s.start for s in box)
+    planes = resized_planes(sitk.GetArrayViewFromImage(crop), size, order)
+    return zip(scan.uprighted(pasted)[box], planes, strict=True)
 
 
 def _box_of(crop: Grid, grid: Grid) -> Box:
@@ -263,6 +300,7 @@ class LungMaskCrop:
             R231, which fetches its weights on first use.
         size: (z, y, x) of the crops, at least 2 each.
         reading: how the scans are read.
+        window: HU that become 0 and 255.
         lung_labels: labels that are lung in lung masks that are given; by default every label above 0.
         lesion_labels: labels that are lesion in lesion labels; by default every label above 0.
 
@@ -275,12 +313,14 @@ class LungMaskCrop:
         lungs: Callable[[sitk.Image], np.ndarray] | None = None,
         size: tuple[int, int, int] = CROP_SIZE,
         reading: Reading = DEFAULT,
+        window: tuple[float, float] = WINDOW,
         lung_labels: Collection[int] | None = None,
         lesion_labels: Collection[int] | None = None,
     ) -> None:
         self.lungs = lungs if lungs is not None else load_lungmask()
         self.size = size
         self.reading = reading
+        self.window = window
         self.lung_labels = lung_labels
         self.lesion_labels = lesion_labels
 
@@ -302,19 +342,24 @@ class LungMaskCrop:
             VolumeError: a file cannot be read, does not fit the CT, or shows no lung.
         """
         imagepath = Path(imagepath)
-        ct = read_ct(imagepath, self.reading)
-        lungs = self._find_lungs(imagepath, ct, lungpath)
+        ct, lungs = self.read(imagepath, lungpath)
         lesion = None if labelpath is None else self._read_fitting(Path(labelpath), imagepath, ct, self.lesion_labels)
         try:
-            return crop_to_lungs(ct, lungs, lesion, self.size)
+            return crop_to_lungs(ct, lungs, lesion, self.size, self.window)
         except VolumeError as error:
             raise VolumeError(f"{imagepath}: {error}") from None
 
-    def _find_lungs(self, imagepath: Path, ct: sitk.Image, lungpath: Path | str | None) -> np.ndarray:
+    def read(self, imagepath: Path, lungpath: Path | str | None = None) -> tuple[sitk.Image, np.ndarray]:
+        """A CT in HU and its lung labels, (z, y, x) on its grid, as they were found or given; arguments as for `crop`.
+
+        Raises:
+            VolumeError: a file cannot be read, does not fit the CT, or no lung was found.
+        """
+        ct = read_ct(imagepath, self.reading)
         if lungpath is not None:
-            return self._read_fitting(Path(lungpath), imagepath, ct, self.lung_labels)
+            return ct, self._read_fitting(Path(lungpath), imagepath, ct, self.lung_labels)
         try:
-            return self.lungs(ct)
+            return ct, self.lungs(ct)
         except VolumeError as error:
             raise VolumeError(f"{imagepath}: {error}") from None
 

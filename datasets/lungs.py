@@ -279,6 +279,26 @@ def split_left_right(lung: Array, spacing: tuple[float, float, float] = (1.0, 1.
     return _split(lung, np.array(spacing[::-1], float), (lung.shape[2] - 1) / 2)
 
 
+def with_sides(labels: Array, grid: Grid) -> Array:
+    """Given lung labels as right and left lung, whatever they were.
+
+    Labels among which are 1 and 2, and none above 3, are taken at their word: right, left, and lung of no known side.
+    All others (a plain mask, lobes) are lung as a whole, which :func:`split_left_right` splits by its shape.
+
+    Args:
+        labels: uint8 (z, y, x), in any orientation; every label above 0 is lung.
+        grid: theirs.
+
+    Returns:
+        uint8: 0 outside, 1 right, 2 left, 3 lung of no known side.
+    """
+    if labels.max(initial=0) <= 3 and (labels == 1).any() and (labels == 2).any():
+        return labels
+    sides = np.zeros(labels.shape, np.uint8)
+    grid.uprighted(sides)[:] = split_left_right(grid.uprighted(labels), grid.upright().spacing)
+    return sides
+
+
 def _split(lung: Array, spacing: Array, middle: float) -> Array:
     """``split_left_right`` with spacing (z, y, x) and the middle x (voxels) of the body."""
     labels, count = ndimage.label(lung, np.ones((3, 3, 3)))

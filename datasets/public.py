@@ -40,15 +40,15 @@ import numpy as np
 import SimpleITK as sitk
 
 import processes
-from command_line import add_quiet, new_parser, run, start_logging
+from command_line import add_device, add_quiet, new_parser, run, start_logging
 from datasets.cohort import find_volume
 from datasets.crop import CROP_SIZE, LungMaskCrop
 from datasets.grid import Grid, check_same_grid
-from datasets.lungs import load_lungmask, segment_by_threshold
+from datasets.lungs import segment_by_threshold
 from datasets.public_sets import GREY_WINDOW, SETS, Found, Mask, PublicScan, PublicSet, find_public_scans, patient_of
 from datasets.volume import Reading, read_geometry, read_labels, read_volume
 from errors import CohortError, GasnetError, VolumeError
-from lungCrop import FOLDERS, crop_scans, is_done
+from lungCrop import FOLDERS, add_lungmask, crop_scans, is_done, lung_device, lung_finder
 from manifest import recording
 from progress import progress_bar
 from whole_files import write_text
@@ -247,8 +247,8 @@ def crop_public_scans(
             finder or segment_by_threshold,  # never called where lung masks are given
             size,
             Reading(grey_window=GREY_WINDOW if grey else None),
-            lung_labels,
-            lesion_labels,
+            lung_labels=lung_labels,
+            lesion_labels=lesion_labels,
         )
         failed |= crop_scans(
             {case_id: scan.ct for case_id, scan in of_kind.items()},
@@ -344,11 +344,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_failed(found)
         return 1 if found.failed else 0
 
-    with processes.one_writer(output, *FOLDERS, "id_txt"), recording(output, seed=options.seed, rules=rules):
+    device = lung_device(options)
+    with (
+        processes.one_writer(output, *FOLDERS, "id_txt"),
+        recording(output, device=device, seed=options.seed, rules=rules),
+    ):
         path = output / f"public_{public_set.name}.json"
         left = processes.from_first(lambda: _begin(path, found, rules, size, options.overwrite))
         mine = {case_id: found.scans[case_id] for case_id in processes.share(left)}
-        failed = crop_public_scans(mine, output, lambda: _lung_finder(options), size, progress=not options.quiet)
+        failed = crop_public_scans(mine, output, lambda: lung_finder(options, device), size, progress=not options.quiet)
         for part in processes.gather(failed):
             found.failed |= part
         for case_id in found.failed:
@@ -414,12 +418,6 @@ def _rules_of(path: Path) -> dict[str, Any] | None:
         raise CohortError(f"{path}: not a report of this command; remove it, or choose another --output") from None
 
 
-def _lung_finder(options: argparse.Namespace) -> Callable[[sitk.Image], np.ndarray]:
-    if options.lungs == "threshold":
-        return segment_by_threshold
-    return load_lungmask(options.lungmask_model, options.weights, force_cpu=options.cpu)
-
-
 def _label(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 256:
         raise argparse.ArgumentTypeError(f"expected a label from 1 to 255, got {text}")
@@ -444,9 +442,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="the masks that the set ships (default of covidseg and medseg), lungmask's network (the published way, "
         "and default of mosmed, which ships none), or thresholds",
     )
-    parser.add_argument("--lungmask-model", default="R231", help="model of lungmask (default R231)")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of lungmask, where it cannot fetch them")
-    parser.add_argument("--cpu", action="store_true", help="run lungmask on the CPU even where there is CUDA")
+    add_lungmask(parser)
+    add_device(parser)
     parser.add_argument(
         "--lesion-labels",
         type=_label,

@@ -43,6 +43,12 @@ def _holds_files(path: Path) -> bool:
     return any(p.is_file() and not p.name.startswith(".") for p in path.iterdir())
 
 
+def result_name(scan: Path) -> str:
+    """Name of the mask of a scan: the id with the scan's file type, compressed where the type can be."""
+    extension = scan.name.lower()[len(volume_id(scan)) :] if scan.is_file() else ""
+    return volume_id(scan) + {".mha": ".mha", ".mhd": ".mha", ".nrrd": ".nrrd"}.get(extension, ".nii.gz")
+
+
 def match_labels(folder: Path, ids: Sequence[str]) -> tuple[dict[str, Path], list[Path]]:
     """Label files by the id of their scan: a file named as the scan, or so with one of `LABEL_SUFFIXES`.
 

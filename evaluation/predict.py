@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from datasets.cohort import HEALTHY, WITH_LESION, Case, Volumes, read_volumes
-from datasets.samples import scan_input
+from datasets.samples import as_input, normalise
 from evaluation.metrics import THRESHOLD, Score, score_scan
 from models import Segmenter
 
@@ -62,6 +62,27 @@ class Prediction:
 
 
 @torch.no_grad()
+def segment(
+    segmenter: Segmenter, image: np.ndarray, lung: np.ndarray, normalization: str, precision: str = "fp32"
+) -> np.ndarray:
+    """What the segmenter finds in one crop.
+
+    Args:
+        segmenter: S, on its device.
+        image: (z, y, x), 0..255, not all the same.
+        lung: of the same shape, 0 or 1.
+        normalization: IMAGE.NORMALIZATION of the training.
+        precision: SOLVER.PRECISION.
+
+    Returns:
+        Probabilities, float32 (z, y, x), 0 outside the lungs.
+    """
+    device = next(segmenter.parameters()).device
+    with autocast(device, precision):
+        logits = _logits(segmenter, as_input(normalise(image, normalization))[None].to(device))
+    return logits[0, 0].float().sigmoid().cpu().numpy() * lung
+
+
 def predict_scans(
     segmenter: Segmenter, cases: Iterable[Case], split: str, normalization: str, precision: str = "fp32"
 ) -> Iterator[Prediction]:
@@ -77,12 +98,9 @@ def predict_scans(
     Raises:
         VolumeError: a scan cannot be read.
     """
-    device = next(segmenter.parameters()).device
     for case in cases:
         volumes = read_volumes(case)
-        with autocast(device, precision):
-            logits = _logits(segmenter, scan_input(volumes, normalization).to(device))
-        probability = logits[0, 0].float().sigmoid().cpu().numpy() * volumes.lung
+        probability = segment(segmenter, volumes.image, volumes.lung, normalization, precision)
         known = split in WITH_LESION or split in HEALTHY
         score = score_scan(
             case.id,

@@ -1,4 +1,4 @@
-"""Kills the four scripts at random moments, saves included, and checks that nothing is lost.
+"""Kills the five scripts at random moments, saves included, and checks that nothing is lost.
 
 Every script runs on tiny phantoms, is killed (SIGKILL) again and again, and started again each time, until it ends by
 itself. After every kill each file under a final name must be whole, and at the end all must be as after a run
@@ -30,6 +30,7 @@ from pathlib import Path
 
 import torch
 
+import manifest
 from command_line import new_parser, run
 from datasets import make_splits
 from datasets.phantom import write_phantoms
@@ -39,7 +40,7 @@ from tests.test_train import states_equal
 from training.checkpoint import SegmenterInput, find_states, load, save_segmenter
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("lungCrop", "train", "test", "post_processing")
+SCRIPTS = ("lungCrop", "train", "test", "post_processing", "predict")
 SIZE = ("16", "64", "64")
 """Of the crops: the smallest that all networks take."""
 
@@ -79,7 +80,7 @@ class Job:
         return self.files()
 
     def _folders(self) -> list[Path]:
-        names = ("", "images", "lung", "lesion", "masks", "probabilities", "figures", "pictures")
+        names = ("", "images", "lung", "lesion", "masks", "probabilities", "figures", "pictures", ".scans")
         return [self.output / name for name in names]
 
 
@@ -93,7 +94,7 @@ class Tally:
 
 
 def make_jobs(folder: Path, iterations: int) -> dict[str, Job]:
-    """The four scripts on seven phantoms, by name; makes what they need."""
+    """The five scripts on seven phantoms, by name; makes what they need."""
     raw, cohort, model = folder / "raw", folder / "cohort", folder / "segmenter.pth"
     write_phantoms(raw, healthy=3, diseased=4, size=(20, 40, 40), seed=0)
     crop = [str(raw / "ct"), "--labels", str(raw / "lesion"), "--lungs", str(raw / "lung"), "--size", *SIZE, "--quiet"]
@@ -123,6 +124,8 @@ def make_jobs(folder: Path, iterations: int) -> dict[str, Job]:
     ]
     testing = ["--model-path", str(model), "--save-vis", "--split", "VALID", "WO_LABEL", "HEALTHY"]
     paste = ["--images", str(raw / "ct"), "--masks", str(cohort / "lung"), "--quiet"]
+    # With a report, most of the time would go into its plots.
+    predicting = [str(raw / "ct"), "--model-path", str(model), "--lungs", str(raw / "lung"), "--no-report"]
     jobs = (
         Job("lungCrop", [*crop, "--output", str(folder / "crops")], folder / "crops", check_files),
         Job("train", [*settings, *training, *overrides], folder / "recons_MIL", check_training),
@@ -133,6 +136,12 @@ def make_jobs(folder: Path, iterations: int) -> dict[str, Job]:
             check_files,
         ),
         Job("post_processing", [*paste, "--output", str(folder / "masks")], folder / "masks", check_files),
+        Job(
+            "predict",
+            [*predicting, "--save-probabilities", "--device", "cpu", "--quiet", "--output", str(folder / "predicted")],
+            folder / "predicted",
+            check_prediction,
+        ),
     )
     return {job.script: job for job in jobs}
 
@@ -186,12 +195,31 @@ def kill_often(job: Job, kills: int, rng: random.Random, fresh: bool) -> Tally:
     return tally
 
 
+_OF_A_RUN = (manifest.NAME, "report.html")
+"""Files that tell when and how often something ran."""
+
+
 def check_files(folder: Path, reference: Path, done: bool) -> None:
     """Every file is that of the undisturbed run, byte for byte; when it is done, none is missing or left over."""
     _compare_names(folder, reference, done)
     for path in _files(folder):
+        if path.name in _OF_A_RUN:
+            continue
         if path.read_bytes() != (reference / path.relative_to(folder)).read_bytes():
             raise Lost(f"{path} differs")
+
+
+def check_prediction(folder: Path, reference: Path, done: bool) -> None:
+    """Masks are those of the undisturbed run; so are the rows, which are never more than there are masks for."""
+    for name in ("masks", "probabilities"):
+        check_files(folder / name, reference / name, done)
+    table, expected = (place / "summary.csv" for place in (folder, reference))
+    rows = table.read_text().splitlines() if table.exists() else []
+    whole = not done or table.read_bytes() == expected.read_bytes()
+    if not (whole and set(rows) <= set(expected.read_text().splitlines())):
+        raise Lost(f"{table} differs")
+    if missing := [row for row in rows[1:] if not (folder / "masks" / f"{row.split(',')[0]}.nii.gz").exists()]:
+        raise Lost(f"{table} has rows without masks: {missing}")
 
 
 def check_training(folder: Path, reference: Path, done: bool) -> None:

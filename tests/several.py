@@ -13,7 +13,7 @@ from command_line import run
 
 # One process imports everything once, and becomes those that are asked for; its parent may have used CUDA, it has not.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["train", "test", "lungCrop"])
+_CONTEXT.set_forkserver_preload(["train", "test", "lungCrop", "predict"])
 
 
 @dataclass(frozen=True)

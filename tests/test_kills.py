@@ -12,6 +12,7 @@ import pytest
 
 import lungCrop
 import post_processing
+import predict
 import test
 import train
 from command_line import run
@@ -36,7 +37,7 @@ def test_killed_scripts_lose_nothing(jobs, script):
     assert tally.runs >= 1
 
 
-@pytest.mark.parametrize("script", [lungCrop, train, test, post_processing])
+@pytest.mark.parametrize("script", [lungCrop, train, test, post_processing, predict])
 def test_a_second_run_on_a_folder_is_refused_in_one_line(jobs, script, capsys):
     job = jobs[script.__name__]
     before = sorted(job.output.rglob("*"))

@@ -1,5 +1,6 @@
 """The way of real CTs, from the raw scan to a mask on its own grid, with the scripts as a user runs them."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import lungCrop
 import post_processing
+import predict
 import test
 from models import Segmenter
 from tests.volumes import geometry, pixels
@@ -48,3 +50,16 @@ def test_real_cts_through_crop_test_and_paste_back(tmp_path, capsys):
             # What an untrained network marks lies in the lungs: in air, for the most part.
             scan = sitk.GetArrayFromImage(sitk.ReadImage(str(CT / name)))
             assert (scan[found > 0] < -400).mean() > 0.7
+
+    # In one step, it is the same.
+    one = tmp_path / "one step"
+    rest = ["--output", str(one), "--lungs", "threshold", "--device", "cpu", "--quiet"]
+    assert predict.main([str(raw), "--model-path", str(model), *rest]) == 0
+    for name in SCANS.values():
+        assert (one / "masks" / name).read_bytes() == (tmp_path / "full_probabilities" / name).read_bytes()
+    with (one / "summary.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            # Lungs of adults, in litres, and what is darker than tissue.
+            assert 2 < float(row["lung_ml"]) / 1000 < 8
+            assert 0 < float(row["lesion_percent_of_lung"]) < 100
+            assert -950 < float(row["lesion_mean_hu"]) < -400

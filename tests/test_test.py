@@ -14,6 +14,7 @@ from command_line import run
 from models import Discriminator, Generator, Segmenter, load_published
 from tests import reference
 from tests.several import on_processes
+from tests.volumes import pixels
 from training.checkpoint import SegmenterInput, save_segmenter, save_state
 
 OF_A_RUN = (".lock", "manifest.json")
@@ -199,6 +200,25 @@ def test_an_unknown_split_is_a_usage_error(config, model, capsys):
     assert "VALDI is none of LABELED, WO_LABEL" in capsys.readouterr().err
 
 
+def test_the_page_shows_every_scan_with_its_scores(config, model, tmp_path):
+    output = results_of(config, model, "--split", "VALID", "VALIDH", "--no-report")
+    assert not (output / "report.html").exists()
+    results_of(config, model, "--split", "VALID", "VALIDH")
+    page = (output / "report.html").read_text(encoding="utf-8")
+    table = rows(output)
+    shown = [
+        re.findall(r'data-value="[^"]*">(?:<button type="button">)?([^<]*)<', row) for row in page.split("<tr data-")
+    ]
+    cells = {cells[0]: cells[1:4] for cells in shown[1:]}
+    assert list(cells) == list(table)
+    for case_id, row in table.items():
+        dice = f"{float(row['dice']):.3f}" if row["dice"] else "\N{EN DASH}"
+        assert cells[case_id] == [dice, f"{float(row['predicted_ml']):.1f}", f"{float(row['true_ml']):.1f}"]
+    cases = [json.loads(text) for text in re.findall(r'id="case-\d">(.*?)</script>', page)]
+    assert [case["truth"] for case in cases] == [True, True, True]
+    assert [plane["size"] for plane in cases[0]["planes"]] == [[64, 64], [64, 20]]
+
+
 def test_two_processes_write_the_files_of_one(config, model, raw, tmp_path):
     arguments = ["--config-path", str(config), "--model-path", str(model), "--quiet", "--device", "cpu", "--save-vis"]
     written, printed = [], []
@@ -214,7 +234,14 @@ def test_two_processes_write_the_files_of_one(config, model, raw, tmp_path):
             {p.relative_to(output): p.read_bytes() for p in output.rglob("*") if p.is_file() and p.name not in OF_A_RUN}
         )
     assert printed[0] == printed[1]
-    assert len(written[0]) == 3 * 3 + 3
+    assert len(written[0]) == 3 * 3 + 4
+    # Where arrays lie in memory differs from process to process, and with it, now and then, the last bit of a float.
+    probabilities = [{name for name in files if name.parent.name == "probabilities"} for files in written]
+    assert len(probabilities[0]) == 3
+    for name in probabilities[0]:
+        one, two = (pixels(tmp_path / str(count) / name) for count in (1, 2))
+        np.testing.assert_allclose(one, two, rtol=0, atol=1e-6)
+        del written[0][name], written[1][name]
     assert written[0] == written[1]
 
 

@@ -92,7 +92,7 @@ def test_a_run_leaves_everything_that_it_promises(config, run_folder):
     names = {p.name for p in run_folder.iterdir()}
     assert names == {
         "settings.yaml", "metrics.jsonl", "pictures", "tensorboard", "segmenter_best.pth", "segmenter_last.pth",
-        "state_0000004.pth", "state_0000008.pth", "manifest.json", "model_card.md", ".lock",
+        "state_0000004.pth", "state_0000008.pth", "manifest.json", "model_card.md", "report.html", ".lock",
     }  # fmt: skip
     assert read_settings(run_folder / "settings.yaml") == read_settings(config)
     assert [p.name for p in sorted((run_folder / "pictures").iterdir())] == ["0000004.png", "0000008.png"]
@@ -110,6 +110,33 @@ def test_a_run_leaves_everything_that_it_promises(config, run_folder):
     assert load(run_folder / "segmenter_best.pth")["valid_dice"] == best
     _, trained_on = load_segmenter(run_folder / "segmenter_last.pth", SegmenterInput((1, 1, 1), (0, 0), ""))
     assert trained_on == SegmenterInput((20, 64, 64), (-1250.0, 250.0), "minmax")
+
+
+def test_the_page_is_written_at_saves_while_that_takes_little_of_the_time(config, run_folder, monkeypatch):
+    written, now = [], [0.0]
+    monkeypatch.setattr(training_run.time, "monotonic", lambda: now[0])
+
+    def write(folder):
+        written.append(training.iteration)
+        now[0] += 2.0
+
+    monkeypatch.setattr(training_run, "write_training_report", write)
+    training = started(config, "SOLVER.ITER_MAX=12", "INTERVAL.SAVE=1", "SOLVER.DISCRIMINATOR_STEPS=1", validate=False)
+    for _ in training.iterations():
+        now[0] += 20.0
+    # Not in the first 50 s; then, since it takes 2 s, every 100 s.
+    assert written == [3, 8]
+
+
+def test_a_page_that_cannot_be_written_ends_no_training(config, run_folder, monkeypatch, capsys):
+    def fail(folder):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(training_run, "write_training_report", fail)
+    arguments = ["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=2"]
+    assert train.main(arguments) == 0
+    assert f"{run_folder / 'report.html'}: not written (RuntimeError: no room)" in capsys.readouterr().err
+    assert (run_folder / "segmenter_last.pth").is_file()
 
 
 def test_training_teaches_the_segmenter_to_find_the_lesions(config):

@@ -5,6 +5,7 @@ Both are written whole or not at all, and read without running anything that is 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -292,6 +293,15 @@ def read_segmenter(path: Path) -> tuple[Segmenter, SegmenterFacts]:
     segmenter = Segmenter(width)
     _fill(segmenter, weights, path)
     return segmenter, facts
+
+
+def fingerprint(network: nn.Module) -> str:
+    """What tells the weights of a network from all others: the SHA-256, in hexadecimal, of their names and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_generator(path: Path) -> Generator:

@@ -14,6 +14,7 @@ import torch
 from datasets.cohort import Case
 from datasets.crop import WINDOW
 from errors import SettingsError
+from evaluation.burden import NOTICE
 from evaluation.metrics import THRESHOLD
 from manifest import environment, project_version
 from models import Segmenter
@@ -22,7 +23,6 @@ from training.checkpoint import SegmenterFacts, SegmenterInput, Training
 from whole_files import write_text
 
 CARD = "model_card.md"
-NOTICE = "For research use only; not a medical device."
 PUBLISHED_INPUT = SegmenterInput(ImageSettings().size, WINDOW, ImageSettings().normalization)
 """Of the published code, whose checkpoints do not say it."""
 UNKNOWN = "unknown"

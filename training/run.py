@@ -31,6 +31,7 @@ from evaluation.predict import autocast, predict_scans
 from host_memory import keep_freed_memory
 from models import Discriminator, Generator, Segmenter
 from models.objectives import Batch, Method, Networks, Objective
+from reports.training import write_training_report
 from settings import Settings
 from training.balance import DiscriminatorBalance
 from training.checkpoint import (
@@ -57,6 +58,9 @@ from training.optimise import (
 from whole_files import write_text
 
 log = logging.getLogger(__name__)
+
+_PAGE_SHARE = 0.02
+"""Of the time of training, what is spent on report.html at most, but for the last one."""
 
 
 class TrainingRun:
@@ -138,6 +142,7 @@ class TrainingRun:
         self._means = RunningMeans()
         self._balance = DiscriminatorBalance()
         self._last_log = (self.iteration, time.monotonic())
+        self._next_page = time.monotonic() + 1 / _PAGE_SHARE  # as if one had taken a second
         self._signal = 0  # none
         self._handlers: dict[int, Any] = {}
 
@@ -205,6 +210,18 @@ class TrainingRun:
         # Every so many iterations of S, not of all: half of them are D's.
         return interval > 0 and (self.iteration // 4 * 2 + self.iteration % 2) % interval == 0
 
+    def write_page(self) -> None:
+        """Write report.html, in the first process. A page that cannot be written is a warning, and no end of a run."""
+        if not processes.is_first():
+            return
+        since = time.monotonic()
+        try:
+            write_training_report(self.folder)
+        except Exception as error:
+            log.warning("%s: not written (%s: %s)", self.folder / "report.html", type(error).__name__, error)
+        now = time.monotonic()
+        self._next_page = now + (now - since) / _PAGE_SHARE
+
     def _between(self) -> None:
         interval, done, stop = self.settings.interval, self.iteration, processes.largest(self._signal)
         self._log.bar.update()
@@ -220,6 +237,8 @@ class TrainingRun:
             self._log.picture(done, self._pictures())
         if processes.is_first() and save:
             self._save()
+            if stop or time.monotonic() >= self._next_page:
+                self.write_page()
         if stop:
             log.warning("stopped at iteration %d, state saved; --resume goes on", done)
             raise SystemExit(128 + stop)

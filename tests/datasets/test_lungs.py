@@ -10,7 +10,15 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from datasets.lungs import _distance_in_slice, _shrink, load_lungmask, segment_by_threshold, split_left_right
+from datasets.grid import Grid
+from datasets.lungs import (
+    _distance_in_slice,
+    _shrink,
+    load_lungmask,
+    segment_by_threshold,
+    split_left_right,
+    with_sides,
+)
 from datasets.phantom import make_phantom
 from errors import VolumeError
 
@@ -329,3 +337,38 @@ def test_weights_in_the_cache_are_used_and_checked(monkeypatch, tmp_path):
     cached.write_text("not weights")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     _one_line("unet_r231")
+
+
+def two_boxes():
+    """Labels of two lungs: 1 on the patient's right (small x), 2 on the left."""
+    labels = np.zeros((6, 12, 30), np.uint8)
+    labels[1:5, 2:10, 3:11] = 1
+    labels[1:5, 2:10, 18:27] = 2
+    return labels
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda labels: labels,
+        lambda labels: (labels > 0).astype(np.uint8),
+        lambda labels: (labels > 0) * np.uint8(2),
+        lambda labels: labels + 3 * (labels > 0).astype(np.uint8),  # 4 and 5, as of lobes
+        lambda labels: np.where(labels == 1, 2, 4 * (labels == 2)).astype(np.uint8),
+    ],
+    ids=["right and left", "plain", "another plain", "other labels", "lobes"],
+)
+@pytest.mark.parametrize("code", ["LPS", "RAS", "PIR"])
+def test_given_labels_become_right_and_left_in_any_orientation(given, code):
+    oriented = sitk.DICOMOrient(sitk.GetImageFromArray(two_boxes()), code)
+    expected = sitk.GetArrayFromImage(oriented)
+    np.testing.assert_array_equal(with_sides(given(expected), Grid.of(oriented)), expected)
+
+
+def test_given_labels_of_no_side_keep_that_and_a_single_lung_has_one():
+    labels = two_boxes()
+    labels[1, 2, 3] = 3
+    grid = Grid.of(sitk.GetImageFromArray(labels))
+    np.testing.assert_array_equal(with_sides(labels, grid), labels)
+    alone = np.where(two_boxes() == 2, 1, 0).astype(np.uint8)
+    np.testing.assert_array_equal(with_sides(alone, grid), 2 * alone)

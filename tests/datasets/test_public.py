@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import lungCrop
 import train
 from command_line import run
 from datasets import public
@@ -102,7 +103,7 @@ def lungmask(monkeypatch):
 
         return segment
 
-    monkeypatch.setattr(public, "load_lungmask", load)
+    monkeypatch.setattr(lungCrop, "load_lungmask", load)
     return found
 
 
@@ -177,7 +178,7 @@ def test_medseg_counts_ground_glass_and_consolidation_and_on_request_effusion(tm
 
 def test_mosmed_is_told_apart_by_folders_and_masks_and_lungmask_finds_its_lungs(tmp_path, lungmask):
     output = tmp_path / "cohort"
-    options = ["--weights", "w.pth", "--cpu"]
+    options = ["--weights", "w.pth", "--device", "cpu"]
     assert made("mosmed", mosmed(tmp_path / "COVID19_1110"), output, *options) == 0
     assert lungmask == [("R231", Path("w.pth"), True)] * 10
     ids = [f"mosmed_study_{k:04d}" for k in range(1, 11)]

@@ -1,0 +1,103 @@
+"""The page of a cohort: a table of cases, slices of each with its lesion outlined, and plots of all.
+
+views = [encode_case(case) for case in cases]
+write_case_report(Path("report.html"), "Test", columns, views, {"model": "segmenter_best.pth"})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from reports.page import MINUS, write_page
+from reports.plots import cohort_plots
+from reports.views import CaseView, ReportCase, encode_case
+
+__all__ = ["CaseView", "Column", "ReportCase", "encode_case", "write_case_report"]
+
+MISSING = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    Attributes:
+        key: of `CaseView.values`.
+        title: heading.
+        unit: beside it.
+        digits: after the point.
+        help: what it means, a sentence.
+    """
+
+    key: str
+    title: str
+    unit: str = ""
+    digits: int = 1
+    help: str = ""
+
+
+def write_case_report(
+    path: Path, title: str, columns: Sequence[Column], views: Sequence[CaseView], facts: Mapping[str, str]
+) -> None:
+    """Write the page of a cohort, whole or not at all.
+
+    The first column is the id, whether `columns` has it or not; columns that are empty in all cases are left out.
+
+    Args:
+        path: of the page.
+        title: its heading.
+        columns: of the table, in order.
+        views: the cases, in the order they are first shown in.
+        facts: name to value, at the foot: model, device, versions.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    given = {column.key: column for column in columns}
+    used = [given.get("id", Column("id", "Case"))]
+    used += [c for c in columns if c.key != "id" and any(view.values.get(c.key) is not None for view in views)]
+    numeric = {c.key: not any(isinstance(view.values.get(c.key), str) for view in views) for c in used[1:]}
+    headings = [{**asdict(column), "numeric": numeric.get(column.key, False)} for column in used]
+    rows = [
+        [_cell(column, view.id if column.key == "id" else view.values.get(column.key)) for column in used]
+        for view in views
+    ]
+    write_page(
+        path,
+        "cases.html",
+        ("cases.js",),
+        title=title,
+        summary="1 case" if len(views) == 1 else f"{len(views)} cases",
+        columns=headings,
+        helps=[column for column in headings if column["help"]],
+        rows=rows,
+        figures=cohort_plots([view.values for view in views]),
+        cases=[_embedded(view) for view in views],
+        facts=facts,
+    )
+
+
+def _cell(column: Column, value: str | float | None) -> dict[str, object]:
+    """A cell as the table shows it and as it is sorted by: nothing where it is missing."""
+    if value is None:
+        return {"text": MISSING, "value": "", "numeric": True}
+    if isinstance(value, str):
+        return {"text": value, "value": value, "numeric": False}
+    if not np.isfinite(value):
+        return {
+            "text": "∞" if value > 0 else f"{MINUS}∞",
+            "value": "Infinity" if value > 0 else "-Infinity",
+            "numeric": True,
+        }
+    digits = 0 if isinstance(value, int) else column.digits
+    return {"text": f"{value:.{digits}f}".replace("-", MINUS), "value": repr(value), "numeric": True}
+
+
+def _embedded(view: CaseView) -> dict[str, object]:
+    content = asdict(view)
+    del content["values"]
+    return content

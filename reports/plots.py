@@ -1,0 +1,254 @@
+"""Plots as SVG that stands in a page: text stays text, and colours of text and axes are the page's."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from reports.page import MINUS
+
+PREDICTED, TRUE, OTHER = "#e0761a", "#2f8fd0", "#14a37b"
+"""Orange, blue and green that colour-blind readers tell apart, after Okabe and Ito, seen on light and dark paper."""
+
+LIMITS = 1.96
+"""Standard deviations from the mean difference to the limits of agreement."""
+
+_INK = "#010203"
+"""Stands for the page's text colour."""
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "path.simplify": True,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """An SVG element and the text below it, which says in words what the plot shows."""
+
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two measurements differ (Bland & Altman, Lancet 1986).
+
+    Attributes:
+        means: of the two, pair by pair.
+        differences: first minus second.
+        bias: mean of the differences.
+        lower: bias minus 1.96 sample standard deviations of the differences; None of fewer than two pairs.
+        upper: bias plus as much.
+    """
+
+    means: np.ndarray
+    differences: np.ndarray
+    bias: float
+    lower: float | None
+    upper: float | None
+
+
+def agreement(first: Sequence[float], second: Sequence[float]) -> Agreement:
+    """The agreement of two measurements of the same things, in pairs; at least one pair."""
+    a, b = np.asarray(first, float), np.asarray(second, float)
+    differences = a - b
+    bias = float(differences.mean())
+    spread = LIMITS * float(differences.std(ddof=1)) if len(differences) > 1 else None
+    lower, upper = (None, None) if spread is None else (bias - spread, bias + spread)
+    return Agreement((a + b) / 2, differences, bias, lower, upper)
+
+
+def draw(
+    name: str, title: str, caption: str, paint: Callable[[Axes], None], left: float = 0.55, below: float = 0.0
+) -> Plot:
+    """Draw a plot.
+
+    Args:
+        name: a word, unique in the page.
+        title: above the axes; with `caption` it is the text alternative.
+        caption: says in words what the plot shows.
+        paint: draws on the axes.
+        left: room for the labels at the left, inches.
+        below: room for a legend at the bottom, inches; the plot is as much higher.
+    """
+    width, height = 3.9, 2.5 + below
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+        # Fixed margins: layouts that measure all text take most of the time that a plot takes.
+        figure = Figure(figsize=(width, height))
+        bottom, right, top = 0.45 + below, 0.12, 0.28
+        box = (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
+        axes = figure.add_axes(box)
+        axes.set_title(title, loc="left", fontweight="bold")
+        paint(axes)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = svg.replace(_INK, "currentColor")
+    # Several plots share a page: ids are told apart by the plot's name.
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    head = '<svg viewBox="{}" role="img" aria-label="{}">'
+    label = escape(f"{title}. {caption}")
+    svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', lambda tag: head.format(tag[1], label), svg, count=1)
+    return Plot(svg, caption)
+
+
+def cohort_plots(rows: Sequence[Mapping[str, str | float | None]]) -> list[Plot]:
+    """The plots that the values of some cases allow.
+
+    Args:
+        rows: of the table. ``dice``, ``predicted_ml`` and ``true_ml``, or ``lesion_ml``, ``lesion_percent_of_lung``
+            and ``severity`` are plotted where any row has them.
+    """
+    plots = []
+    dice = _numbers(rows, "dice")
+    if len(dice):
+        caption = f"{_cases(dice)} with lesion: {_spread(dice, 3)}."
+        plots.append(draw("dice", "Dice", caption, lambda axes: _histogram(axes, dice, np.linspace(0, 1, 11), "Dice")))
+    pairs = [(row.get("predicted_ml"), row.get("true_ml")) for row in rows]
+    volumes = {"predicted": _numbers(rows, "predicted_ml"), "true": _numbers(rows, "true_ml")}
+    volumes = {name: values for name, values in volumes.items() if len(values)}
+    if volumes:
+        caption = " ".join(f"{name.capitalize()}, {_cases(v)}: {_spread(v, 1, ' ml')}." for name, v in volumes.items())
+        plots.append(draw("volumes", "Lesion volume", caption, lambda axes: _strips(axes, volumes, "ml"), left=0.75))
+    # A scan without lesion cannot be underestimated, and many of them would hide how far the others are off.
+    pairs = [(a, b) for a, b in pairs if a is not None and b is not None and b > 0]
+    if pairs:
+        plots.append(_bland_altman(*zip(*pairs, strict=True)))
+    for key, title, unit in (
+        ("lesion_ml", "Lesion volume", "ml"),
+        ("lesion_percent_of_lung", "Lesion in percent of the lung", "%"),
+    ):
+        values = _numbers(rows, key)
+        if len(values):
+            caption = f"{_cases(values)}: {_spread(values, 1, f' {unit}')}."
+            plots.append(draw(key, title, caption, lambda axes, v=values, u=unit: _strips(axes, {"": v}, u), left=0.2))
+    if any(row.get("severity") for row in rows):
+        plots.append(_severity(rows))
+    return plots
+
+
+def _bland_altman(predicted: Sequence[float], true: Sequence[float]) -> Plot:
+    found = agreement(predicted, true)
+    caption = (
+        f"{_cases(predicted)} with lesion: the predicted volume differs from the true one by "
+        f"{_signed(found.bias)} ml on average"
+    )
+    if found.lower is not None:
+        caption += (
+            f"; limits of agreement (mean ± {LIMITS} standard deviations) {_signed(found.lower)} to "
+            f"{_signed(found.upper)} ml (Bland and Altman 1986)"
+        )
+
+    def paint(axes: Axes) -> None:
+        axes.axhline(0, color=_INK, linewidth=0.6, alpha=0.5)
+        axes.scatter(found.means, found.differences, s=18, color=OTHER, alpha=0.8, linewidths=0)
+        for value, style, what in (
+            (found.bias, "-", "mean"),
+            (found.lower, "--", "lower"),
+            (found.upper, "--", "upper"),
+        ):
+            if value is not None:
+                axes.axhline(value, color=PREDICTED, linewidth=1.2, linestyle=style)
+                text = f"{what} {_signed(value)}"
+                axes.annotate(text, (1, value), (-2, 2), ("axes fraction", "data"), "offset points", ha="right")
+        axes.set_xlabel("mean of predicted and true volume, ml")
+        axes.set_ylabel(f"predicted {MINUS} true, ml")
+        axes.margins(y=0.18)
+
+    return draw("bland-altman", "Agreement of volumes (Bland-Altman)", caption + ".", paint)
+
+
+def _severity(rows: Sequence[Mapping[str, str | float | None]]) -> Plot:
+    counts = Counter(str(row["severity"]) for row in rows if row.get("severity"))
+
+    def extent(grade: str) -> float:
+        shares = _numbers([row for row in rows if row.get("severity") == grade], "lesion_percent_of_lung")
+        return float(shares.mean()) if len(shares) else 0.0
+
+    grades = sorted(counts, key=lambda grade: (extent(grade), grade))
+
+    def paint(axes: Axes) -> None:
+        bars = axes.barh(grades, [counts[grade] for grade in grades], color=OTHER, height=0.6)
+        axes.bar_label(bars, padding=3)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        axes.set_xlabel("scans")
+
+    caption = "Scans by severity: " + ", ".join(f"{grade} {counts[grade]}" for grade in grades) + "."
+    longest = max(map(len, grades))
+    return draw("severity", "Severity", caption, paint, left=0.2 + 0.075 * longest)
+
+
+def _histogram(axes: Axes, values: np.ndarray, bins: np.ndarray, label: str) -> None:
+    axes.hist(np.clip(values, bins[0], bins[-1]), bins, color=OTHER, alpha=0.75, rwidth=0.92)
+    axes.plot(values, np.full(len(values), -0.03), "|", color=_INK, clip_on=False, transform=axes.get_xaxis_transform())
+    axes.axvline(float(np.median(values)), color=PREDICTED, linewidth=1.2)
+    axes.annotate(
+        "median", (float(np.median(values)), 1), (3, -8), ("data", "axes fraction"), "offset points", color=_INK
+    )
+    axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    axes.tick_params(axis="x", pad=6)
+    axes.set_xlim(bins[0], bins[-1])
+    axes.set_xlabel(label)
+    axes.set_ylabel("scans")
+
+
+def _strips(axes: Axes, groups: Mapping[str, np.ndarray], unit: str) -> None:
+    """Every value as a dot, with the quartiles; on a scale that is logarithmic above 1 where they lie far apart."""
+    colours = {"predicted": PREDICTED, "true": TRUE}
+    for number, (name, values) in enumerate(groups.items()):
+        # Fixed shifts, so that dots side by side are seen and the same page comes out every time.
+        shifts = ((np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.5
+        axes.scatter(values, number + shifts, s=16, color=colours.get(name, OTHER), alpha=0.7, linewidths=0)
+        low, middle, high = np.percentile(values, (25, 50, 75))
+        axes.plot([low, high], [number, number], color=_INK, linewidth=1)
+        axes.plot([middle, middle], [number - 0.32, number + 0.32], color=_INK, linewidth=1.8)
+    largest = max(float(values.max()) for values in groups.values())
+    smallest = min(float(np.median(values)) for values in groups.values())
+    if largest > 30 * max(smallest, 1.0):
+        axes.set_xscale("symlog", linthresh=1.0)
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yticks(range(len(groups)), list(groups))
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(len(groups) - 0.5, -0.5)
+    axes.set_xlabel(f"{unit}; bars: median and quartiles")
+
+
+def _numbers(rows: Sequence[Mapping[str, str | float | None]], key: str) -> np.ndarray:
+    """The finite numbers of a column."""
+    values = (row.get(key) for row in rows)
+    return np.array([value for value in values if isinstance(value, int | float) and np.isfinite(value)], float)
+
+
+def _cases(values: Sequence[float]) -> str:
+    return "1 scan" if len(values) == 1 else f"{len(values)} scans"
+
+
+def _spread(values: np.ndarray, digits: int, unit: str = "") -> str:
+    low, middle, high = np.percentile(values, (25, 50, 75))
+    mean = f"{values.mean():.{digits}f} ± {values.std():.{digits}f}{unit}"
+    return f"mean {mean}, median {middle:.{digits}f} (quartiles {low:.{digits}f} and {high:.{digits}f}){unit}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", MINUS)

@@ -1,0 +1,297 @@
+"""Writes the page of a training run: curves, pictures over the iterations, settings.
+
+FOLDER is that of the run, EXP.OUTPUT_DIR/EXP.ID, whether it is finished or not. The page is FOLDER/report.html, one
+file that opens without a network. train.py writes it by itself; this is for runs of before, or that were cut off.
+
+Examples:
+    python -m reports.training output/sample1_recons_origImgToD_genImgToD_perception_MIL
+    python -m reports.training output/first output/second
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
+from PIL import Image
+
+from command_line import new_parser, run
+from errors import GasnetError, SettingsError
+from manifest import read_manifest
+from reports.page import write_page
+from reports.plots import Plot, draw
+from settings import Settings, read_settings
+
+PAGE = "report.html"
+
+MOST_POINTS = 300
+"""Points of a curve; of longer logs, neighbours are averaged."""
+
+MOST_PICTURES = 24
+"""Pictures of a page; of more, some spread over the run, the first and the last among them."""
+
+LARGEST_PICTURE = 960
+"""Pixels of the longer side of a picture."""
+
+_COLOURS = ("#2f8fd0", "#e0761a", "#14a37b", "#c46ba4", "#a98f00", "#7d8894", "#5f5bd6")
+_LINES = ("-", "--", "-.", ":")
+_FAR_APART = 30
+_VALIDATION = ("valid/", "validh/", "validwl/")
+
+
+def write_training_report(folder: Path) -> Path:
+    """Write the page of a run, whole or not at all.
+
+    What is not there yet, or is damaged, is left out: a run that was cut off has a page, too.
+
+    Args:
+        folder: of the run, with metrics.jsonl and, where there are, pictures/, settings.yaml and manifest.json.
+
+    Returns:
+        The page.
+
+    Raises:
+        GasnetError: the folder holds no run.
+        OSError: the page cannot be written.
+    """
+    if not (folder / "metrics.jsonl").is_file() and not (folder / "settings.yaml").is_file():
+        raise GasnetError(f"{folder}: holds no training run (no metrics.jsonl); name its EXP.OUTPUT_DIR/EXP.ID")
+    entries = read_log(folder / "metrics.jsonl")
+    try:
+        settings = read_settings(folder / "settings.yaml")
+    except SettingsError:  # of another version, or none
+        settings = None
+    found = sorted(path for path in (folder / "pictures").glob("*.png") if path.stem.isdigit())
+    pictures = [picture for path in spread(found, MOST_PICTURES) if (picture := _picture(path)) is not None]
+    rows = [] if settings is None else _setting_rows(settings)
+    write_page(
+        folder / PAGE,
+        "training.html",
+        ("training.js",),
+        title=f"Training {folder.resolve().name if settings is None else settings.exp.id}",
+        summary=_summary(entries, settings),
+        figures=training_plots(entries),
+        pictures=pictures,
+        pictures_note="" if len(pictures) == len(found) else f"{len(pictures)} of {len(found)} pictures of the run.",
+        settings=rows,
+        changed=sum(row["differs"] for row in rows),
+        facts=_facts(folder),
+    )
+    return folder / PAGE
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The entries of a metrics.jsonl in order; lines that are none, such as the last of a run that was killed, are not.
+
+    Raises:
+        OSError: it is there and cannot be read.
+    """
+    entries = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+            int(entry["iteration"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        entries.append({name: value for name, value in entry.items() if isinstance(value, int | float)})
+    return entries
+
+
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """At most so many items, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[k] for k in np.linspace(0, len(items) - 1, most).round().astype(int)]
+
+
+def training_plots(entries: Sequence[Mapping[str, float]]) -> list[Plot]:
+    """The curves of a log: validation, losses by objective, learning rates and speed; those that it has."""
+    curves = _curves(entries)
+    objectives = list(dict.fromkeys(name.split("/")[0] for name in curves if name.endswith("/total")))
+    plots = []
+    if "valid/dice" in curves:
+        plots.append(_validation_dice(*curves["valid/dice"]))
+    found = {n: c for n, c in curves.items() if n.startswith(_VALIDATION) and n.endswith("_ml")}
+    if found:
+        plots.append(_plot("found", "Lesion found in unlabelled scans", found, "ml", prefix=""))
+    for objective in objectives:
+        terms = {n: c for n, c in curves.items() if n.startswith(f"{objective}/")}
+        plots.append(_plot(objective, f"Losses of the {objective} objective", terms, "loss", prefix=f"{objective}/"))
+    rates = {n: c for n, c in curves.items() if n.startswith("lr/")}
+    if rates:
+        plots.append(_plot("rates", "Learning rates", rates, "learning rate", prefix="lr/"))
+    if "seconds_per_iteration" in curves:
+        speed = {"seconds_per_iteration": curves["seconds_per_iteration"]}
+        plots.append(_plot("seconds", "Seconds per iteration", speed, "seconds", prefix=""))
+    return plots
+
+
+Curve = tuple[np.ndarray, np.ndarray]
+"""Iterations and values."""
+
+
+def _curves(entries: Sequence[Mapping[str, float]]) -> dict[str, Curve]:
+    """Every name's finite values over the iterations."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for entry in entries:
+        for name, value in entry.items():
+            if name != "iteration" and np.isfinite(value):
+                points.setdefault(name, []).append((entry["iteration"], value))
+    return {name: tuple(np.array(values, float).T) for name, values in points.items()}
+
+
+def averaged(curve: Curve, most: int = MOST_POINTS) -> tuple[Curve, int]:
+    """A curve of at most so many points, each the mean of so many neighbours (the last one of what is left)."""
+    iterations, values = curve
+    every = -(-len(values) // most)
+    starts = np.arange(0, len(values), every)
+    counts = np.diff([*starts, len(values)])
+    return (np.add.reduceat(iterations, starts) / counts, np.add.reduceat(values, starts) / counts), every
+
+
+def _plot(name: str, title: str, curves: Mapping[str, Curve], label: str, prefix: str) -> Plot:
+    short = {key: key.removeprefix(prefix) for key in curves}
+    every = max(averaged(curve)[1] for curve in curves.values())
+    last = ", ".join(f"{short[key]} {values[-1]:.3g}" for key, (_, values) in curves.items())
+    iteration = max(int(iterations[-1]) for iterations, _ in curves.values())
+    caption = f"Last, at iteration {iteration}: {last}."
+    if every > 1:
+        caption += f" Each point is the mean of {every} entries of the log."
+    everything = np.concatenate([averaged(curve)[0][1] for curve in curves.values()])
+    logarithmic = everything.min() > 0 and everything.max() > _FAR_APART * everything.min()
+
+    def paint(axes: Axes) -> None:
+        for number, (key, curve) in enumerate(curves.items()):
+            (iterations, values), _ = averaged(curve)
+            style = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _LINES[number // 2 % len(_LINES)]}
+            marker = "." if len(values) < 25 else None
+            axes.plot(iterations, values, linewidth=1.3, marker=marker, markersize=4, label=short[key], **style)
+        if logarithmic:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("iteration")
+        axes.set_ylabel(label)
+        if len(curves) > 1:
+            axes.figure.legend(loc="lower center", ncols=3, frameon=False, handlelength=2, columnspacing=1, borderpad=0)
+
+    rows = -(-len(curves) // 3) if len(curves) > 1 else 0
+    return draw(name, title, caption, paint, below=0.18 * rows)
+
+
+def _validation_dice(iterations: np.ndarray, values: np.ndarray) -> Plot:
+    best = int(values.argmax())
+    at, highest = int(iterations[best]), float(values[best])
+    caption = f"Best {highest:.3f} at iteration {at}; last {values[-1]:.3f} at iteration {int(iterations[-1])}."
+    shown = averaged((iterations, values))[0]
+
+    def paint(axes: Axes) -> None:
+        axes.plot(*shown, color=_COLOURS[0], linewidth=1.3, marker="." if len(values) < 60 else None, markersize=5)
+        axes.axvline(at, color=_COLOURS[1], linewidth=1, linestyle="--")
+        axes.plot([at], [highest], "o", color=_COLOURS[1], markersize=6)
+        # Towards the middle, where there is room.
+        left = at > (iterations[0] + iterations[-1]) / 2
+        axes.annotate(
+            f"best {highest:.3f}", (at, highest), (-6 if left else 6, 8), textcoords="offset points",
+            ha="right" if left else "left",
+        )  # fmt: skip
+        axes.set_ylim(0, max(1.15 * highest, 0.05))
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("Dice")
+
+    return draw("valid-dice", "Validation Dice", caption, paint)
+
+
+def _picture(path: Path) -> dict[str, Any] | None:
+    try:
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+    except OSError:  # damaged
+        return None
+    image.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE))
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=70, method=2)
+    return {"iteration": int(path.stem), "image": base64.b64encode(file.getvalue()).decode()}
+
+
+def _summary(entries: Sequence[Mapping[str, float]], settings: Settings | None) -> str:
+    if not entries:
+        return "nothing logged yet"
+    last = f"iteration {int(max(entry['iteration'] for entry in entries))}"
+    if settings is not None:
+        last += f" of {settings.solver.iter_max}"
+    scores = [(entry["valid/dice"], -int(entry["iteration"])) for entry in entries if "valid/dice" in entry]
+    if not scores:
+        return last
+    dice, at = max(scores)
+    return f"{last}; best validation Dice {dice:.3f} at iteration {-at}"
+
+
+def _setting_rows(settings: Settings) -> list[dict[str, Any]]:
+    """Every setting by the words of its name in the config, with the published value and whether it differs."""
+    published = _flat(Settings().model_dump(by_alias=True, mode="json"))
+    rows = []
+    for name, value in _flat(settings.model_dump(by_alias=True, mode="json")).items():
+        rows.append(
+            {
+                "words": name.split("."),
+                "value": _shown(value),
+                "published": _shown(published.get(name)),
+                "differs": value != published.get(name),
+            }
+        )
+    return rows
+
+
+def _facts(folder: Path) -> dict[str, str]:
+    """What the manifest says of the last run; the folder alone where there is none."""
+    facts = {"folder": str(folder)}
+    runs = read_manifest(folder)
+    if runs:
+        last = {name: value for name, value in runs[-1].items() if name != "settings" and value is not None}
+        if last.get("outcome") == "running":  # it writes this page, or was killed
+            del last["outcome"]
+        facts |= {name: _shown(value) for name, value in _flat(last).items()}
+        facts["runs in this folder"] = str(len(runs))
+    return facts
+
+
+def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """The leaves of a tree by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{before}{key}.")
+        else:
+            flat[f"{before}{key}"] = value
+    return flat
+
+
+def _shown(value: Any) -> str:
+    """A value as a config or a command writes it."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(_shown, value)) if all(isinstance(one, str) for one in value) else json.dumps(value)
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = new_parser(__doc__, "python -m reports.training")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a training run")
+    options = parser.parse_args(arguments)
+    for folder in options.folders:
+        print(write_training_report(folder))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,177 @@
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import SegmentationStorage
+
+from datasets.volume import Reading, read_ct
+from evaluation.burden import NOTICE
+from evaluation.dicom_seg import read_source, write_dicom_seg
+from tests.volumes import ORIGIN, SPACING, geometry, refused, rotation, write_dicom
+
+SHAPE = (6, 9, 7)
+
+DIRECTIONS = {
+    "axial": np.eye(3),
+    "feet first": np.diag([-1, 1, -1]),
+    "coronal": np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]]),
+    "oblique": rotation(0.2, -0.3, 0.4),
+}
+
+
+def series(folder, direction=DIRECTIONS["axial"], **tags):
+    stored = np.random.default_rng(0).integers(0, 1500, SHAPE).astype(np.int16)
+    return write_dicom(folder, stored, direction=direction, **tags)
+
+
+def some_lesion():
+    lesion = np.random.default_rng(1).random(SHAPE) < 0.2
+    lesion[[0, 3]] = False
+    return lesion
+
+
+def written(folder, lesion, path):
+    write_dicom_seg(lesion, read_source(folder), path, version="1.2", model="abc", threshold=0.4)
+    return path
+
+
+def slices_by_uid(folder):
+    return {(data := pydicom.dcmread(path)).SOPInstanceUID: data for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+def test_every_voxel_lies_on_the_slice_that_its_frame_refers_to(tmp_path, direction):
+    folder = series(tmp_path / "ct", direction)
+    lesion = some_lesion()
+    data = pydicom.dcmread(written(folder, lesion, tmp_path / "seg.dcm"))
+    sources = slices_by_uid(folder)
+    assert int(data.NumberOfFrames) == len(data.PerFrameFunctionalGroupsSequence) == 4
+    grid = read_ct(folder)
+    seen = np.zeros(SHAPE, bool)
+    for frame, groups in zip(data.pixel_array, data.PerFrameFunctionalGroupsSequence, strict=True):
+        (reference,) = groups.DerivationImageSequence[0].SourceImageSequence
+        source = sources[reference.ReferencedSOPInstanceUID]
+        assert reference.ReferencedSOPClassUID == source.SOPClassUID
+        position = groups.PlanePositionSequence[0].ImagePositionPatient
+        assert position == source.ImagePositionPatient
+        # The slice that read_ct has there, by its position.
+        x, y, k = grid.TransformPhysicalPointToIndex([float(value) for value in position])
+        assert (x, y) == (0, 0)
+        np.testing.assert_array_equal(frame > 0, lesion[k])
+        stored = source.pixel_array * source.RescaleSlope + source.RescaleIntercept
+        np.testing.assert_array_equal(stored, [[grid[i, j, k] for i in range(7)] for j in range(9)])
+        seen[k] = frame > 0
+    np.testing.assert_array_equal(seen, lesion)
+    shared = data.SharedFunctionalGroupsSequence[0]
+    orientation = shared.PlaneOrientationSequence[0].ImageOrientationPatient
+    np.testing.assert_allclose(orientation, np.asarray(direction, float).T[:2].ravel(), atol=1e-6)
+    measures = shared.PixelMeasuresSequence[0]
+    assert [float(mm) for mm in measures.PixelSpacing] == [SPACING[1], SPACING[0]]
+    assert float(measures.SpacingBetweenSlices) == pytest.approx(SPACING[2])
+    assert {item.ReferencedSOPInstanceUID for item in data.ReferencedSeriesSequence[0].ReferencedInstanceSequence} == {
+        *sources
+    }
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+def test_another_reader_makes_the_same_volume_of_it(tmp_path, direction):
+    folder = series(tmp_path / "ct", direction)
+    lesion = some_lesion()
+    lesion[0, 0, 0] = lesion[-1, -1, -1] = True  # so that the volume is that of the series
+    volume = hd.seg.segread(written(folder, lesion, tmp_path / "seg.dcm")).get_volume(combine_segments=True)
+    ct = read_ct(folder)
+    for k, j, i in np.argwhere(volume.array > 0):
+        point = volume.map_indices_to_reference(np.array([[k, j, i]]))[0]
+        index = np.rint(ct.TransformPhysicalPointToContinuousIndex(point)).astype(int)
+        assert lesion[tuple(index[::-1])]
+    assert (volume.array > 0).sum() == lesion.sum()
+    assert geometry(ct)[0] == SHAPE[::-1]
+
+
+def test_what_it_says_of_itself(tmp_path):
+    folder = series(tmp_path / "ct", PatientName="Doe^J", PatientSex="F", StudyDate="20200401", SeriesNumber=4)
+    data = pydicom.dcmread(written(folder, some_lesion(), tmp_path / "seg.dcm"))
+    source = next(iter(slices_by_uid(folder).values()))
+    assert data.SOPClassUID == SegmentationStorage
+    assert (data.Modality, data.SegmentationType) == ("SEG", "BINARY")
+    for name in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName", "PatientSex", "StudyDate"):
+        assert data[name].value == source[name].value
+    assert data.SeriesInstanceUID != source.SeriesInstanceUID
+    assert data.SeriesNumber == 1004
+    assert data.ContentDescription == NOTICE
+    assert data.Manufacturer == "GASNet"
+    assert data.SoftwareVersions == "1.2"
+    (segment,) = data.SegmentSequence
+    assert segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue == "49755003"
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == "52988006"
+    assert segment.AnatomicRegionSequence[0].CodeValue == "39607008"
+    assert segment.SegmentAlgorithmType == "AUTOMATIC"
+    algorithm = segment.SegmentationAlgorithmIdentificationSequence[0]
+    assert algorithm.AlgorithmVersion == "1.2"
+    assert algorithm.AlgorithmParameters == "model=abc,threshold=0.4"
+    assert segment.TrackingUID.is_valid
+
+
+def test_what_an_anonymised_series_lacks_is_empty(tmp_path):
+    folder = series(tmp_path / "ct")
+    for path in folder.iterdir():
+        data = pydicom.dcmread(path)
+        del data.PatientID, data.SliceThickness
+        data.save_as(path)
+    data = pydicom.dcmread(written(folder, some_lesion(), tmp_path / "seg.dcm"))
+    for name in ("PatientID", "PatientName", "PatientBirthDate", "StudyDate", "StudyTime", "AccessionNumber"):
+        assert name in data
+        assert not data[name].value
+    measures = data.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert float(measures.SliceThickness) == pytest.approx(SPACING[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("FrameOfReferenceUID", None, "has no valid FrameOfReferenceUID, which a DICOM SEG needs"),
+        ("StudyInstanceUID", "anonymous", "has no valid StudyInstanceUID"),
+        ("StudyInstanceUID", "1.2.3", "its StudyInstanceUID differs from that of"),
+        ("StudyDate", "yesterday", "its StudyDate 'yesterday' is none"),
+        ("PatientSex", "X", "its PatientSex 'X' is none"),
+    ],
+)
+def test_headers_that_no_segmentation_can_be_made_of(tmp_path, name, value, match):
+    folder = series(tmp_path / "ct")
+    path = sorted(folder.iterdir())[0]  # the last slice
+    data = pydicom.dcmread(path)
+    if value is None:
+        del data[name]
+    else:
+        vr = pydicom.datadict.dictionary_VR(name)
+        data[name] = pydicom.DataElement(pydicom.datadict.tag_for_keyword(name), vr, value, validation_mode=0)
+    data.save_as(path)
+    refused(path, lambda: read_source(folder), match)
+
+
+def test_the_slices_are_those_of_the_series_that_is_read(tmp_path):
+    folder = series(tmp_path / "ct", SeriesDescription="Lung")
+    write_dicom(folder, np.zeros((8, 9, 7), np.int16), name="b", SeriesDescription="Bone", origin=ORIGIN)
+    assert len(read_source(folder)) == 8
+    source = read_source(folder, Reading(series="lung"))
+    assert len(source) == 6
+    heights = [float(header.ImagePositionPatient[2]) for header in source]
+    assert heights == sorted(heights)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    folder = series(tmp_path / "ct")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hd.seg.Segmentation, "save_as", full)
+    path = tmp_path / "out" / "seg.dcm"
+    refused(path, lambda: written(folder, some_lesion(), path), "No space left on device")
+    assert list(path.parent.iterdir()) == []
+
+
+def test_highdicom_tells_no_tales(tmp_path, caplog):
+    caplog.set_level(0)
+    written(series(tmp_path / "ct"), some_lesion(), tmp_path / "seg.dcm")
+    assert caplog.messages == []

@@ -1,0 +1,321 @@
+"""Pages of cases in a real browser: what they show is compared with the arrays that went in."""
+
+import re
+
+import numpy as np
+import pytest
+
+from datasets.grid import Grid
+from reports.cases import Column, ReportCase, encode_case, write_case_report
+
+SHAPE = (20, 48, 64)
+SPACING = (1.5, 2.0, 5.0)
+ODD = """</script><script>alert('x')</script>"it's" & <b>bold</b>"""
+
+COLUMNS = (
+    Column("dice", "Dice", digits=3, help="2 TP / (2 TP + FP + FN)"),
+    Column("predicted_ml", "Predicted", "ml"),
+    Column("true_ml", "True", "ml"),
+    Column("kind", "Truth"),
+    Column("hd95_mm", "HD95", "mm"),
+)
+
+VALUES = {
+    "b 10": (0.5, 10.0, 12.0, "lesion"),
+    ODD: (None, -2.25, None, "unknown"),
+    "a 2": (0.75, 9.0, 18.0, "lesion"),
+    "c": (float("nan"), 100.0, 0.0, "no lesion"),
+}
+
+
+def masks(seed):
+    """Random masks with holes and voxels that touch in corners, of several slices."""
+    rng = np.random.default_rng(seed)
+    predicted, true = (rng.random(SHAPE) < share for share in (0.4, 0.1))
+    predicted[:3] = true[:5] = False
+    return predicted, true
+
+
+def case(case_id, number):
+    hu = np.full(SHAPE, -600.0, np.float32)
+    hu[:, :, 32:] = 40
+    predicted, true = masks(number)
+    values = dict(zip(("dice", "predicted_ml", "true_ml", "kind"), VALUES[case_id], strict=True))
+    grid = Grid(SHAPE[::-1], SPACING, (-10.0, 20.0, 30.0), (1.0, 0, 0, 0, 1, 0, 0, 0, 1))
+    known = values["true_ml"] is not None
+    return ReportCase(case_id, grid, hu, predicted, true if known else None, np.ones(SHAPE, bool), values)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    path = tmp_path_factory.mktemp("a folder") / "report.html"
+    views = [encode_case(case(case_id, number)) for number, case_id in enumerate(VALUES)]
+    facts = {"model": f"S{ODD}.pth", "device": "cpu"}
+    write_case_report(path, f"Title {ODD}", COLUMNS, views, facts)
+    return path
+
+
+def ids(page):
+    return page.locator("#cases tbody tr:visible th").all_inner_texts()
+
+
+def column(page, k):
+    return [row.locator("td").nth(k).inner_text() for row in page.locator("#cases tbody tr").all()]
+
+
+def wait_for(page, plane, index):
+    page.wait_for_selector(f"#{plane} .stage[data-slice='{index}']")
+
+
+def shown_slice(page, plane):
+    text = page.locator(f"#{plane} output").inner_text()
+    return int(re.match(r"slice (\d+) of", text).group(1)) - 1
+
+
+def enclosed(path, shape):
+    """The voxels in a path of borders: to the right of an odd number of vertical edges. And its area, by Green."""
+    inside, area, x, y = np.zeros(shape, bool), 0, 0, 0
+    for command, numbers in re.findall(r"([Mhvz])([^Mhvz]*)", path):
+        if command == "M":
+            x, y = map(int, numbers.split())
+            start = x, y
+        elif command == "h":
+            x += int(numbers)
+        elif command == "v":
+            step = int(numbers)
+            inside[min(y, y + step) : max(y, y + step), x:] ^= True
+            area += x * step
+            y += step
+        else:
+            assert (x, y) == start, "a loop is not closed"
+    return inside, area
+
+
+def test_the_page_opens_alone_and_lets_no_script_in(report, opened):
+    text = report.read_text(encoding="utf-8")
+    assert text.count("<script>") == 1
+    policy = "Content Security Policy"
+    with opened(report, expected=(policy, "Fetch API cannot load")) as page:
+        wait_for(page, "axial", shown_slice(page, "axial"))
+        assert page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'fetched', () => 'refused')") == "refused"
+        page.evaluate(
+            "s = document.createElement('script'); s.textContent = 'window.broken = 1'; document.body.append(s)"
+        )
+        assert page.evaluate("window.broken") is None
+        assert page.locator("footer .facts").inner_text().count("cpu") == 0  # collapsed
+        page.locator("footer summary").click()
+        assert "cpu" in page.locator("footer .facts").inner_text()
+        assert "not a medical device" in page.locator("header").inner_text()
+        assert "4 cases" in page.locator("header").inner_text()
+        doubled = "all = [...document.querySelectorAll('[id]')].map(e => e.id); all.length - new Set(all).size"
+        assert page.evaluate(doubled) == 0
+
+
+def test_ids_of_any_characters_are_shown_as_they_are(report, opened):
+    with opened(report) as page:
+        assert ids(page) == list(VALUES)
+        page.locator("#cases tbody button").nth(1).click()
+        assert page.locator("#case-id").inner_text() == ODD
+        assert page.title() == f"Title {ODD}"
+        assert page.locator("b").count() == 0
+
+
+def test_missing_values_are_a_dash_and_empty_columns_are_left_out(report, opened):
+    with opened(report) as page:
+        assert page.locator("#cases thead th").count() == 5
+        assert column(page, 0) == ["0.500", "–", "0.750", "–"]  # noqa: RUF001
+        assert column(page, 1) == ["10.0", "\N{MINUS SIGN}2.2", "9.0", "100.0"]
+        assert page.locator("#cases tbody td").first.evaluate("e => getComputedStyle(e).textAlign") == "right"
+
+
+def test_sorting_by_click_and_by_keyboard_puts_missing_values_last(report, opened):
+    with opened(report) as page:
+        dice = page.locator("#cases thead th").nth(1)
+        dice.locator("button").click()
+        assert dice.get_attribute("aria-sort") == "ascending"
+        assert ids(page) == ["b 10", "a 2", ODD, "c"]
+        dice.locator("button").click()
+        assert dice.get_attribute("aria-sort") == "descending"
+        assert ids(page) == ["a 2", "b 10", ODD, "c"]
+
+        page.keyboard.press("Tab")  # to the heading of the predicted volume
+        page.keyboard.press("Enter")
+        assert dice.get_attribute("aria-sort") == "none"
+        assert page.locator("#cases thead th").nth(2).get_attribute("aria-sort") == "ascending"
+        assert ids(page) == [ODD, "a 2", "b 10", "c"]
+        page.keyboard.press("Space")
+        assert ids(page) == ["c", "b 10", "a 2", ODD]
+
+        page.locator("#cases thead button").first.click()
+        assert ids(page)[1:] == ["a 2", "b 10", "c"]
+
+
+def test_cases_are_opened_by_click_enter_arrows_and_letters(report, opened):
+    with opened(report) as page:
+        heading = page.locator("#case-id")
+        assert heading.inner_text() == "b 10"
+        page.locator("#cases tbody td").nth(4 * 2).click()
+        assert heading.inner_text() == "a 2"
+        assert page.locator("#cases tr[aria-current=true]").count() == 1
+        page.keyboard.press("ArrowDown")
+        assert heading.inner_text() == "c"
+        page.keyboard.press("ArrowDown")
+        assert heading.inner_text() == "c"
+        page.keyboard.press("ArrowUp")
+        page.keyboard.press("k")
+        assert heading.inner_text() == ODD
+        page.keyboard.press("j")
+        assert heading.inner_text() == "a 2"
+        page.locator("#cases tbody button").first.focus()
+        page.keyboard.press("Enter")
+        assert heading.inner_text() == "b 10"
+        assert "0.500" in page.locator("#values").inner_text()
+        page.locator("#next").click()
+        assert heading.inner_text() == ODD
+        # The truth of this one is not known.
+        assert not page.locator("#true-switch").is_visible()
+        page.locator("#previous").click()
+        assert page.locator("#true-switch").is_visible()
+
+
+def test_the_filter_leaves_the_cases_that_hold_its_text(report, opened):
+    with opened(report) as page:
+        page.locator("#filter").fill("NO les")
+        assert ids(page) == ["c"]
+        page.keyboard.press("k")  # is text here
+        assert ids(page) == []
+        page.locator("#filter").fill("")
+        assert len(ids(page)) == 4
+
+
+def test_the_outlines_follow_the_borders_of_exactly_the_voxels_in_the_masks(report, opened):
+    predicted, true = masks(0)
+    at = "[...document.querySelectorAll('#{} .stage path')].map(e => [e.className.baseVal, e.getAttribute('d') || ''])"
+    with opened(report) as page:
+        for name, planes, indices in (
+            ("axial", lambda mask, k: mask[k], (0, 3, 4, 5, 12, 19)),
+            ("coronal", lambda mask, k: mask[::-1, k], None),
+        ):
+            slider = page.locator(f"#{name} input")
+            for place in indices or range(int(slider.get_attribute("max")) + 1):
+                slider.fill(str(place))
+                k = shown_slice(page, name)
+                wait_for(page, name, k)
+                paths = dict(page.evaluate(at.format(name)))
+                for which, mask in (("predicted", predicted), ("true", true)):
+                    expected = planes(mask, k)
+                    inside, area = enclosed(paths[which], expected.shape)
+                    np.testing.assert_array_equal(inside, expected)
+                    assert area == expected.sum()
+                    drawn = "e => { const b = e.getBBox(); return [b.x, b.y, b.x + b.width, b.y + b.height] }"
+                    if expected.any():
+                        rows, columns = np.nonzero(expected)
+                        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                        assert page.locator(f"#{name} .stage path.{which}").evaluate(drawn) == box
+        view_box = page.locator("#coronal .stage svg").get_attribute("viewBox")
+        assert view_box == "0 0 64 20"
+        # Voxels are 1.5 x 2 mm in axial slices and 1.5 x 5 mm in coronal ones.
+        for name, ratio in (("axial", 64 * 1.5 / (48 * 2)), ("coronal", 64 * 1.5 / (20 * 5))):
+            box = page.locator(f"#{name} .stage").bounding_box()
+            assert box["width"] / box["height"] == pytest.approx(ratio, rel=0.01)
+
+
+def test_outlines_are_switched_by_box_and_by_key(report, opened):
+    with opened(report) as page:
+        for name, key in (("predicted", "p"), ("true", "t"), ("cross", "x")):
+            path = page.locator(f"#axial .stage path.{name}")
+            display = "e => getComputedStyle(e).display"
+            assert path.evaluate(display) != "none"
+            page.locator(f"#show-{name}").uncheck()
+            assert path.evaluate(display) == "none"
+            page.keyboard.press(key)
+            assert path.evaluate(display) != "none"
+        colours = {
+            page.locator(f"#axial .stage path.{name}").evaluate("e => getComputedStyle(e).stroke")
+            for name in ("predicted", "true")
+        }
+        assert len(colours) == 2
+
+
+def test_slices_are_scrolled_by_keys_wheel_drag_and_slider(report, opened):
+    with opened(report) as page:
+        stage = page.locator("#axial .stage")
+        page.locator("#axial input").fill("10")
+        assert shown_slice(page, "axial") == 10
+        assert "z = 80.0 mm" in page.locator("#axial output").inner_text()  # 30 + 10 * 5
+        stage.focus()
+        for key, expected in (("ArrowUp", 11), ("ArrowLeft", 10), ("PageUp", 15), ("Home", 0), ("End", 19)):
+            page.keyboard.press(key)
+            assert shown_slice(page, "axial") == expected
+        stage.hover()
+        page.mouse.wheel(0, 100)
+        page.wait_for_function("document.querySelector('#axial output').textContent.startsWith('slice 19 ')")
+        page.mouse.wheel(0, -100)
+        page.wait_for_function("document.querySelector('#axial output').textContent.startsWith('slice 20 ')")
+        box = stage.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x - 60, y, steps=4)
+        page.mouse.up()
+        assert shown_slice(page, "axial") == 14
+        wait_for(page, "axial", 14)
+        # In the coronal slice, the line of the axial one is in the middle of its row, counted from the top.
+        cross = page.locator("#coronal .stage path.cross").get_attribute("d")
+        assert cross == f"M0 {19 - 14 + 0.5}H64"
+
+
+def test_windows_change_the_grey_values_as_they_should(report, opened):
+    # HU are -600 and 40. Lung, -1350..150: 255 * 750 / 1500 and 255 * 1390 / 1500. Mediastinum, -160..240: below, half.
+    expected = {"lung": (127.5, 236.3), "mediastinum": (0, 127.5)}
+    read = """name => { const canvas = document.querySelector(`#${name} canvas`), context = canvas.getContext("2d");
+        return [10, 50].map(x => [...context.getImageData(x, canvas.height / 2, 1, 1).data]) }"""
+    with opened(report) as page:
+        index = shown_slice(page, "axial")
+        wait_for(page, "axial", index)
+        wait_for(page, "coronal", shown_slice(page, "coronal"))
+        for window in ("lung", "mediastinum", "lung"):
+            if window != page.locator("input[name=window]:checked").get_attribute("value"):
+                page.keyboard.press("w")
+                page.wait_for_timeout(200)
+            for plane in ("axial", "coronal"):
+                for pixel, value in zip(page.evaluate(read, plane), expected[window], strict=True):
+                    assert pixel[0] == pixel[1] == pixel[2]
+                    assert pixel[0] == pytest.approx(value, abs=5)
+                    assert pixel[3] == 255
+
+
+def test_a_phone_shows_all_of_it_without_scrolling_sideways(report, opened):
+    with opened(report, 390, 844, has_touch=True, is_mobile=True, device_scale_factor=2) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        page.locator("#cases tbody button").nth(1).tap()
+        assert page.locator("#case-id").inner_text() == ODD
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        # The viewer is below the table, and has come into sight.
+        assert page.locator("#axial .stage").bounding_box()["y"] < 844 / 2
+        assert page.locator("#axial .stage").bounding_box()["width"] > 300
+        sizes = (
+            "[...document.querySelectorAll('main :not(svg, svg *)')].map(e => parseFloat(getComputedStyle(e).fontSize))"
+        )
+        assert min(page.evaluate(sizes)) >= 12
+        scale = page.locator(".plot svg").first.evaluate(
+            "e => e.getBoundingClientRect().width / e.viewBox.baseVal.width"
+        )
+        assert 9 * scale > 11  # the text of plots
+
+
+def test_a_page_of_no_cases_says_so(tmp_path, opened):
+    path = tmp_path / "report.html"
+    write_case_report(path, "Nothing", COLUMNS, [], {})
+    with opened(path) as page:
+        assert "0 cases" in page.locator("header").inner_text()
+        assert not page.locator("#viewer").is_visible()
+
+
+def test_what_cannot_be_written_leaves_the_page_of_before(report, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("before")
+    with pytest.raises(AttributeError):
+        write_case_report(path, "t", COLUMNS, [None], {})
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,76 @@
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from reports.plots import agreement, cohort_plots
+
+
+def titles(plots):
+    return [re.search(r'aria-label="([^".]*)', plot.svg).group(1) for plot in plots]
+
+
+def test_bland_altman_by_hand():
+    found = agreement([10, 22, 30], [12, 18, 31])
+    # Differences -2, 4, -1: mean 1/3; their deviations -7/3, 11/3, -4/3 have squares of 186/9, over two 10.333.
+    assert found.means.tolist() == [11, 20, 30.5]
+    assert found.differences.tolist() == [-2, 4, -1]
+    assert found.bias == pytest.approx(1 / 3)
+    assert found.lower == pytest.approx(1 / 3 - 1.96 * 10.3333333**0.5)
+    assert found.upper == pytest.approx(1 / 3 + 1.96 * 10.3333333**0.5)
+    assert agreement([3], [1]).bias == 2
+    assert agreement([3], [1]).lower is None
+
+
+def test_the_plots_of_a_test_say_in_words_what_they_show():
+    rows = [
+        {"dice": 0.5, "predicted_ml": 10.0, "true_ml": 12.0},
+        {"dice": 0.7, "predicted_ml": 22.0, "true_ml": 18.0},
+        {"dice": 0.9, "predicted_ml": 30.0, "true_ml": 31.0},
+        {"dice": None, "predicted_ml": 5.0, "true_ml": 0.0},  # without lesion: no part of the agreement
+        {"dice": None, "predicted_ml": 7.0, "true_ml": None},
+    ]
+    plots = cohort_plots(rows)
+    assert titles(plots) == ["Dice", "Lesion volume", "Agreement of volumes (Bland-Altman)"]
+    assert plots[0].caption == "3 scans with lesion: mean 0.700 ± 0.163, median 0.700 (quartiles 0.600 and 0.800)."
+    assert "Predicted, 5 scans: mean 14.8 ± 9.6 ml" in plots[1].caption
+    assert "True, 4 scans" in plots[1].caption
+    assert "3 scans with lesion" in plots[2].caption
+    assert "by +0.3 ml on average" in plots[2].caption
+    assert "\N{MINUS SIGN}6.0 to +6.6 ml" in plots[2].caption
+
+
+def test_the_plots_of_a_prediction():
+    grades = {"severe": 60.0, "none": 0.0, "mild": 5.0}
+    rows = [{"lesion_ml": 3 * p, "lesion_percent_of_lung": p, "severity": grade} for grade, p in grades.items()]
+    plots = cohort_plots([*rows, rows[0]])
+    assert titles(plots) == ["Lesion volume", "Lesion in percent of the lung", "Severity"]
+    assert plots[2].caption == "Scans by severity: none 1, mild 1, severe 2."
+
+
+def test_text_stays_text_ids_are_apart_and_the_same_comes_out_every_time():
+    rows = [{"dice": d, "predicted_ml": 900 * d, "true_ml": 500 * d} for d in (0.2, 0.4, 0.9)]
+    plots = cohort_plots(rows)
+    ids = []
+    for plot in plots:
+        root = ET.fromstring(plot.svg.replace("xlink:href", "href"))
+        ids += [element.get("id") for element in root.iter() if element.get("id")]
+        assert "median" in "".join(root.itertext()) or "mean" in "".join(root.itertext())
+        assert "currentColor" in plot.svg
+        assert "#010203" not in plot.svg
+        for reference in re.findall(r'(?:href="#|url\(#)([^")]+)', plot.svg):
+            assert reference in ids
+    assert len(set(ids)) == len(ids)
+    assert [p.svg for p in cohort_plots(rows)] == [p.svg for p in plots]
+
+
+@pytest.mark.parametrize("rows", [[], [{}], [{"dice": None}], [{"dice": float("nan")}], [{"id": "a", "kind": "b"}]])
+def test_nothing_to_plot_is_no_plot(rows):
+    assert cohort_plots(rows) == []
+
+
+def test_a_single_scan_and_volumes_far_apart_are_plotted():
+    assert len(cohort_plots([{"dice": 1.0, "predicted_ml": 0.0, "true_ml": 3.0}])) == 3
+    far = np.geomspace(0.5, 5000, 12)
+    assert len(cohort_plots([{"lesion_ml": float(v), "lesion_percent_of_lung": 0.0} for v in far])) == 2

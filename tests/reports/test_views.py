@@ -1,0 +1,143 @@
+import base64
+import io
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.grid import Grid
+from reports.views import CaseView, ReportCase, encode_case, pick_slices, picture_size, to_grey
+
+UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+def grid_of(shape, spacing=(1.5, 2.0, 5.0), origin=(-10.0, 20.0, 30.0)):
+    return Grid(tuple(shape[::-1]), spacing, origin, UPRIGHT)
+
+
+def case_of(shape=(20, 48, 64), **changes):
+    empty = np.zeros(shape, bool)
+    case = ReportCase("a", grid_of(shape), np.full(shape, -600.0, np.float32), empty, None, np.ones(shape, bool), {})
+    return replace(case, **changes)
+
+
+def pixels(webp):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(webp))).convert("L"))
+
+
+def test_grey_values_are_linear_between_the_ends_of_the_windows():
+    hu = np.array([-3000, -1350, -755, -160, 40, 240, 3000])
+    # 0..112 over -1350..-160 and 112..255 over -160..240: 56 and 183.5 half-way.
+    assert to_grey(hu).tolist() == [0, 0, 56, 112, 184, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("lesion", "most", "picked", "every"),
+    [
+        ([0, 0, 0, 0], 4, [0, 1, 2, 3], 1),
+        ([0] * 9, 3, [1, 4, 7], 3),
+        ([0, 0, 5, 7, 1, 0, 0, 0, 0], 3, [2, 3, 7], 3),
+        ([0] * 7, 3, [1, 4, 6], 3),
+        ([1], 1, [0], 1),
+    ],
+)
+def test_of_neighbouring_slices_that_with_most_lesion_is_picked(lesion, most, picked, every):
+    assert pick_slices(np.array(lesion), most) == (picked, every)
+
+
+def test_pictures_have_no_more_pixels_than_voxels_and_are_square_where_smaller():
+    assert picture_size((160, 40), (2.0, 7.0)) == (160, 40)
+    assert picture_size((576, 288), (0.7, 0.7)) == (288, 144)
+    assert picture_size((576, 100), (0.5, 5.0)) == (166, 100)  # 288 x 500 mm: 288 pixels stand for 500 mm
+
+
+def test_the_box_is_that_of_lungs_and_lesions_with_a_margin_in_the_plane():
+    lung, predicted = (np.zeros((20, 48, 64), bool) for _ in range(2))
+    lung[5:12, 10:20, 20:40] = True
+    predicted[14, 15, 45] = True
+    view = encode_case(case_of(lung=lung, predicted=predicted))
+    axial, coronal = view.planes
+    # 8 mm are 5 voxels along x and 4 along y: x from 15 to 51, y from 6 to 24, z from 5 to 15.
+    assert (axial.size, axial.spacing, axial.total, axial.count) == ((36, 18), (1.5, 2.0), 20, 10)
+    assert (coronal.size, coronal.spacing, coronal.total, coronal.count) == ((36, 10), (1.5, 5.0), 48, 18)
+    assert [s.index for s in axial.slices] == list(range(5, 15))
+    assert axial.slices[axial.start].index == 14
+    assert axial.slices[0].position == 30 + 5 * 5.0
+    assert coronal.slices[0].position == 20 + coronal.slices[0].index * 2.0
+    # The first row of an axial slice is y = 6, that of a coronal one the highest, z = 14.
+    assert (axial.first, axial.step, coronal.first, coronal.step) == (6, 1, 14, -1)
+    mask = pixels(axial.slices[-1].mask)
+    assert mask.shape == (18, 36)
+    assert np.argwhere(mask).tolist() == [[15 - 6, 45 - 15]]
+    ((row, column),) = np.argwhere(pixels(coronal.slices[coronal.start].mask)).tolist()
+    assert (row, column) == (0, 45 - 15)
+
+
+def test_without_lungs_the_box_is_that_of_the_body():
+    hu = np.full((20, 48, 64), -1000.0)
+    hu[2:18, 20:30, 20:40] = 0
+    view = encode_case(case_of(hu=hu, lung=None))
+    assert view.planes[0].size == (20 + 2 * 5, 10 + 2 * 4)
+    assert view.planes[0].count == 16
+    assert encode_case(case_of(hu=np.full((20, 48, 64), -1000.0), lung=None)).planes[0].size == (64, 48)
+
+
+def test_pictures_hold_the_hu_and_masks_tell_predicted_from_true():
+    hu = np.full((20, 48, 64), -600.0)
+    hu[:, :, 32:] = 40
+    predicted, true = (np.zeros(hu.shape, bool) for _ in range(2))
+    predicted[3, 10:20, 10:20] = true[3, 15:25, 15:25] = True
+    view = encode_case(case_of(hu=hu, predicted=predicted, true=true))
+    assert view.truth
+    slice_3 = view.planes[0].slices[3]
+    grey = pixels(slice_3.image).astype(int)
+    # -600 HU: 112 * 750 / 1190 = 70.6; 40 HU: 112 + 143 / 2 = 183.5.
+    assert abs(grey[10:40, 5:25] - 71).max() <= 3
+    assert abs(grey[10:40, 40:60] - 184).max() <= 3
+    np.testing.assert_array_equal(pixels(slice_3.mask), 85 * (predicted[3] + 2 * true[3]))
+    assert view.planes[0].slices[4].mask is None
+
+
+def test_a_large_scan_keeps_few_slices_of_bounded_size():
+    shape = (120, 256, 320)
+    noise = np.random.default_rng(0).normal(-600, 150, shape).astype(np.float32)
+    predicted = np.zeros(shape, bool)
+    predicted[61, 100:120, 100:120] = True
+    view = encode_case(case_of(shape, grid=grid_of(shape, (0.7, 0.7, 1.0)), hu=noise, predicted=predicted))
+    axial, coronal = view.planes
+    assert axial.size == (320, 256)
+    assert pixels(axial.slices[0].image).shape == (230, 288)  # 256 * 288 / 320 = 230.4
+    assert len(axial.slices) == -(-120 // axial.every) == 20  # 1.5 million pixels are 22 slices: every 6th
+    assert axial.slices[axial.start].index == 61
+    assert len(coronal.slices) <= 12
+    assert pixels(axial.slices[axial.start].mask).shape == (256, 320)
+
+
+def test_a_view_can_be_kept_as_bytes_and_sent_to_other_processes():
+    predicted = np.zeros((20, 48, 64), bool)
+    predicted[5, 20, 20] = True
+    values = {"dice": np.float64(0.5), "n": np.int64(3), "kind": "lesion", "hd95_mm": float("nan"), "none": None}
+    view = encode_case(case_of(predicted=predicted, id='\u00e4 "<', values=values))
+    assert view.values == {"dice": 0.5, "n": 3, "kind": "lesion", "hd95_mm": None, "none": None}
+    assert CaseView.from_bytes(view.to_bytes()) == view
+    assert pickle.loads(pickle.dumps(view)) == view
+    assert view.with_values({"dice": 0.25}).values == {"dice": 0.25}
+    for damaged in (b"", b"{}", b"[]", view.to_bytes()[:-9], view.to_bytes().replace(b'"format":1', b'"format":0')):
+        with pytest.raises(ValueError, match="not a view of a case"):
+            CaseView.from_bytes(damaged)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"predicted": np.zeros((2, 2, 2), bool)}, "predicted has the shape"),
+        ({"true": np.zeros((2, 2, 2), bool)}, "true has the shape"),
+        ({"grid": replace(grid_of((20, 48, 64)), direction=(-1.0, *UPRIGHT[1:]))}, "not upright"),
+        ({"grid": grid_of((20, 48, 63))}, "not that of the arrays"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        encode_case(case_of(**changes))

@@ -1,0 +1,437 @@
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+import torch
+
+import lungCrop
+import post_processing
+import predict
+import test
+from command_line import run
+from datasets.crop import CROP_SIZE
+from datasets.phantom import write_phantoms
+from evaluation.burden import NOTICE
+from models import Segmenter
+from tests import reference
+from tests.several import on_processes
+from tests.volumes import geometry, pixels, write, write_dicom
+from training.checkpoint import SegmenterInput, save_segmenter
+
+SIZE = (8, 32, 32)
+OF_ALL_NETWORKS = (16, 64, 64)
+"""The smallest crops that a config may have."""
+IDS = ["diseased_000", "diseased_001", "healthy_000"]
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, healthy=1, diseased=2, size=(24, 48, 48), seed=5)
+    return folder
+
+
+@pytest.fixture
+def scans(phantoms, tmp_path):
+    return shutil.copytree(phantoms / "ct", tmp_path / "scans")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A segmenter whose predictions are neither empty nor full."""
+    return save_model(tmp_path_factory.mktemp("model") / "segmenter.pth", seed=1)
+
+
+def save_model(path, seed, size=SIZE):
+    torch.manual_seed(seed)
+    save_segmenter(path, Segmenter(2), SegmenterInput(size, (-1250.0, 250.0), "minmax"), 0, None)
+    return path
+
+
+def predicted(scans, model, output, *arguments, lungs="threshold", report=False):
+    command = [str(scans), "--model-path", str(model), "--output", str(output), "--lungs", str(lungs)]
+    more = ["--device", "cpu", "--quiet", *([] if report else ["--no-report"])]
+    return predict.main([*command, *more, *map(str, arguments)])
+
+
+def rows(output):
+    with (output / "summary.csv").open(newline="", encoding="utf-8") as file:
+        return {row["id"]: row for row in csv.DictReader(file)}
+
+
+def summary(output):
+    return json.loads((output / "summary.json").read_text(encoding="utf-8"))
+
+
+def written(output):
+    return sorted(str(path.relative_to(output)) for path in output.rglob("[!.]*") if path.is_file())
+
+
+def mixed_scans(phantoms, folder):
+    """The phantoms as three types of file, in three orientations: NIfTI, NRRD and DICOM."""
+    write(folder / "one.nii.gz", sitk.DICOMOrient(sitk.ReadImage(str(phantoms / "ct" / f"{IDS[0]}.nii.gz")), "RAI"))
+    write(folder / "two.nrrd", sitk.DICOMOrient(sitk.ReadImage(str(phantoms / "ct" / f"{IDS[1]}.nii.gz")), "PIR"))
+    image = sitk.DICOMOrient(sitk.ReadImage(str(phantoms / "ct" / f"{IDS[2]}.nii.gz")), "RPI")
+    place = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
+    write_dicom(folder / "three", (pixels(image) + 1024).astype(np.int16), **place)
+    return {"one": "one.nii.gz", "two": "two.nrrd", "three": "three.nii.gz"}
+
+
+def test_masks_are_those_of_the_three_scripts_byte_for_byte(phantoms, tmp_path):
+    raw, cohort = tmp_path / "raw", tmp_path / "cohort"
+    names = mixed_scans(phantoms, raw)
+    model = save_model(tmp_path / "segmenter.pth", 1, OF_ALL_NETWORKS)
+    size = ["--size", *map(str, OF_ALL_NETWORKS)]
+    assert lungCrop.main([str(raw), "--output", str(cohort), "--lungs", "threshold", *size, "--quiet"]) == 0
+    (cohort / "id_txt").mkdir()
+    (cohort / "id_txt" / "raw.txt").write_text("\n".join(names))
+    config = Path(__file__).parents[1] / "configs" / "demo.yaml"
+    command = ["--config-path", str(config), "--model-path", str(model), "--quiet", "--device", "cpu"]
+    results = ["--output", str(tmp_path / "tested"), "--split", "VALIDWL"]
+    assert test.main([*command, *results, f"DATASET.ROOT={cohort}", "DATASET.SPLIT.VALIDWL=raw"]) == 0
+    paste = ["--images", str(raw), "--masks", str(tmp_path / "tested" / "probabilities"), "--quiet"]
+    assert post_processing.main([*paste, "--output", str(tmp_path / "three steps")]) == 0
+
+    output = tmp_path / "one step"
+    assert predicted(raw, model, output, "--save-probabilities") == 0
+    assert sorted(path.name for path in (output / "masks").iterdir()) == sorted(names.values())
+    for case_id, name in names.items():
+        one, three = output / "masks" / name, tmp_path / "three steps" / name
+        assert one.read_bytes() == three.read_bytes()
+        assert geometry(one) == geometry(three)
+        mask = pixels(one)
+        assert 0 < mask.sum() < mask.size
+        probabilities = output / "probabilities" / name
+        np.testing.assert_array_equal(pixels(probabilities) > 0.5, mask > 0)
+        assert sitk.ReadImage(str(probabilities)).GetPixelID() == sitk.sitkFloat32
+        voxel_ml = np.prod(sitk.ReadImage(str(one)).GetSpacing()) / 1000
+        assert float(rows(output)[case_id]["lesion_ml"]) == pytest.approx(mask.sum() * voxel_ml, rel=1e-5)
+
+
+def test_the_numbers_are_those_of_masks_lungs_and_scans(phantoms, scans, model, tmp_path):
+    output = tmp_path / "out"
+    assert predicted(scans, model, output, lungs=phantoms / "lung") == 0
+    table = rows(output)
+    assert list(table) == IDS
+    for case_id, row in table.items():
+        mask = pixels(output / "masks" / f"{case_id}.nii.gz") > 0
+        lung, hu = pixels(phantoms / "lung" / f"{case_id}.nii.gz"), pixels(scans / f"{case_id}.nii.gz")
+        voxel_ml = np.prod(sitk.ReadImage(str(scans / f"{case_id}.nii.gz")).GetSpacing()) / 1000
+        right, left = (100 * mask[lung == label].mean() for label in (1, 2))
+        expected = {
+            "lesion_ml": mask.sum() * voxel_ml,
+            "lung_ml": (lung > 0).sum() * voxel_ml,
+            "lesion_percent_of_lung": 100 * mask[lung > 0].mean(),
+            "right_lung_percent": right,
+            "left_lung_percent": left,
+            "lesion_mean_hu": hu[mask].mean(),
+        }
+        for key, value in expected.items():
+            assert float(row[key]) == pytest.approx(value, rel=1e-5), key
+        worse = max(right, left)
+        assert row["severity"] == (
+            "CT-1" if worse <= 25 else "CT-2" if worse <= 50 else "CT-3" if worse <= 75 else "CT-4"
+        )
+    found = summary(output)
+    assert found["notice"] == NOTICE
+    assert "Morozov" in found["grading"]
+    assert found["scans"] == 3
+    assert found["lesion_ml"]["mean"] == pytest.approx(
+        np.mean([float(row["lesion_ml"]) for row in table.values()]), rel=1e-5
+    )
+    assert [row["id"] for row in found["rows"]] == IDS
+    assert sum(found["severity"].values()) == 3
+    assert found["failed"] == {}
+
+
+def test_what_it_prints_names_the_scans_the_grades_and_what_it_is_not(scans, model, tmp_path, capsys):
+    assert predicted(scans, model, tmp_path / "out") == 0
+    out, err = capsys.readouterr()
+    assert f"3 of 3 scans have a mask in {tmp_path / 'out'}, 0 had it before" in out
+    assert re.search(r"^CT-\d: \d scan", out, re.MULTILINE)
+    assert NOTICE in out
+    assert err == ""
+    command = [str(scans), "--model-path", str(model), "--output", str(tmp_path / "b"), "--lungs", "threshold"]
+    assert predict.main([*command, "--device", "cpu", "--no-report"]) == 0
+    err = capsys.readouterr().err
+    assert "predicting: 3 of 3 scans" in err
+    assert re.search(r"info: diseased_000: [\d.]+ ml, [\d.]+ % of the lungs, CT-\d; [\d.]+ s", err)
+
+
+def test_scans_of_the_same_model_and_options_are_skipped(scans, model, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert predicted(scans, model, output) == 0
+    masks = [output / "masks" / f"{case_id}.nii.gz" for case_id in IDS]
+
+    def redone(*arguments, model=model):
+        before = [path.stat().st_mtime_ns if path.exists() else 0 for path in masks]
+        assert predicted(scans, model, output, *arguments) == 0
+        return [path.stat().st_mtime_ns != old for path, old in zip(masks, before, strict=True)]
+
+    assert redone() == [False] * 3
+    assert "3 of 3 scans have a mask" in capsys.readouterr().out
+    assert redone("--overwrite") == [True] * 3
+    assert redone("--save-probabilities") == [True] * 3
+    report = output / "report.html"
+    assert not report.exists()
+    # What a report shows is kept only where there is one.
+    assert predicted(scans, model, output, report=True) == 0
+    assert report.is_file()
+    assert redone() == [False] * 3
+    masks[1].unlink()
+    assert redone() == [False, True, False]
+    # Another path to the same weights is the same model.
+    copy = shutil.copy(model, tmp_path / "copy.pth")
+    assert redone(model=copy) == [False] * 3
+    assert redone("--threshold", "0.45") == [True] * 3
+    assert redone(model=save_model(tmp_path / "other.pth", seed=2)) == [True] * 3
+    assert sorted(rows(output)) == IDS
+
+
+def test_a_record_that_is_damaged_is_none(scans, model, tmp_path):
+    output = tmp_path / "out"
+    assert predicted(scans, model, output, report=True) == 0
+    before = written(output)
+    (output / ".scans" / "diseased_000.json").write_text("{")
+    (output / ".scans" / "diseased_001.view").write_text("{}")
+    mask = output / "masks" / "healthy_000.nii.gz"
+    stamp = mask.stat().st_mtime_ns
+    assert predicted(scans, model, output, report=True) == 0
+    assert written(output) == before
+    assert sorted(rows(output)) == IDS
+    assert mask.stat().st_mtime_ns == stamp
+
+
+def test_masks_of_another_model_are_not_in_the_summary(scans, model, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert predicted(scans / "healthy_000.nii.gz", model, output) == 0
+    other = save_model(tmp_path / "other.pth", seed=2)
+    assert predicted(scans / "diseased_000.nii.gz", other, output) == 0
+    assert list(rows(output)) == ["diseased_000"]
+    assert "1 mask(s) are of another model or other options and not in the summary" in capsys.readouterr().err
+    assert predicted(scans / "healthy_000.nii.gz", other, output) == 0
+    assert list(rows(output)) == ["diseased_000", "healthy_000"]
+    assert "another model" not in capsys.readouterr().err
+
+
+def test_an_interrupted_run_loses_nothing_and_the_next_one_completes_it(scans, model, tmp_path, monkeypatch):
+    undisturbed = tmp_path / "undisturbed"
+    assert predicted(scans, model, undisturbed, report=True) == 0
+    output, write_results = tmp_path / "out", predict.write_results
+
+    def interrupted(row, *rest):
+        if row["id"] == "diseased_001":
+            raise KeyboardInterrupt
+        write_results(row, *rest)
+
+    monkeypatch.setattr(predict, "write_results", interrupted)
+    assert run(lambda: predicted(scans, model, output, report=True)) == 130
+    assert list(rows(output)) == ["diseased_000"]
+    assert not (output / "report.html").exists()
+    first = (output / "masks" / "diseased_000.nii.gz").stat().st_mtime_ns
+    monkeypatch.undo()
+    assert predicted(scans, model, output, report=True) == 0
+    assert (output / "masks" / "diseased_000.nii.gz").stat().st_mtime_ns == first
+    assert written(output) == written(undisturbed)
+    for name in written(output):
+        if name not in ("manifest.json", "summary.json"):
+            assert (output / name).read_bytes() == (undisturbed / name).read_bytes(), name
+
+
+def test_bad_scans_are_named_and_the_others_are_done(scans, model, tmp_path, capsys):
+    (scans / "broken.nii.gz").write_bytes(b"no gzip")
+    write(scans / "water.nii.gz", np.zeros((8, 16, 16), np.int16))
+    output = tmp_path / "out"
+    assert predicted(scans, model, output) == 1
+    out = capsys.readouterr().out
+    assert "3 of 5 scans have a mask" in out
+    for case_id, reason in (("broken", "damaged, cut short or unreadable"), ("water", "not HU")):
+        assert reason in next(line for line in out.splitlines() if line.startswith(f"failed: {case_id}: "))
+        assert reason in summary(output)["failed"][case_id]
+    assert sorted(rows(output)) == IDS
+    masks = sorted(path.name for path in (output / "masks").iterdir())
+    assert masks == [f"{case_id}.nii.gz" for case_id in IDS]
+    (scans / "broken.nii.gz").unlink()
+    (scans / "water.nii.gz").unlink()
+    assert predicted(scans, model, output) == 0
+    assert summary(output)["failed"] == {}
+
+
+def test_a_full_disk_is_told_of_every_scan(scans, model, tmp_path, monkeypatch, capsys):
+    write_text = predict.write_text
+
+    def full(path, text):
+        if path.parent.name == ".scans":
+            raise OSError(28, "No space left on device", str(path))
+        write_text(path, text)
+
+    monkeypatch.setattr(predict, "write_text", full)
+    assert run(lambda: predicted(scans, model, tmp_path / "out")) == 1
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_the_report_shows_every_scan(scans, model, tmp_path):
+    output = tmp_path / "out"
+    assert predicted(scans / "healthy_000.nii.gz", model, output, report=True) == 0
+    assert predicted(scans, model, output, report=True) == 0
+    page = (output / "report.html").read_text(encoding="utf-8")
+    for text in (*IDS, NOTICE, "Of right lung", "CT-0 to CT-4"):
+        assert text in page
+
+
+def test_dicom_in_dicom_seg_out(phantoms, model, tmp_path, capsys):
+    raw, output = tmp_path / "raw", tmp_path / "out"
+    mixed_scans(phantoms, raw)
+    # A second series, shorter: the warning that names both is wanted once.
+    write_dicom(raw / "three", np.zeros((3, 48, 48), np.int16), name="b", SeriesDescription="Scout")
+    assert predicted(raw, model, output, "--dicom-seg") == 0
+    err = capsys.readouterr().err
+    assert "2 scan(s) are no DICOM series and get no DICOM SEG, the first one" in err
+    assert err.count("takes the series") == 1
+    assert [path.name for path in (output / "dicom_seg").iterdir()] == ["three.dcm"]
+    data = pydicom.dcmread(output / "dicom_seg" / "three.dcm")
+    mask = pixels(output / "masks" / "three.nii.gz")
+    assert data.pixel_array.sum() == mask.sum()
+    assert int(data.NumberOfFrames) == mask.any((1, 2)).sum()
+    made_by = summary(output)["made_by"]
+    assert made_by["model"].startswith(data.DeviceSerialNumber)
+
+    path = output / "dicom_seg" / "three.dcm"
+    before = path.stat().st_mtime_ns
+    assert predicted(raw, model, output, "--dicom-seg") == 0
+    assert path.stat().st_mtime_ns == before
+    path.unlink()
+    assert predicted(raw / "three", model, output, "--dicom-seg") == 0
+    assert path.is_file()
+    # Without lesion there is none, and that is done.
+    assert predicted(raw / "three", model, output, "--dicom-seg", "--threshold", "0.99") == 0
+    assert not path.exists()
+    row = rows(output)["three"]
+    assert (row["lesion_ml"], row["lesion_mean_hu"], row["severity"]) == ("0", "", "CT-0")
+    mask = output / "masks" / "three.nii.gz"
+    before = mask.stat().st_mtime_ns
+    assert predicted(raw / "three", model, output, "--dicom-seg", "--threshold", "0.99") == 0
+    assert mask.stat().st_mtime_ns == before
+
+
+def test_a_series_that_no_segmentation_can_be_made_of_fails_before_anything_is_written(
+    phantoms, model, tmp_path, capsys
+):
+    raw = tmp_path / "raw"
+    mixed_scans(phantoms, raw)
+    path = next((raw / "three").iterdir())
+    data = pydicom.dcmread(path)
+    del data.FrameOfReferenceUID
+    data.save_as(path)
+    assert predicted(raw, model, tmp_path / "out", "--dicom-seg") == 1
+    assert f"failed: three: {path}: has no valid FrameOfReferenceUID" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "masks" / "three.nii.gz").exists()
+    assert predicted(raw, model, tmp_path / "out") == 0
+
+
+def test_a_published_segmenter_has_the_published_defaults_and_options_for_others(scans, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "checkpointU_1.pth"
+    torch.save(reference.published_state(reference.load("segmenter_base4")), path)
+    seen = []
+    prepare = predict.prepare_scan
+    monkeypatch.setattr(
+        predict, "prepare_scan", lambda scan, cropper, *rest: seen.append(cropper) or prepare(scan, cropper, *rest)
+    )
+    scan = scans / "healthy_000.nii.gz"
+    options = ["--size", 16, 32, 32, "--window", -1000, 100, "--normalization", "window"]
+    assert predicted(scan, path, tmp_path / "a", *options) == 0
+    assert (seen[0].size, seen[0].window) == ((16, 32, 32), (-1000, 100))
+    made_by = summary(tmp_path / "a")["made_by"]
+    assert (made_by["size"], made_by["window"], made_by["normalization"]) == ([16, 32, 32], [-1000, 100], "window")
+    monkeypatch.setattr(predict, "predict_scans", lambda scans, lungs, cropper, *rest: seen.append(cropper) or {})
+    with pytest.raises(KeyError):  # no scan was predicted, and has a row
+        predicted(scan, path, tmp_path / "b")
+    assert (seen[1].size, seen[1].window) == (CROP_SIZE, (-1250, 250))
+    assert summary(tmp_path / "b")["made_by"]["normalization"] == "minmax"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model-path", "none.pth"], "none.pth: no such file"),
+        (["--model-path", "scans/healthy_000.nii.gz"], "healthy_000.nii.gz: not a file of torch.save"),
+        (["--size", "16", "32", "32"], r"was trained with size \(8, 32, 32\), not \(16, 32, 32\); leave out --size"),
+        (["--normalization", "window"], "was trained with normalization minmax, not window"),
+        (["--output", "scans"], "scans: is, or lies in, the folder of the scans"),
+        (["--output", "scans/out"], "scans/out: is, or lies in, the folder of the scans"),
+        (["--lungs", "nowhere"], "nowhere: no such folder"),
+        (["--device", "tpu"], "--device tpu"),
+    ],
+)
+def test_what_a_user_got_wrong_is_one_line_before_any_scan_is_read(
+    scans, model, tmp_path, monkeypatch, arguments, message, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(predict, "prepare_scan", lambda *_: pytest.fail("not read yet"))
+    command = ["scans", "--model-path", str(model), "--output", "out", "--lungs", "threshold", "--device", "cpu"]
+    before = sorted(tmp_path.rglob("*"))
+    assert run(lambda: predict.main([*command, "--quiet", *arguments])) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert re.search(message, errors[0])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--threshold", "1"], ["--size", "16", "30", "32"], ["--window", "250", "-1250"], ["--grey-window", "1", "0"]],
+)
+def test_impossible_options_are_usage_errors(scans, model, tmp_path, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        predicted(scans, model, tmp_path / "out", *arguments)
+    assert stopped.value.code == 2
+
+
+def test_results_are_never_written_over_scans_or_lung_masks(phantoms, scans, model, tmp_path, capsys):
+    output = tmp_path / "out"
+    masks = shutil.copytree(phantoms / "lung", output / "masks")
+    before = {path: path.read_bytes() for path in masks.iterdir()}
+    assert run(lambda: predicted(scans, model, output, lungs=masks)) == 1
+    assert "lies where the results would be written" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in masks.iterdir()} == before
+
+
+def test_a_scan_without_its_lung_mask_is_named(phantoms, scans, model, tmp_path, capsys):
+    lungs = shutil.copytree(phantoms / "lung", tmp_path / "lungs")
+    (lungs / "diseased_001.nii.gz").unlink()
+    assert predicted(scans, model, tmp_path / "out", lungs=lungs) == 1
+    assert "diseased_001.nii.gz: no lung mask of this name" in capsys.readouterr().out
+    assert list(rows(tmp_path / "out")) == ["diseased_000", "healthy_000"]
+
+
+def test_with_everything_done_no_weights_are_needed(scans, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(lungCrop, "load_lungmask", lambda *_, **__: lungCrop.segment_by_threshold)
+    assert predicted(scans, model, tmp_path / "out", lungs="lungmask") == 0
+    monkeypatch.setattr(lungCrop, "load_lungmask", lambda *_, **__: pytest.fail("not needed"))
+    assert predicted(scans, model, tmp_path / "out", lungs="lungmask") == 0
+
+
+def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed(scans, model, tmp_path):
+    for name in ("a_broken", "z_broken"):
+        (scans / f"{name}.nii.gz").write_bytes(b"no gzip")
+    files, printed = [], []
+    for count in (1, 2):
+        output = tmp_path / str(count)
+        command = [str(scans), "--model-path", str(model), "--output", str(output), "--lungs", "threshold"]
+        arguments = [*command, "--device", "cpu", "--quiet"]
+        ended = on_processes(count, tmp_path / f"log {count}", predict.main, arguments)
+        assert [e.code for e in ended] == [1] * count
+        assert all(e.out == e.err == "" for e in ended[1:])
+        printed.append(ended[0].out.replace(str(output), ""))
+        files.append({name: (output / name).read_bytes() for name in written(output) if name != "manifest.json"})
+    assert "3 of 5 scans have a mask in" in printed[0]
+    assert printed[0].count("failed: ") == 2
+    assert printed[0] == printed[1]
+    assert {"summary.csv", "summary.json", "report.html"} < set(files[0])
+    assert files[0] == files[1]
