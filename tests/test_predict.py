@@ -244,6 +244,18 @@ def test_an_interrupted_run_loses_nothing_and_the_next_one_completes_it(scans, m
             assert (output / name).read_bytes() == (undisturbed / name).read_bytes(), name
 
 
+def test_the_folder_of_a_run_or_a_release_is_its_segmenter_by_name(scans, tmp_path):
+    for name in ("segmenter_best.pth", "segmenter.pth"):
+        folder, output = tmp_path / f"folder of {name}", tmp_path / f"with {name}"
+        folder.mkdir()
+        file = save_model(folder / name, seed=1)
+        assert predicted(scans / "healthy_000.nii.gz", folder, output, report=True) == 0
+        assert summary(output)["model"] == str(file)
+        manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
+        assert manifest["runs"][-1]["model"] == str(file)
+        assert str(file) in (output / "report.html").read_text(encoding="utf-8")
+
+
 def test_bad_scans_are_named_and_the_others_are_done(scans, model, tmp_path, capsys):
     (scans / "broken.nii.gz").write_bytes(b"no gzip")
     write(scans / "water.nii.gz", np.zeros((8, 16, 16), np.int16))
