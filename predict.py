@@ -2,11 +2,12 @@ r"""Finds lesions in raw chest CTs, in one step: lungs, crop, S, and back onto t
 
 For research use only; not a medical device.
 
-INPUT is one CT (.nii, .nii.gz, .mha, .mhd, .nrrd, or a folder with one DICOM series) or a folder of them. Writes
-masks/<id> in the scan's size and file type (.nii.gz for DICOM), summary.csv (a row a scan: lesion volume, percent of
-the lungs and of each lung, mean HU of the lesion, CT-0 to CT-4 by percent of the more affected lung), summary.json
-and report.html to the output folder. The masks are those of lungCrop.py, test.py and post_processing.py one after the
-other. While S runs on one scan, the next one is read and its lungs are found.
+INPUT is one CT (.nii, .nii.gz, .mha, .mhd, .nrrd, or a folder with one DICOM series) or a folder of them. DICOM series
+may lie deeper, as in an export of patients, studies and series; the id of patient/study/series is then
+patient_study_series. Writes masks/<id> in the scan's size and file type (.nii.gz for DICOM), summary.csv (a row a scan:
+lesion volume, percent of the lungs and of each lung, mean HU of the lesion, CT-0 to CT-4 by percent of the more
+affected lung), summary.json and report.html to the output folder. The masks are those of lungCrop.py, test.py and
+post_processing.py one after the other. While S runs on one scan, the next one is read and its lungs are found.
 
 The model is a segmenter of ours, the folder of a release or a run that has one, or a published checkpointU_*.pth.
 Scans that the same model did already, with the same options, are skipped; a scan that fails is named at the end, and
@@ -190,7 +191,8 @@ def write_results(
     Raises:
         VolumeError: a file cannot be written.
     """
-    output, case_id, name = wanted.output, row["id"], result_name(path)
+    output, case_id = wanted.output, row["id"]
+    name = result_name(case_id, path)
     for kind in ("json", "view"):
         record_path(output, case_id, kind).unlink(missing_ok=True)
     if found.probabilities is not None:
