@@ -2,14 +2,16 @@ r"""Finds lesions in raw chest CTs, in one step: lungs, crop, S, and back onto t
 
 For research use only; not a medical device.
 
-INPUT is one CT (.nii, .nii.gz, .mha, .mhd, .nrrd, or a folder with one DICOM series) or a folder of them. Writes
-masks/<id> in the scan's size and file type (.nii.gz for DICOM), summary.csv (a row a scan: lesion volume, percent of
-the lungs and of each lung, mean HU of the lesion, CT-0 to CT-4 by percent of the more affected lung), summary.json
-and report.html to the output folder. The masks are those of lungCrop.py, test.py and post_processing.py one after the
-other. While S runs on one scan, the next one is read and its lungs are found.
+INPUT is one CT (.nii, .nii.gz, .mha, .mhd, .nrrd, or a folder with one DICOM series) or a folder of them. DICOM series
+may lie deeper, as in an export of patients, studies and series; the id of patient/study/series is then
+patient_study_series. Writes masks/<id> in the scan's size and file type (.nii.gz for DICOM), summary.csv (a row a scan:
+lesion volume, percent of the lungs and of each lung, mean HU of the lesion, CT-0 to CT-4 by percent of the more
+affected lung), summary.json and report.html to the output folder. The masks are those of lungCrop.py, test.py and
+post_processing.py one after the other. While S runs on one scan, the next one is read and its lungs are found.
 
-The model is a segmenter of ours or a published checkpointU_*.pth. Scans that the same model did already, with the
-same options, are skipped; a scan that fails is named at the end, and the others are done.
+The model is a segmenter of ours, the folder of a release or a run that has one, or a published checkpointU_*.pth.
+Scans that the same model did already, with the same options, are skipped; a scan that fails is named at the end, and
+the others are done.
 
 Examples:
     python predict.py scan.nii.gz --model-path segmenter_best.pth --output predicted
@@ -57,7 +59,7 @@ from models import Segmenter
 from models.layers import place
 from progress import progress_bar
 from reports.cases import CaseView, Column, ReportCase, encode_case, write_case_report
-from training.checkpoint import SegmenterInput, fingerprint, load_segmenter
+from training.checkpoint import SegmenterInput, find_segmenter, fingerprint, load_segmenter
 from whole_files import replacing, write_text
 
 log = logging.getLogger(__name__)
@@ -189,7 +191,8 @@ def write_results(
     Raises:
         VolumeError: a file cannot be written.
     """
-    output, case_id, name = wanted.output, row["id"], result_name(path)
+    output, case_id = wanted.output, row["id"]
+    name = result_name(case_id, path)
     for kind in ("json", "view"):
         record_path(output, case_id, kind).unlink(missing_ok=True)
     if found.probabilities is not None:
@@ -284,7 +287,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = new_parser(__doc__)
     parser.add_argument("input", type=Path, metavar="INPUT", help="a CT, or a folder of CTs or of DICOM series")
-    parser.add_argument("--model-path", type=Path, required=True, metavar="FILE", help="the segmenter")
+    parser.add_argument(
+        "--model-path",
+        type=Path,
+        required=True,
+        metavar="FILE|DIR",
+        help="the segmenter, or the folder of a release or a run",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the results")
     parser.add_argument("--save-probabilities", action="store_true", help="write probabilities/<id> in full size, too")
     parser.add_argument(
@@ -330,7 +339,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logging(options.quiet)
 
     torch.backends.cudnn.allow_tf32 = False  # the same masks on every device
-    segmenter, trained_on = _load_model(options)
+    model = find_segmenter(options.model_path)
+    segmenter, trained_on = _load_model(model, options)
     device = choose_device(options.device)
     scans = find_scans(options.input)
     lungs = given_lungs(options, scans)
@@ -350,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with (
         processes.one_writer(options.output, MASKS, PROBABILITIES, DICOM_SEG, RECORDS),
-        recording(options.output, device=device, model=options.model_path),
+        recording(options.output, device=device, model=model),
     ):
         # One process looks before any writes, so that all share out the same.
         records, left = processes.from_first(lambda: _look(scans, wanted, options.overwrite))
@@ -361,7 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         def finished(row: Row) -> None:
             mine[row["id"]] = row
             if processes.is_first():  # those of the others are added in the end; none is lost before
-                write_summary({**rows, **mine}, {}, made_by, options.model_path, options.output)
+                write_summary({**rows, **mine}, {}, made_by, model, options.output)
 
         if share := {case_id: scans[case_id] for case_id in processes.share(left)}:
             cropper = LungMaskCrop(lung_finder(options, device), trained_on.size, reading, trained_on.window)
@@ -372,9 +382,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         of_all = {case_id: reason for part in processes.gather(failed) for case_id, reason in part.items()}
         failed = {case_id: of_all[case_id] for case_id in left if case_id in of_all}
         if processes.is_first():
-            write_summary(rows, failed, made_by, options.model_path, options.output)
+            write_summary(rows, failed, made_by, model, options.output)
             if wanted.report:
-                write_report(rows, options.output, _facts(options, device))
+                write_report(rows, options.output, _facts(model, options, device))
     if others := [case_id for case_id in records if case_id not in rows and case_id not in failed]:
         log.warning(
             "%s: %d mask(s) are of another model or other options and not in the summary, the first that of %s",
@@ -399,11 +409,11 @@ def _look(scans: dict[str, Path], wanted: Wanted, overwrite: bool) -> tuple[dict
     ]
 
 
-def _facts(options: argparse.Namespace, device: torch.device) -> dict[str, str]:
+def _facts(model: Path, options: argparse.Namespace, device: torch.device) -> dict[str, str]:
     """What the report says at its foot."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return {
-        "Model": str(options.model_path),
+        "Model": str(model),
         "Lungs": str(options.lungs),
         "Threshold": f"{options.threshold:g}",
         "Device": name,
@@ -411,7 +421,7 @@ def _facts(options: argparse.Namespace, device: torch.device) -> dict[str, str]:
     }
 
 
-def _load_model(options: argparse.Namespace) -> tuple[Segmenter, SegmenterInput]:
+def _load_model(model: Path, options: argparse.Namespace) -> tuple[Segmenter, SegmenterInput]:
     """The segmenter, and what it was trained on by its file or, where that does not say it, by the options."""
     given = {
         "size": None if options.size is None else tuple(options.size),
@@ -420,12 +430,11 @@ def _load_model(options: argparse.Namespace) -> tuple[Segmenter, SegmenterInput]
     }
     given = {name: value for name, value in given.items() if value is not None}
     default = replace(SegmenterInput(CROP_SIZE, WINDOW, "minmax"), **given)
-    segmenter, trained_on = load_segmenter(options.model_path, default)
+    segmenter, trained_on = load_segmenter(model, default)
     for name, value in given.items():
         if getattr(trained_on, name) != value:
             raise CheckpointError(
-                f"{options.model_path}: was trained with {name} {getattr(trained_on, name)}, not {value}; leave out "
-                f"--{name}"
+                f"{model}: was trained with {name} {getattr(trained_on, name)}, not {value}; leave out --{name}"
             )
     return segmenter, trained_on
 
