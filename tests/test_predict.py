@@ -17,6 +17,7 @@ import test
 from command_line import run
 from datasets.crop import CROP_SIZE
 from datasets.phantom import write_phantoms
+from evaluation import prediction_folder
 from evaluation.burden import NOTICE
 from models import Segmenter
 from tests import reference
@@ -194,20 +195,6 @@ def test_scans_of_the_same_model_and_options_are_skipped(scans, model, tmp_path,
     assert sorted(rows(output)) == IDS
 
 
-def test_a_record_that_is_damaged_is_none(scans, model, tmp_path):
-    output = tmp_path / "out"
-    assert predicted(scans, model, output, report=True) == 0
-    before = written(output)
-    (output / ".scans" / "diseased_000.json").write_text("{")
-    (output / ".scans" / "diseased_001.view").write_text("{}")
-    mask = output / "masks" / "healthy_000.nii.gz"
-    stamp = mask.stat().st_mtime_ns
-    assert predicted(scans, model, output, report=True) == 0
-    assert written(output) == before
-    assert sorted(rows(output)) == IDS
-    assert mask.stat().st_mtime_ns == stamp
-
-
 def test_masks_of_another_model_are_not_in_the_summary(scans, model, tmp_path, capsys):
     output = tmp_path / "out"
     assert predicted(scans / "healthy_000.nii.gz", model, output) == 0
@@ -276,14 +263,14 @@ def test_bad_scans_are_named_and_the_others_are_done(scans, model, tmp_path, cap
 
 
 def test_a_full_disk_is_told_of_every_scan(scans, model, tmp_path, monkeypatch, capsys):
-    write_text = predict.write_text
+    write_text = prediction_folder.write_text
 
     def full(path, text):
         if path.parent.name == ".scans":
             raise OSError(28, "No space left on device", str(path))
         write_text(path, text)
 
-    monkeypatch.setattr(predict, "write_text", full)
+    monkeypatch.setattr(prediction_folder, "write_text", full)
     assert run(lambda: predicted(scans, model, tmp_path / "out")) == 1
     assert "No space left on device" in capsys.readouterr().err
 
