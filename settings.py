@@ -19,7 +19,7 @@ from errors import SettingsError
 CONSTRAINTS = ("recons", "origImgToD", "genImgToD", "perception", "MIL")
 """Constraint losses that are on when their name stands in EXP.ID."""
 
-LABELS = ("sample", "sample1", "focal", "finetune", "mosmed", "demo")
+LABELS = ("sample", "sample1", "focal", "finetune", "mosmed", "demo", "weak", "supervised")
 """Words in EXP.ID that name an experiment and switch nothing."""
 
 Positive = Annotated[float, Field(gt=0)]
@@ -168,6 +168,7 @@ class LossSettings(_Section):
     """LOSS: weights of the terms, thresholds of perception, and when the late terms begin."""
 
     adversarial: NotNegative = 1.0
+    adversarial_segmenter: NotNegative = 1.0
     segmentation: NotNegative = 100.0
     labelled: NotNegative = 5.0
     recons: NotNegative = 100.0
@@ -175,8 +176,12 @@ class LossSettings(_Section):
     mil_start: Annotated[int, Field(ge=0)] = 10_000
     perception: NotNegative = 100.0
     perception_start: Annotated[int, Field(ge=0)] = 10_000
+    perception_ramp: Annotated[int, Field(ge=0)] = 0
     perception_lesion: Probability = 0.8
     perception_background: Probability = 0.2
+    mil_share: Probability = 0.0
+    restoration: NotNegative = 0.0
+    instance_noise: NotNegative = 0.0
 
     @model_validator(mode="after")
     def _thresholds_ordered(self) -> LossSettings:
@@ -215,6 +220,10 @@ class SolverSettings(_Section):
     lr_scheduler_u: SchedulerSettings = SchedulerSettings(step=20_000)
     lr_scheduler_g: SchedulerSettings = SchedulerSettings(step=30_000)
     lr_scheduler_d: SchedulerSettings = SchedulerSettings(step=30_000)
+    segmenter_only: bool = False
+    warm_up: Annotated[int, Field(ge=0)] = 0
+    segmenter_average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    patience: Annotated[int, Field(ge=0)] = 0
     precision: Literal["bf16", "bf16_anywhere", "fp32"] = "bf16"
     max_skipped: Annotated[int, Field(ge=0)] = 10
 
@@ -234,6 +243,7 @@ class IntervalSettings(_Section):
     valid: Count = 1000
     save: Count = 1000
     picture: Count = 1000
+    gradients: Annotated[int, Field(ge=0)] = 0
 
 
 class Settings(_Section):

@@ -22,7 +22,7 @@ import processes
 from command_line import add_device, add_quiet, choose_device, new_parser, run, start_logging
 from datasets.cohort import TRAINING, read_cohort
 from manifest import recording
-from models.objectives import discriminator_objective, joint_objective, segmenter_objective
+from models.objectives import discriminator_objective, joint_objective, segmenter_objective, warm_up_objective
 from settings import Settings, read_settings, unknown_words
 from training.run import TrainingRun
 
@@ -37,17 +37,25 @@ def train(training: TrainingRun) -> None:
     | even   | joint         | S, G   | I, I_h       | 1                          |
     |        | segmenter     | S      | I_h, I_l     | 1                          |
     | odd    | discriminator | D      | I, I_h       | SOLVER.DISCRIMINATOR_STEPS |
+
+    Not of the paper: before SOLVER.WARM_UP, G learns to reconstruct and S its own objective; with
+    SOLVER.SEGMENTER_ONLY, S learns its own objective and there is nothing else.
     """
-    networks, method = training.networks, training.method
+    networks, method, solver = training.networks, training.method, training.settings.solver
     for t in training.iterations():
-        if (t // 2) % 2 == 0:
+        if solver.segmenter_only or t < solver.warm_up:
+            healthy, labelled = (training.batch(split) for split in ("HEALTHY", "LABELED"))
+            if not solver.segmenter_only:
+                training.minimise("warm_up", ("generator",), warm_up_objective, networks, healthy, labelled, method)
+            training.minimise("segmenter", ("segmenter",), segmenter_objective, networks, healthy, labelled, method)
+        elif (t // 2) % 2 == 0:
             diseased, healthy, labelled = (training.batch(split) for split in ("WO_LABEL", "HEALTHY", "LABELED"))
             training.minimise(
                 "joint", ("segmenter", "generator"), joint_objective, networks, diseased, healthy, method, t
             )
             training.minimise("segmenter", ("segmenter",), segmenter_objective, networks, healthy, labelled, method)
         else:
-            for _ in range(training.settings.solver.discriminator_steps):
+            for _ in range(solver.discriminator_steps):
                 diseased, healthy = (training.batch(split) for split in ("WO_LABEL", "HEALTHY"))
                 training.minimise(
                     "discriminator", ("discriminator",), discriminator_objective, networks, diseased, healthy, method, t

@@ -75,12 +75,37 @@ class Phantom:
         lung: uint8, 0 outside, 1 right lung (low x), 2 left lung; vessels and lesions inside count as lung.
         lesion: uint8, 1 where the lesion density exceeds one half, always inside the lung.
         spacing: voxel size in mm, (x, y, z) as in SimpleITK.
+        kinds: names in `LESION_KINDS` of the lesions that were put in, sorted; empty for a healthy one.
     """
 
     ct: Array
     lung: Array
     lesion: Array
     spacing: tuple[float, float, float]
+    kinds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Variety:
+    """What differs between scanners and patients beside the anatomy.
+
+    Attributes:
+        shares: of the kinds of lesion, in the order of `LESION_KINDS`; they add up to 1.
+        sharpness: range of the point spread's sigma in plane, in mm.
+        noise: range of the noise's SD in HU.
+        dependent: most HU by which healthy lung at the pleura of the back is denser, as in a patient who lies and
+            breathes shallowly; it falls off within a centimetre and can be taken for ground glass.
+        gain: most relative error of the scanner's HU scale around that of air.
+    """
+
+    shares: tuple[float, ...] = LESION_SHARES
+    sharpness: tuple[float, float] = (0.5, 0.8)
+    noise: tuple[float, float] = (14.0, 40.0)
+    dependent: float = 0.0
+    gain: float = 0.0
+
+
+PLAIN = Variety()
 
 
 @dataclass(frozen=True)
@@ -601,10 +626,21 @@ def _lesion_centres(rng: np.random.Generator, mask: Array, g: Grid, count: int) 
 
 
 def _add_lesion(
-    rng: np.random.Generator, tissue: Array, density: Array, at: Array, radius: float, fields: dict, g: Grid
-) -> None:
-    """Blend one lesion of about ``radius`` mm into ``tissue`` (HU) and its ``density`` (0..1), in place."""
-    kind = rng.choice(list(LESION_KINDS), p=LESION_SHARES)
+    rng: np.random.Generator,
+    tissue: Array,
+    density: Array,
+    at: Array,
+    radius: float,
+    fields: dict,
+    g: Grid,
+    shares: Sequence[float],
+) -> str:
+    """Blend one lesion of about ``radius`` mm into ``tissue`` (HU) and its ``density`` (0..1), in place.
+
+    Returns:
+        Its kind.
+    """
+    kind = str(rng.choice(list(LESION_KINDS), p=shares))
     (low, high), sd, _ = LESION_KINDS[kind]
     axes = radius * rng.uniform(0.7, 1.35, 3)
     reach = 1.9 * axes.max()
@@ -634,10 +670,13 @@ def _add_lesion(
     # Lesions only ever add density to what is there.
     tissue[where] += new * np.maximum(value - tissue[where], -60)
     density[where] = np.maximum(density[where], new)
+    return kind
 
 
-def _add_lesions(rng: np.random.Generator, tissue: Array, mask: Array, body: Anatomy, g: Grid) -> Array:
-    """Blend one to two dozen lesions into ``tissue`` in place and return the lesion mask (uint8)."""
+def _add_lesions(
+    rng: np.random.Generator, tissue: Array, mask: Array, body: Anatomy, g: Grid, shares: Sequence[float]
+) -> tuple[Array, tuple[str, ...]]:
+    """Blend one to two dozen lesions into ``tissue`` in place; returns the lesion mask (uint8) and their kinds."""
     shape, spacing = tissue.shape, np.array(g.spacing[::-1])
     fields = {
         kind: _noise(rng, shape, HALF_LENGTH_TO_SIGMA * half / spacing)
@@ -655,13 +694,15 @@ def _add_lesions(rng: np.random.Generator, tissue: Array, mask: Array, body: Ana
     density = np.zeros(shape, np.float32)
     needed = max(1, int(np.ceil(MIN_LESION_ML * 1000 / np.prod(spacing))))
     lesion = np.zeros(shape, bool)
-    for at, radius in zip(_lesion_centres(rng, mask, g, count), np.maximum(radii, 3.5), strict=True):
-        _add_lesion(rng, tissue, density, at, radius, fields, g)
+    kinds = {
+        _add_lesion(rng, tissue, density, at, radius, fields, g, shares)
+        for at, radius in zip(_lesion_centres(rng, mask, g, count), np.maximum(radii, 3.5), strict=True)
+    }
     while True:
         lesion = (density > LESION_FRACTION) & (mask > 0)
         if lesion.sum() >= min(needed, (mask > 0).sum() // 4):
-            return lesion.astype(np.uint8)
-        _add_lesion(rng, tissue, density, _lesion_centres(rng, mask, g, 1)[0], 30.0, fields, g)
+            return lesion.astype(np.uint8), tuple(sorted(kinds))
+        kinds.add(_add_lesion(rng, tissue, density, _lesion_centres(rng, mask, g, 1)[0], 30.0, fields, g, shares))
 
 
 # ----------------------------------------------------------------------------------------------- phantom
@@ -703,21 +744,34 @@ def _draw_grid(rng: np.random.Generator, size: tuple[int, int, int], body: Anato
     return Grid(spacing, *warped, centre, rotation)
 
 
-def _scan(rng: np.random.Generator, hu: Array, spacing: tuple[float, float, float]) -> Array:
+def _dependent(rng: np.random.Generator, mask: Array, g: Grid, most: float) -> Array:
+    """HU that lung at the pleura of the back is denser by: patchy, and gone within a centimetre or two."""
+    depth = ndimage.distance_transform_edt(np.pad(mask > 0, 1), sampling=g.spacing[::-1])[1:-1, 1:-1, 1:-1]
+    patches = np.clip(0.6 + 0.6 * _smooth_field(rng, mask.shape, g.spacing, 25), 0, 1.4)
+    fall_off = rng.uniform(5, 11)
+    return rng.uniform(0, most) * patches * np.exp(-depth / fall_off) * _step(g.y, 15, 70)
+
+
+def _scan(rng: np.random.Generator, hu: Array, spacing: tuple[float, float, float], variety: Variety) -> Array:
     """What a scanner makes of the ideal densities: point spread and correlated noise; int16 HU."""
     step = np.array(spacing[::-1])
-    sharp = rng.uniform(0.5, 0.8)  # mm, in plane
+    sharp = rng.uniform(*variety.sharpness)
     sigma = np.maximum(np.array([0.4, 0.0, 0.0]), np.array([0.0, sharp, sharp]) / step)
     sigma[1:] = np.maximum(sigma[1:], 0.35)
     ndimage.gaussian_filter(hu, sigma, output=hu, truncate=3)
-    sd = np.exp(rng.uniform(np.log(14), np.log(40)))
+    sd = np.exp(rng.uniform(*np.log(variety.noise)))
     noise = sd * _noise(rng, hu.shape, np.array([0.25, 0.55, 0.55]))
     noise *= 0.5 + 0.5 * np.clip((hu + 1000) / 300, 0, 1)  # few photons are lost outside the body
+    if variety.gain:
+        hu = AIR + (hu - AIR) * (1 + rng.uniform(-variety.gain, variety.gain))
     return np.clip(np.rint(hu + noise), -1024, 3071).astype(np.int16)
 
 
 def make_phantom(
-    rng: np.random.Generator, size: tuple[int, int, int] = (64, 128, 128), diseased: bool = True
+    rng: np.random.Generator,
+    size: tuple[int, int, int] = (64, 128, 128),
+    diseased: bool = True,
+    variety: Variety = PLAIN,
 ) -> Phantom:
     """Make one synthetic chest CT.
 
@@ -726,6 +780,7 @@ def make_phantom(
         size: matrix (z, y, x), each at least 16. The field of view is 300..380 mm in plane and 240..320 mm
             along z whatever the matrix, so the size sets the voxel.
         diseased: with lesions (at least 2 ml, one to about two dozen) or with none.
+        variety: of lesions and scanners.
 
     Returns:
         The CT in HU and its masks; the lungs hold 2.5..6.5 l together.
@@ -764,7 +819,11 @@ def make_phantom(
     mask = np.where(distance < 0, np.where(g.x < 3, 1, 2), 0).astype(np.uint8)
 
     tissue = _parenchyma(rng, body, g)
-    lesion = _add_lesions(rng, tissue, mask, body, g) if diseased else np.zeros(size, np.uint8)
+    if variety.dependent:
+        tissue += _dependent(rng, mask, g, variety.dependent)
+    lesion, kinds = np.zeros(size, np.uint8), ()
+    if diseased:
+        lesion, kinds = _add_lesions(rng, tissue, mask, body, g, variety.shares)
     branches, rims, hollows = _lung_trees(rng, mask, body, g)
     tissue += branches * (body.blood - tissue)
     tissue += rims * np.maximum(SOFT - 200 - tissue, 0)
@@ -772,7 +831,7 @@ def make_phantom(
     _paint(hu, distance, tissue, g.spacing[0])
     hu += walls * (SOFT - hu)
     hu += lumens * (AIR + 10 - hu)
-    return Phantom(_scan(rng, hu, g.spacing), mask, lesion, g.spacing)
+    return Phantom(_scan(rng, hu, g.spacing, variety), mask, lesion, g.spacing, kinds)
 
 
 def _to_image(array: Array, spacing: tuple[float, float, float]) -> sitk.Image:

@@ -87,19 +87,25 @@ def reconstruction_loss(generated: Tensor, volume: Tensor) -> Tensor:
     return (generated.float() - volume.float()).abs().mean()
 
 
-def multiple_instance_loss(logits: Tensor, lung: Tensor) -> Tensor:
+def multiple_instance_loss(logits: Tensor, lung: Tensor, share: float = 0.0) -> Tensor:
     """MIL: a diseased volume has a lesion somewhere in its lungs.
 
     Binary cross-entropy of max over voxels of (M * L) against 1, with M = sigmoid(logits) and L the lung mask:
-    -log of the highest probability inside the lungs, at most 100.
+    -log of the highest probability inside the lungs, at most 100. With a share, the mean of -log over that share of the
+    voxels of the lungs, those with the highest probabilities.
 
     Args:
         logits: (batch, 1, depth, height, width).
         lung: 0 or 1, of the shape of `logits`.
+        share: of the lungs that is lesion at least, 0..1; 0 takes the highest voxel alone.
 
     Returns:
         The mean over the batch, float32.
     """
-    inside = logits.float().masked_fill(lung == 0, _LOGIT_FLOOR)
-    highest = inside.flatten(1).amax(dim=1).clamp(min=_LOGIT_FLOOR)
-    return softplus(-highest).mean()
+    inside = logits.float().masked_fill(lung == 0, _LOGIT_FLOOR).flatten(1)
+    if not share:
+        highest = inside.amax(dim=1).clamp(min=_LOGIT_FLOOR)
+        return softplus(-highest).mean()
+    counts = (share * (lung != 0).flatten(1).sum(dim=1)).ceil().clamp(min=1).int().tolist()
+    tops = [volume.topk(count).values for volume, count in zip(inside, counts, strict=True)]
+    return torch.stack([softplus(-top.clamp(min=_LOGIT_FLOOR)).mean() for top in tops]).mean()

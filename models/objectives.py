@@ -67,10 +67,14 @@ class Method:
 
 
 class Objective(NamedTuple):
-    """The value to minimise, weighted and gated, and its terms by name, unweighted and without gradient."""
+    """The value to minimise, weighted and gated, and its terms by name, unweighted and without gradient.
+
+    `weighted` are the terms as they stand in the sum before the gate, with their gradients.
+    """
 
     total: Tensor
     terms: Mapping[str, Tensor]
+    weighted: Mapping[str, Tensor]
 
 
 def synthesise(image: Tensor, lesion: Tensor, lung: Tensor, generated: Tensor) -> Tensor:
@@ -112,13 +116,19 @@ def _gated(value: Tensor, gate: GateSettings, gates: GatesSettings) -> Tensor:
     return torch.where(of_the_whole_batch < gate.below, value * gate.factor, value)
 
 
-def _objective(total: Tensor, terms: Mapping[str, Tensor]) -> Objective:
-    return Objective(total, {name: term.detach() for name, term in terms.items()})
+def _objective(total: Tensor, terms: Mapping[str, Tensor], weighted: Mapping[str, Tensor]) -> Objective:
+    return Objective(total, {name: term.detach() for name, term in terms.items()}, weighted)
 
 
-def _judged(discriminator: Discriminator, volumes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Logits of D by name, from one pass: its weights are normalised once for all of them."""
-    logits = discriminator(torch.cat(list(volumes.values())))
+def _judged(discriminator: Discriminator, volumes: Mapping[str, Tensor], noise: float) -> dict[str, Tensor]:
+    """Logits of D by name, from one pass: its weights are normalised once for all of them.
+
+    Noise hides from D what it is not to judge by: that what G makes is smoother than a scan.
+    """
+    seen = torch.cat(list(volumes.values()))
+    if noise:
+        seen = seen + noise * torch.randn_like(seen)
+    logits = discriminator(seen)
     return dict(zip(volumes, logits.chunk(len(volumes)), strict=True))
 
 
@@ -129,7 +139,8 @@ def joint_objective(networks: Networks, diseased: Batch, healthy: Batch, method:
       + genImgToD:  BCE(D(I_g), healthy)
       + recons:     mean|G(I_h) - I_h|
       + MIL:        a lesion somewhere in a diseased volume, after `loss.mil_start`
-      + perception: F(S(I_a), Y_a), after `loss.perception_start`
+      + perception: F(S(I_a), Y_a), after `loss.perception_start`, rising over `loss.perception_ramp`
+      + restoration (ours): mean|G(I_a) - I_h|
 
     Args:
         networks: S, G and D; D's parameters should not require gradients.
@@ -142,25 +153,59 @@ def joint_objective(networks: Networks, diseased: Batch, healthy: Batch, method:
     logits = networks.segmenter(diseased.image).float()
     lesion = logits.sigmoid()
     generated = networks.generator(diseased.image).float()
-    synthetic = synthesise(diseased.image, lesion, diseased.lung, generated)
+    synthetic = synthesise(diseased.image, _scaled(lesion, loss.adversarial_segmenter), diseased.lung, generated)
 
     judged = {"adversarial": synthetic}
     if "genImgToD" in method.constraints:
         judged["genImgToD"] = generated
-    judgements = _judged(networks.discriminator, judged)
+    judgements = _judged(networks.discriminator, judged, loss.instance_noise)
     terms = {name: adversarial_loss(judgement, HEALTHY) for name, judgement in judgements.items()}
     total = loss.adversarial * sum(terms.values())
+    weighted = {name: loss.adversarial * term for name, term in terms.items()}
+
+    def add(name: str, term: Tensor, weight: float) -> None:
+        nonlocal total
+        terms[name], weighted[name] = term, weight * term
+        total = total + weighted[name]
+
     if "recons" in method.constraints:
-        terms["recons"] = reconstruction_loss(networks.generator(healthy.image), healthy.image)
-        total = total + loss.recons * terms["recons"]
+        add("recons", reconstruction_loss(networks.generator(healthy.image), healthy.image), loss.recons)
     if "MIL" in method.constraints and iteration > loss.mil_start:
-        terms["MIL"] = multiple_instance_loss(logits, diseased.lung)
-        total = total + loss.mil * terms["MIL"]
-    if "perception" in method.constraints and iteration > loss.perception_start:
+        add("MIL", multiple_instance_loss(logits, diseased.lung, loss.mil_share), loss.mil)
+    perceive = "perception" in method.constraints and iteration > loss.perception_start
+    if perceive or loss.restoration:
         pasted, label = paste_lesions(diseased.image, lesion, healthy.image, healthy.lung, loss)
-        terms["perception"] = focal_loss(networks.segmenter(pasted), label)
-        total = total + loss.perception * terms["perception"]
-    return _objective(_gated(total, method.gate.joint, method.gate), terms)
+    if perceive:
+        add("perception", focal_loss(networks.segmenter(pasted), label), loss.perception * _risen(loss, iteration))
+    if loss.restoration:
+        add("restoration", reconstruction_loss(networks.generator(pasted), healthy.image), loss.restoration)
+    return _objective(_gated(total, method.gate.joint, method.gate), terms, weighted)
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    """The same values, with a gradient that is multiplied by a factor."""
+    return x if factor == 1 else x.detach() + factor * (x - x.detach())
+
+
+def _risen(loss: LossSettings, iteration: int) -> float:
+    """The share of its weight that perception has reached."""
+    return min(1.0, (iteration - loss.perception_start) / loss.perception_ramp) if loss.perception_ramp else 1.0
+
+
+def warm_up_objective(networks: Networks, healthy: Batch, labelled: Batch, method: Method) -> Objective:
+    """Objective of the generator before D comes in (ours): healthy volumes stay as they are.
+
+    mean|G(I_h) - I_h|
+      + restoration: mean|G(I_a) - I_h|, I_a being I_h with the known lesions of I_l pasted in
+    """
+    loss = method.loss
+    terms = {"recons": reconstruction_loss(networks.generator(healthy.image), healthy.image)}
+    weighted = {"recons": loss.recons * terms["recons"]}
+    if loss.restoration:
+        pasted, _ = paste_lesions(labelled.image, labelled.lesion, healthy.image, healthy.lung, loss)
+        terms["restoration"] = reconstruction_loss(networks.generator(pasted), healthy.image)
+        weighted["restoration"] = loss.restoration * terms["restoration"]
+    return _objective(sum(weighted.values()), terms, weighted)
 
 
 def segmenter_objective(networks: Networks, healthy: Batch, labelled: Batch, method: Method) -> Objective:
@@ -174,7 +219,9 @@ def segmenter_objective(networks: Networks, healthy: Batch, labelled: Batch, met
         "labelled": weighted_focal_loss(networks.segmenter(labelled.image), labelled.lesion),
     }
     total = method.loss.segmentation * (terms["healthy"] + method.loss.labelled * terms["labelled"])
-    return _objective(_gated(total, method.gate.segmenter, method.gate), terms)
+    weights = {"healthy": method.loss.segmentation, "labelled": method.loss.segmentation * method.loss.labelled}
+    weighted = {name: weight * terms[name] for name, weight in weights.items()}
+    return _objective(_gated(total, method.gate.segmenter, method.gate), terms, weighted)
 
 
 def discriminator_objective(
@@ -198,14 +245,17 @@ def discriminator_objective(
         judged["origImgToD"] = diseased.image
     if "genImgToD" in method.constraints:
         judged["genImgToD"] = generated
-    judgements = _judged(networks.discriminator, judged)
+    judgements = _judged(networks.discriminator, judged, method.loss.instance_noise)
     terms = {
         name: adversarial_loss(judgement, HEALTHY if name == "healthy" else OTHER)
         for name, judgement in judgements.items()
     }
+    weighted = dict(terms)
     total = terms["synthetic"] + terms["healthy"]
     if "origImgToD" in terms:
-        total = total + _gated(terms["origImgToD"], method.gate.origimgtod, method.gate)
+        weighted["origImgToD"] = _gated(terms["origImgToD"], method.gate.origimgtod, method.gate)
+        total = total + weighted["origImgToD"]
     if "genImgToD" in terms:
-        total = total + (1 - iteration / method.last_iteration) * terms["genImgToD"]
-    return _objective(_gated(total, method.gate.discriminator, method.gate), terms)
+        weighted["genImgToD"] = (1 - iteration / method.last_iteration) * terms["genImgToD"]
+        total = total + weighted["genImgToD"]
+    return _objective(_gated(total, method.gate.discriminator, method.gate), terms, weighted)

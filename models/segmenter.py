@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.layers import check_input, concatenate, normalise, upsample
+from models.layers import ThroughSlices, check_input, concatenate, normalise, upsample
 
 SLOPE = 0.01
 
@@ -13,7 +13,7 @@ def _separable(inputs: int, outputs: int) -> nn.Sequential:
     """In-plane convolution, then one through the slices, with nothing between them."""
     return nn.Sequential(
         nn.Conv3d(inputs, outputs, (1, 3, 3), padding=(0, 1, 1), bias=False),
-        nn.Conv3d(outputs, outputs, (3, 1, 1), padding=(1, 0, 0), bias=False),
+        ThroughSlices(outputs, outputs),
         *normalise(outputs, SLOPE),
     )
 

@@ -602,3 +602,126 @@ def test_a_run_on_cuda_trains_resumes_and_goes_on_on_the_cpu(config, run_folder,
     assert train.main([*arguments, "--device", "cpu", "--resume", "SOLVER.ITER_MAX=12"]) == 0
     assert (run_folder / "state_0000012.pth").is_file()
     shutil.rmtree(run_folder)
+
+
+def named(training):
+    """The objectives of a run's steps, and the splits that its batches come from."""
+    steps, splits = [], []
+    minimise, batch = training.minimise, training.batch
+    training.minimise = lambda name, trained, *rest: steps.append((name, *trained)) or minimise(name, trained, *rest)
+    training.batch = lambda split: splits.append(split) or batch(split)
+    return steps, splits
+
+
+def test_a_segmenter_alone_learns_its_own_objective_and_nothing_else_moves(config):
+    training = started(config, "SOLVER.SEGMENTER_ONLY=true", "SOLVER.ITER_MAX=4", validate=False)
+    before = parameters(training)
+    steps, splits = named(training)
+    train.train(training)
+    assert steps == [("segmenter", "segmenter")] * 4
+    assert splits == ["HEALTHY", "LABELED"] * 4
+    assert changed(before, parameters(training)) == {"segmenter"}
+
+
+def test_the_warm_up_trains_generator_and_segmenter_and_then_the_schedule_goes_on(config):
+    training = started(config, "SOLVER.WARM_UP=3", "SOLVER.ITER_MAX=5", "LOSS.RESTORATION=1", validate=False)
+    steps, _ = named(training)
+    train.train(training)
+    warm, own = ("warm_up", "generator"), ("segmenter", "segmenter")
+    assert steps == [warm, own] * 3 + [("discriminator", "discriminator")] * 2 + [
+        ("joint", "segmenter", "generator"),
+        own,
+    ]
+
+
+def test_the_moving_average_is_kept_validated_and_resumed(config, run_folder, tmp_path):
+    decay = 0.75
+    average = f"SOLVER.SEGMENTER_AVERAGE={decay}"
+    training = started(config, average, "SOLVER.ITER_MAX=6", "INTERVAL.SAVE=2", "INTERVAL.VALID=6")
+    expected = []
+    minimise = training.minimise
+
+    def follow(name, trained, *rest):
+        minimise(name, trained, *rest)
+        if "segmenter" in trained:
+            now = parameters(training)["segmenter"]
+            old = expected[-1] if expected else now
+            expected.append([decay * a + (1 - decay) * b for a, b in zip(old, now, strict=True)])
+
+    training.minimise = follow
+    train.train(training)
+    kept, _ = load_segmenter(run_folder / "segmenter_best.pth", SegmenterInput((1, 1, 1), (0, 0), ""))
+    for found, by_hand in zip(kept.parameters(), expected[-1], strict=True):
+        torch.testing.assert_close(found, by_hand)
+    assert len(expected) == 8  # joint and own steps of four iterations
+    weights = load(run_folder / "segmenter_last.pth")["weights"]
+    assert states_equal(dict(kept.state_dict()), weights)
+
+    for state in run_folder.glob("state_0000006.pth"):
+        state.unlink()
+    resumed = started(config, average, "SOLVER.ITER_MAX=6", resume=True)
+    assert resumed.iteration == 4
+    train.train(resumed)
+    assert states_equal(load(run_folder / "segmenter_last.pth")["weights"], weights)
+
+
+def test_without_an_average_the_segmenter_itself_is_kept(config):
+    training = started(config)
+    assert training.segmenter is training.networks.segmenter
+
+
+def test_gradient_norms_are_logged_and_change_nothing(config, tmp_path):
+    weights = []
+    for every in (0, 2):
+        output = f"EXP.OUTPUT_DIR={tmp_path / str(every)}"
+        training = started(config, f"INTERVAL.GRADIENTS={every}", "INTERVAL.LOG=1", output, validate=False)
+        train.train(training)
+        weights.append(parameters(training))
+        entries = [json.loads(line) for line in (training.folder / "metrics.jsonl").read_text().splitlines()]
+        logged = {e["iteration"]: {n for n in e if "/gradient_" in n} for e in entries}
+        names = {f"joint/gradient_{name}" for name in ("adversarial", "genImgToD")}
+        names |= {"segmenter/gradient_healthy", "segmenter/gradient_labelled"}
+        late = names | {"joint/gradient_MIL", "joint/gradient_perception"}
+        # Of the iterations 0, 1, 4 and 5 of S, every second; an entry has the number of those that are done.
+        expected = {1: names, 5: late} if every else {}
+        assert {iteration: found for iteration, found in logged.items() if found} == expected
+        assert all(e[n] > 0 for e in entries for n in e if "/gradient_" in n and n != "joint/gradient_genImgToD")
+        assert all(e.get("joint/gradient_genImgToD", 0) == 0 for e in entries)  # it does not depend on S
+    assert states_equal(*weights)
+
+
+@pytest.mark.parametrize("stop", [None, 5])
+def test_a_run_out_of_patience_ends_and_stays_ended(config, run_folder, monkeypatch, stop):
+    overrides = ["SOLVER.PATIENCE=2", "SOLVER.SEGMENTER_ONLY=true", "INTERVAL.VALID=1", "INTERVAL.SAVE=100"]
+    dice = iter([0.1, 0.3, 0.2, 0.4, 0.4, 0.1, 0.9, 0.9])
+
+    def given(scores):
+        # The splits after VALID: healthy scans, and none.
+        lesion = any(score.kind == "lesion" for score in scores)
+        none = {"scans": 0}
+        return {"lesion": {"scans": 2, "dice": {"mean": next(dice)}} if lesion else none} | dict.fromkeys(
+            ("no_lesion", "unknown"), none
+        )
+
+    monkeypatch.setattr(training_run, "summarise", given)
+    training = started(config, *overrides)
+    if stop:
+        between = training._between
+
+        def stop_there():
+            if training.iteration == stop:
+                training._stop(signal.SIGTERM, None)
+            between()
+
+        training._between = stop_there
+        with pytest.raises(SystemExit):
+            train.train(training)
+        training = started(config, *overrides, resume=True)
+    train.train(training)
+    # 0.4 came fourth, and two that are not better follow.
+    assert training.iteration == 6
+    assert load(run_folder / "state_0000006.pth")["best_dice"] == 0.4
+    again = started(config, *overrides, resume=True)
+    train.train(again)
+    assert again.iteration == 6
+    assert next(dice) == 0.9

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import processes
 from datasets.cohort import TRAINING, Case, read_volumes
@@ -46,7 +47,14 @@ from training.checkpoint import (
 )
 from training.log import RunLog, RunningMeans, SilentLog, picture_grid
 from training.model_card import describe_training, write_model_card
-from training.optimise import SkippedSteps, build_optimizers, gradients, guarded_step, set_learning_rates
+from training.optimise import (
+    SkippedSteps,
+    build_optimizers,
+    gradient_norms,
+    gradients,
+    guarded_step,
+    set_learning_rates,
+)
 from whole_files import write_text
 
 log = logging.getLogger(__name__)
@@ -108,8 +116,10 @@ class TrainingRun:
             self.networks.segmenter.compile()
             self.networks.generator.compile()
         self.optimizers = build_optimizers(self.networks, settings.solver)
+        self._average = _moving_average(self.networks.segmenter, settings.solver.segmenter_average)
         self.iteration = 0
         self.best_dice: float | None = None
+        self._stale = 0
         self.skipped = SkippedSteps(settings.solver.max_skipped)
         positions = dict.fromkeys(TRAINING, 0)
         if resume:
@@ -144,7 +154,7 @@ class TrainingRun:
         """
         self._handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            while self.iteration < self.settings.solver.iter_max:
+            while not self._finished():
                 set_learning_rates(self.optimizers, self.settings.solver, self.iteration)
                 yield self.iteration
                 self.iteration += 1
@@ -152,6 +162,15 @@ class TrainingRun:
         finally:
             self._restore_handlers()
             self._log.close()
+
+    def _finished(self) -> bool:
+        solver = self.settings.solver
+        return self.iteration >= solver.iter_max or 0 < solver.patience <= self._stale
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """The segmenter to use: S, or its moving average where there is one."""
+        return self.networks.segmenter if self._average is None else self._average.module
 
     def batch(self, split: str) -> Batch:
         """The next batch of a training split, on the device."""
@@ -173,14 +192,23 @@ class TrainingRun:
             optimizer.zero_grad()
         with autocast(self.device, self.settings.solver.precision):
             value = objective(*inputs)
-        value.total.backward()
         own = value.total.detach()
         logged = {name: term.clone() for name, term in {**value.terms, "total": own}.items()}
+        if "segmenter" in trained and self._looks_at_gradients():
+            logged |= gradient_norms(value.weighted, self.networks.segmenter)
+        value.total.backward()
         processes.average([*gradients(optimizers), *logged.values()])
         finite = guarded_step(optimizers, logged["total"])
+        if self._average is not None and "segmenter" in trained:
+            self._average.update_parameters(self.networks.segmenter)
         self._means.add(name, logged, finite.all())
         ids = [case_id for batch in inputs if isinstance(batch, Batch) for case_id in batch.ids]
         self.skipped.record(finite, own, self.iteration, name, ids)
+
+    def _looks_at_gradients(self) -> bool:
+        interval = self.settings.interval.gradients
+        # Every so many iterations of S, not of all: half of them are D's.
+        return interval > 0 and (self.iteration // 4 * 2 + self.iteration % 2) % interval == 0
 
     def write_page(self) -> None:
         """Write report.html, in the first process. A page that cannot be written is a warning, and no end of a run."""
@@ -196,11 +224,11 @@ class TrainingRun:
 
     def _between(self) -> None:
         interval, done, stop = self.settings.interval, self.iteration, processes.largest(self._signal)
-        finished = done == self.settings.solver.iter_max
         self._log.bar.update()
         improved = False
-        if self.validate and (done % interval.valid == 0 or finished):
+        if self.validate and (done % interval.valid == 0 or self._finished()):
             improved = self._validate()
+        finished = self._finished()  # or out of patience now
         # A state that did not know of the best segmenter would let a worse one take its place.
         save = done % interval.save == 0 or finished or improved or stop
         if done % interval.log == 0 or save:
@@ -240,7 +268,7 @@ class TrainingRun:
             cases = self.cohort.get(split, ())
             image, precision = self.settings.image, self.settings.solver.precision
             mine = processes.share(cases)
-            predictions = predict_scans(self.networks.segmenter, mine, split, image.normalization, precision)
+            predictions = predict_scans(self.segmenter, mine, split, image.normalization, precision)
             summary = summarise(processes.join([prediction.score for prediction in predictions]))
             if summary["lesion"]["scans"]:
                 values["valid/dice"] = summary["lesion"]["dice"]["mean"]
@@ -251,8 +279,9 @@ class TrainingRun:
         self._log.scalars(self.iteration, values)
         dice = values.get("valid/dice")
         if dice is None or (self.best_dice is not None and dice <= self.best_dice):
+            self._stale += 1
             return False
-        self.best_dice = dice
+        self.best_dice, self._stale = dice, 0
         if processes.is_first():
             self._save_segmenter(BEST, dice)
         return True
@@ -272,7 +301,7 @@ class TrainingRun:
     def _save_segmenter(self, name: str, dice: float | None) -> None:
         trained_on = SegmenterInput(self.settings.image.size, WINDOW, self.settings.image.normalization)
         training = describe_training(self.settings, self.cohort, self.device)
-        segmenter, facts = self.networks.segmenter, SegmenterFacts(trained_on, self.iteration, dice, training)
+        segmenter, facts = self.segmenter, SegmenterFacts(trained_on, self.iteration, dice, training)
         save_segmenter(self.folder / name, segmenter, trained_on, self.iteration, dice, training)
         # The card is of the segmenter that one would use.
         if name == BEST or self.best_dice is None:
@@ -290,9 +319,12 @@ class TrainingRun:
             },
             "position": {split: stream.position for split, stream in self._streams.items()},
             "best_dice": self.best_dice,
+            "stale": self._stale,
             "skipped": self.skipped.count,
             "settings": self.settings.to_yaml(),
         }
+        if self._average is not None:
+            content["average"] = self._average.state_dict()
         save_state(self.folder, content, self.iteration)
 
     def _restore(self, state: Mapping[str, Any]) -> dict[str, int]:
@@ -300,13 +332,15 @@ class TrainingRun:
         try:
             for name, network in self.networks._asdict().items():
                 network.load_state_dict(state["networks"][name])
+            if self._average is not None:
+                self._average.load_state_dict(state["average"])
             for name, optimizer in self.optimizers.items():
                 _restore_optimizer(optimizer, state["optimizers"][name])
             random.setstate(state["random"]["python"])
             torch.set_rng_state(state["random"]["torch"])
             if self.device.type == "cuda" and len(state["random"]["cuda"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(state["random"]["cuda"])
-            self.best_dice = state["best_dice"]
+            self.best_dice, self._stale = state["best_dice"], state.get("stale", 0)
             self.skipped.count = state["skipped"]
             self.iteration = state["iteration"]
             positions = dict(state["position"])
@@ -341,6 +375,10 @@ def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     for weight, state in optimizer.state.items():
         if any(value.ndim and value.shape != weight.shape for value in state.values()):
             raise ValueError("the optimiser knows weights of other shapes")
+
+
+def _moving_average(segmenter: Segmenter, decay: float) -> AveragedModel | None:
+    return AveragedModel(segmenter, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
 
 
 def _build_networks(settings: Settings, initialise: bool) -> Networks:

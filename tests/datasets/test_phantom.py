@@ -176,3 +176,37 @@ def test_command_writes_quietly_and_explains_itself(tmp_path, capsys):
     for arguments in (["--healthy", "-1"], ["--healthy", "1", "--size", "8", "32", "32"]):
         with pytest.raises(SettingsError, match="--size" if "--size" in arguments else "--healthy"):
             module.main([str(tmp_path), *arguments, "--diseased", "0"])
+
+
+def test_a_variety_says_which_lesions_there_are():
+    only = module.Variety(shares=(0.0, 0.0, 1.0, 0.0))
+    case = make_phantom(np.random.default_rng(2), (24, 64, 64), True, only)
+    assert case.kinds == ("crazy paving",)
+    assert make_phantom(np.random.default_rng(2), (16, 32, 32), False, only).kinds == ()
+
+
+def test_a_variety_changes_noise_sharpness_and_scale():
+    def muscle(**changes):
+        case = make_phantom(np.random.default_rng(4), (24, 64, 64), False, module.Variety(**changes))
+        return case.ct.astype(float)
+
+    quiet, loud = (muscle(noise=(sd, sd + 1e-6)) for sd in (1.0, 80.0))
+    # The same anatomy and the same pattern of noise: what differs is 79 HU of it inside the body.
+    inside = quiet > 20
+    assert (loud - quiet)[inside].std() == pytest.approx(79, rel=0.1)
+    sharp, smooth = (muscle(sharpness=(mm, mm + 1e-6), noise=(1.0, 1.001)) for mm in (0.2, 4.0))
+    assert np.abs(np.diff(smooth, axis=2)).mean() < 0.8 * np.abs(np.diff(sharp, axis=2)).mean()
+
+
+def test_dependent_lung_is_denser_at_the_pleura_of_the_back_and_nowhere_else():
+    size = (32, 96, 96)
+    case = _make(1, size, diseased=False)
+    rng = np.random.default_rng(0)
+    body = module._draw_anatomy(rng)
+    grid = module._draw_grid(rng, size, body)
+    added = module._dependent(np.random.default_rng(1), case.lung, grid, most=170.0)
+    assert added.min() >= 0
+    assert 20 < added[case.lung > 0].max() < 170 * 1.4
+    depth = ndimage.distance_transform_edt(case.lung > 0, sampling=grid.spacing[::-1])
+    assert added[(depth > 25) & (case.lung > 0)].max() < 170 * 1.4 * np.exp(-25 / 11)
+    assert added[(grid.y < 15) & (case.lung > 0)].max() == 0

@@ -3,7 +3,7 @@ import torch
 from torch.nn.functional import instance_norm
 
 from models import Discriminator, Generator, Segmenter
-from models.layers import InstanceNorm, place
+from models.layers import InstanceNorm, ThroughSlices, place
 from tests import reference
 
 CPU = torch.device("cpu")
@@ -80,3 +80,21 @@ def test_gradients_in_mixed_precision_point_where_those_in_single_do(make, slice
         assert torch.equal(half, again), name
         if single.ndim > 1:  # a bias before a norm has no gradient but rounding
             assert torch.cosine_similarity(single.flatten(), half.flatten(), dim=0) > 0.8, name
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST])
+def test_a_convolution_through_the_slices_is_the_same_with_one_thread_and_with_several(layout):
+    torch.manual_seed(0)
+    layer = ThroughSlices(4, 6).to(memory_format=layout)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)  # the fixture of all tests sets it back
+        x = reference.wave((2, 4, 5, 8, 10), 0.3).to(memory_format=layout).requires_grad_()
+        layer.zero_grad()
+        found = layer(x)
+        (found * reference.wave(found.shape, 0.9)).sum().backward()
+        results.append((found, x.grad, layer.weight.grad))
+    assert results[0][0].is_contiguous(memory_format=layout)
+    for one, several in zip(*results, strict=True):
+        torch.testing.assert_close(one, several, rtol=1e-5, atol=1e-5)
+    assert set(layer.state_dict()) == {"weight"}

@@ -12,6 +12,7 @@ from models.objectives import (
     paste_lesions,
     segmenter_objective,
     synthesise,
+    warm_up_objective,
 )
 from settings import CONSTRAINTS, GateSettings, GatesSettings, LossSettings
 from tests import reference
@@ -285,3 +286,105 @@ def test_a_step_of_the_discriminator_normalises_its_weights_once(small):
     norm.register_forward_hook(lambda *_: calls.append(1))
     discriminator_objective(networks, batch, batch, method, 0)
     assert len(calls) == 1
+
+
+def with_loss(**changes):
+    return Method(frozenset(CONSTRAINTS), last_iteration=20_000, loss=LossSettings(**changes), gate=NO_GATES)
+
+
+def test_the_weighted_terms_are_what_an_objective_adds_up(small):
+    networks, batch = small
+    method = with_loss(restoration=3.0)
+    joint = joint_objective(networks, batch, batch, method, 15_000)
+    for value in (
+        joint,
+        segmenter_objective(networks, batch, batch, method),
+        discriminator_objective(networks, batch, batch, method, 15_000),
+        warm_up_objective(networks, batch, batch, method),
+    ):
+        assert value.weighted.keys() == value.terms.keys()
+        assert sum(term.item() for term in value.weighted.values()) == pytest.approx(value.total.item(), rel=1e-5)
+    weights = {"adversarial": 1, "genImgToD": 1, "recons": 100, "MIL": 1000, "perception": 100, "restoration": 3}
+    assert {name: (term / joint.terms[name]).item() for name, term in joint.weighted.items()} == pytest.approx(weights)
+
+
+class Remembering(torch.nn.Module):
+    """A network that keeps what it is given."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer, self.given = answer, []
+
+    def forward(self, x):
+        self.given.append(x)
+        return self.answer(x)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_noise_is_on_all_that_the_discriminator_sees_and_on_nothing_else(small, noise):
+    networks, batch = small
+    segmenter, discriminator = Remembering(networks.segmenter), Remembering(networks.discriminator)
+    networks = networks._replace(segmenter=segmenter, discriminator=discriminator)
+    other = batch._replace(image=reference.wave(batch.image.shape, 0.7))
+    before = torch.get_rng_state()
+    discriminator_objective(networks, batch, other, with_loss(instance_noise=noise), 0)
+    joint_objective(networks, batch, other, with_loss(instance_noise=noise), 0)
+    assert torch.equal(torch.get_rng_state(), before) is (noise == 0)
+    assert all(torch.equal(seen, batch.image) for seen in segmenter.given)
+    of_d, of_joint = discriminator.given
+    _, healthy, diseased, generated = of_d.split(1)
+    for seen, image in ((healthy, other.image), (diseased, batch.image), (of_joint[1:], generated)):
+        # The last comparison has the noise of both steps.
+        expected = noise * (2**0.5 if seen is not healthy and seen is not diseased else 1)
+        assert (seen - image).std().item() == pytest.approx(expected, rel=0.02)
+
+
+def test_restoration_asks_for_the_healthy_volume_without_what_was_pasted(small):
+    networks, batch = small
+    generator = Remembering(networks.generator)
+    other = batch._replace(image=reference.wave(batch.image.shape, 0.7))
+    assert "restoration" not in joint_objective(networks, batch, other, with_loss(), 0).terms
+    method = with_loss(restoration=2.0)
+    value = joint_objective(networks._replace(generator=generator), batch, other, method, 0)
+    lesion = networks.segmenter(batch.image).sigmoid() * other.lung
+    pasted = other.image + lesion * (batch.image - other.image)
+    torch.testing.assert_close(generator.given[-1], pasted.detach())
+    expected = (networks.generator(pasted) - other.image).abs().mean()
+    torch.testing.assert_close(value.terms["restoration"], expected.detach())
+
+    # Before D comes in, the lesions that are known are pasted.
+    warm_up_objective(networks._replace(generator=generator), other, batch, method)
+    assert torch.equal(generator.given[-1], torch.where(batch.lesion * other.lung > 0, batch.image, other.image))
+    assert set(warm_up_objective(networks, other, batch, with_loss()).terms) == {"recons"}
+
+
+def test_perception_rises_over_its_ramp(small):
+    networks, batch = small
+    for iteration, share in ((10_001, 0.01), (10_050, 0.5), (10_100, 1.0), (12_000, 1.0)):
+        value = joint_objective(networks, batch, batch, with_loss(perception_ramp=100), iteration)
+        assert (value.weighted["perception"] / value.terms["perception"]).item() == pytest.approx(100 * share)
+
+
+def test_mil_takes_the_share_of_the_lung_that_the_settings_say(small):
+    networks, batch = small
+    value = joint_objective(networks, batch, batch, with_loss(mil_share=0.1), 15_000)
+    logits, inside = networks.segmenter(batch.image).flatten(), batch.lung.flatten() > 0
+    highest = logits[inside].sort(descending=True).values[: -int(-0.1 * inside.sum().item() // 1)]
+    assert value.terms["MIL"].item() == pytest.approx(-highest.sigmoid().log().mean().item(), rel=1e-4)
+
+
+def test_the_adversarial_gradient_on_the_segmenter_has_a_weight_of_its_own(small):
+    networks, batch = small
+    found = {}
+    for factor in (1.0, 4.0):
+        for network in networks:
+            network.zero_grad()
+        networks.discriminator.eval()
+        method = Method(frozenset(), 20_000, LossSettings(adversarial_segmenter=factor), NO_GATES)
+        value = joint_objective(networks, batch, batch, method, 0)
+        value.total.backward()
+        found[factor] = value.total.item(), gradient_norm(networks.segmenter), gradient_norm(networks.generator)
+    (total, on_s, on_g), (same, larger, unchanged) = found.values()
+    assert same == pytest.approx(total, rel=1e-5)
+    assert larger == pytest.approx(4 * on_s, rel=1e-3)
+    assert unchanged == pytest.approx(on_g, rel=1e-3)

@@ -1,0 +1,222 @@
+"""The synthetic cohort of the benchmark: crops, masks and lists, from a seed.
+
+    labelled_000   a diseased scan that shows no consolidation and no crazy paving: the one label
+    diseased_*     known as diseased; 39 of them lend their voxel labels to the rows that have more than one
+    healthy_*      known as healthy
+    valid_*, validh_*, test_*, testh_*   held out: diseased and healthy
+
+Every scan is a phantom of its own, with an anatomy, a mixture of lesions and a scanner of its own. The raw CT is
+cropped to the true lungs; how well lungs are found is another question. Beside the crops, facts/<id>.json says what is
+in a scan. A scan depends on the seed, its kind and its number alone. Scans that are done are kept.
+
+Examples:
+  python -m benchmarks.weak_supervision.cohort cohort --size small
+  python -m benchmarks.weak_supervision.cohort cohort_full --size full --processes 16
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from command_line import add_quiet, new_parser, run, start_logging
+from datasets.crop import crop_to_lungs
+from datasets.phantom import LESION_KINDS, LESION_SHARES, Phantom, Variety, make_phantom
+from datasets.volume import write_volume
+from errors import SettingsError
+from manifest import recording
+from progress import progress_bar
+from whole_files import only_writer, write_text
+
+FOLDERS = ("images", "lung", "lesion")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Matrix of the raw scans and size of the crops, (z, y, x), about the same voxels in both."""
+
+    raw: tuple[int, int, int]
+    crop: tuple[int, int, int]
+
+
+SIZES = {
+    "small": Size(raw=(32, 96, 96), crop=(16, 64, 64)),
+    "full": Size(raw=(96, 224, 224), crop=(40, 160, 160)),
+}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Scans of each kind."""
+
+    labelled: int = 1
+    diseased: int = 100
+    healthy: int = 100
+    valid: int = 20
+    validh: int = 10
+    test: int = 30
+    testh: int = 10
+
+
+ALL = Counts()
+
+LABEL_COUNTS = (1, 3, 10, 40)
+"""Labelled scans of a row: labelled_000, and so many less one of the diseased ones."""
+
+OTHER_LABELS = ("b", "c", "d")
+"""Lists with one diseased scan each, drawn at random, as the only labelled one."""
+
+LABELLED_KINDS = ("ground glass", "mixed")
+"""All that the labelled scan shows."""
+
+LEAST_LABELLED = 0.05
+"""Share of the lungs that is lesion in the labelled scan, at least: nobody labels a scan with next to none."""
+
+DISEASED = ("labelled", "diseased", "valid", "test")
+_KINDS = ("labelled", "diseased", "healthy", "valid", "validh", "test", "testh")  # the order is part of the seed
+
+# How much scans differ: two patients rarely show the same mixture, and scanners reach from sharp and noisy kernels to
+# smooth ones.
+_MIXTURE = 3.0  # concentration of the Dirichlet distribution around LESION_SHARES
+_SHARPNESS = (0.4, 1.3)  # mm
+_NOISE = (10.0, 60.0)  # HU
+_DEPENDENT = 170.0  # HU
+_GAIN = 0.015
+
+
+def draw_variety(rng: np.random.Generator, kinds: Sequence[str] = tuple(LESION_KINDS)) -> Variety:
+    """The lesions and the scanner of one scan.
+
+    Args:
+        rng: source of everything random.
+        kinds: of lesion that there can be.
+    """
+    shares = rng.dirichlet(_MIXTURE * np.array(LESION_SHARES))
+    shares *= [kind in kinds for kind in LESION_KINDS]
+    return Variety(tuple((shares / shares.sum()).tolist()), _SHARPNESS, _NOISE, _DEPENDENT, _GAIN)
+
+
+def make_scan(seed: int, kind: str, number: int, raw: tuple[int, int, int]) -> Phantom:
+    """One scan of the cohort.
+
+    Args:
+        seed: of the cohort.
+        kind: ``labelled``, ``diseased``, ``healthy``, ``valid``, ``validh``, ``test`` or ``testh``.
+        number: of the scan among those of its kind.
+        raw: matrix, (z, y, x).
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 1 + _KINDS.index(kind), number]))
+    while True:
+        variety = draw_variety(rng, LABELLED_KINDS if kind == "labelled" else tuple(LESION_KINDS))
+        phantom = make_phantom(rng, raw, diseased=kind in DISEASED, variety=variety)
+        if kind != "labelled" or phantom.lesion.sum() >= LEAST_LABELLED * (phantom.lung > 0).sum():
+            return phantom
+
+
+def scan_facts(phantom: Phantom) -> dict[str, Any]:
+    """What is in a scan: kinds of lesion, volumes of lesion and lungs in ml."""
+    voxel_ml = float(np.prod(phantom.spacing)) / 1000
+    return {
+        "kinds": list(phantom.kinds),
+        "lesion_ml": round(float(phantom.lesion.sum()) * voxel_ml, 2),
+        "lung_ml": round(float((phantom.lung > 0).sum()) * voxel_ml, 1),
+    }
+
+
+def _write_scan(root: Path, seed: int, kind: str, number: int, size: Size) -> None:
+    name = f"{kind}_{number:03d}"
+    if (root / "facts" / f"{name}.json").is_file():
+        return
+    phantom = make_scan(seed, kind, number, size.raw)
+    ct = sitk.GetImageFromArray(phantom.ct)
+    ct.SetSpacing(phantom.spacing)
+    for folder, crop in zip(FOLDERS, crop_to_lungs(ct, phantom.lung, phantom.lesion, size.crop), strict=True):
+        write_volume(crop, root / folder / f"{name}.nii.gz")
+    write_text(root / "facts" / f"{name}.json", json.dumps(scan_facts(phantom)) + "\n")  # last: the scan is done
+
+
+def label_lists(seed: int, counts: Counts) -> dict[str, list[str]]:
+    """Names of the lists of labelled scans, and the ids in them.
+
+    ``labels_1`` is the labelled scan, ``labels_3`` has two diseased ones more, and each longer list holds the shorter
+    ones. ``label_b``, ``label_c``, .. hold one other scan each.
+    """
+    order = np.random.default_rng([seed, 0]).permutation(counts.diseased)
+    drawn = [f"diseased_{number:03d}" for number in order]
+    lists = {f"labels_{count}": ["labelled_000", *drawn[: count - 1]] for count in LABEL_COUNTS}
+    return lists | {f"label_{name}": [drawn[-1 - place]] for place, name in enumerate(OTHER_LABELS[: counts.diseased])}
+
+
+def write_cohort(
+    root: Path,
+    size: Size,
+    seed: int = 0,
+    counts: Counts = ALL,
+    processes: int = 1,
+    progress: bool = False,
+) -> None:
+    """Write the cohort, or what is missing of it.
+
+    Args:
+        root: its folder.
+        size: of scans and crops.
+        seed: of everything random.
+        counts: scans of each kind.
+        processes: that make scans side by side.
+        progress: show a progress bar.
+
+    Raises:
+        SettingsError: the folder holds a cohort of another seed or size.
+        OSError: a file cannot be written.
+    """
+    made_from = {"seed": seed, "raw": list(size.raw), "crop": list(size.crop)}
+    with only_writer(root, "images", "lung", "lesion", "facts", "id_txt"), recording(root, seed=seed):
+        if (root / "cohort.json").is_file() and (found := json.loads((root / "cohort.json").read_text())) != made_from:
+            raise SettingsError(f"{root}: holds a cohort of {found}, not of {made_from}; name another folder")
+        write_text(root / "cohort.json", json.dumps(made_from) + "\n")
+        scans = [(kind, number) for kind in _KINDS for number in range(getattr(counts, kind))]
+        with ProcessPoolExecutor(processes) as pool:
+            jobs = [pool.submit(_write_scan, root, seed, *scan, size) for scan in scans]
+            for job in progress_bar(jobs, "making the cohort", unit="scan", shown=progress):
+                job.result()
+        kinds = [kind for kind in _KINDS if kind != "labelled"]
+        lists = {kind: [f"{kind}_{number:03d}" for number in range(getattr(counts, kind))] for kind in kinds}
+        for name, ids in (lists | label_lists(seed, counts)).items():
+            write_text(root / "id_txt" / f"{name}.txt", "".join(f"{case_id}\n" for case_id in ids))
+
+
+def read_facts(root: Path) -> Mapping[str, dict[str, Any]]:
+    """What is in the scans of a cohort, by id."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted((root / "facts").glob("*.json"))}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = new_parser(__doc__, "python -m benchmarks.weak_supervision.cohort")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder of the cohort")
+    parser.add_argument("--size", choices=list(SIZES), default="small", help="of the crops (default small)")
+    parser.add_argument("--seed", type=int, default=0, help="of the cohort (default 0)")
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="that make scans side by side (default 1)"
+    )
+    add_quiet(parser)
+    options = parser.parse_args(arguments)
+    if options.seed < 0 or options.processes < 1:
+        parser.error("--seed must be at least 0, --processes at least 1")
+    start_logging(options.quiet)
+    write_cohort(
+        options.output, SIZES[options.size], options.seed, processes=options.processes, progress=not options.quiet
+    )
+    print(f"cohort in {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

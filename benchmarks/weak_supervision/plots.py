@@ -1,0 +1,156 @@
+"""The figures of the benchmark: OUTPUT/curves.png and OUTPUT/cases.png.
+
+curves.png: validation over the iterations of the runs. cases.png: test scans with what S with one label, GASNet with
+one label and S with forty find in them, and I_g and I_s of GASNet's last state; seed 0 of each. The scans are those a
+tenth, half and nine tenths of the way through the order of lesion volume, and a healthy one: they are not chosen by how
+well anything does.
+
+Examples:
+  python -m benchmarks.weak_supervision.plots output/weak
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from benchmarks.weak_supervision.rows import ROWS, row_settings
+from benchmarks.weak_supervision.table import read_results
+from command_line import new_parser, run
+from datasets.cohort import Case, read_cohort
+from datasets.crop import WINDOW
+from datasets.samples import normalise, scan_input
+from errors import GasnetError
+from evaluation.figures import slice_to_show
+from evaluation.predict import predict_scans
+from models.generator import generate_scan
+from models.objectives import synthesise
+from settings import Settings
+from training.checkpoint import SegmenterInput, find_states, load_generator, load_segmenter
+from whole_files import replacing
+
+COMPARED = ("s-1", "gasnet-1", "s-40")
+"""Rows in the figure of cases."""
+
+PLACES = (0.1, 0.5, 0.9)
+"""Of the scans that are shown, in the order of their lesion volume."""
+
+
+def plot_curves(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Dice on validation scans and false positives in healthy ones over the iterations, a line a run.
+
+    Args:
+        results: of the runs, by row; those of the main group are drawn.
+        path: of the picture.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    names = [name for name in results if ROWS[name].group == "main"]
+    for colour, name in enumerate(names):
+        for number, result in enumerate(results[name]):
+            for axis, key in zip(axes, ("dice", "false_positive_ml"), strict=True):
+                points = [(entry["iteration"], entry[key]) for entry in result["curve"] if key in entry]
+                label = ROWS[name].title if number == 0 else None
+                axis.plot(*zip(*points, strict=True), color=f"C{colour}", linewidth=1, label=label)
+    axes[0].set_ylabel("Dice, validation scans with lesion")
+    axes[1].set_ylabel("found in healthy validation scans, ml")
+    axes[1].set_yscale("symlog", linthresh=1)
+    for axis in axes:
+        axis.set_xlabel("iteration")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+def scans_to_show(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Ids of the scans at `PLACES` in the order of their true lesion volume, and of the first healthy one.
+
+    Args:
+        rows: of a result, one a test scan.
+    """
+    lesion = sorted((row for row in rows if row["kind"] == "lesion"), key=lambda row: row["true_ml"])
+    shown = [lesion[round(place * (len(lesion) - 1))]["id"] for place in PLACES]
+    return shown + [row["id"] for row in rows if row["kind"] == "no lesion"][:1]
+
+
+@torch.no_grad()
+def _columns(case: Case, split: str, runs: Mapping[str, Settings]) -> tuple[dict[str, np.ndarray], int, float]:
+    """Volumes of one scan by title, the slice to show, and the height of a pixel over its width."""
+    columns: dict[str, np.ndarray] = {}
+    for name, settings in runs.items():
+        default = SegmenterInput(settings.image.size, WINDOW, settings.image.normalization)
+        segmenter, trained_on = load_segmenter(settings.exp.folder / "segmenter_best.pth", default)
+        (prediction,) = predict_scans(segmenter, [case], split, trained_on.normalization)
+        volumes = prediction.volumes
+        columns.setdefault("input", normalise(volumes.image, "window"))
+        columns.setdefault("true", volumes.lesion.astype(float))
+        if name == "gasnet-1":
+            columns["M"] = prediction.probability
+        columns[ROWS[name].title] = prediction.mask.astype(float)
+        if name == "gasnet-1":
+            generator = load_generator(find_states(settings.exp.folder)[0])
+            scan = scan_input(volumes, trained_on.normalization)
+            generated = generate_scan(generator, scan, settings.image.slices)
+            lesion = torch.from_numpy(prediction.probability)[None, None]
+            # The probabilities are 0 outside the lungs already.
+            synthetic = synthesise(scan, lesion, torch.ones_like(lesion), generated)
+            last = {"I_g": generated, "I_s": synthetic}
+    columns |= {title: ((volume[0, 0] + 1) / 2).numpy() for title, volume in last.items()}
+    x, y, _ = volumes.grid.spacing
+    return columns, slice_to_show(volumes.lesion, volumes.lung), y / x
+
+
+def plot_cases(results: Mapping[str, Sequence[Mapping[str, Any]]], output: Path, path: Path) -> None:
+    """Slices of test scans beside what the segmenters of `COMPARED` find, seed 0 of each.
+
+    Raises:
+        GasnetError: one of these runs has no result.
+    """
+    first = {name: [r for r in results.get(name, ()) if r["seed"] == 0] for name in COMPARED}
+    if lacking := [name for name, found in first.items() if not found]:
+        raise GasnetError(f"{output}: no result of {', '.join(lacking)} with seed 0; run these rows first")
+    result = first["gasnet-1"][0]
+    runs = {name: row_settings(name, result["size"], 0, output / "cohort", output) for name in COMPARED}
+    settings = runs["gasnet-1"]
+    split = settings.dataset.split
+    cohort = read_cohort(settings.dataset.root, {"TEST": split.test, "TESTH": split.testh}, settings.image.size)
+    cases = {case.id: (case, key) for key, found in cohort.items() for case in found}
+    shown = [_columns(*cases[case_id], runs) for case_id in scans_to_show(result["test"]["rows"])]
+    titles = list(shown[0][0])
+    figure, axes = plt.subplots(len(shown), len(titles), figsize=(1.6 * len(titles), 1.7 * len(shown)), squeeze=False)
+    for line, (columns, index, aspect) in zip(axes, shown, strict=True):
+        for axis, (title, volume) in zip(line, columns.items(), strict=True):
+            axis.imshow(volume[index], cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
+            axis.axis("off")
+            if line is axes[0]:
+                axis.set_title(title, fontsize=8)
+    figure.tight_layout(pad=0.3)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = new_parser(__doc__, "python -m benchmarks.weak_supervision.plots")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder of the benchmark's results")
+    options = parser.parse_args(arguments)
+    results = read_results(options.output)
+    plot_curves(results, options.output / "curves.png")
+    plot_cases(results, options.output, options.output / "cases.png")
+    print(f"{options.output / 'curves.png'}, {options.output / 'cases.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

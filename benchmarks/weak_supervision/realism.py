@@ -1,0 +1,226 @@
+"""How the benchmark's scans compare with real ones: HU and texture of lungs and lesions.
+
+Makes phantoms as the cohort does, each with lesions of one kind, on a grid as fine as that of real slices, and writes
+realism.md (mean, SD and correlation length beside those measured on axial slices of COVID-19 patients), histograms.png
+and, with --real, beside.png: slices of phantoms and of real CTs, and histograms of their lungs.
+
+Examples:
+  python -m benchmarks.weak_supervision.realism output/realism
+  python -m benchmarks.weak_supervision.realism output/realism --real thorax.nii.gz chest.nrrd
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from benchmarks.weak_supervision.cohort import draw_variety
+from command_line import add_quiet, new_parser, run, start_logging
+from datasets.crop import WINDOW
+from datasets.grid import Grid
+from datasets.lungs import segment_by_threshold
+from datasets.phantom import LESION_KINDS, Phantom, make_phantom
+from datasets.volume import read_ct
+from evaluation.figures import slice_to_show
+from progress import progress_bar
+from whole_files import replacing, write_text
+
+MATRIX = (24, 288, 288)
+"""Of the phantoms that are measured: pixels of 1.0 to 1.3 mm."""
+
+HEALTHY = "aerated lung"
+
+MEASURED: Mapping[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float] | None]] = {
+    HEALTHY: ((-780, -680), (120, 180), None),
+    "ground glass": ((-520, -300), (120, 170), (2, 3)),
+    "crazy paving": ((-240, -240), (155, 155), (4, 4)),
+    "consolidation": ((-280, -100), (190, 230), (2, 4)),
+}
+"""Ranges on real slices: HU (median of lung, mean of lesions), SD in HU, and half-length of the correlation in mm."""
+
+
+@dataclass(frozen=True)
+class Texture:
+    """HU of a tissue: median, mean, SD, and the distance in mm at which the correlation in plane falls to one half."""
+
+    median: float
+    mean: float
+    sd: float
+    half_length: float
+
+
+def half_length(values: np.ndarray, mask: np.ndarray, spacing: tuple[float, float], longest: int = 24) -> float:
+    """The distance at which the autocorrelation in plane falls to one half.
+
+    The correlation at a lag is that of all pairs of voxels inside the mask which are so far apart, along rows and along
+    columns; between lags it is interpolated linearly.
+
+    Args:
+        values: (z, y, x).
+        mask: bool, of the same shape.
+        spacing: of columns and rows (y, x), in mm.
+        longest: lag in voxels, at most.
+
+    Returns:
+        Millimetres, the mean of both directions; NaN where it does not fall so far.
+    """
+    found = []
+    for axis, step in zip((1, 2), spacing, strict=True):
+        before = 1.0
+        for lag in range(1, longest + 1):
+            near, far = (np.take(mask, range(*part), axis) for part in _shifted(mask.shape[axis], lag))
+            both = near & far
+            if both.sum() < 3:
+                break
+            a, b = (np.take(values, range(*part), axis)[both] for part in _shifted(mask.shape[axis], lag))
+            now = float(np.corrcoef(a, b)[0, 1])
+            if now <= 0.5:
+                found.append(step * (lag - 1 + (before - 0.5) / (before - now)))
+                break
+            before = now
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _shifted(length: int, lag: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (0, max(length - lag, 0)), (min(lag, length), length)
+
+
+def texture(values: np.ndarray, mask: np.ndarray, spacing: tuple[float, float]) -> Texture:
+    """Statistics of the voxels inside a mask; arguments as those of `half_length`."""
+    inside = values[mask]
+    return Texture(
+        float(np.median(inside)), float(inside.mean()), float(inside.std()), half_length(values, mask, spacing)
+    )
+
+
+def make_kinds(seed: int, number: int, progress: bool = False) -> dict[str, list[Phantom]]:
+    """Phantoms by the only kind of lesion that they show, and healthy ones.
+
+    Args:
+        seed: of everything random.
+        number: of phantoms of each kind.
+        progress: show a progress bar.
+    """
+    found: dict[str, list[Phantom]] = {}
+    todo = [(kind, k) for kind in (HEALTHY, *LESION_KINDS) for k in range(number)]
+    for kind, k in progress_bar(todo, "making phantoms", unit="scan", shown=progress):
+        rng = np.random.default_rng([seed, k, len(found)])
+        variety = draw_variety(rng, (kind,) if kind != HEALTHY else tuple(LESION_KINDS))
+        # The error of a scanner's scale is not part of the texture.
+        phantom = make_phantom(rng, MATRIX, kind != HEALTHY, replace(variety, gain=0.0))
+        found.setdefault(kind, []).append(phantom)
+    return found
+
+
+def tissue_mask(kind: str, phantom: Phantom) -> np.ndarray:
+    """Voxels of a phantom that are counted: its lesion, or its lungs without their rim."""
+    if kind == HEALTHY:
+        return ndimage.binary_erosion(phantom.lung > 0, iterations=2)
+    return phantom.lesion > 0
+
+
+def _pool(kind: str, phantoms: Sequence[Phantom]) -> Texture:
+    found = [texture(p.ct.astype(np.float32), tissue_mask(kind, p), (p.spacing[1], p.spacing[0])) for p in phantoms]
+    return Texture(*(float(np.nanmean([getattr(t, f) for t in found])) for f in Texture.__dataclass_fields__))
+
+
+def as_markdown(found: Mapping[str, Texture]) -> str:
+    """The table: what the phantoms have beside the ranges of `MEASURED`."""
+    lines = [
+        "| tissue | HU | real | SD, HU | real | half-length, mm | real |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind, measured in found.items():
+        centre = measured.median if kind == HEALTHY else measured.mean
+        real = MEASURED.get(kind, (None, None, None))
+        cells = [kind]
+        for value, span, digits in zip((centre, measured.sd, measured.half_length), real, (0, 0, 1), strict=True):
+            cells += [f"{value:.{digits}f}", "" if span is None else _span(span)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _span(span: tuple[float, float]) -> str:
+    low, high = span
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def plot_histograms(phantoms: Mapping[str, Sequence[Phantom]], path: Path) -> None:
+    """Histograms of HU, a line a tissue, with the real range of its centre as a bar below."""
+    figure, axis = plt.subplots(figsize=(8, 4))
+    bins = np.arange(-1050, 300, 15)
+    for number, (kind, members) in enumerate(phantoms.items()):
+        values = np.concatenate([p.ct[tissue_mask(kind, p)] for p in members])
+        density, _ = np.histogram(values, bins, density=True)
+        axis.plot(bins[:-1] + 7.5, density, label=kind, color=f"C{number}")
+        if kind in MEASURED:
+            low, high = MEASURED[kind][0]
+            axis.plot([low - 4, high + 4], [-2e-4 * (1 + number)] * 2, color=f"C{number}", linewidth=4)
+    axis.set_xlabel("HU; bars below: range of the centre on real slices")
+    axis.set_ylabel("density")
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+def plot_beside(phantoms: Mapping[str, Sequence[Phantom]], real: Sequence[Path], path: Path) -> None:
+    """Slices of phantoms and of real CTs in the window of the crops, above the histograms of their lungs.
+
+    Of a phantom with lesions, the slice with most of them; of the others, the middle one of the lungs.
+    """
+    shown = [(kind, p.ct, p.lung > 0, p.lesion > 0) for kind, (p, *_) in phantoms.items()]
+    for file in real:
+        image = read_ct(file)
+        hu, lung = (Grid.of(image).uprighted(a) for a in (sitk.GetArrayFromImage(image), segment_by_threshold(image)))
+        shown.append((file.name, hu, lung > 0, np.zeros(lung.shape, bool)))
+    figure, axes = plt.subplots(2, len(shown), figsize=(2.4 * len(shown), 4.2), squeeze=False)
+    for (title, hu, lung, lesion), above, below in zip(shown, *axes, strict=True):
+        inside = lung.any((1, 2)).nonzero()[0]
+        index = slice_to_show(lesion) if lesion.any() else int(inside[len(inside) // 2])
+        above.imshow(hu[index], cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1])
+        above.set_title(title, fontsize=7)
+        above.axis("off")
+        below.hist(hu[lung], bins=np.arange(-1050, 300, 25), density=True)
+        below.tick_params(labelsize=6)
+        below.set_yticks([])
+    figure.tight_layout(pad=0.4)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = new_parser(__doc__, "python -m benchmarks.weak_supervision.realism")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder of the table and the figures")
+    parser.add_argument("--number", type=int, default=3, metavar="N", help="phantoms of each kind (default 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of the phantoms (default 0)")
+    parser.add_argument("--real", nargs="+", type=Path, default=[], metavar="CT", help="real CTs to be shown beside")
+    add_quiet(parser)
+    options = parser.parse_args(arguments)
+    if options.number < 1 or options.seed < 0:
+        parser.error("--number must be at least 1, --seed at least 0")
+    start_logging(options.quiet)
+    phantoms = make_kinds(options.seed, options.number, progress=not options.quiet)
+    table = as_markdown({kind: _pool(kind, members) for kind, members in phantoms.items()})
+    write_text(options.output / "realism.md", table)
+    plot_histograms(phantoms, options.output / "histograms.png")
+    if options.real:
+        plot_beside(phantoms, options.real, options.output / "beside.png")
+    print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,169 @@
+"""The rows of the benchmark's table as data: which labels, which settings.
+
+All rows of a size have its networks, its cohort and its learning rates, so that they differ in what the table says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from settings import CONSTRAINTS, Settings, read_settings
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: a way of training S.
+
+    Attributes:
+        title: in the table.
+        labels: list of the labelled scans.
+        config: file in configs/; supervised.yaml trains S alone, on labelled and healthy volumes.
+        constraints: that are on.
+        overrides: of the config, after those of the size.
+        group: part of the table.
+    """
+
+    title: str
+    labels: str = "labels_1"
+    config: str = "weak.yaml"
+    constraints: tuple[str, ...] = CONSTRAINTS
+    overrides: tuple[str, ...] = ()
+    group: str = "main"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a size of the benchmark asks of all rows.
+
+    Attributes:
+        overrides: of every row.
+        gasnet: of GASNet with the settings of weak.yaml.
+        supervised: of rows that train S alone: as many steps of S on labelled volumes as GASNet takes, or more.
+        published: of the row with the published settings: its late terms begin at the same share of the schedule.
+    """
+
+    overrides: tuple[str, ...]
+    gasnet: tuple[str, ...]
+    supervised: tuple[str, ...]
+    published: tuple[str, ...]
+
+
+PUBLISHED, SUPERVISED = "Gan.yaml", "supervised.yaml"
+
+
+def _without(*left_out: str) -> tuple[str, ...]:
+    return tuple(name for name in CONSTRAINTS if name not in left_out)
+
+
+ROWS: Mapping[str, Row] = {
+    "s-1": Row("S, 1 label", config=SUPERVISED),
+    "gasnet-1": Row("GASNet, 1 label"),
+    "s-40": Row("S, 40 labels", "labels_40", config=SUPERVISED),
+    "s-10": Row("S, 10 labels", "labels_10", config=SUPERVISED),
+    "published-1": Row("GASNet, 1 label, published weights and gates", config=PUBLISHED),
+    "s-3": Row("S, 3 labels", "labels_3", config=SUPERVISED),
+    "gasnet-3": Row("GASNet, 3 labels", "labels_3"),
+    "gasnet-10": Row("GASNet, 10 labels", "labels_10"),
+    **{f"label-{x}": Row(f"another label ({x})", f"label_{x}", group="labels") for x in "bcd"},
+    **{f"s-label-{x}": Row(f"S, another label ({x})", f"label_{x}", config=SUPERVISED, group="labels") for x in "bcd"},
+    **{f"no-{name}": Row(f"without {name}", constraints=_without(name), group="ablations") for name in CONSTRAINTS},
+    "no-adversarial": Row(
+        "without D", constraints=("MIL", "perception", "recons"), overrides=("LOSS.ADVERSARIAL=0",), group="ablations"
+    ),
+    "perception-only": Row(
+        "perception only", constraints=("perception",), overrides=("LOSS.ADVERSARIAL=0",), group="ablations"
+    ),
+    "no-restoration": Row("without restoration", overrides=("LOSS.RESTORATION=0",), group="ablations"),
+    "no-noise": Row("without noise before D", overrides=("LOSS.INSTANCE_NOISE=0",), group="ablations"),
+    "no-balance": Row(
+        "adversarial gradient on S unscaled", overrides=("LOSS.ADVERSARIAL_SEGMENTER=1",), group="ablations"
+    ),
+    "no-average": Row("without moving average", overrides=("SOLVER.SEGMENTER_AVERAGE=0",), group="ablations"),
+    "no-warm-up": Row("without warm-up", overrides=("SOLVER.WARM_UP=0",), group="ablations"),
+}
+"""By name, in the order in which they are worth running."""
+
+_FULL_LEARNING_RATES = (
+    "SOLVER.OPTIMIZER.U.LR=1e-3",
+    "SOLVER.OPTIMIZER.G.LR=3e-4",
+    "SOLVER.OPTIMIZER.D.LR=1e-4",
+)
+
+SCALES: Mapping[str, Scale] = {
+    "small": Scale(
+        overrides=(
+            "IMAGE.SIZE=[16, 64, 64]",
+            "IMAGE.SLICES=16",
+            "MODEL.WIDTH={UNET: 8, G: 8, D: 8}",
+            "DATALOADER.NUM_WORKERS=0",
+            "DATALOADER.CACHE_MB=200",
+            "INTERVAL={LOG: 20, VALID: 50, SAVE: 200, PICTURE: 300, GRADIENTS: 20}",
+        ),
+        gasnet=(),
+        supervised=(),
+        published=(
+            "SOLVER.ITER_MAX=600",
+            "SOLVER.BATCH_SIZE=2",
+            "SOLVER.OPTIMIZER.U.LR=2e-3",
+            "SOLVER.OPTIMIZER.G.LR=1e-3",
+            "SOLVER.OPTIMIZER.D.LR=2e-4",
+            "LOSS.MIL_START=20",
+            "LOSS.PERCEPTION_START=20",
+        ),
+    ),
+    "full": Scale(
+        overrides=(
+            "DATALOADER.CACHE_MB=2000",
+            "INTERVAL={LOG: 50, VALID: 250, SAVE: 1000, PICTURE: 1000, GRADIENTS: 50}",
+        ),
+        gasnet=(
+            "SOLVER.ITER_MAX=12000",
+            "SOLVER.BATCH_SIZE=4",
+            "SOLVER.WARM_UP=1000",
+            "LOSS.MIL_START=1000",
+            "LOSS.PERCEPTION_START=1000",
+            "LOSS.PERCEPTION_RAMP=1000",
+            *_FULL_LEARNING_RATES,
+        ),
+        supervised=("SOLVER.ITER_MAX=12000", "SOLVER.BATCH_SIZE=4", "SOLVER.OPTIMIZER.U.LR=1e-3"),
+        published=(
+            "SOLVER.ITER_MAX=12000",
+            "LOSS.MIL_START=400",
+            "LOSS.PERCEPTION_START=400",
+            *_FULL_LEARNING_RATES,
+        ),
+    ),
+}
+
+_SPLITS = (
+    "DATASET.SPLIT={{LABELED: {}, WO_LABEL: diseased, HEALTHY: healthy, VALID: valid, VALIDH: validh, "
+    "TEST: test, TESTH: testh}}"
+)
+
+
+def row_settings(name: str, size: str, seed: int, cohort: Path, output: Path) -> Settings:
+    """All settings of a run.
+
+    Args:
+        name: in `ROWS`.
+        size: in `SCALES`.
+        seed: of weights, order of scans and augmentation; the cohort stays the same.
+        cohort: its folder.
+        output: folder of the benchmark's results; the run's own is below it.
+    """
+    row, scale = ROWS[name], SCALES[size]
+    words = ("supervised",) if row.config == SUPERVISED else ("weak", *row.constraints)
+    own = (
+        f"EXP.ID={'_'.join(words)}",
+        f"EXP.OUTPUT_DIR={output / 'runs' / f'{name}_seed_{seed}'}",
+        f"EXP.SEED={seed}",
+        f"DATASET.ROOT={cohort}",
+        _SPLITS.format(row.labels),
+    )
+    overrides = [*scale.overrides, *own]
+    overrides += {SUPERVISED: scale.supervised, PUBLISHED: scale.published}.get(row.config, scale.gasnet)
+    return read_settings(CONFIGS / row.config, [*overrides, *row.overrides])

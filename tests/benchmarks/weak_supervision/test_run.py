@@ -1,0 +1,146 @@
+import json
+
+import pytest
+import torch
+
+from benchmarks.weak_supervision import plots, rows, run, table
+from benchmarks.weak_supervision.cohort import Counts, Size, write_cohort
+from benchmarks.weak_supervision.rows import ROWS, Row, Scale, row_settings
+from errors import SettingsError
+from settings import CONSTRAINTS
+
+CPU = torch.device("cpu")
+TINY = Scale(
+    overrides=(
+        "IMAGE.SIZE=[16, 32, 64]",
+        "IMAGE.SLICES=16",
+        "MODEL.WIDTH={UNET: 2, G: 2, D: 2}",
+        "DATALOADER.NUM_WORKERS=0",
+        "SOLVER.WARM_UP=1",
+        "SOLVER.ITER_MAX=4",
+        "INTERVAL={LOG: 1, VALID: 2, SAVE: 2, PICTURE: 4}",
+    ),
+    gasnet=(),
+    supervised=("SOLVER.ITER_MAX=3", "SOLVER.SEGMENTER_AVERAGE=0"),
+    published=(),
+)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    root = tmp_path_factory.mktemp("weak") / "cohort"
+    counts = Counts(labelled=1, diseased=2, healthy=1, valid=1, validh=1, test=2, testh=1)
+    write_cohort(root, Size((16, 32, 32), (16, 32, 64)), counts=counts)
+    return root
+
+
+@pytest.fixture
+def output(cohort, tmp_path, monkeypatch):
+    monkeypatch.setitem(rows.SCALES, "small", TINY)
+    (tmp_path / "cohort").symlink_to(cohort)
+    return tmp_path
+
+
+def settings_of(name, size="small"):
+    return row_settings(name, size, 3, rows.Path("c"), rows.Path("o"))
+
+
+def test_every_row_is_what_its_name_says():
+    for name, row in ROWS.items():
+        settings = settings_of(name)
+        assert settings.dataset.split.labeled == row.labels
+        assert settings.solver.segmenter_only is name.startswith("s-")
+        assert settings.exp.seed == 3
+        assert settings.image.size == (16, 64, 64)
+        assert settings_of(name, "full").image.size == (40, 160, 160)
+        if not settings.solver.segmenter_only:
+            assert settings.exp.constraints == frozenset(row.constraints)
+    for name in CONSTRAINTS:
+        assert set(CONSTRAINTS) - settings_of(f"no-{name}").exp.constraints == {name}
+    weak, published = settings_of("gasnet-1"), settings_of("published-1")
+    assert published.loss.segmentation == 100
+    assert published.gate.enabled
+    assert published.solver.warm_up == published.loss.restoration == published.solver.segmenter_average == 0
+    assert weak.image == settings_of("s-40").image
+    assert (
+        weak.solver.optimizer.u
+        == settings_of("s-40").solver.optimizer.u
+        == published.solver.optimizer.u.model_copy(update={"weight_decay": weak.solver.optimizer.u.weight_decay})
+    )
+    ablated = {
+        "no-restoration": ("loss", "restoration"),
+        "no-noise": ("loss", "instance_noise"),
+        "no-adversarial": ("loss", "adversarial"),
+        "no-average": ("solver", "segmenter_average"),
+        "no-warm-up": ("solver", "warm_up"),
+    }
+    for name, (section, key) in ablated.items():
+        assert getattr(getattr(weak, section), key) > 0
+        assert getattr(getattr(settings_of(name), section), key) == 0
+
+
+def test_runs_are_trained_tested_and_skipped_when_they_are_done(output, monkeypatch):
+    runs = [("s-1", 0), ("gasnet-1", 0)]
+    assert run.run_all(runs, "small", output, CPU, processes=1, progress=False) == {}
+    results = {name: json.loads(run.result_path(output, name, 0).read_text()) for name, _ in runs}
+    for name, result in results.items():
+        assert [(row["id"], row["kind"]) for row in result["test"]["rows"]] == [
+            ("test_000", "lesion"), ("test_001", "lesion"), ("testh_000", "no lesion")
+        ]  # fmt: skip
+        assert result["test"]["lesion"]["scans"] == 2
+        assert result["valid_dice"] == max(entry["dice"] for entry in result["curve"])
+        assert [entry["iteration"] for entry in result["curve"]] == {"s-1": [2, 3], "gasnet-1": [2, 4]}[name]
+
+    monkeypatch.setattr(run, "train", lambda training: pytest.fail("trained again"))
+    assert run.run_all(runs, "small", output, CPU, processes=1, progress=False) == {}
+    # Other settings are not taken for the same row.
+    monkeypatch.setitem(ROWS, "gasnet-1", Row("GASNet, 1 label", overrides=("LOSS.MIL=7",)))
+    failed = run.run_all(runs, "small", output, CPU, processes=1, progress=False)
+    assert list(failed) == ["gasnet-1, seed 0"]
+    assert "made with other settings" in failed["gasnet-1, seed 0"]
+
+
+def test_a_run_that_was_stopped_goes_on_and_one_begun_otherwise_is_refused(output, monkeypatch):
+    settings = row_settings("s-1", "small", 0, output / "cohort", output)
+    begun = []
+    train = run.train
+
+    def stopped(training):
+        begun.append(training.iteration)
+        between = training._between
+
+        def stop():
+            if training.iteration == 2:
+                training._stop(15, None)
+            between()
+
+        training._between = stop
+        train(training)
+
+    monkeypatch.setattr(run, "train", stopped)
+    with pytest.raises(SystemExit):
+        run.run_row("s-1", "small", 0, output, CPU)
+    assert not run.result_path(output, "s-1", 0).exists()
+    monkeypatch.setattr(run, "train", lambda training: begun.append(training.iteration) or train(training))
+    run.run_row("s-1", "small", 0, output, CPU)
+    assert begun == [0, 2]
+    with pytest.raises(SettingsError, match="begun with other settings"):
+        run.train_row(
+            settings.model_copy(update={"solver": settings.solver.model_copy(update={"iter_max": 9})}), CPU, False
+        )
+
+
+def test_the_commands_from_a_run_to_table_and_figures(output, capsys):
+    for name in ("s-1", "s-40", "gasnet-1"):
+        run.run_row(name, "small", 0, output, CPU)
+    assert table.main([str(output)]) == 0
+    assert capsys.readouterr().out.strip() == (output / "table.md").read_text().strip()
+    assert plots.main([str(output)]) == 0
+    for name in ("curves.png", "cases.png"):
+        assert (output / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_row_that_there_is_not_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run.main(["--output", str(tmp_path), "--rows", "s-1", "s-2"])
+    assert "--rows: s-2 is none of s-1, gasnet-1" in capsys.readouterr().err
