@@ -57,7 +57,7 @@ def train_row(settings: Settings, device: torch.device, progress: bool) -> None:
         GasnetError: the cohort or a checkpoint cannot be read.
     """
     begun = settings.exp.folder / "settings.yaml"
-    if begun.is_file() and read_settings(begun) != settings:
+    if begun.is_file() and _without_folders(read_settings(begun)) != _without_folders(settings):
         raise SettingsError(
             f"{begun}: this run was begun with other settings; remove its folder, or name another --output"
         )
@@ -96,7 +96,8 @@ def run_row(name: str, size: str, seed: int, output: Path, device: torch.device,
     path = result_path(output, name, seed)
     if path.is_file():
         # Checked as settings: keys that were added since have the values that they had without being there.
-        if Settings.model_validate(json.loads(path.read_text(encoding="utf-8"))["settings"]) != settings:
+        found = Settings.model_validate(json.loads(path.read_text(encoding="utf-8"))["settings"])
+        if _without_folders(found) != _without_folders(settings):
             raise SettingsError(f"{path}: made with other settings; remove it and its run, or name another --output")
         return path
     train_row(settings, device, progress)
@@ -110,10 +111,20 @@ def run_row(name: str, size: str, seed: int, output: Path, device: torch.device,
         "test": test_row(settings, device),
         "curve": _curve(settings.exp.folder / "metrics.jsonl"),
         "environment": environment(device),
-        "settings": settings.model_dump(by_alias=True, mode="json"),
+        "settings": _without_folders(settings).model_dump(by_alias=True, mode="json"),
     }
     write_text(path, json.dumps(result, indent=1) + "\n")
     return path
+
+
+def _without_folders(settings: Settings) -> Settings:
+    """Settings that are the same wherever the benchmark's folder lies."""
+    return settings.model_copy(
+        update={
+            "exp": settings.exp.model_copy(update={"output_dir": "output"}),
+            "dataset": settings.dataset.model_copy(update={"root": "cohort"}),
+        }
+    )
 
 
 def _curve(path: Path) -> list[dict[str, float]]:

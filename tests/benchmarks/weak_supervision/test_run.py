@@ -93,6 +93,11 @@ def test_runs_are_trained_tested_and_skipped_when_they_are_done(output, monkeypa
 
     monkeypatch.setattr(run, "train", lambda training: pytest.fail("trained again"))
     assert run.run_all(runs, "small", output, CPU, processes=1, progress=False) == {}
+    # The folder may move.
+    moved = output.with_name(f"{output.name} moved")
+    output.rename(moved)
+    assert run.run_all(runs, "small", moved, CPU, processes=1, progress=False) == {}
+    output = moved
     # Other settings are not taken for the same row.
     monkeypatch.setitem(ROWS, "gasnet-1", Row("GASNet, 1 label", overrides=("LOSS.MIL=7",)))
     failed = run.run_all(runs, "small", output, CPU, processes=1, progress=False)
