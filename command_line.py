@@ -148,7 +148,7 @@ def run(main: Callable[[], int]) -> int:
         return 1
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]
-        _print_error(f"{reason}; make SOLVER.BATCH_SIZE smaller, or use --device cpu")
+        _print_error(f"{reason}; use --device cpu or, in training, a smaller SOLVER.BATCH_SIZE")
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

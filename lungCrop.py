@@ -1,8 +1,10 @@
 """Crops chest CTs to the lungs and resizes them: the way into a cohort.
 
-INPUT is one CT (.nii, .nii.gz, .mha, .mhd, .nrrd, or a folder with one DICOM series) or a folder of them. Writes
-images/<id>.nii.gz (0..255), lung/<id>.nii.gz and, for scans with a label, lesion/<id>.nii.gz below the output
-folder. Scans that are done already are skipped; a scan that fails is named at the end, and the others are done.
+INPUT is one CT (.nii, .nii.gz, .mha, .mhd, .nrrd, or a folder with one DICOM series) or a folder of them. DICOM series
+may lie deeper, as in an export of patients, studies and series; the id of patient/study/series is then
+patient_study_series, and a label or lung mask has that name. Writes images/<id>.nii.gz (0..255), lung/<id>.nii.gz and,
+for scans with a label, lesion/<id>.nii.gz below the output folder. Scans that are done already are skipped; a scan that
+fails is named at the end, and the others are done.
 
 From Python, the same thing is LungMaskCrop().crop(imagepath, labelpath).
 
@@ -97,7 +99,7 @@ def is_done(output: Path, case_id: str, size: tuple[int, int, int], with_lesion:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = new_parser(__doc__)
-    parser.add_argument("input", type=Path, help="a CT, or a folder of CTs")
+    parser.add_argument("input", type=Path, metavar="INPUT", help="a CT, or a folder of CTs or of DICOM series")
     parser.add_argument("--output", type=Path, required=True, metavar="ROOT", help="cohort folder")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="lesion labels, named as their scans")
     add_lungs(parser)

@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for case_id, mask in progress_bar(masks.items(), "pasting back", unit="mask", shown=not options.quiet):
             try:
                 restored = restore_mask(scans[case_id], mask, options.threshold, reading)
-                write_volume(restored, options.output / result_name(scans[case_id]))
+                write_volume(restored, options.output / result_name(case_id, scans[case_id]))
             except GasnetError as error:
                 failed[case_id] = str(error)
                 log.warning("%s", error)

@@ -2,14 +2,16 @@ r"""Finds lesions in raw chest CTs, in one step: lungs, crop, S, and back onto t
 
 For research use only; not a medical device.
 
-INPUT is one CT (.nii, .nii.gz, .mha, .mhd, .nrrd, or a folder with one DICOM series) or a folder of them. Writes
-masks/<id> in the scan's size and file type (.nii.gz for DICOM), summary.csv (a row a scan: lesion volume, percent of
-the lungs and of each lung, mean HU of the lesion, CT-0 to CT-4 by percent of the more affected lung), summary.json
-and report.html to the output folder. The masks are those of lungCrop.py, test.py and post_processing.py one after the
-other. While S runs on one scan, the next one is read and its lungs are found.
+INPUT is one CT (.nii, .nii.gz, .mha, .mhd, .nrrd, or a folder with one DICOM series) or a folder of them. DICOM series
+may lie deeper, as in an export of patients, studies and series; the id of patient/study/series is then
+patient_study_series. Writes masks/<id> in the scan's size and file type (.nii.gz for DICOM), summary.csv (a row a scan:
+lesion volume, percent of the lungs and of each lung, mean HU of the lesion, CT-0 to CT-4 by percent of the more
+affected lung), summary.json and report.html to the output folder. The masks are those of lungCrop.py, test.py and
+post_processing.py one after the other. While S runs on one scan, the next one is read and its lungs are found.
 
-The model is a segmenter of ours or a published checkpointU_*.pth. Scans that the same model did already, with the
-same options, are skipped; a scan that fails is named at the end, and the others are done.
+The model is a segmenter of ours, the folder of a release or a run that has one, or a published checkpointU_*.pth.
+Scans that the same model did already, with the same options, are skipped; a scan that fails is named at the end, and
+the others are done.
 
 Examples:
     python predict.py scan.nii.gz --model-path segmenter_best.pth --output predicted
@@ -23,19 +25,15 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import io
-import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import SimpleITK as sitk
 import torch
 from pydicom.dataset import Dataset
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -43,64 +41,35 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import processes
 from command_line import add_device, add_quiet, add_reading, choose_device, new_parser, run, start_logging
 from datasets.crop import CROP_SIZE, WINDOW, LungMaskCrop
-from datasets.grid import Grid
-from datasets.scans import find_scans, result_name
-from datasets.volume import Reading, write_volume
+from datasets.scans import find_scans
+from datasets.volume import Reading
 from errors import CheckpointError, GasnetError, VolumeError
-from evaluation.burden import GRADING, NOTICE, Burden
-from evaluation.dicom_seg import read_source, write_dicom_seg
-from evaluation.metrics import THRESHOLD, mean_and_deviation
-from evaluation.raw_scans import FullSize, RawScan, one_ahead, predict_scan, prepare_scan
+from evaluation.burden import NOTICE
+from evaluation.dicom_seg import read_source
+from evaluation.metrics import THRESHOLD
+from evaluation.prediction_folder import (
+    DICOM_SEG,
+    MASKS,
+    PROBABILITIES,
+    RECORDS,
+    Row,
+    Wanted,
+    report_case,
+    what_is_left,
+    write_report,
+    write_results,
+    write_summary,
+)
+from evaluation.raw_scans import RawScan, one_ahead, predict_scan, prepare_scan
 from lungCrop import add_grey_window, add_lungs, chosen_reading, given_lungs, keep_apart, lung_finder, lung_mask_of
 from manifest import project_version, recording
 from models import Segmenter
 from models.layers import place
 from progress import progress_bar
-from reports.cases import CaseView, Column, ReportCase, encode_case, write_case_report
-from training.checkpoint import SegmenterInput, fingerprint, load_segmenter
-from whole_files import replacing, write_text
+from reports.cases import encode_case
+from training.checkpoint import SegmenterInput, find_segmenter, fingerprint, load_segmenter
 
 log = logging.getLogger(__name__)
-
-MASKS, PROBABILITIES, DICOM_SEG, RECORDS = "masks", "probabilities", "dicom_seg", ".scans"
-"""Folders in the output; the last, hidden, has a file for every scan that is done."""
-
-COLUMNS = ("id", *(field.name for field in fields(Burden)))
-"""Of summary.csv."""
-
-REPORT_COLUMNS = (
-    Column("id", "Scan"),
-    Column("lesion_ml", "Lesion", "ml", help="Volume of the mask."),
-    Column("lung_ml", "Lungs", "ml", digits=0),
-    Column("lesion_percent_of_lung", "Lesion of lungs", "%", help="Share of the lungs that is lesion."),
-    Column("right_lung_percent", "Of right lung", "%"),
-    Column("left_lung_percent", "Of left lung", "%"),
-    Column("lesion_mean_hu", "Mean of lesion", "HU", digits=0),
-    Column("severity", "Grade", help=f"{GRADING}."),
-)
-
-Row = dict[str, str | float | None]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is written of every scan.
-
-    Attributes:
-        output: folder.
-        made_by: what results depend on; kept with them, so that they are made again when it is another.
-        threshold: probabilities above it are lesion.
-        probabilities: whether to write them, too.
-        dicom_seg: whether to write a DICOM SEG of scans that are DICOM series.
-        report: whether to keep what report.html shows of them.
-    """
-
-    output: Path
-    made_by: dict[str, Any]
-    threshold: float
-    probabilities: bool
-    dicom_seg: bool
-    report: bool
 
 
 def predict_scans(
@@ -167,124 +136,17 @@ def predict_scans(
     return failed
 
 
-def report_case(scan: RawScan, found: FullSize, row: Row) -> ReportCase:
-    """What the report is told of a scan: it upright, without copies."""
-    grid = Grid.of(scan.ct)
-    return ReportCase(
-        id=row["id"],
-        grid=grid.upright(),
-        hu=grid.uprighted(scan.hu),
-        predicted=grid.uprighted(sitk.GetArrayViewFromImage(found.mask)) > 0,
-        true=None,
-        lung=grid.uprighted(scan.lungs),
-        values=row,
-    )
-
-
-def write_results(
-    row: Row, path: Path, found: FullSize, source: list[Dataset] | None, view: CaseView | None, wanted: Wanted
-) -> None:
-    """Write all files of a scan, the record that it is done last.
-
-    Raises:
-        VolumeError: a file cannot be written.
-    """
-    output, case_id, name = wanted.output, row["id"], result_name(path)
-    for kind in ("json", "view"):
-        record_path(output, case_id, kind).unlink(missing_ok=True)
-    if found.probabilities is not None:
-        write_volume(found.probabilities, output / PROBABILITIES / name)
-    segmentation = output / DICOM_SEG / f"{case_id}.dcm"
-    lesion = sitk.GetArrayViewFromImage(found.mask)
-    if source is not None and lesion.any():
-        write_dicom_seg(lesion, source, segmentation, project_version(), wanted.made_by["model"][:16], wanted.threshold)
-    else:
-        segmentation.unlink(missing_ok=True)  # of another model, that found a lesion
-    write_volume(found.mask, output / MASKS / name)
-    if view is not None:
-        with replacing(record_path(output, case_id, "view")) as temporary:
-            temporary.write_bytes(view.to_bytes())
-    record = {"made_by": wanted.made_by, "mask": name, "row": row}
-    write_text(record_path(output, case_id), json.dumps(record) + "\n")
-
-
-def record_path(output: Path, case_id: str, kind: str = "json") -> Path:
-    """Where it is written down that a scan is done (``json``), and what the report shows of it (``view``)."""
-    return output / RECORDS / f"{case_id}.{kind}"
-
-
-def read_records(output: Path) -> dict[str, dict[str, Any]]:
-    """The records of all scans whose masks are in a folder, by id and in their order; damaged ones are passed over."""
-    records = {}
-    for path in sorted((output / RECORDS).glob("[!.]*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            done = (output / MASKS / record["mask"]).is_file() and set(record["row"]) == set(COLUMNS)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if done:
-            records[path.name.removesuffix(".json")] = record
-    return records
-
-
-def read_view(output: Path, case_id: str) -> CaseView | None:
-    """What the report shows of a scan that is done; None where it was not kept, or is damaged."""
-    try:
-        return CaseView.from_bytes(record_path(output, case_id, "view").read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def is_done(record: dict[str, Any] | None, path: Path, wanted: Wanted) -> bool:
-    """Whether everything that is asked for was made of a scan already, in the same way."""
-    if record is None or record["made_by"] != wanted.made_by:
-        return False
-    if wanted.probabilities and not (wanted.output / PROBABILITIES / record["mask"]).is_file():
-        return False
-    if wanted.report and read_view(wanted.output, record["row"]["id"]) is None:
-        return False
-    # A mask without lesion has no DICOM SEG.
-    needs_seg = wanted.dicom_seg and path.is_dir() and record["row"]["lesion_ml"] > 0
-    return not needs_seg or (wanted.output / DICOM_SEG / f"{record['row']['id']}.dcm").is_file()
-
-
-def write_summary(
-    rows: dict[str, Row], failed: dict[str, str], made_by: dict[str, Any], model: Path, output: Path
-) -> None:
-    """Write summary.csv, a row a scan in the order of the ids, and summary.json."""
-    ordered = [rows[case_id] for case_id in sorted(rows)]
-    table = io.StringIO()
-    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in ordered:
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
-    numbers = [key for key in COLUMNS if key not in ("id", "severity")]
-    summary = {
-        "notice": NOTICE,
-        "model": str(model),
-        "made_by": made_by,
-        "grading": GRADING,
-        "scans": len(ordered),
-        "severity": dict(sorted(Counter(row["severity"] for row in ordered if row["severity"]).items())),
-        **{key: mean_and_deviation([row[key] for row in ordered if row[key] is not None]) for key in numbers},
-        "rows": ordered,
-        "failed": failed,
-    }
-    write_text(output / "summary.csv", table.getvalue())
-    write_text(output / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_report(rows: dict[str, Row], output: Path, facts: dict[str, str]) -> None:
-    """Write report.html of the scans with a row, in the order of their ids."""
-    views = [view for case_id in sorted(rows) if (view := read_view(output, case_id)) is not None]
-    write_case_report(output / "report.html", "Lesions found in chest CTs", REPORT_COLUMNS, views, facts)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = new_parser(__doc__)
     parser.add_argument("input", type=Path, metavar="INPUT", help="a CT, or a folder of CTs or of DICOM series")
-    parser.add_argument("--model-path", type=Path, required=True, metavar="FILE", help="the segmenter")
+    parser.add_argument(
+        "--model-path",
+        type=Path,
+        required=True,
+        metavar="FILE|DIR",
+        help="the segmenter, or the folder of a release or a run",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the results")
     parser.add_argument("--save-probabilities", action="store_true", help="write probabilities/<id> in full size, too")
     parser.add_argument(
@@ -330,7 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logging(options.quiet)
 
     torch.backends.cudnn.allow_tf32 = False  # the same masks on every device
-    segmenter, trained_on = _load_model(options)
+    model = find_segmenter(options.model_path)
+    segmenter, trained_on = _load_model(model, options)
     device = choose_device(options.device)
     scans = find_scans(options.input)
     lungs = given_lungs(options, scans)
@@ -350,10 +213,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with (
         processes.one_writer(options.output, MASKS, PROBABILITIES, DICOM_SEG, RECORDS),
-        recording(options.output, device=device, model=options.model_path),
+        recording(options.output, device=device, model=model),
     ):
         # One process looks before any writes, so that all share out the same.
-        records, left = processes.from_first(lambda: _look(scans, wanted, options.overwrite))
+        records, left = processes.from_first(lambda: what_is_left(scans, wanted, options.overwrite))
         rows = {case_id: record["row"] for case_id, record in records.items() if record["made_by"] == made_by}
         mine: dict[str, Row] = {}
         failed: dict[str, str] = {}
@@ -361,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         def finished(row: Row) -> None:
             mine[row["id"]] = row
             if processes.is_first():  # those of the others are added in the end; none is lost before
-                write_summary({**rows, **mine}, {}, made_by, options.model_path, options.output)
+                write_summary({**rows, **mine}, {}, made_by, model, options.output)
 
         if share := {case_id: scans[case_id] for case_id in processes.share(left)}:
             cropper = LungMaskCrop(lung_finder(options, device), trained_on.size, reading, trained_on.window)
@@ -372,9 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         of_all = {case_id: reason for part in processes.gather(failed) for case_id, reason in part.items()}
         failed = {case_id: of_all[case_id] for case_id in left if case_id in of_all}
         if processes.is_first():
-            write_summary(rows, failed, made_by, options.model_path, options.output)
+            write_summary(rows, failed, made_by, model, options.output)
             if wanted.report:
-                write_report(rows, options.output, _facts(options, device))
+                write_report(rows, options.output, _facts(model, options, device))
     if others := [case_id for case_id in records if case_id not in rows and case_id not in failed]:
         log.warning(
             "%s: %d mask(s) are of another model or other options and not in the summary, the first that of %s",
@@ -391,19 +254,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _look(scans: dict[str, Path], wanted: Wanted, overwrite: bool) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The records in the output folder, and the ids of the scans that are left to do."""
-    records = read_records(wanted.output)
-    return records, [
-        case_id for case_id, path in scans.items() if overwrite or not is_done(records.get(case_id), path, wanted)
-    ]
-
-
-def _facts(options: argparse.Namespace, device: torch.device) -> dict[str, str]:
+def _facts(model: Path, options: argparse.Namespace, device: torch.device) -> dict[str, str]:
     """What the report says at its foot."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return {
-        "Model": str(options.model_path),
+        "Model": str(model),
         "Lungs": str(options.lungs),
         "Threshold": f"{options.threshold:g}",
         "Device": name,
@@ -411,7 +266,7 @@ def _facts(options: argparse.Namespace, device: torch.device) -> dict[str, str]:
     }
 
 
-def _load_model(options: argparse.Namespace) -> tuple[Segmenter, SegmenterInput]:
+def _load_model(model: Path, options: argparse.Namespace) -> tuple[Segmenter, SegmenterInput]:
     """The segmenter, and what it was trained on by its file or, where that does not say it, by the options."""
     given = {
         "size": None if options.size is None else tuple(options.size),
@@ -420,12 +275,11 @@ def _load_model(options: argparse.Namespace) -> tuple[Segmenter, SegmenterInput]
     }
     given = {name: value for name, value in given.items() if value is not None}
     default = replace(SegmenterInput(CROP_SIZE, WINDOW, "minmax"), **given)
-    segmenter, trained_on = load_segmenter(options.model_path, default)
+    segmenter, trained_on = load_segmenter(model, default)
     for name, value in given.items():
         if getattr(trained_on, name) != value:
             raise CheckpointError(
-                f"{options.model_path}: was trained with {name} {getattr(trained_on, name)}, not {value}; leave out "
-                f"--{name}"
+                f"{model}: was trained with {name} {getattr(trained_on, name)}, not {value}; leave out --{name}"
             )
     return segmenter, trained_on
 

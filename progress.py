@@ -81,9 +81,11 @@ class _Lines(tqdm):
     def _line(self) -> str:
         values = self.format_dict
         count = f"{self.n} of {self.total}" if self.total else f"{self.n}"
-        rate = values["rate"] or (self.n - self.initial) / max(values["elapsed"], 1e-9)
-        if self.n == self.total or not self.total or not rate:
-            when = f"{self.format_interval(values['elapsed'])} in all"
-        else:
-            when = f"{self.format_interval((self.total - self.n) / rate)} left"
-        return ", ".join([f"{self.desc}: {count} {self.unit}s, {when}", *([self.postfix] if self.postfix else [])])
+        parts = [f"{self.desc}: {count} {self.unit}s"]
+        done = self.n - self.initial
+        if self.n == self.total or (done and not self.total):
+            parts.append(f"{self.format_interval(values['elapsed'])} in all")
+        elif done:  # before, nothing says how long the rest takes
+            rate = values["rate"] or done / max(values["elapsed"], 1e-9)
+            parts.append(f"{self.format_interval((self.total - self.n) / rate)} left")
+        return ", ".join([*parts, *([self.postfix] if self.postfix else [])])

@@ -123,14 +123,26 @@ def find_series(folder: Path, choice: str | None, max_voxels: int) -> tuple[list
     return [s.path for s in slices], grid
 
 
+def holds_dicom(folder: Path) -> bool:
+    """Whether DICOM files lie in a folder itself, by their extension or their content; hidden ones do not count.
+
+    Raises:
+        OSError: the folder or a file cannot be read.
+    """
+    return any(_is_dicom_file(path) for path in folder.iterdir())
+
+
+def _is_dicom_file(path: Path) -> bool:
+    if path.name.startswith(".") or path.name == "DICOMDIR" or not path.is_file():
+        return False
+    return path.suffix.lower() in _EXTENSIONS or is_dicom(path)
+
+
 def _read_slices(folder: Path) -> tuple[list[Slice], dict[str, Path]]:
     """The slices of CTs in a folder, and a file by the series of each other object."""
     slices, others = [], {}
     for path in sorted(folder.iterdir()):
-        claims = path.suffix.lower() in _EXTENSIONS
-        if path.name.startswith(".") or path.name == "DICOMDIR" or not path.is_file():
-            continue
-        if not (claims or is_dicom(path)):
+        if not _is_dicom_file(path):
             continue
         try:
             one, series = _read_slice(path)

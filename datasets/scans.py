@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets.dicom import holds_dicom
 from datasets.volume import is_volume_file, volume_id
 from errors import VolumeError
 
@@ -13,40 +14,66 @@ LABEL_SUFFIXES = ("", "_label", "-label", "_lesion", "_mask", "_seg")
 
 
 def find_scans(*paths: Path) -> dict[str, Path]:
-    """Scans by id: files, or folders of files and of sub-folders with a DICOM series each.
+    """Scans by id, which names all that is made of them: files, or folders of files and of DICOM series.
 
-    A folder without any of these is itself taken for a DICOM series.
+    A series is a folder with DICOM files. It may lie deeper, as in an export of patients, studies and series: its id is
+    then its path below the given folder, joined by ``_``. A folder without any scan is itself taken for a series, and
+    so is one that lies directly in the given folder and has files of whatever kind: reading it says what is wrong.
+    Hidden files and folders are passed over.
 
     Raises:
         VolumeError: there is nothing, or two scans have the same id.
+        OSError: a folder or file cannot be read.
     """
     scans: dict[str, Path] = {}
-    for scan in (scan for path in paths for scan in _scans_at(path)):
-        case_id = volume_id(scan)
+    for case_id, scan in (found for path in paths for found in _scans_at(path)):
         if case_id in scans:
             raise VolumeError(f"{scan} and {scans[case_id]} have the same id; rename one of them")
         scans[case_id] = scan
     return scans
 
 
-def _scans_at(path: Path) -> list[Path]:
+def _scans_at(path: Path) -> list[tuple[str, Path]]:
     if not path.exists():
         raise VolumeError(f"{path}: no such file or folder; expected a CT or a folder of CTs")
+    itself = (volume_id(path if path.name.strip(".") else path.resolve()), path)  # "." and ".." are no names
     if path.is_file():
-        return [path]
-    return sorted(p for p in path.iterdir() if is_volume_file(p) or _holds_files(p)) or [path]
+        return [itself]
+    within = sorted(p for p in path.iterdir() if is_volume_file(p) or _is_folder(p))
+    walked = {p.resolve() for p in (path, *within)}
+    is_series = holds_dicom(path)
+    scans = []
+    for child in within:
+        below = [] if is_series or child.is_file() or holds_dicom(child) else _series_below(child, walked)
+        if below:
+            scans += [("_".join(series.relative_to(path).parts), series) for series in below]
+        elif child.is_file() or _holds_files(child):
+            scans.append((volume_id(child), child))
+    return scans or [itself]
 
 
-def _holds_files(path: Path) -> bool:
-    if path.name.startswith(".") or not path.is_dir():
-        return False
-    return any(p.is_file() and not p.name.startswith(".") for p in path.iterdir())
+def _series_below(folder: Path, walked: set[Path]) -> list[Path]:
+    """The DICOM series below a folder that is none, at any depth; each once, however many links lead to it."""
+    series = []
+    for child in sorted(p for p in folder.iterdir() if _is_folder(p)):
+        if (target := child.resolve()) not in walked:
+            walked.add(target)
+            series += [child] if holds_dicom(child) else _series_below(child, walked)
+    return series
 
 
-def result_name(scan: Path) -> str:
-    """Name of the mask of a scan: the id with the scan's file type, compressed where the type can be."""
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
+
+
+def _holds_files(folder: Path) -> bool:
+    return any(p.is_file() and not p.name.startswith(".") for p in folder.iterdir())
+
+
+def result_name(case_id: str, scan: Path) -> str:
+    """Name of the mask of a scan: its id with the scan's file type, compressed where the type can be."""
     extension = scan.name.lower()[len(volume_id(scan)) :] if scan.is_file() else ""
-    return volume_id(scan) + {".mha": ".mha", ".mhd": ".mha", ".nrrd": ".nrrd"}.get(extension, ".nii.gz")
+    return case_id + {".mha": ".mha", ".mhd": ".mha", ".nrrd": ".nrrd"}.get(extension, ".nii.gz")
 
 
 def match_labels(folder: Path, ids: Sequence[str]) -> tuple[dict[str, Path], list[Path]]:

@@ -188,7 +188,7 @@ def _severity(rows: Sequence[Mapping[str, str | float | None]]) -> Plot:
     def paint(axes: Axes) -> None:
         bars = axes.barh(grades, [counts[grade] for grade in grades], color=OTHER, height=0.6)
         axes.bar_label(bars, padding=3)
-        axes.invert_yaxis()
+        axes.set_ylim(max(len(grades), 3) - 0.5, -0.5)  # from the top; few grades are no thicker
         axes.margins(x=0.12)
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         axes.set_xlabel("scans")

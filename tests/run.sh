@@ -7,4 +7,5 @@ root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
 cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-exec "$python" -m pytest "$@"
+# A process a core, each with whole files of tests, whose fixtures are then made once.
+exec "$python" -m pytest -n auto --dist loadfile "$@"

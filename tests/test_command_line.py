@@ -33,7 +33,7 @@ def raising(error):
         (
             lambda: raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")),
             1,
-            "error: CUDA out of memory; make SOLVER.BATCH_SIZE smaller, or use --device cpu\n",
+            "error: CUDA out of memory; use --device cpu or, in training, a smaller SOLVER.BATCH_SIZE\n",
         ),
     ],
 )

@@ -17,6 +17,7 @@ import test
 from command_line import run
 from datasets.crop import CROP_SIZE
 from datasets.phantom import write_phantoms
+from evaluation import prediction_folder
 from evaluation.burden import NOTICE
 from models import Segmenter
 from tests import reference
@@ -194,20 +195,6 @@ def test_scans_of_the_same_model_and_options_are_skipped(scans, model, tmp_path,
     assert sorted(rows(output)) == IDS
 
 
-def test_a_record_that_is_damaged_is_none(scans, model, tmp_path):
-    output = tmp_path / "out"
-    assert predicted(scans, model, output, report=True) == 0
-    before = written(output)
-    (output / ".scans" / "diseased_000.json").write_text("{")
-    (output / ".scans" / "diseased_001.view").write_text("{}")
-    mask = output / "masks" / "healthy_000.nii.gz"
-    stamp = mask.stat().st_mtime_ns
-    assert predicted(scans, model, output, report=True) == 0
-    assert written(output) == before
-    assert sorted(rows(output)) == IDS
-    assert mask.stat().st_mtime_ns == stamp
-
-
 def test_masks_of_another_model_are_not_in_the_summary(scans, model, tmp_path, capsys):
     output = tmp_path / "out"
     assert predicted(scans / "healthy_000.nii.gz", model, output) == 0
@@ -244,6 +231,18 @@ def test_an_interrupted_run_loses_nothing_and_the_next_one_completes_it(scans, m
             assert (output / name).read_bytes() == (undisturbed / name).read_bytes(), name
 
 
+def test_the_folder_of_a_run_or_a_release_is_its_segmenter_by_name(scans, tmp_path):
+    for name in ("segmenter_best.pth", "segmenter.pth"):
+        folder, output = tmp_path / f"folder of {name}", tmp_path / f"with {name}"
+        folder.mkdir()
+        file = save_model(folder / name, seed=1)
+        assert predicted(scans / "healthy_000.nii.gz", folder, output, report=True) == 0
+        assert summary(output)["model"] == str(file)
+        manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
+        assert manifest["runs"][-1]["model"] == str(file)
+        assert str(file) in (output / "report.html").read_text(encoding="utf-8")
+
+
 def test_bad_scans_are_named_and_the_others_are_done(scans, model, tmp_path, capsys):
     (scans / "broken.nii.gz").write_bytes(b"no gzip")
     write(scans / "water.nii.gz", np.zeros((8, 16, 16), np.int16))
@@ -264,14 +263,14 @@ def test_bad_scans_are_named_and_the_others_are_done(scans, model, tmp_path, cap
 
 
 def test_a_full_disk_is_told_of_every_scan(scans, model, tmp_path, monkeypatch, capsys):
-    write_text = predict.write_text
+    write_text = prediction_folder.write_text
 
     def full(path, text):
         if path.parent.name == ".scans":
             raise OSError(28, "No space left on device", str(path))
         write_text(path, text)
 
-    monkeypatch.setattr(predict, "write_text", full)
+    monkeypatch.setattr(prediction_folder, "write_text", full)
     assert run(lambda: predicted(scans, model, tmp_path / "out")) == 1
     assert "No space left on device" in capsys.readouterr().err
 
@@ -318,6 +317,36 @@ def test_dicom_in_dicom_seg_out(phantoms, model, tmp_path, capsys):
     before = mask.stat().st_mtime_ns
     assert predicted(raw / "three", model, output, "--dicom-seg", "--threshold", "0.99") == 0
     assert mask.stat().st_mtime_ns == before
+
+
+def test_an_export_of_patients_studies_and_series_is_done_series_by_series(phantoms, model, tmp_path, capsys):
+    export, output, lungs = tmp_path / "export", tmp_path / "out", tmp_path / "lungs"
+    for case_id, series in (("diseased_000", "1.2.3"), ("diseased_001", "1.2.4")):
+        image = sitk.ReadImage(str(phantoms / "ct" / f"{case_id}.nii.gz"))
+        place = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
+        write_dicom(export / "patient" / "study" / series, (pixels(image) + 1024).astype(np.int16), **place)
+        lungs.mkdir(exist_ok=True)
+        shutil.copy(phantoms / "lung" / f"{case_id}.nii.gz", lungs / f"patient_study_{series}.nii.gz")
+    ids = ["patient_study_1.2.3", "patient_study_1.2.4"]
+    assert predicted(export, model, output, "--dicom-seg", "--save-probabilities", lungs=lungs) == 0
+    assert sorted(rows(output)) == ids
+    assert [name for name in written(output) if not name.startswith(".")] == sorted(
+        ["manifest.json", "summary.csv", "summary.json"]
+        + [f"{folder}/{case_id}.nii.gz" for folder in ("masks", "probabilities") for case_id in ids]
+        + [f"dicom_seg/{case_id}.dcm" for case_id in ids]
+    )
+    capsys.readouterr()
+    assert predicted(export, model, output, "--dicom-seg", "--save-probabilities", lungs=lungs) == 0
+    assert "2 of 2 scans have a mask" in (out := capsys.readouterr().out)
+    assert "2 had it before" in out
+    # The other two scripts name theirs the same way.
+    paste = ["--images", str(export), "--masks", str(output / "masks"), "--output", str(tmp_path / "pasted")]
+    assert post_processing.main([*paste, "--quiet"]) == 0
+    assert sorted(path.name for path in (tmp_path / "pasted").glob("*.nii.gz")) == [f"{i}.nii.gz" for i in ids]
+    size = ["--size", *map(str, SIZE)]
+    command = [str(export), "--output", str(tmp_path / "cohort"), "--lungs", str(lungs), *size, "--quiet"]
+    assert lungCrop.main(command) == 0
+    assert sorted(path.name for path in (tmp_path / "cohort" / "images").iterdir()) == [f"{i}.nii.gz" for i in ids]
 
 
 def test_a_series_that_no_segmentation_can_be_made_of_fails_before_anything_is_written(

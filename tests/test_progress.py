@@ -43,6 +43,26 @@ def test_a_pipe_gets_the_time_left_of_long_work(monkeypatch):
     assert lines == ["training: 60 of 100 iterations, 01:20 left, joint=1.2"]
 
 
+@pytest.mark.parametrize(
+    ("total", "initial", "line"),
+    [(1, 0, "predicting: 0 of 1 scans"), (9, 4, "predicting: 4 of 9 scans"), (None, 0, "predicting: 0 scans")],
+)
+def test_while_nothing_is_done_a_line_says_nothing_of_time(total, initial, line, monkeypatch):
+    stream = standard_error(monkeypatch)
+    clock = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    bar = progress_bar(None, "predicting", unit="scan", total=total, initial=initial)
+    bar._time = lambda: clock[0]
+    bar.start_t = bar.last_print_t = clock[0]
+    clock[0] += 37
+    bar.refresh()  # as a message in between does
+    assert stream.getvalue() == f"{line}\n"
+    clock[0] += 37
+    bar.update()
+    when = {1: "01:14 in all", 9: "04:56 left", None: "01:14 in all"}[total]  # 74 s a scan, four of nine left
+    assert stream.getvalue().splitlines()[1].endswith(f" scans, {when}")
+
+
 def test_an_interrupted_bar_does_not_say_that_it_is_done(monkeypatch):
     stream = standard_error(monkeypatch)
     bar = progress_bar(None, "testing", unit="scan", total=3)

@@ -66,7 +66,11 @@ def test_test_takes_a_config_and_a_model(project, tmp_path):
 def test_run_checks_style_and_runs_the_tests_from_the_projects_folder(project, tmp_path):
     code, out, _ = called(project / "tests" / "run.sh", "-k", "a b", cwd=tmp_path)
     assert code == 0
-    assert out.splitlines() == ["<-m><ruff><check><.>", "<-m><ruff><format><--check><.>", "<-m><pytest><-k><a b>"]
+    assert out.splitlines() == [
+        "<-m><ruff><check><.>",
+        "<-m><ruff><format><--check><.>",
+        "<-m><pytest><-n><auto><--dist><loadfile><-k><a b>",
+    ]
 
 
 def test_a_missing_python_is_one_line(project, tmp_path):
