@@ -517,8 +517,8 @@ def test_an_unknown_word_in_the_id_is_warned_of(config, capsys):
 def train_in_double(stop_at, arguments):
     """train.py in double precision; the last process alone gets a signal, twice, in one iteration."""
     in_double_precision()
-    for module in (samples, predict, training_run):
-        module.scan_input = lambda *inputs, take=samples.scan_input: take(*inputs).double()
+    predict.as_input = lambda image, take=samples.as_input: take(image).double()
+    training_run.scan_input = lambda *inputs, take=samples.scan_input: take(*inputs).double()
     batch, between = TrainingRun.batch, TrainingRun._between
     TrainingRun.batch = lambda self, split: (taken := batch(self, split))._replace(image=taken.image.double())
 
