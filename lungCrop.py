@@ -103,14 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="ROOT", help="cohort folder")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="lesion labels, named as their scans")
     add_lungs(parser)
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=3,
-        default=CROP_SIZE,
-        metavar=("DEPTH", "HEIGHT", "WIDTH"),
-        help="voxels of a crop (default {} {} {})".format(*CROP_SIZE),
-    )
+    add_crop_size(parser)
     add_grey_window(parser)
     add_reading(parser)
     parser.add_argument("--overwrite", action="store_true", help="crop scans again that are done")
@@ -153,6 +146,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for case_id, reason in failed.items():
         print(f"failed: {case_id}: {reason}")
     return 1 if failed else 0
+
+
+def add_crop_size(parser: argparse.ArgumentParser) -> None:
+    """Add ``--size``, that of the crops."""
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=3,
+        default=CROP_SIZE,
+        metavar=("DEPTH", "HEIGHT", "WIDTH"),
+        help="voxels of a crop (default {} {} {})".format(*CROP_SIZE),
+    )
 
 
 def add_lungs(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import hashlib
 import logging
 import time
 from collections import Counter
@@ -39,6 +38,7 @@ from pydicom.dataset import Dataset
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import processes
+from checksums import sha256
 from command_line import add_device, add_quiet, add_reading, choose_device, new_parser, run, start_logging
 from datasets.crop import CROP_SIZE, WINDOW, LungMaskCrop
 from datasets.scans import find_scans
@@ -299,7 +299,7 @@ def _made_by(
     if lungs == "lungmask":
         lungs = f"lungmask {options.lungmask_model}"
         if options.weights is not None and options.weights.is_file():
-            lungs = f"lungmask {hashlib.sha256(options.weights.read_bytes()).hexdigest()}"
+            lungs = f"lungmask {sha256(options.weights)}"
     elif lungs != "threshold":
         lungs = str(Path(lungs).resolve())
     return {

@@ -42,13 +42,13 @@ import SimpleITK as sitk
 import processes
 from command_line import add_device, add_quiet, new_parser, run, start_logging
 from datasets.cohort import find_volume
-from datasets.crop import CROP_SIZE, LungMaskCrop
+from datasets.crop import LungMaskCrop
 from datasets.grid import Grid, check_same_grid
 from datasets.lungs import segment_by_threshold
 from datasets.public_sets import GREY_WINDOW, SETS, Found, Mask, PublicScan, PublicSet, find_public_scans, patient_of
 from datasets.volume import Reading, read_geometry, read_labels, read_volume
 from errors import CohortError, GasnetError, VolumeError
-from lungCrop import FOLDERS, add_lungmask, crop_scans, is_done, lung_device, lung_finder
+from lungCrop import FOLDERS, add_crop_size, add_lungmask, crop_scans, is_done, lung_device, lung_finder
 from manifest import recording
 from progress import progress_bar
 from whole_files import write_text
@@ -472,14 +472,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     ):
         parser.add_argument(f"--{option}", type=_count, default=0, metavar="N", help=f"{what} (default 0)")
     parser.add_argument("--seed", type=_count, default=0, help="deals the scans that are held out (default 0)")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=3,
-        default=CROP_SIZE,
-        metavar=("DEPTH", "HEIGHT", "WIDTH"),
-        help="voxels of a crop (default {} {} {})".format(*CROP_SIZE),
-    )
+    add_crop_size(parser)
     parser.add_argument("--overwrite", action="store_true", help="crop scans again that are done")
     add_quiet(parser)
     options = parser.parse_args(arguments)

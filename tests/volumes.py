@@ -32,6 +32,15 @@ def write(path, array, compress=True, **geometry):
     return path
 
 
+def touched(folder, *names):
+    """Empty files in a folder, which is returned; folders between are made."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
 def pixels(path_or_image):
     """The (z, y, x) array of an image or a file."""
     image = path_or_image if isinstance(path_or_image, sitk.Image) else sitk.ReadImage(str(path_or_image))

@@ -2,6 +2,7 @@ import pytest
 
 from datasets.public_sets import COVIDSEG, MEDSEG, MOSMED, SETS, find_public_scans, patient_of
 from errors import VolumeError
+from tests.volumes import touched
 
 RADIOPAEDIA = [
     "10_85902_1", "10_85902_3", "14_85914_0", "27_86410_0", "29_86490_1", "29_86491_1", "36_86526_0", "40_86625_0",
@@ -12,14 +13,6 @@ LONG = [
     *(f"coronacases_org_{k:03d}" for k in range(1, 11)),
     *(f"radiopaedia_org_covid-19-pneumonia-{name}-dcm" for name in RADIOPAEDIA),
 ]
-
-
-def touched(folder, *names):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return folder
 
 
 def first_layout(folder):

@@ -4,14 +4,7 @@ import pytest
 
 from datasets.scans import find_scans, match_labels, result_name
 from errors import VolumeError
-
-
-def touched(folder, *names):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return folder
+from tests.volumes import touched
 
 
 def test_files_and_dicom_folders_are_scans_and_nothing_else(tmp_path):
