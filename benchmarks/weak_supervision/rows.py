@@ -54,6 +54,9 @@ class Scale:
 
 PUBLISHED, SUPERVISED = "Gan.yaml", "supervised.yaml"
 
+MANY_LABELS = ("LOSS.LABELLED=1",)
+"""Of S alone: with 40 labels validation prefers this weight (0.64, 0.60 with the published 5), with one label 5."""
+
 
 def _without(*left_out: str) -> tuple[str, ...]:
     return tuple(name for name in CONSTRAINTS if name not in left_out)
@@ -62,8 +65,8 @@ def _without(*left_out: str) -> tuple[str, ...]:
 ROWS: Mapping[str, Row] = {
     "s-1": Row("S, 1 label", config=SUPERVISED),
     "gasnet-1": Row("GASNet, 1 label"),
-    "s-40": Row("S, 40 labels", "labels_40", config=SUPERVISED),
-    "s-10": Row("S, 10 labels", "labels_10", config=SUPERVISED),
+    "s-40": Row("S, 40 labels", "labels_40", config=SUPERVISED, overrides=MANY_LABELS),
+    "s-10": Row("S, 10 labels", "labels_10", config=SUPERVISED, overrides=MANY_LABELS),
     "published-1": Row("GASNet, 1 label, published weights and gates", config=PUBLISHED),
     "s-3": Row("S, 3 labels", "labels_3", config=SUPERVISED),
     "gasnet-3": Row("GASNet, 3 labels", "labels_3"),
