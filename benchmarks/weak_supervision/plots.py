@@ -128,12 +128,12 @@ def plot_cases(results: Mapping[str, Sequence[Mapping[str, Any]]], output: Path,
     shown = [_columns(*cases[case_id], runs) for case_id in scans_to_show(result["test"]["rows"])]
     titles = list(shown[0][0])
     figure, axes = plt.subplots(len(shown), len(titles), figsize=(1.6 * len(titles), 1.7 * len(shown)), squeeze=False)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=8)
     for line, (columns, index, aspect) in zip(axes, shown, strict=True):
-        for axis, (title, volume) in zip(line, columns.items(), strict=True):
+        for axis, volume in zip(line, columns.values(), strict=True):
             axis.imshow(volume[index], cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
             axis.axis("off")
-            if line is axes[0]:
-                axis.set_title(title, fontsize=8)
     figure.tight_layout(pad=0.3)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
