@@ -130,16 +130,24 @@ def scan_facts(phantom: Phantom) -> dict[str, Any]:
     }
 
 
+def _name(kind: str, number: int) -> str:
+    return f"{kind}_{number:03d}"
+
+
+def _facts_path(root: Path, kind: str, number: int) -> Path:
+    return root / "facts" / f"{_name(kind, number)}.json"
+
+
 def _write_scan(root: Path, seed: int, kind: str, number: int, size: Size) -> None:
-    name = f"{kind}_{number:03d}"
-    if (root / "facts" / f"{name}.json").is_file():
+    facts = _facts_path(root, kind, number)
+    if facts.is_file():
         return
     phantom = make_scan(seed, kind, number, size.raw)
     ct = sitk.GetImageFromArray(phantom.ct)
     ct.SetSpacing(phantom.spacing)
     for folder, crop in zip(FOLDERS, crop_to_lungs(ct, phantom.lung, phantom.lesion, size.crop), strict=True):
-        write_volume(crop, root / folder / f"{name}.nii.gz")
-    write_text(root / "facts" / f"{name}.json", json.dumps(scan_facts(phantom)) + "\n")  # last: the scan is done
+        write_volume(crop, root / folder / f"{_name(kind, number)}.nii.gz")
+    write_text(facts, json.dumps(scan_facts(phantom)) + "\n")  # last: the scan is done
 
 
 def label_lists(seed: int, counts: Counts) -> dict[str, list[str]]:
@@ -149,7 +157,7 @@ def label_lists(seed: int, counts: Counts) -> dict[str, list[str]]:
     ones. ``label_b``, ``label_c``, .. hold one other scan each.
     """
     order = np.random.default_rng([seed, 0]).permutation(counts.diseased)
-    drawn = [f"diseased_{number:03d}" for number in order]
+    drawn = [_name("diseased", number) for number in order]
     lists = {f"labels_{count}": ["labelled_000", *drawn[: count - 1]] for count in LABEL_COUNTS}
     return lists | {f"label_{name}": [drawn[-1 - place]] for place, name in enumerate(OTHER_LABELS[: counts.diseased])}
 
@@ -162,7 +170,7 @@ def write_cohort(
     processes: int = 1,
     progress: bool = False,
 ) -> None:
-    """Write the cohort, or what is missing of it.
+    """Write the cohort, or what is missing of it. A whole one is only looked at, so that others may read it.
 
     Args:
         root: its folder.
@@ -177,19 +185,29 @@ def write_cohort(
         OSError: a file cannot be written.
     """
     made_from = {"seed": seed, "raw": list(size.raw), "crop": list(size.crop)}
+    scans = [(kind, number) for kind in _KINDS for number in range(getattr(counts, kind))]
+    kinds = [kind for kind in _KINDS if kind != "labelled"]
+    lists = {kind: [_name(kind, number) for number in range(getattr(counts, kind))] for kind in kinds}
+    lists |= label_lists(seed, counts)
+    texts = {root / "id_txt" / f"{name}.txt": "".join(f"{case_id}\n" for case_id in ids) for name, ids in lists.items()}
+    facts = [_facts_path(root, *scan) for scan in scans]
+    _check_made_from(root, made_from)
+    if all(path.is_file() for path in (root / "cohort.json", *facts, *texts)):
+        return
     with only_writer(root, "images", "lung", "lesion", "facts", "id_txt"), recording(root, seed=seed):
-        if (root / "cohort.json").is_file() and (found := json.loads((root / "cohort.json").read_text())) != made_from:
-            raise SettingsError(f"{root}: holds a cohort of {found}, not of {made_from}; name another folder")
+        _check_made_from(root, made_from)  # again: another process may have begun one meanwhile
         write_text(root / "cohort.json", json.dumps(made_from) + "\n")
-        scans = [(kind, number) for kind in _KINDS for number in range(getattr(counts, kind))]
         with ProcessPoolExecutor(processes) as pool:
             jobs = [pool.submit(_write_scan, root, seed, *scan, size) for scan in scans]
             for job in progress_bar(jobs, "making the cohort", unit="scan", shown=progress):
                 job.result()
-        kinds = [kind for kind in _KINDS if kind != "labelled"]
-        lists = {kind: [f"{kind}_{number:03d}" for number in range(getattr(counts, kind))] for kind in kinds}
-        for name, ids in (lists | label_lists(seed, counts)).items():
-            write_text(root / "id_txt" / f"{name}.txt", "".join(f"{case_id}\n" for case_id in ids))
+        for path, text in texts.items():
+            write_text(path, text)
+
+
+def _check_made_from(root: Path, made_from: Mapping[str, Any]) -> None:
+    if (root / "cohort.json").is_file() and (found := json.loads((root / "cohort.json").read_text())) != made_from:
+        raise SettingsError(f"{root}: holds a cohort of {found}, not of {made_from}; name another folder")
 
 
 def read_facts(root: Path) -> Mapping[str, dict[str, Any]]:

@@ -1,5 +1,8 @@
 import json
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import pairwise
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -18,8 +21,9 @@ from benchmarks.weak_supervision.cohort import (
 )
 from datasets.cohort import read_cohort
 from datasets.phantom import LESION_KINDS
-from errors import SettingsError
+from errors import FolderError, SettingsError
 from tests.volumes import pixels
+from whole_files import only_writer
 
 SIZE = Size(raw=(16, 32, 32), crop=(16, 32, 64))
 COUNTS = Counts(labelled=1, diseased=3, healthy=1, valid=1, validh=1, test=1, testh=1)
@@ -106,6 +110,17 @@ def test_scans_that_are_done_are_kept_and_another_cohort_is_refused(root):
     assert json.loads(lost.read_text()) == facts
     with pytest.raises(SettingsError, match=r"holds a cohort of .*'seed': 5"):
         write_cohort(root, SIZE, seed=6, counts=COUNTS)
+
+
+def test_a_whole_cohort_is_shared_and_one_that_is_not_is_written_by_one_process(root):
+    again = partial(write_cohort, root, SIZE, 5, COUNTS)
+    with only_writer(root), ProcessPoolExecutor(1, get_context("spawn")) as others:
+        others.submit(again).result()
+        (root / "id_txt" / "labels_3.txt").unlink()
+        with pytest.raises(FolderError, match="is writing here"):
+            others.submit(again).result()
+    again()
+    assert len((root / "id_txt" / "labels_3.txt").read_text().split()) == 3
 
 
 def test_the_command_refuses_what_cannot_be(capsys):

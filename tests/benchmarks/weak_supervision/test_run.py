@@ -67,6 +67,8 @@ def test_every_row_is_what_its_name_says():
         == settings_of("s-40").solver.optimizer.u
         == published.solver.optimizer.u.model_copy(update={"weight_decay": weak.solver.optimizer.u.weight_decay})
     )
+    weights = {name: settings_of(name).loss.labelled for name in ("s-1", "s-3", "gasnet-1", "s-10", "s-40")}
+    assert weights == {"s-1": 5, "s-3": 5, "gasnet-1": 5, "s-10": 1, "s-40": 1}
     ablated = {
         "no-restoration": ("loss", "restoration"),
         "no-noise": ("loss", "instance_noise"),
