@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import time
@@ -70,8 +69,12 @@ def compared(
 
 
 def peak_memory_mib() -> float:
-    """Most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Most memory that this process has held so far.
+
+    Not that of getrusage, which a process takes over from the one that it was forked from.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def environment(device: torch.device) -> dict[str, Any]:

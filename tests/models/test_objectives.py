@@ -22,6 +22,8 @@ EXPECTED = {name: value.item() for name, value in reference.load("objectives").i
 # The joint objective reaches S through D and G, and single precision loses digits on the way: the reference is 6e-4
 # from the value in double precision (1115.769), and one thread or two differ by 3e-4.
 JOINT_GRADIENT = 1e-3
+# So does D's own: 32.1806 in double precision, 32.1794 in the reference, 32.1424 on a processor with AVX-512.
+DISCRIMINATOR_GRADIENT = 2e-3
 NO_GATES = GatesSettings(enabled=False)
 PUBLISHED = frozenset({"recons", "origImgToD", "genImgToD", "perception", "MIL"})
 METHOD = Method(PUBLISHED, last_iteration=int(EXPECTED["last_iteration"]), gate=NO_GATES)
@@ -91,7 +93,7 @@ def test_the_discriminator_objective_agrees_with_the_published_formulas(networks
     objective = discriminator_objective(networks, batches[0], batches[1], METHOD, ITERATION)
     objective.total.backward()
     check_terms(objective, "d", ("synthetic", "healthy", "origImgToD", "genImgToD"))
-    assert gradient_norm(networks.discriminator) == pytest.approx(EXPECTED["d_gradnorm_D"], rel=1e-4)
+    assert gradient_norm(networks.discriminator) == pytest.approx(EXPECTED["d_gradnorm_D"], rel=DISCRIMINATOR_GRADIENT)
     assert all(p.grad is None for p in (*networks.segmenter.parameters(), *networks.generator.parameters()))
 
 
