@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -22,8 +24,6 @@ EXPECTED = {name: value.item() for name, value in reference.load("objectives").i
 # The joint objective reaches S through D and G, and single precision loses digits on the way: the reference is 6e-4
 # from the value in double precision (1115.769), and one thread or two differ by 3e-4.
 JOINT_GRADIENT = 1e-3
-# So does D's own: 32.1806 in double precision, 32.1794 in the reference, 32.1424 on a processor with AVX-512.
-DISCRIMINATOR_GRADIENT = 2e-3
 NO_GATES = GatesSettings(enabled=False)
 PUBLISHED = frozenset({"recons", "origImgToD", "genImgToD", "perception", "MIL"})
 METHOD = Method(PUBLISHED, last_iteration=int(EXPECTED["last_iteration"]), gate=NO_GATES)
@@ -90,10 +90,14 @@ def test_the_segmenter_objective_agrees_with_the_published_formulas(networks, ba
 
 
 def test_the_discriminator_objective_agrees_with_the_published_formulas(networks, batches):
+    # In single precision, D's gradient is 1e-5 or 1e-3 from this, by the processor.
+    exact = deepcopy(networks.discriminator).double()
+    exact.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
+    networks = networks._replace(discriminator=exact)
     objective = discriminator_objective(networks, batches[0], batches[1], METHOD, ITERATION)
     objective.total.backward()
     check_terms(objective, "d", ("synthetic", "healthy", "origImgToD", "genImgToD"))
-    assert gradient_norm(networks.discriminator) == pytest.approx(EXPECTED["d_gradnorm_D"], rel=DISCRIMINATOR_GRADIENT)
+    assert gradient_norm(networks.discriminator) == pytest.approx(EXPECTED["d_gradnorm_D"], rel=1e-4)
     assert all(p.grad is None for p in (*networks.segmenter.parameters(), *networks.generator.parameters()))
 
 
