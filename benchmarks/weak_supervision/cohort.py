@@ -190,12 +190,12 @@ def write_cohort(
     lists = {kind: [_name(kind, number) for number in range(getattr(counts, kind))] for kind in kinds}
     lists |= label_lists(seed, counts)
     texts = {root / "id_txt" / f"{name}.txt": "".join(f"{case_id}\n" for case_id in ids) for name, ids in lists.items()}
-    facts = [_facts_path(root, *scan) for scan in scans]
-    _check_made_from(root, made_from)
-    if all(path.is_file() for path in (root / "cohort.json", *facts, *texts)):
+    whole = all(_facts_path(root, *scan).is_file() for scan in scans)
+    if whole and {path: _text(path) for path in texts} == texts and _made_from(root) == made_from:
         return
     with only_writer(root, "images", "lung", "lesion", "facts", "id_txt"), recording(root, seed=seed):
-        _check_made_from(root, made_from)  # again: another process may have begun one meanwhile
+        if (found := _made_from(root)) not in (None, made_from):
+            raise SettingsError(f"{root}: holds a cohort of {found}, not of {made_from}; name another folder")
         write_text(root / "cohort.json", json.dumps(made_from) + "\n")
         with ProcessPoolExecutor(processes) as pool:
             jobs = [pool.submit(_write_scan, root, seed, *scan, size) for scan in scans]
@@ -205,9 +205,14 @@ def write_cohort(
             write_text(path, text)
 
 
-def _check_made_from(root: Path, made_from: Mapping[str, Any]) -> None:
-    if (root / "cohort.json").is_file() and (found := json.loads((root / "cohort.json").read_text())) != made_from:
-        raise SettingsError(f"{root}: holds a cohort of {found}, not of {made_from}; name another folder")
+def _text(path: Path) -> str | None:
+    return path.read_text() if path.is_file() else None
+
+
+def _made_from(root: Path) -> dict[str, Any] | None:
+    """Seed and sizes of the cohort in a folder, if there is one."""
+    text = _text(root / "cohort.json")
+    return None if text is None else json.loads(text)
 
 
 def read_facts(root: Path) -> Mapping[str, dict[str, Any]]:
