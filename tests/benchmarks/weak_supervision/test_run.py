@@ -137,12 +137,17 @@ def test_a_run_that_was_stopped_goes_on_and_one_begun_otherwise_is_refused(outpu
         )
 
 
-def test_the_commands_from_a_run_to_table_and_figures(output, capsys):
+def test_the_commands_from_a_run_to_table_and_figures(output, capsys, monkeypatch):
     for name in ("s-1", "s-40", "gasnet-1"):
         run.run_row(name, "small", 0, output, CPU)
     assert table.main([str(output)]) == 0
     assert capsys.readouterr().out.strip() == (output / "table.md").read_text().strip()
+    drawn = []
+    monkeypatch.setattr(plots.plt, "close", drawn.append)
     assert plots.main([str(output)]) == 0
+    titles = [axis.get_title() for axis in drawn[-1].axes]
+    assert titles[:8] == ["input", "true", "S, 1 label", "M", "GASNet, 1 label", "S, 40 labels", "I_g", "I_s"]
+    assert not any(titles[8:])
     for name in ("curves.png", "cases.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
 
