@@ -68,15 +68,6 @@ def compared(
     }
 
 
-def peak_memory_mib() -> float:
-    """Most memory that this process has held so far.
-
-    Not that of getrusage, which a process takes over from the one that it was forked from.
-    """
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
 def environment(device: torch.device) -> dict[str, Any]:
     """What the numbers were measured on: device, driver, processor, cores, versions, revision."""
     found = {

@@ -25,12 +25,13 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from benchmarks.measure import alternate, as_text, compared, peak_memory_mib
+from benchmarks.measure import alternate, as_text, compared
 from command_line import new_parser
 from datasets.crop import CROP_SIZE, LINEAR, NEAREST, Box, LungMaskCrop, crop_to_lungs, map_window
 from datasets.grid import Grid
 from datasets.lungs import segment_by_threshold
 from datasets.volume import read_ct, read_geometry, read_labels, read_volume, write_volume
+from host_memory import peak_memory_mib
 from lungCrop import crop_scans
 from post_processing import restore_mask
 

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 import train
 from benchmarks.cohort import read_written_cohort, write_cohort
-from benchmarks.measure import compared, peak_memory_mib
+from benchmarks.measure import compared
 from benchmarks.processes import process, requests
 from datasets.cohort import TRAINING
 from datasets.samples import BatchStream, Samples
 from evaluation.predict import autocast
+from host_memory import peak_memory_mib
 from models import Discriminator, Generator, Segmenter
 from models.objectives import Batch, Method, Networks, Objective
 from settings import Settings, read_settings

@@ -13,7 +13,6 @@ Examples:
 import gzip
 import random
 import re
-import resource
 import struct
 import sys
 import tempfile
@@ -30,6 +29,7 @@ import SimpleITK as sitk
 from command_line import add_quiet, new_parser
 from datasets.volume import read_volume
 from errors import VolumeError
+from host_memory import peak_memory_mib
 from progress import progress_bar
 from tests.volumes import rotation, write, write_dicom
 
@@ -339,8 +339,7 @@ def main() -> int:
     counts, wrong = fuzz_nifti(*arguments) if options.kind == "nifti" else fuzz_others(options.kind, *arguments)
     for what, number in counts.most_common():
         print(f"{number:8} {what}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    seconds = time.monotonic() - start
+    seconds, peak = time.monotonic() - start, peak_memory_mib()
     print(f"{options.count} mutants of {options.kind}, seed {options.seed}: {seconds:.0f} s, at most {peak:.0f} MiB")
     for finding in wrong:
         print(f"wrong: {finding}")
