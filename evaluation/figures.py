@@ -10,6 +10,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from whole_files import replacing
 
@@ -36,7 +37,18 @@ def save_case_figure(columns: Mapping[str, np.ndarray], index: int, aspect: floa
         axis.imshow(volume[index], cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
         axis.set_title(title, fontsize=10)
         axis.axis("off")
-    figure.tight_layout(pad=0.4)
+    save_figure(figure, path, pad=0.4)
+
+
+def save_figure(figure: Figure, path: Path, pad: float = 1.08) -> None:
+    """Save a figure, whole or not at all, and close it.
+
+    Args:
+        figure: of pyplot.
+        path: of the picture.
+        pad: between and around its axes, in font sizes.
+    """
+    figure.tight_layout(pad=pad)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)

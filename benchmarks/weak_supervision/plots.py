@@ -29,13 +29,12 @@ from datasets.cohort import Case, read_cohort
 from datasets.crop import WINDOW
 from datasets.samples import normalise, scan_input
 from errors import GasnetError
-from evaluation.figures import slice_to_show
+from evaluation.figures import save_figure, slice_to_show
 from evaluation.predict import predict_scans
 from models.generator import generate_scan
 from models.objectives import synthesise
 from settings import Settings
 from training.checkpoint import SegmenterInput, find_states, load_generator, load_segmenter
-from whole_files import replacing
 
 COMPARED = ("s-1", "gasnet-1", "s-40")
 """Rows in the figure of cases."""
@@ -66,10 +65,7 @@ def plot_curves(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) 
         axis.set_xlabel("iteration")
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
-    figure.tight_layout()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def scans_to_show(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -134,10 +130,7 @@ def plot_cases(results: Mapping[str, Sequence[Mapping[str, Any]]], output: Path,
         for axis, volume in zip(line, columns.values(), strict=True):
             axis.imshow(volume[index], cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
             axis.axis("off")
-    figure.tight_layout(pad=0.3)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path, pad=0.3)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -30,9 +30,9 @@ from datasets.grid import Grid
 from datasets.lungs import segment_by_threshold
 from datasets.phantom import LESION_KINDS, Phantom, make_phantom
 from datasets.volume import read_ct
-from evaluation.figures import slice_to_show
+from evaluation.figures import save_figure, slice_to_show
 from progress import progress_bar
-from whole_files import replacing, write_text
+from whole_files import write_text
 
 MATRIX = (24, 288, 288)
 """Of the phantoms that are measured: pixels of 1.0 to 1.3 mm."""
@@ -168,10 +168,7 @@ def plot_histograms(phantoms: Mapping[str, Sequence[Phantom]], path: Path) -> No
     axis.set_xlabel("HU; bars below: range of the centre on real slices")
     axis.set_ylabel("density")
     axis.legend(fontsize=8)
-    figure.tight_layout()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def plot_beside(phantoms: Mapping[str, Sequence[Phantom]], real: Sequence[Path], path: Path) -> None:
@@ -194,10 +191,7 @@ def plot_beside(phantoms: Mapping[str, Sequence[Phantom]], real: Sequence[Path],
         below.hist(hu[lung], bins=np.arange(-1050, 300, 25), density=True)
         below.tick_params(labelsize=6)
         below.set_yticks([])
-    figure.tight_layout(pad=0.4)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path, pad=0.4)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -143,11 +143,13 @@ def test_the_commands_from_a_run_to_table_and_figures(output, capsys, monkeypatc
     assert table.main([str(output)]) == 0
     assert capsys.readouterr().out.strip() == (output / "table.md").read_text().strip()
     drawn = []
-    monkeypatch.setattr(plots.plt, "close", drawn.append)
-    assert plots.main([str(output)]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(plots.plt, "close", drawn.append)
+        assert plots.main([str(output)]) == 0
     titles = [axis.get_title() for axis in drawn[-1].axes]
     assert titles[:8] == ["input", "true", "S, 1 label", "M", "GASNet, 1 label", "S, 40 labels", "I_g", "I_s"]
     assert not any(titles[8:])
+    plots.plt.close("all")
     for name in ("curves.png", "cases.png"):
         assert (output / name).read_bytes().startswith(b"\x89PNG")
 
