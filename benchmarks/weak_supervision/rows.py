@@ -85,6 +85,9 @@ ROWS: Mapping[str, Row] = {
     "no-balance": Row(
         "adversarial gradient on S unscaled", overrides=("LOSS.ADVERSARIAL_SEGMENTER=1",), group="ablations"
     ),
+    "double-balance": Row(
+        "adversarial gradient on S doubled", overrides=("LOSS.ADVERSARIAL_SEGMENTER=2",), group="ablations"
+    ),
     "no-average": Row("without moving average", overrides=("SOLVER.SEGMENTER_AVERAGE=0",), group="ablations"),
     "no-warm-up": Row("without warm-up", overrides=("SOLVER.WARM_UP=0",), group="ablations"),
 }
