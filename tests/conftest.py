@@ -5,6 +5,7 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
+from datasets.phantom import write_phantoms
 from tests.faults import rows
 
 SPLITS = {
@@ -62,6 +63,14 @@ def cohort(tmp_path_factory):
     for name, ids in SPLITS.items():
         (root / "id_txt" / f"{name}.txt").write_text("\n".join(ids))
     return root
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory):
+    """Three tiny raw scans with their lungs and lesions: two diseased, one healthy."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, healthy=1, diseased=2, size=(24, 48, 48), seed=5)
+    return folder
 
 
 @pytest.fixture

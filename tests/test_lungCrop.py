@@ -8,16 +8,8 @@ import torch
 
 import lungCrop
 from command_line import run
-from datasets.phantom import write_phantoms
 from tests.several import on_processes
 from tests.volumes import geometry, pixels, write, write_dicom
-
-
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder, healthy=1, diseased=2, size=(24, 48, 48), seed=5)
-    return folder
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import predict
 import test
 from command_line import run
 from datasets.crop import CROP_SIZE
-from datasets.phantom import write_phantoms
 from evaluation import prediction_folder
 from evaluation.burden import NOTICE
 from models import Segmenter
@@ -29,13 +28,6 @@ SIZE = (8, 32, 32)
 OF_ALL_NETWORKS = (16, 64, 64)
 """The smallest crops that a config may have."""
 IDS = ["diseased_000", "diseased_001", "healthy_000"]
-
-
-@pytest.fixture(scope="module")
-def phantoms(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder, healthy=1, diseased=2, size=(24, 48, 48), seed=5)
-    return folder
 
 
 @pytest.fixture
