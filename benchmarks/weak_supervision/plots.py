@@ -1,9 +1,9 @@
 """The figures of the benchmark: OUTPUT/curves.png and OUTPUT/cases.png.
 
-curves.png: validation over the iterations of the runs. cases.png: test scans with what S with one label, GASNet with
-one label and S with forty find in them, and I_g and I_s of GASNet's last state; seed 0 of each. The scans are those a
-tenth, half and nine tenths of the way through the order of lesion volume, and a healthy one: they are not chosen by how
-well anything does.
+curves.png: validation over the iterations, by run and by row. cases.png: test scans with what S with one label, GASNet
+with one label and S with forty find in them, and I_g and I_s of GASNet's last state; seed 0 of each. The scans are
+those a tenth, half and nine tenths of the way through the order of lesion volume, and a healthy one: they are not
+chosen by how well anything does.
 
 Examples:
   python -m benchmarks.weak_supervision.plots output/weak
@@ -44,27 +44,29 @@ PLACES = (0.1, 0.5, 0.9)
 
 
 def plot_curves(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Dice on validation scans and false positives in healthy ones over the iterations, a line a run.
+    """Dice on validation scans and false positives in healthy ones: a pale line a run, a row's mean in bold.
 
     Args:
         results: of the runs, by row; those of the main group are drawn.
         path: of the picture.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4))
     names = [name for name in results if ROWS[name].group == "main"]
-    for colour, name in enumerate(names):
-        for number, result in enumerate(results[name]):
-            for axis, key in zip(axes, ("dice", "false_positive_ml"), strict=True):
-                points = [(entry["iteration"], entry[key]) for entry in result["curve"] if key in entry]
-                label = ROWS[name].title if number == 0 else None
-                axis.plot(*zip(*points, strict=True), color=f"C{colour}", linewidth=1, label=label)
+    for axis, key in zip(axes, ("dice", "false_positive_ml"), strict=True):
+        for colour, name in enumerate(names):
+            curves = [{at["iteration"]: at[key] for at in result["curve"] if key in at} for result in results[name]]
+            for curve in curves:
+                axis.plot(*zip(*curve.items(), strict=True), color=f"C{colour}", linewidth=0.8, alpha=0.3)
+            # A run may end early: the mean goes on only as far as all do, lest it jump.
+            shared = sorted(set.intersection(*map(set, curves)))
+            means = [np.mean([curve[iteration] for curve in curves]) for iteration in shared]
+            axis.plot(shared, means, color=f"C{colour}", linewidth=2, label=ROWS[name].title)
+        axis.set_xlabel("iteration")
+        axis.grid(alpha=0.3)
     axes[0].set_ylabel("Dice, validation scans with lesion")
     axes[1].set_ylabel("found in healthy validation scans, ml")
     axes[1].set_yscale("symlog", linthresh=1)
-    for axis in axes:
-        axis.set_xlabel("iteration")
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    axes[1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
     save_figure(figure, path)
 
 

@@ -71,7 +71,7 @@ ROWS: Mapping[str, Row] = {
     "s-3": Row("S, 3 labels", "labels_3", config=SUPERVISED),
     "gasnet-3": Row("GASNet, 3 labels", "labels_3"),
     "gasnet-10": Row("GASNet, 10 labels", "labels_10"),
-    **{f"label-{x}": Row(f"another label ({x})", f"label_{x}", group="labels") for x in "bcd"},
+    **{f"label-{x}": Row(f"GASNet, another label ({x})", f"label_{x}", group="labels") for x in "bcd"},
     **{f"s-label-{x}": Row(f"S, another label ({x})", f"label_{x}", config=SUPERVISED, group="labels") for x in "bcd"},
     **{f"no-{name}": Row(f"without {name}", constraints=_without(name), group="ablations") for name in CONSTRAINTS},
     "no-adversarial": Row(
