@@ -7,7 +7,5 @@ root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
 cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-# A process a core, each with whole files of tests, whose fixtures are then made once. What they start has a thread
-# each, too: more threads than cores wait for one another.
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# A process a core, each with whole files of tests, whose fixtures are then made once.
 exec "$python" -m pytest -n auto --dist loadfile "$@"

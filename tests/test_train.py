@@ -199,7 +199,6 @@ def begun(command, run_folder):
         [*command, "SOLVER.ITER_MAX=100000", "DATALOADER.NUM_WORKERS=1"],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 120
     while not (run_folder / "metrics.jsonl").is_file() and time.monotonic() < deadline:
@@ -433,7 +432,6 @@ def test_a_training_that_ends_leaves_no_workers_behind(config, end):
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     workers = []
