@@ -6,7 +6,8 @@ depth, height and width are free (sizes multiples of 4, from 8 on). Crop size, w
 stored inside. Each file is run beside S on random input before it takes its place, and the difference is printed.
 
 --release makes a folder with both files, segmenter.pth (weights, without optimisers), model_card.md, settings.yaml
-where the settings are known, and SHA256SUMS. test.py --model-path and others take such a folder.
+where the settings are known, and SHA256SUMS. test.py --model-path and others take such a folder. With --state, there
+is networks.pth, too: S, G and D of a training state, in half precision, for the figures of test.py and for INIT_MODEL.
 
 The model is a segmenter_*.pth of ours, the folder of a run or a release, or a published checkpointU_*.pth. For
 research only; not a medical device.
@@ -15,6 +16,7 @@ Examples:
     python export.py output/run/segmenter_best.pth --output segmenter.onnx
     python export.py output/run --output exported --format torch_export
     python export.py output/run --release gasnet-release --licence "CC BY 4.0"
+    python export.py output/run --release gasnet-release --state output/run/state_0300000.pth
 """
 
 from __future__ import annotations
@@ -42,12 +44,14 @@ from models import Segmenter
 from training.checkpoint import (
     BEST,
     LAST,
+    NETWORKS,
     RELEASED,
     STATE_FORMAT,
     SegmenterFacts,
     find_segmenter,
     load,
     read_segmenter,
+    save_networks,
     save_segmenter,
 )
 from training.model_card import (
@@ -249,7 +253,12 @@ def export(segmenter: Segmenter, facts: SegmenterFacts, files: Mapping[Path, str
 
 
 def release(
-    segmenter: Segmenter, facts: SegmenterFacts, folder: Path, formats: Sequence[str], licence: str = UNKNOWN
+    segmenter: Segmenter,
+    facts: SegmenterFacts,
+    folder: Path,
+    formats: Sequence[str],
+    licence: str = UNKNOWN,
+    state: Path | None = None,
 ) -> dict[Path, float | None]:
     """Make a folder to hand on; it appears whole or not at all.
 
@@ -259,12 +268,14 @@ def release(
         folder: not there yet, or empty.
         formats: keys of `SUFFIXES`.
         licence: of the weights, for the model card.
+        state: a training state, whose S, G and D are to go along.
 
     Returns:
         As `export`.
 
     Raises:
         FolderError: the folder is not empty.
+        CheckpointError: the state cannot be read.
         GasnetError: as `export`.
         OSError: the folder cannot be written.
     """
@@ -273,10 +284,12 @@ def release(
         differences = export(segmenter, facts, files)
         trained_on = facts.trained_on or PUBLISHED_INPUT
         save_segmenter(temporary / RELEASED, segmenter, trained_on, facts.iteration, facts.valid_dice, facts.training)
+        if state is not None:
+            save_networks(temporary / NETWORKS, state)
         if (settings := training_settings(facts)) is not None:
             write_text(temporary / "settings.yaml", settings)
         described = {path.name: f"{_KINDS[form]}; {_agreement(differences[path])}" for path, form in files.items()}
-        write_text(temporary / CARD, model_card(segmenter, facts, RELEASED, described, licence))
+        write_text(temporary / CARD, model_card(segmenter, facts, RELEASED, described, licence, state and NETWORKS))
         write_checksums(temporary)
     return {folder / path.name: difference for path, difference in differences.items()}
 
@@ -311,6 +324,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--licence", metavar="TEXT", help="licence of the weights, for the model card of --release (default: unknown)"
     )
+    parser.add_argument(
+        "--state", type=Path, metavar="FILE", help="a state_*.pth, whose S, G and D go along in the --release"
+    )
     add_quiet(parser)
     options = parser.parse_args(arguments)
     start_logging(options.quiet)
@@ -320,6 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--output {options.output} is a file of {named}; leave --format out, or name a folder")
     if options.licence is not None and options.release is None:
         parser.error("--licence is for --release")
+    if options.state is not None and options.release is None:
+        parser.error("--state is for --release")
     formats = [named] if named is not None else list(dict.fromkeys(options.format or SUFFIXES))
 
     path = find_segmenter(options.model)
@@ -329,7 +347,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if facts.trained_on is None:
         log.warning("%s: does not say what it was trained on; taken to be as published", path)
     if options.release is not None:
-        differences = release(segmenter, facts, options.release, formats, options.licence or UNKNOWN)
+        licence = options.licence or UNKNOWN
+        differences = release(segmenter, facts, options.release, formats, licence, options.state)
     else:
         folder = options.output.parent if named else options.output
         files = {options.output: named} if named else _files(folder, formats)

@@ -16,14 +16,17 @@ import export
 import test
 from command_line import run
 from errors import GasnetError
-from models import Segmenter, load_published
+from models import Discriminator, Generator, Segmenter, load_published
+from models.objectives import Networks
 from tests import reference
 from training.checkpoint import (
     SegmenterFacts,
     SegmenterInput,
     Training,
     load,
+    load_generator,
     load_segmenter,
+    load_weights,
     read_segmenter,
     save,
     save_segmenter,
@@ -165,6 +168,43 @@ def test_a_release_holds_what_one_needs_and_no_more(released, run_file):
         assert re.search(rf"\| `{name}` \| .*differ by at most [\d.e-]+ from", card)
 
 
+def test_a_release_with_a_state_brings_all_networks_in_half_precision(run_file, tmp_path, quick):
+    torch.manual_seed(0)
+    networks = Networks(Segmenter(2), Generator(2), Discriminator(2, (16, 64, 64)))
+    weights = {name: network.state_dict() for name, network in networks._asdict().items()}
+    state = save_state(tmp_path / "run", {"networks": weights, "settings": "DATASET: {ROOT: /secret}"}, 7)
+    folder = tmp_path / "release"
+    assert export.main([str(run_file), "--release", str(folder), "--state", str(state), "--quiet"]) == 0
+    path = folder / "networks.pth"
+    assert "networks.pth" in (folder / "SHA256SUMS").read_text()
+    assert "are in `networks.pth`" in (folder / "model_card.md").read_text()
+    assert b"/secret" not in path.read_bytes()
+    assert path.stat().st_size < 0.65 * state.stat().st_size
+    assert load(path)["iteration"] == 7
+    taken = Networks(Segmenter(2), Generator(2), Discriminator(2, (16, 64, 64)))
+    for network, original in zip(taken, networks, strict=True):
+        load_weights(network, path)
+        for a, b in zip(network.parameters(), original.parameters(), strict=True):
+            assert a.dtype == torch.float32
+            torch.testing.assert_close(a, b, rtol=2**-11, atol=2**-25)  # half of the last of ten binary places
+    torch.testing.assert_close(load_generator(path).state_dict(), taken.generator.state_dict())
+
+
+def test_a_state_that_cannot_go_along_is_one_line_and_no_release(run_file, tmp_path, quick, capsys):
+    large = {"networks": {n: {"w": torch.full((1,), 1e5)} for n in ("segmenter", "generator", "discriminator")}}
+    for state, message in (
+        (run_file, "not a training state; take a state_*.pth"),
+        (save_state(tmp_path / "run", large, 3), "has weights beyond the range of half precision"),
+        (tmp_path / "state_1.pth", "no such file"),
+    ):
+        arguments = [str(run_file), "--release", str(tmp_path / "release"), "--state", str(state)]
+        assert run(lambda arguments=arguments: export.main(arguments)) == 1
+        err = capsys.readouterr().err
+        assert f"error: {state}: " in err
+        assert message in err
+    assert not (tmp_path / "release").exists()
+
+
 def test_the_example_in_the_card_of_a_release_runs(released, monkeypatch):
     card = (released / "model_card.md").read_text()
     lines = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1).splitlines()
@@ -245,6 +285,7 @@ def test_where_files_go_and_what_they_are(run_file, tmp_path, quick, capsys):
         ["--output", "a.pt2", "--format", "torch_export", "onnx"],
         ["--output", "a", "--format", "torchscript"],
         ["--output", "a", "--licence", "MIT"],
+        ["--output", "a", "--state", "state_0000001.pth"],
     ],
 )
 def test_arguments_that_contradict_each_other(run_file, tmp_path, monkeypatch, arguments):

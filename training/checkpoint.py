@@ -32,6 +32,9 @@ VERSION = 1
 BEST, LAST, RELEASED = "segmenter_best.pth", "segmenter_last.pth", "segmenter.pth"
 """Names of a segmenter in the folder of a run (by validation, and of the last save) and in a release."""
 
+NETWORKS = "networks.pth"
+"""Name of S, G and D of a training state in a release."""
+
 _KEPT_STATES = 2
 _WIDEST = 1024
 
@@ -379,6 +382,31 @@ def save_state(folder: Path, content: Mapping[str, Any], iteration: int) -> Path
     for old in find_states(folder)[_KEPT_STATES:]:
         old.unlink(missing_ok=True)
     return path
+
+
+def save_networks(path: Path, state: Path) -> None:
+    """Write S, G and D of a training state alone, in half precision, as a state that is not for resuming.
+
+    Args:
+        path: of the new file.
+        state: the training state.
+
+    Raises:
+        CheckpointError: it is none, cannot be read, has weights beyond half precision, or the file cannot be written.
+    """
+    content = load(state)
+    if content.get("format") != STATE_FORMAT:
+        raise CheckpointError(f"{state}: not a training state; take a state_*.pth")
+    networks = {name: {key: _halved(x) for key, x in w.items()} for name, w in content["networks"].items()}
+    if not all(x.isfinite().all() for weights in networks.values() for x in weights.values()):
+        raise CheckpointError(f"{state}: has weights beyond the range of half precision; take another state")
+    # Not the settings: they name folders.
+    known = {"iteration": content["iteration"]} if "iteration" in content else {}
+    save({"format": STATE_FORMAT, "version": VERSION, **known, "networks": networks}, path)
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    return tensor.half() if tensor.is_floating_point() else tensor
 
 
 def find_states(folder: Path) -> list[Path]:

@@ -99,6 +99,7 @@ def model_card(
     file: str,
     exported: Mapping[str, str] | None = None,
     licence: str = UNKNOWN,
+    networks: str | None = None,
 ) -> str:
     """The card as Markdown.
 
@@ -108,10 +109,11 @@ def model_card(
         file: name of the file, beside which the card lies.
         exported: name to description of .onnx and .pt2 files with the same segmenter.
         licence: of the weights.
+        networks: name of the file with S, G and D of the same training, if there is one.
     """
     settings = _settings(facts)
     sections = (
-        _what_it_is(segmenter, facts, settings),
+        _what_it_is(segmenter, facts, settings, networks),
         _use_and_limits(),
         _training_data(facts),
         _training(facts, settings),
@@ -137,9 +139,10 @@ def _settings(facts: SegmenterFacts) -> Settings | None:
         return None
 
 
-def _what_it_is(segmenter: Segmenter, facts: SegmenterFacts, settings: Settings | None) -> str:
+def _what_it_is(segmenter: Segmenter, facts: SegmenterFacts, settings: Settings | None, networks: str | None) -> str:
     parameters = sum(weights.numel() for weights in segmenter.parameters())
     name = "a segmenter of COVID-19 lesions in chest CT" if settings is None else settings.exp.id
+    others = "are not part of it" if networks is None else f"are in `{networks}`, with S, all three in half precision"
     return f"""# Model card: {name}
 
 {NOTICE}
@@ -147,7 +150,7 @@ def _what_it_is(segmenter: Segmenter, facts: SegmenterFacts, settings: Settings 
 The segmenter S of GASNet ([Xu et al., 2020](https://arxiv.org/abs/2010.09456)), built to find the lesions of COVID-19
 in chest CT: a 3D U-Net of width {segmenter.width} with {parameters:,} parameters. From a CT that is cropped to the
 lungs it makes the probability of lesion at every voxel. The generator and the discriminator, which are needed to train
-it, are not part of it.
+it, {others}.
 
 Iteration: {_or_unknown(facts.iteration)}."""
 
