@@ -36,8 +36,11 @@ from models.objectives import synthesise
 from settings import Settings
 from training.checkpoint import SegmenterInput, find_states, load_generator, load_segmenter
 
-COMPARED = ("s-1", "gasnet-1", "s-40")
+COMPARED = ("s-1", "gasnet-1")
 """Rows in the figure of cases."""
+
+MANY = ("s-40", "s-10")
+"""Beside them, the first of these that has a result."""
 
 PLACES = (0.1, 0.5, 0.9)
 """Of the scans that are shown, in the order of their lesion volume."""
@@ -108,17 +111,26 @@ def _columns(case: Case, split: str, runs: Mapping[str, Settings]) -> tuple[dict
     return columns, slice_to_show(volumes.lesion, volumes.lung), y / x
 
 
+def _first(results: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> Mapping[str, Any] | None:
+    """The result of a row with seed 0."""
+    return next((result for result in results.get(name, ()) if result["seed"] == 0), None)
+
+
+def rows_to_compare(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, ...]:
+    """Names of the rows in the figure of cases: `COMPARED`, and the first of `MANY` that has a result with seed 0."""
+    return (*COMPARED, next((name for name in MANY if _first(results, name)), MANY[0]))
+
+
 def plot_cases(results: Mapping[str, Sequence[Mapping[str, Any]]], output: Path, path: Path) -> None:
-    """Slices of test scans beside what the segmenters of `COMPARED` find, seed 0 of each.
+    """Slices of test scans beside what the segmenters of `COMPARED` and one of `MANY` find, seed 0 of each.
 
     Raises:
         GasnetError: one of these runs has no result.
     """
-    first = {name: [r for r in results.get(name, ()) if r["seed"] == 0] for name in COMPARED}
-    if lacking := [name for name, found in first.items() if not found]:
+    result, compared = _first(results, "gasnet-1"), rows_to_compare(results)
+    if lacking := [name for name in compared if _first(results, name) is None]:
         raise GasnetError(f"{output}: no result of {', '.join(lacking)} with seed 0; run these rows first")
-    result = first["gasnet-1"][0]
-    runs = {name: row_settings(name, result["size"], 0, output / "cohort", output) for name in COMPARED}
+    runs = {name: row_settings(name, result["size"], 0, output / "cohort", output) for name in compared}
     settings = runs["gasnet-1"]
     split = settings.dataset.split
     cohort = read_cohort(settings.dataset.root, {"TEST": split.test, "TESTH": split.testh}, settings.image.size)
