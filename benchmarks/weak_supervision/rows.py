@@ -95,7 +95,7 @@ ROWS: Mapping[str, Row] = {
 
 _FULL_LEARNING_RATES = (
     "SOLVER.OPTIMIZER.U.LR=1e-3",
-    "SOLVER.OPTIMIZER.G.LR=3e-4",
+    "SOLVER.OPTIMIZER.G.LR=5e-4",
     "SOLVER.OPTIMIZER.D.LR=1e-4",
 )
 
@@ -123,23 +123,25 @@ SCALES: Mapping[str, Scale] = {
     ),
     "full": Scale(
         overrides=(
-            "DATALOADER.CACHE_MB=2000",
-            "INTERVAL={LOG: 50, VALID: 250, SAVE: 1000, PICTURE: 1000, GRADIENTS: 50}",
+            "MODEL.WIDTH={UNET: 20, G: 16, D: 16}",
+            "SPEED.CHANNELS_LAST=true",
+            "DATALOADER.NUM_WORKERS=3",
+            "INTERVAL={LOG: 20, VALID: 100, SAVE: 400, PICTURE: 400, GRADIENTS: 20}",
         ),
         gasnet=(
-            "SOLVER.ITER_MAX=12000",
-            "SOLVER.BATCH_SIZE=4",
-            "SOLVER.WARM_UP=1000",
-            "LOSS.MIL_START=1000",
-            "LOSS.PERCEPTION_START=1000",
-            "LOSS.PERCEPTION_RAMP=1000",
+            "SOLVER.ITER_MAX=1100",
+            "SOLVER.WARM_UP=200",
+            "LOSS.MIL_START=200",
+            "LOSS.PERCEPTION_START=200",
+            "LOSS.PERCEPTION_RAMP=200",
             *_FULL_LEARNING_RATES,
         ),
-        supervised=("SOLVER.ITER_MAX=12000", "SOLVER.BATCH_SIZE=4", "SOLVER.OPTIMIZER.U.LR=1e-3"),
+        supervised=("SOLVER.ITER_MAX=650", "SOLVER.OPTIMIZER.U.LR=1e-3"),
         published=(
-            "SOLVER.ITER_MAX=12000",
-            "LOSS.MIL_START=400",
-            "LOSS.PERCEPTION_START=400",
+            "SOLVER.ITER_MAX=1100",
+            "SOLVER.BATCH_SIZE=2",
+            "LOSS.MIL_START=37",
+            "LOSS.PERCEPTION_START=37",
             *_FULL_LEARNING_RATES,
         ),
     ),
