@@ -90,6 +90,16 @@ ROWS: Mapping[str, Row] = {
     ),
     "no-average": Row("without moving average", overrides=("SOLVER.SEGMENTER_AVERAGE=0",), group="ablations"),
     "no-warm-up": Row("without warm-up", overrides=("SOLVER.WARM_UP=0",), group="ablations"),
+    "no-own-terms": Row(
+        "without restoration, noise, moving average and warm-up",
+        overrides=(
+            "LOSS.RESTORATION=0",
+            "LOSS.INSTANCE_NOISE=0",
+            "SOLVER.SEGMENTER_AVERAGE=0",
+            "SOLVER.WARM_UP=0",
+        ),
+        group="ablations",
+    ),
 }
 """By name, in the order in which they are worth running."""
 

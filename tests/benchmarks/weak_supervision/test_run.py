@@ -79,6 +79,8 @@ def test_every_row_is_what_its_name_says():
     for name, (section, key) in ablated.items():
         assert getattr(getattr(weak, section), key) > 0
         assert getattr(getattr(settings_of(name), section), key) == 0
+        if name != "no-adversarial":
+            assert getattr(getattr(settings_of("no-own-terms"), section), key) == 0
 
 
 def test_runs_are_trained_tested_and_skipped_when_they_are_done(output, monkeypatch):
