@@ -36,11 +36,8 @@ from models.objectives import synthesise
 from settings import Settings
 from training.checkpoint import SegmenterInput, find_states, load_generator, load_segmenter
 
-COMPARED = ("s-1", "gasnet-1")
-"""Rows in the figure of cases."""
-
-MANY = ("s-40", "s-10")
-"""Beside them, the first of these that has a result."""
+COMPARED = (("s-1",), ("gasnet-1", "steady-1"), ("s-40", "s-10"))
+"""Rows in the figure of cases: of each of these the first that has a result."""
 
 PLACES = (0.1, 0.5, 0.9)
 """Of the scans that are shown, in the order of their lesion volume."""
@@ -95,10 +92,10 @@ def _columns(case: Case, split: str, runs: Mapping[str, Settings]) -> tuple[dict
         volumes = prediction.volumes
         columns.setdefault("input", normalise(volumes.image, "window"))
         columns.setdefault("true", volumes.lesion.astype(float))
-        if name == "gasnet-1":
+        if not settings.solver.segmenter_only:
             columns["M"] = prediction.probability
         columns[ROWS[name].title] = prediction.mask.astype(float)
-        if name == "gasnet-1":
+        if not settings.solver.segmenter_only:
             generator = load_generator(find_states(settings.exp.folder)[0])
             scan = scan_input(volumes, trained_on.normalization)
             generated = generate_scan(generator, scan, settings.image.slices)
@@ -117,21 +114,22 @@ def _first(results: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> Map
 
 
 def rows_to_compare(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, ...]:
-    """Names of the rows in the figure of cases: `COMPARED`, and the first of `MANY` that has a result with seed 0."""
-    return (*COMPARED, next((name for name in MANY if _first(results, name)), MANY[0]))
+    """Names of the rows in the figure of cases: of each of `COMPARED` the first that has a result with seed 0."""
+    return tuple(next((name for name in names if _first(results, name)), names[0]) for names in COMPARED)
 
 
 def plot_cases(results: Mapping[str, Sequence[Mapping[str, Any]]], output: Path, path: Path) -> None:
-    """Slices of test scans beside what the segmenters of `COMPARED` and one of `MANY` find, seed 0 of each.
+    """Slices of test scans beside what the segmenters of `COMPARED` find, seed 0 of each.
 
     Raises:
         GasnetError: one of these runs has no result.
     """
-    result, compared = _first(results, "gasnet-1"), rows_to_compare(results)
+    compared = rows_to_compare(results)
     if lacking := [name for name in compared if _first(results, name) is None]:
         raise GasnetError(f"{output}: no result of {', '.join(lacking)} with seed 0; run these rows first")
+    result = _first(results, compared[0])
     runs = {name: row_settings(name, result["size"], 0, output / "cohort", output) for name in compared}
-    settings = runs["gasnet-1"]
+    settings = runs[compared[0]]
     split = settings.dataset.split
     cohort = read_cohort(settings.dataset.root, {"TEST": split.test, "TESTH": split.testh}, settings.image.size)
     cases = {case.id: (case, key) for key, found in cohort.items() for case in found}

@@ -21,6 +21,7 @@ TINY = Scale(
         "INTERVAL={LOG: 1, VALID: 2, SAVE: 2, PICTURE: 4}",
     ),
     gasnet=(),
+    steadied=(),
     supervised=("SOLVER.ITER_MAX=3", "SOLVER.SEGMENTER_AVERAGE=0"),
     published=(),
 )
@@ -57,7 +58,7 @@ def test_every_row_is_what_its_name_says():
             assert settings.exp.constraints == frozenset(row.constraints)
     for name in CONSTRAINTS:
         assert set(CONSTRAINTS) - settings_of(f"no-{name}").exp.constraints == {name}
-    weak, published = settings_of("gasnet-1"), settings_of("published-1")
+    weak, steadied, published = (settings_of(name) for name in ("gasnet-1", "steady-1", "published-1"))
     assert published.loss.segmentation == 100
     assert published.gate.enabled
     assert published.solver.warm_up == published.loss.restoration == published.solver.segmenter_average == 0
@@ -77,10 +78,11 @@ def test_every_row_is_what_its_name_says():
         "no-warm-up": ("solver", "warm_up"),
     }
     for name, (section, key) in ablated.items():
-        assert getattr(getattr(weak, section), key) > 0
+        assert getattr(getattr(steadied, section), key) > 0
         assert getattr(getattr(settings_of(name), section), key) == 0
         if name != "no-adversarial":
-            assert getattr(getattr(settings_of("no-own-terms"), section), key) == 0
+            assert getattr(getattr(weak, section), key) == 0
+    assert settings_of("steady-1", "full").solver.warm_up == 200
 
 
 def test_runs_are_trained_tested_and_skipped_when_they_are_done(output, monkeypatch):
