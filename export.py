@@ -280,12 +280,12 @@ def release(
         OSError: the folder cannot be written.
     """
     with replacing_folder(folder) as temporary:
+        if state is not None:  # first: what is wrong with it is to be known before the export, which takes long
+            save_networks(temporary / NETWORKS, state)
         files = _files(temporary, formats)
         differences = export(segmenter, facts, files)
         trained_on = facts.trained_on or PUBLISHED_INPUT
         save_segmenter(temporary / RELEASED, segmenter, trained_on, facts.iteration, facts.valid_dice, facts.training)
-        if state is not None:
-            save_networks(temporary / NETWORKS, state)
         if (settings := training_settings(facts)) is not None:
             write_text(temporary / "settings.yaml", settings)
         described = {path.name: f"{_KINDS[form]}; {_agreement(differences[path])}" for path, form in files.items()}

@@ -1,9 +1,9 @@
 """The figures of the benchmark: OUTPUT/curves.png and OUTPUT/cases.png.
 
 curves.png: validation over the iterations, by run and by row. cases.png: test scans with what S with one label, GASNet
-with one label and S with forty find in them, and I_g and I_s of GASNet's last state; seed 0 of each. The scans are
-those a tenth, half and nine tenths of the way through the order of lesion volume, and a healthy one: they are not
-chosen by how well anything does.
+with one label and S with many find in them (the rows of `COMPARED`), and I_g and I_s of GASNet's last state; seed 0 of
+each. The scans are those a tenth, half and nine tenths of the way through the order of lesion volume, and a healthy
+one: they are not chosen by how well anything does.
 
 Examples:
   python -m benchmarks.weak_supervision.plots output/weak
