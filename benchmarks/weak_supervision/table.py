@@ -24,7 +24,7 @@ from whole_files import write_text
 GROUPS = {
     "main": "One label and many",
     "labels": "Which scan is labelled",
-    "ablations": "GASNet steadied, 1 label, one thing changed",
+    "ablations": "GASNet, 1 label, one thing changed",
 }
 """Title of each part of the table."""
 
