@@ -66,9 +66,9 @@ def _without(*left_out: str) -> tuple[str, ...]:
     return tuple(name for name in CONSTRAINTS if name not in left_out)
 
 
-def _ablation(title: str, *changed: str, constraints: tuple[str, ...] = CONSTRAINTS) -> Row:
-    """A row of GASNet with one label, and settings that are changed from weak.yaml."""
-    return Row(title, constraints=constraints, overrides=changed, group="ablations")
+def _ablation(title: str, constraints: tuple[str, ...], *overrides: str) -> Row:
+    """A row of GASNet with one label that differs from weak.yaml in its constraints, and in what else is named."""
+    return Row(title, constraints=constraints, overrides=overrides, group="ablations")
 
 
 ROWS: Mapping[str, Row] = {
@@ -83,9 +83,9 @@ ROWS: Mapping[str, Row] = {
     "steady-1": Row("GASNet steadied, 1 label", steadied=True),
     **{f"label-{x}": Row(f"GASNet, another label ({x})", f"label_{x}", group="labels") for x in "bcd"},
     **{f"s-label-{x}": Row(f"S, another label ({x})", f"label_{x}", config=SUPERVISED, group="labels") for x in "bcd"},
-    **{f"no-{name}": _ablation(f"without {name}", constraints=_without(name)) for name in CONSTRAINTS},
-    "no-adversarial": _ablation("without D", "LOSS.ADVERSARIAL=0", constraints=("MIL", "perception", "recons")),
-    "perception-only": _ablation("perception only", "LOSS.ADVERSARIAL=0", constraints=("perception",)),
+    **{f"no-{name}": _ablation(f"without {name}", _without(name)) for name in CONSTRAINTS},
+    "no-adversarial": _ablation("without D", ("MIL", "perception", "recons"), "LOSS.ADVERSARIAL=0"),
+    "perception-only": _ablation("perception only", ("perception",), "LOSS.ADVERSARIAL=0"),
 }
 """By name, in the order in which they are worth running."""
 
