@@ -34,12 +34,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from checksums import write_checksums
-from command_line import add_quiet, new_parser, run, start_logging
-from errors import CheckpointError, GasnetError
 from evaluation.burden import NOTICE
 from evaluation.metrics import THRESHOLD
-from manifest import project_version, recording
 from models import Segmenter
 from training.checkpoint import (
     BEST,
@@ -61,7 +57,11 @@ from training.model_card import (
     model_card,
     training_settings,
 )
-from whole_files import only_writer, replacing, replacing_folder, write_text
+from utils.checksums import write_checksums
+from utils.cli import add_quiet, new_parser, run, start_logging
+from utils.errors import CheckpointError, GasnetError
+from utils.files import atomic_folder, atomic_write, lock_folder, write_text
+from utils.manifest import project_version, recording
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ def export(segmenter: Segmenter, facts: SegmenterFacts, files: Mapping[Path, str
     shapes = ((1, 1, *size), (2, 1, size[0] + 4, 32, 64))
     differences: dict[Path, float | None] = {}
     for path, form in files.items():
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             WRITERS[form](program, facts, temporary)
             exported = runner(temporary, form)
             found = None if exported is None else largest_difference(segmenter, exported, shapes)
@@ -279,7 +279,7 @@ def release(
         GasnetError: as `export`.
         OSError: the folder cannot be written.
     """
-    with replacing_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         if state is not None:  # first: what is wrong with it is to be known before the export, which takes long
             save_networks(temporary / NETWORKS, state)
         files = _files(temporary, formats)
@@ -352,7 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         folder = options.output.parent if named else options.output
         files = {options.output: named} if named else _files(folder, formats)
-        with only_writer(folder), recording(folder, model=path):
+        with lock_folder(folder), recording(folder, model=path):
             differences = export(segmenter, facts, files)
     for file, difference in differences.items():
         print(f"{file}: {file.stat().st_size / _MEBIBYTE:.1f} MiB; {_agreement(difference)}")

@@ -30,16 +30,16 @@ import SimpleITK as sitk
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import processes
-from command_line import add_device, add_quiet, add_reading, choose_device, new_parser, run, start_logging
 from datasets.cohort import find_volume
 from datasets.crop import CROP_SIZE, LungMaskCrop
+from datasets.io.volume import Reading, read_geometry, write_volume
 from datasets.lungs import load_lungmask, segment_by_threshold
 from datasets.scans import find_scans, match_labels
-from datasets.volume import Reading, read_geometry, write_volume
-from errors import GasnetError, VolumeError
-from manifest import recording
-from progress import progress_bar
+from utils import distributed
+from utils.cli import add_device, add_quiet, add_reading, choose_device, new_parser, run, start_logging
+from utils.errors import GasnetError, VolumeError
+from utils.manifest import recording
+from utils.progress import progress_bar
 
 __all__ = ["LungMaskCrop", "crop_scans", "main"]
 
@@ -125,19 +125,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = tuple(options.size)
     device = lung_device(options)
     failed: dict[str, str] = {}
-    with processes.one_writer(options.output, *FOLDERS), recording(options.output, device=device):
+    with distributed.lock_folder_on_rank_zero(options.output, *FOLDERS), recording(options.output, device=device):
         # One process looks before any writes, so that all share out the same.
-        left = processes.from_first(
+        left = distributed.on_rank_zero(
             lambda: [
                 case_id
                 for case_id in scans
                 if options.overwrite or not is_done(options.output, case_id, size, with_lesion=case_id in labels)
             ]
         )
-        if mine := {case_id: scans[case_id] for case_id in processes.share(left)}:
+        if mine := {case_id: scans[case_id] for case_id in distributed.shard(left)}:
             cropper = LungMaskCrop(lung_finder(options, device), size, reading)
             failed = crop_scans(mine, options.output, cropper, labels, lungs, progress=not options.quiet)
-        of_all = {case_id: reason for part in processes.gather(failed) for case_id, reason in part.items()}
+        of_all = {case_id: reason for part in distributed.gather(failed) for case_id, reason in part.items()}
     failed = {case_id: of_all[case_id] for case_id in left if case_id in of_all}
 
     print(

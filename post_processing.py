@@ -19,15 +19,15 @@ from pathlib import Path
 import SimpleITK as sitk
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from command_line import add_quiet, add_reading, new_parser, run, start_logging
 from datasets.crop import lay_over
+from datasets.io.volume import DEFAULT, Reading, as_labels, read_geometry, read_volume, write_volume
 from datasets.scans import find_scans, match_labels, result_name
-from datasets.volume import DEFAULT, Reading, as_labels, read_geometry, read_volume, write_volume
-from errors import GasnetError, VolumeError
 from evaluation.metrics import THRESHOLD
-from manifest import recording
-from progress import progress_bar
-from whole_files import only_writer
+from utils.cli import add_quiet, add_reading, new_parser, run, start_logging
+from utils.errors import GasnetError, VolumeError
+from utils.files import lock_folder
+from utils.manifest import recording
+from utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.output.resolve() in [path.resolve() for path in inputs]:
         raise VolumeError(f"{options.output}: is the folder of the input; choose another --output")
     failed = {case_id: "no mask of this name" for case_id in scans if case_id not in masks}
-    with only_writer(options.output), recording(options.output), logging_redirect_tqdm():
+    with lock_folder(options.output), recording(options.output), logging_redirect_tqdm():
         for case_id, mask in progress_bar(masks.items(), "pasting back", unit="mask", shown=not options.quiet):
             try:
                 restored = restore_mask(scans[case_id], mask, options.threshold, reading)

@@ -37,13 +37,9 @@ import torch
 from pydicom.dataset import Dataset
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import processes
-from checksums import sha256
-from command_line import add_device, add_quiet, add_reading, choose_device, new_parser, run, start_logging
 from datasets.crop import CROP_SIZE, WINDOW, LungMaskCrop
+from datasets.io.volume import Reading
 from datasets.scans import find_scans
-from datasets.volume import Reading
-from errors import CheckpointError, GasnetError, VolumeError
 from evaluation.burden import NOTICE
 from evaluation.dicom_seg import read_source
 from evaluation.metrics import THRESHOLD
@@ -62,12 +58,16 @@ from evaluation.prediction_folder import (
 )
 from evaluation.raw_scans import RawScan, one_ahead, predict_scan, prepare_scan
 from lungCrop import add_grey_window, add_lungs, chosen_reading, given_lungs, keep_apart, lung_finder, lung_mask_of
-from manifest import project_version, recording
 from models import Segmenter
 from models.layers import place
-from progress import progress_bar
 from reports.cases import encode_case
 from training.checkpoint import SegmenterInput, find_segmenter, fingerprint, load_segmenter
+from utils import distributed
+from utils.checksums import sha256
+from utils.cli import add_device, add_quiet, add_reading, choose_device, new_parser, run, start_logging
+from utils.errors import CheckpointError, GasnetError, VolumeError
+from utils.manifest import project_version, recording
+from utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -212,29 +212,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
     with (
-        processes.one_writer(options.output, MASKS, PROBABILITIES, DICOM_SEG, RECORDS),
+        distributed.lock_folder_on_rank_zero(options.output, MASKS, PROBABILITIES, DICOM_SEG, RECORDS),
         recording(options.output, device=device, model=model),
     ):
         # One process looks before any writes, so that all share out the same.
-        records, left = processes.from_first(lambda: what_is_left(scans, wanted, options.overwrite))
+        records, left = distributed.on_rank_zero(lambda: what_is_left(scans, wanted, options.overwrite))
         rows = {case_id: record["row"] for case_id, record in records.items() if record["made_by"] == made_by}
         mine: dict[str, Row] = {}
         failed: dict[str, str] = {}
 
         def finished(row: Row) -> None:
             mine[row["id"]] = row
-            if processes.is_first():  # those of the others are added in the end; none is lost before
+            if distributed.is_rank_zero():  # those of the others are added in the end; none is lost before
                 write_summary({**rows, **mine}, {}, made_by, model, options.output)
 
-        if share := {case_id: scans[case_id] for case_id in processes.share(left)}:
+        if share := {case_id: scans[case_id] for case_id in distributed.shard(left)}:
             cropper = LungMaskCrop(lung_finder(options, device), trained_on.size, reading, trained_on.window)
             failed = predict_scans(
                 share, lungs, cropper, segmenter, trained_on.normalization, wanted, finished, not options.quiet
             )
-        rows |= {case_id: row for part in processes.gather(mine) for case_id, row in part.items()}
-        of_all = {case_id: reason for part in processes.gather(failed) for case_id, reason in part.items()}
+        rows |= {case_id: row for part in distributed.gather(mine) for case_id, row in part.items()}
+        of_all = {case_id: reason for part in distributed.gather(failed) for case_id, reason in part.items()}
         failed = {case_id: of_all[case_id] for case_id in left if case_id in of_all}
-        if processes.is_first():
+        if distributed.is_rank_zero():
             write_summary(rows, failed, made_by, model, options.output)
             if wanted.report:
                 write_report(rows, options.output, _facts(model, options, device))

@@ -26,29 +26,29 @@ import numpy as np
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import processes
-from command_line import add_device, add_quiet, add_reading, choose_device, new_parser, run, start_logging
+from configs.settings import Settings, read_settings
 from datasets.cohort import HELD_OUT, TRAINING, WITH_LESION, read_cohort
 from datasets.crop import WINDOW
+from datasets.io.volume import Reading, write_volume
 from datasets.samples import normalise, scan_input
-from datasets.volume import Reading, write_volume
-from errors import CheckpointError, CohortError
 from evaluation.figures import save_case_figure, slice_to_show
-from evaluation.own_resolution import find_raw_scans
-from evaluation.predict import Prediction, predict_scans
+from evaluation.inference import Prediction, predict_scans
+from evaluation.native_resolution import find_raw_scans
 from evaluation.results import as_text, score_prediction, write_scores
 from evaluation.surface import TOLERANCE_MM
-from host_memory import keep_freed_memory
-from manifest import recording
 from models import Generator
 from models.generator import generate_scan
 from models.layers import place
 from models.objectives import synthesise
-from progress import progress_bar
 from reports.page import made_with
 from reports.scores import view_of, write_score_report
-from settings import Settings, read_settings
 from training.checkpoint import BEST, SegmenterInput, find_segmenter, load_generator, load_segmenter
+from utils import distributed
+from utils.cli import add_device, add_quiet, add_reading, choose_device, new_parser, run, start_logging
+from utils.errors import CheckpointError, CohortError
+from utils.manifest import recording
+from utils.memory import keep_freed_memory
+from utils.progress import progress_bar
 
 
 def write_prediction(prediction: Prediction, output: Path) -> None:
@@ -156,16 +156,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "crop the scans to that size and set IMAGE.SIZE"
         )
     generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
-    cohort = processes.from_first(lambda: _read_splits(settings, splits, progress=not options.quiet))
+    cohort = distributed.on_rank_zero(lambda: _read_splits(settings, splits, progress=not options.quiet))
     reading = Reading(options.max_voxels, options.series)
     raw = None if options.images is None else find_raw_scans(options.images, options.labels, reading)
     place(segmenter, device)
 
     scored, views = [], []
-    shares = {split: processes.share(cases) for split, cases in cohort.items()}
+    shares = {split: distributed.shard(cases) for split, cases in cohort.items()}
     total = sum(len(cases) for cases in shares.values())
     with (
-        processes.one_writer(output, "masks", "probabilities", "figures"),
+        distributed.lock_folder_on_rank_zero(output, "masks", "probabilities", "figures"),
         recording(output, device=device, settings=settings, model=model),
         logging_redirect_tqdm(),
     ):
@@ -182,9 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     mine.append(score)
                     seen += [view_of(prediction, score.crop)] if options.report else []
                     bar.update()
-                scored += processes.join(mine)
-                views += processes.join(seen)
-        if processes.is_first():
+                scored += distributed.unshard(mine)
+                views += distributed.unshard(seen)
+        if distributed.is_rank_zero():
             print(as_text(write_scores(scored, output, model, with_raw=raw is not None)))
             if options.report:
                 facts = {"model": str(model), "cohort": settings.dataset.root, "splits": ", ".join(splits)}

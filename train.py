@@ -18,13 +18,13 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import processes
-from command_line import add_device, add_quiet, choose_device, new_parser, run, start_logging
+from configs.settings import Settings, read_settings, unknown_words
 from datasets.cohort import TRAINING, read_cohort
-from manifest import recording
 from models.objectives import discriminator_objective, joint_objective, segmenter_objective, warm_up_objective
-from settings import Settings, read_settings, unknown_words
 from training.run import TrainingRun
+from utils import distributed
+from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
+from utils.manifest import recording
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.warning("%s", warning)
     device = choose_device(options.device)
     splits = used_splits(settings, options.is_validation)
-    cohort = processes.from_first(
+    cohort = distributed.on_rank_zero(
         lambda: read_cohort(settings.dataset.root, splits, settings.image.size, progress=not options.quiet)
     )
     if options.dry_run:
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
     with (
-        processes.one_writer(settings.exp.folder, "pictures"),
+        distributed.lock_folder_on_rank_zero(settings.exp.folder, "pictures"),
         recording(settings.exp.folder, device=device, settings=settings),
     ):
         training = TrainingRun(

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from datasets.grid import Grid, check_same_grid
-from datasets.volume import read_geometry, read_labels, read_volume
-from errors import CohortError, GasnetError, VolumeError
-from progress import progress_bar
+from datasets.io.grid import Grid, check_same_grid
+from datasets.io.volume import read_geometry, read_labels, read_volume
+from utils.errors import CohortError, GasnetError, VolumeError
+from utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
 

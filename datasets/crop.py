@@ -15,10 +15,10 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import sparse
 
-from datasets.grid import Grid, check_same_grid
+from datasets.io.grid import Grid, check_same_grid
+from datasets.io.volume import DEFAULT, Reading, read_ct, read_labels
 from datasets.lungs import load_lungmask
-from datasets.volume import DEFAULT, Reading, read_ct, read_labels
-from errors import VolumeError
+from utils.errors import VolumeError
 
 CROP_SIZE = (40, 160, 160)
 """Depth, height, width of a crop."""

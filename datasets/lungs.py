@@ -24,9 +24,9 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from datasets.grid import Grid
-from errors import VolumeError
-from torch_files import TorchFileError, read_torch_file
+from datasets.io.grid import Grid
+from utils.errors import VolumeError
+from utils.torch_files import TorchFileError, read_torch_file
 
 LUNG_MODELS = ("R231", "R231CovidWeb")
 LUNG_CLASSES = 3  # background, right, left

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from command_line import add_quiet, new_parser, run, start_logging
 from datasets.cohort import lesion_folder, read_id_list
-from datasets.volume import is_volume_file, volume_id
-from errors import CohortError
-from manifest import recording
-from whole_files import write_text
+from datasets.io.volume import is_volume_file, volume_id
+from utils.cli import add_quiet, new_parser, run, start_logging
+from utils.errors import CohortError
+from utils.files import write_text
+from utils.manifest import recording
 
 LISTS = {
     "LABELED": "train_id_L",

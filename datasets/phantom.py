@@ -28,12 +28,12 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from command_line import add_quiet, new_parser, run, start_logging
-from datasets.dicom_export import write_series
-from datasets.volume import write_volume
-from errors import SettingsError
-from manifest import recording
-from progress import progress_bar
+from datasets.io.dicom_export import write_series
+from datasets.io.volume import write_volume
+from utils.cli import add_quiet, new_parser, run, start_logging
+from utils.errors import SettingsError
+from utils.manifest import recording
+from utils.progress import progress_bar
 
 # CT numbers in HU of what the phantom is made of.
 AIR, FOAM, COUCH_SHELL = -1000.0, -880.0, -350.0

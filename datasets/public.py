@@ -39,19 +39,19 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-import processes
-from command_line import add_device, add_quiet, new_parser, run, start_logging
 from datasets.cohort import find_volume
 from datasets.crop import LungMaskCrop
-from datasets.grid import Grid, check_same_grid
+from datasets.io.grid import Grid, check_same_grid
+from datasets.io.volume import Reading, read_geometry, read_labels, read_volume
 from datasets.lungs import segment_by_threshold
 from datasets.public_sets import GREY_WINDOW, SETS, Found, Mask, PublicScan, PublicSet, find_public_scans, patient_of
-from datasets.volume import Reading, read_geometry, read_labels, read_volume
-from errors import CohortError, GasnetError, VolumeError
 from lungCrop import FOLDERS, add_crop_size, add_lungmask, crop_scans, is_done, lung_device, lung_finder
-from manifest import recording
-from progress import progress_bar
-from whole_files import write_text
+from utils import distributed
+from utils.cli import add_device, add_quiet, new_parser, run, start_logging
+from utils.errors import CohortError, GasnetError, VolumeError
+from utils.files import write_text
+from utils.manifest import recording
+from utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -333,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_scans(found, progress=not options.quiet)
         return found, lists
 
-    found, lists = processes.from_first(look)
+    found, lists = distributed.on_rank_zero(look)
     rules = {
         "lungs": f"lungmask {options.lungmask_model}" if options.lungs == "lungmask" else options.lungs,
         "lung_labels": sorted(options.lung_labels or public_set.lung_labels[0]) if given else [],
@@ -346,19 +346,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     device = lung_device(options)
     with (
-        processes.one_writer(output, *FOLDERS, "id_txt"),
+        distributed.lock_folder_on_rank_zero(output, *FOLDERS, "id_txt"),
         recording(output, device=device, seed=options.seed, rules=rules),
     ):
         path = output / f"public_{public_set.name}.json"
-        left = processes.from_first(lambda: _begin(path, found, rules, size, options.overwrite))
-        mine = {case_id: found.scans[case_id] for case_id in processes.share(left)}
+        left = distributed.on_rank_zero(lambda: _begin(path, found, rules, size, options.overwrite))
+        mine = {case_id: found.scans[case_id] for case_id in distributed.shard(left)}
         failed = crop_public_scans(mine, output, lambda: lung_finder(options, device), size, progress=not options.quiet)
-        for part in processes.gather(failed):
+        for part in distributed.gather(failed):
             found.failed |= part
         for case_id in found.failed:
             found.scans.pop(case_id, None)
         report = report_of(public_set.title, options.download, found, _whole(lists, found), rules)
-        if processes.is_first():
+        if distributed.is_rank_zero():
             write_lists(output, {name: report["lists"].get(name, []) for name in lists})
             write_text(path, json.dumps(report, indent=2) + "\n")
     print(as_text(report))

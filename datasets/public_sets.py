@@ -17,8 +17,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets.volume import is_volume_file, volume_id
-from errors import VolumeError
+from datasets.io.volume import is_volume_file, volume_id
+from utils.errors import VolumeError
 
 ALL_LABELS = frozenset(range(256))
 

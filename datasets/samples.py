@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-import processes
+from configs.settings import DataloaderSettings, ImageSettings
 from datasets.augment import augment, build_augmenter
 from datasets.cohort import HELD_OUT, TRAINING, Case, Volumes, read_volumes
-from errors import TrainingError
 from models.objectives import Batch
-from settings import DataloaderSettings, ImageSettings
+from utils import distributed
+from utils.errors import TrainingError
 
 _POLL_S = 2.0  # between looks at the workers while a batch is awaited
 _STREAMS = {key: number for number, key in enumerate((*TRAINING, *HELD_OUT))}
@@ -230,8 +230,8 @@ class BatchStream:
         self.device = device
         self.position = position
         self._batch_size = batch_size
-        self._share = batch_size // processes.count()
-        self._offset = processes.rank() * self._share
+        self._share = batch_size // distributed.world_size()
+        self._offset = distributed.rank() * self._share
         workers = settings.num_workers
         self._timeout = settings.timeout or math.inf
         if workers:

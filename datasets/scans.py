@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.dicom import holds_dicom
-from datasets.volume import is_volume_file, volume_id
-from errors import VolumeError
+from datasets.io.dicom import holds_dicom
+from datasets.io.volume import is_volume_file, volume_id
+from utils.errors import VolumeError
 
 LABEL_SUFFIXES = ("", "_label", "-label", "_lesion", "_mask", "_seg")
 """What may stand between the id of a scan and the extension of its label file."""

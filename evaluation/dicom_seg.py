@@ -21,11 +21,11 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID
 from pydicom.valuerep import DA, TM
 
-from datasets.dicom import find_series
-from datasets.volume import DEFAULT, Reading
-from errors import VolumeError
+from datasets.io.dicom import find_series
+from datasets.io.volume import DEFAULT, Reading
 from evaluation.burden import NOTICE
-from whole_files import replacing
+from utils.errors import VolumeError
+from utils.files import atomic_write
 
 logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of every attribute that it copies
 
@@ -185,7 +185,7 @@ def write_dicom_seg(
         reason = " ".join(str(error).split())[:200]
         raise VolumeError(f"{path}: cannot be made of the series' headers ({reason}); leave out --dicom-seg") from None
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             segmentation.save_as(temporary)
     except OSError as error:
         raise VolumeError(f"{path}: cannot be written ({error.strerror}); check the folder and the disk") from None

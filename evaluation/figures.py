@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from whole_files import replacing
+from utils.files import atomic_write
 
 
 def slice_to_show(*masks: np.ndarray) -> int:
@@ -49,6 +49,6 @@ def save_figure(figure: Figure, path: Path, pad: float = 1.08) -> None:
         pad: between and around its axes, in font sizes.
     """
     figure.tight_layout(pad=pad)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)

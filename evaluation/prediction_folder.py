@@ -16,16 +16,16 @@ from typing import Any
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 
-from datasets.grid import Grid
+from datasets.io.grid import Grid
+from datasets.io.volume import write_volume
 from datasets.scans import result_name
-from datasets.volume import write_volume
 from evaluation.burden import GRADING, NOTICE, Burden
 from evaluation.dicom_seg import write_dicom_seg
 from evaluation.metrics import mean_and_deviation
 from evaluation.raw_scans import FullSize, RawScan
-from manifest import project_version
 from reports.cases import CaseView, Column, ReportCase, write_case_report
-from whole_files import replacing, write_text
+from utils.files import atomic_write, write_text
+from utils.manifest import project_version
 
 MASKS, PROBABILITIES, DICOM_SEG, RECORDS = "masks", "probabilities", "dicom_seg", ".scans"
 """Folders in the output; the last, hidden, has a file for every scan that is done."""
@@ -112,7 +112,7 @@ def write_results(
         segmentation.unlink(missing_ok=True)  # of another model, that found a lesion
     write_volume(found.mask, output / MASKS / name)
     if view is not None:
-        with replacing(record_path(output, case_id, "view")) as temporary:
+        with atomic_write(record_path(output, case_id, "view")) as temporary:
             temporary.write_bytes(view.to_bytes())
     record = {"made_by": wanted.made_by, "mask": name, "row": row}
     write_text(record_path(output, case_id), json.dumps(record) + "\n")

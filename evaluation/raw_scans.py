@@ -20,13 +20,13 @@ import numpy as np
 import SimpleITK as sitk
 
 from datasets.crop import LungMaskCrop, crop_to_lungs, paste_back, paste_probabilities_back, remove_small_components
-from datasets.grid import Grid
+from datasets.io.grid import Grid
 from datasets.lungs import with_sides
-from errors import VolumeError
 from evaluation.burden import Burden, measure_burden
+from evaluation.inference import segment
 from evaluation.metrics import THRESHOLD
-from evaluation.predict import segment
 from models import Segmenter
+from utils.errors import VolumeError
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from errors import GasnetError
+from evaluation.inference import Prediction
 from evaluation.metrics import Score, as_table, summarise, with_details
-from evaluation.own_resolution import RawScans, score_on_raw_scan
-from evaluation.predict import Prediction
+from evaluation.native_resolution import RawScans, score_on_raw_scan
 from evaluation.surface import TOLERANCE_MM
-from whole_files import write_text
+from utils.errors import GasnetError
+from utils.files import write_text
 
 log = logging.getLogger(__name__)
 

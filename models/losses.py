@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
 
-import processes
+from utils import distributed
 
 HEALTHY, OTHER = 0.0, 1.0
 """Classes of the discriminator."""
@@ -43,8 +43,8 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     p = logits.sigmoid()
     lesion, background = target == 1, target == 0
     loss = -((2 - p) ** 2 * logsigmoid(logits) * lesion + (1 + p) ** 2 * logsigmoid(-logits) * background)
-    counted = processes.summed(lesion.sum() + background.sum())
-    return loss.sum() * processes.count() / counted.clamp(min=1)
+    counted = distributed.sum_over_ranks(lesion.sum() + background.sum())
+    return loss.sum() * distributed.world_size() / counted.clamp(min=1)
 
 
 def weighted_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ def weighted_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     """
     logits, target = logits.float(), target.float()
     p = logits.sigmoid()
-    lesion = processes.summed(target.sum())
-    weight = (target.numel() * processes.count() - lesion) / (lesion + 1)
+    lesion = distributed.sum_over_ranks(target.sum())
+    weight = (target.numel() * distributed.world_size() - lesion) / (lesion + 1)
     return -2 * torch.mean(
         weight * target * (1 - p) ** 2 * logsigmoid(logits) + (1 - target) * p**2 * logsigmoid(-logits)
     )

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-import processes
+from configs.settings import GateSettings, GatesSettings, LossSettings
 from models.discriminator import Discriminator
 from models.generator import Generator
 from models.layers import place
@@ -28,7 +28,7 @@ from models.losses import (
     weighted_focal_loss,
 )
 from models.segmenter import Segmenter
-from settings import GateSettings, GatesSettings, LossSettings
+from utils import distributed
 
 
 class Networks(NamedTuple):
@@ -112,7 +112,7 @@ def paste_lesions(
 def _gated(value: Tensor, gate: GateSettings, gates: GatesSettings) -> Tensor:
     if not gates.enabled:
         return value
-    of_the_whole_batch = processes.summed(value) / processes.count()
+    of_the_whole_batch = distributed.sum_over_ranks(value) / distributed.world_size()
     return torch.where(of_the_whole_batch < gate.below, value * gate.factor, value)
 
 

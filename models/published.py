@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from errors import CheckpointError
 from models.discriminator import Discriminator
 from models.generator import Generator
 from models.segmenter import Segmenter
+from utils.errors import CheckpointError
 
 # our module -> the published one. A published separable pair holds its four convolutions at 0, 1, 4, 5.
 _PAIRS = {"encode1": "conv1", "encode2": "cov2", "encode3": "cov3", "decode2": "de_cov2", "decode1": "de_cov1"}

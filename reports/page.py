@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from manifest import environment
-from whole_files import write_text
+from utils.files import write_text
+from utils.manifest import environment
 
 FOLDER = Path(__file__).parent
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets.crop import unmap_window
+from evaluation.inference import Prediction
 from evaluation.metrics import Score
-from evaluation.predict import Prediction
 from reports.cases import CaseView, Column, ReportCase, encode_case, write_case_report
 
 COLUMNS = (

@@ -22,12 +22,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
-from command_line import new_parser, run
-from errors import GasnetError, SettingsError
-from manifest import read_manifest
+from configs.settings import Settings, read_settings
 from reports.page import write_page
 from reports.plots import Plot, draw
-from settings import Settings, read_settings
+from utils.cli import new_parser, run
+from utils.errors import GasnetError, SettingsError
+from utils.manifest import read_manifest
 
 PAGE = "report.html"
 

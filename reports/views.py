@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.crop import Box, bounding_box
-from datasets.grid import Grid
+from datasets.io.grid import Grid
 
 LEVELS = ((-1350.0, 0), (-160.0, 112), (240.0, 255))
 """HU and the grey values they become, linear in between: from the lower end of the lung window to the upper end of

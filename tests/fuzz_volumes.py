@@ -26,12 +26,12 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from command_line import add_quiet, new_parser
-from datasets.volume import read_volume
-from errors import VolumeError
-from host_memory import peak_memory_mib
-from progress import progress_bar
+from datasets.io.volume import read_volume
 from tests.volumes import rotation, write, write_dicom
+from utils.cli import add_quiet, new_parser
+from utils.errors import VolumeError
+from utils.memory import peak_memory_mib
+from utils.progress import progress_bar
 
 SLOW_S = 3.0
 SHAPE = (6, 7, 8)

@@ -30,14 +30,14 @@ from pathlib import Path
 
 import torch
 
-import manifest
-from command_line import new_parser, run
 from datasets import make_splits
 from datasets.phantom import write_phantoms
-from errors import CheckpointError
 from models import Segmenter
 from tests.test_train import states_equal
 from training.checkpoint import SegmenterInput, find_states, load, save_segmenter
+from utils import manifest
+from utils.cli import new_parser, run
+from utils.errors import CheckpointError
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ("lungCrop", "train", "test", "post_processing", "predict")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from command_line import run
+from utils.cli import run
 
 # One process imports everything once, and becomes those that are asked for; its parent may have used CUDA, it has not.
 _CONTEXT = multiprocessing.get_context("forkserver")

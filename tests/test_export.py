@@ -14,8 +14,6 @@ import yaml
 
 import export
 import test
-from command_line import run
-from errors import GasnetError
 from models import Discriminator, Generator, Segmenter, load_published
 from models.objectives import Networks
 from tests import reference
@@ -32,6 +30,8 @@ from training.checkpoint import (
     save_segmenter,
     save_state,
 )
+from utils.cli import run
+from utils.errors import GasnetError
 
 TRAINED_ON = SegmenterInput((20, 64, 64), (-1000.0, 400.0), "window")
 TRAINING = Training("covid", {"LABELED": 1, "VALID": 2}, "EXP: {ID: mine}\nDATASET: {ROOT: covid}\n", "CPU", {})

@@ -15,11 +15,11 @@ import post_processing
 import predict
 import test
 import train
-from command_line import run
 from tests import kill_everything
 from tests.test_whole_files import holder
 from training.checkpoint import find_states
-from whole_files import only_writer
+from utils.cli import run
+from utils.files import lock_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,6 +29,7 @@ def jobs(tmp_path_factory):
     return kill_everything.make_jobs(tmp_path_factory.mktemp("kills"), iterations=6)
 
 
+@pytest.mark.fault("any script killed at")
 @pytest.mark.parametrize("script", kill_everything.SCRIPTS)
 def test_killed_scripts_lose_nothing(jobs, script):
     kills = 5
@@ -37,6 +38,7 @@ def test_killed_scripts_lose_nothing(jobs, script):
     assert tally.runs >= 1
 
 
+@pytest.mark.fault("two runs on one folder")
 @pytest.mark.parametrize("script", [lungCrop, train, test, post_processing, predict])
 def test_a_second_run_on_a_folder_is_refused_in_one_line(jobs, script, capsys):
     job = jobs[script.__name__]
@@ -49,6 +51,7 @@ def test_a_second_run_on_a_folder_is_refused_in_one_line(jobs, script, capsys):
     assert sorted(job.output.rglob("*")) == before or not before
 
 
+@pytest.mark.fault("two runs on one folder")
 def test_a_killed_run_with_workers_leaves_its_folder_free(config, run_folder):
     command = [sys.executable, "train.py", "--config-path", str(config), "--quiet", "--device", "cpu"]
     endless = ["SOLVER.ITER_MAX=100000", "INTERVAL.SAVE=1", "DATALOADER.NUM_WORKERS=1"]
@@ -58,5 +61,5 @@ def test_a_killed_run_with_workers_leaves_its_folder_free(config, run_folder):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with only_writer(run_folder, "pictures"):
+    with lock_folder(run_folder, "pictures"):
         assert not list(run_folder.glob(".*.partial.*"))

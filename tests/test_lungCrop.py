@@ -7,9 +7,9 @@ import SimpleITK as sitk
 import torch
 
 import lungCrop
-from command_line import run
 from tests.several import on_processes
 from tests.volumes import geometry, pixels, write, write_dicom
+from utils.cli import run
 
 
 @pytest.fixture
@@ -91,6 +91,7 @@ def test_bad_scans_are_named_and_the_others_are_done(scans, tmp_path, capsys):
     assert written(output) == [f"{f}/diseased_00{k}.nii.gz" for f in ("images", "lung") for k in (0, 1)]
 
 
+@pytest.mark.fault("spaces, letters of")
 def test_one_file_and_ids_with_dots_spaces_and_letters_of_any_kind(scans, tmp_path):
     scan = scans / "ct" / "Größe 1.5 mm.nii.gz"
     (scans / "ct" / "healthy_000.nii.gz").rename(scan)
@@ -161,12 +162,14 @@ def test_with_everything_done_no_weights_are_needed(scans, tmp_path, monkeypatch
     assert cropped(scans / "ct", tmp_path / "cohort", "--lungs", "lungmask") == 0
 
 
+@pytest.mark.fault("output that is input")
 def test_crops_are_never_written_over_their_scans(scans, tmp_path, capsys):
     (scans / "ct").rename(scans / "images")
     assert run(lambda: cropped(scans / "images", scans)) == 1
     assert "lies where the crops would be written" in capsys.readouterr().err
 
 
+@pytest.mark.fault("output that is input")
 @pytest.mark.parametrize(("option", "folder"), [("--labels", "lesion"), ("--lungs", "lung")])
 def test_crops_are_never_written_over_the_masks_they_are_made_from(scans, option, folder, capsys):
     mask = scans / folder / "diseased_000.nii.gz"
@@ -203,6 +206,8 @@ def test_a_size_of_one_voxel_is_a_usage_error(scans, tmp_path):
     assert stopped.value.code == 2
 
 
+@pytest.mark.fault("header of gigabytes")
+@pytest.mark.fault("several series")
 def test_a_series_is_picked_and_large_scans_are_refused(scans, tmp_path, capsys):
     image = sitk.ReadImage(str(scans / "ct" / "healthy_000.nii.gz"))
     stored = (pixels(image) + 1024).astype(np.int16)
@@ -219,6 +224,7 @@ def test_a_series_is_picked_and_large_scans_are_refused(scans, tmp_path, capsys)
     assert "more than 1000; if that is right, allow it with --max-voxels" in capsys.readouterr().out
 
 
+@pytest.mark.fault("a CT mapped to 0..255")
 def test_scans_mapped_to_0_to_255_are_mapped_back_with_their_window(scans, tmp_path, capsys):
     path = scans / "ct" / "healthy_000.nii.gz"
     assert cropped(path, tmp_path / "hu") == 0

@@ -14,7 +14,6 @@ import lungCrop
 import post_processing
 import predict
 import test
-from command_line import run
 from datasets.crop import CROP_SIZE
 from evaluation import prediction_folder
 from evaluation.burden import NOTICE
@@ -23,6 +22,7 @@ from tests import reference
 from tests.several import on_processes
 from tests.volumes import geometry, pixels, write, write_dicom
 from training.checkpoint import SegmenterInput, save_segmenter
+from utils.cli import run
 
 SIZE = (8, 32, 32)
 OF_ALL_NETWORKS = (16, 64, 64)

@@ -8,13 +8,13 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from configs.settings import read_settings
 from datasets.crop import crop_to_lungs
 from datasets.phantom import make_phantom
 from datasets.samples import as_input, normalise
-from evaluation.predict import segment
+from evaluation.inference import segment
 from models import Discriminator
 from models.generator import generate_scan
-from settings import read_settings
 from training.checkpoint import load_generator, load_weights, read_segmenter
 
 FOLDER = Path(__file__).parents[1] / "pretrained" / "phantoms"

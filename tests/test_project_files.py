@@ -51,11 +51,11 @@ def test_what_the_recipes_name_is_there():
     for name in re.findall(r"`([\w/]+\.(?:py|yaml))`", recipes):
         assert list(ROOT.rglob(name)), name
     for path, names in (
-        ("settings.py", ("CONSTRAINTS", "LossSettings", "NotNegative")),
+        ("configs/settings.py", ("CONSTRAINTS", "LossSettings", "NotNegative")),
         ("models/objectives.py", ("joint_objective", "terms", "total", "method", "loss", "diseased")),
         ("tests/models/test_objectives.py", ("in_joint", "in_discriminator")),
         ("datasets/scans.py", ("LABEL_SUFFIXES",)),
-        ("datasets/volume.py", ("EXTENSIONS",)),
+        ("datasets/io/volume.py", ("EXTENSIONS",)),
         ("evaluation/metrics.py", ("Counts", "RATIOS", "Score", "score_scan", "_ratio")),
     ):
         known = {

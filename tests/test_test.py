@@ -10,12 +10,12 @@ from scipy import ndimage
 
 import post_processing
 import test
-from command_line import run
 from models import Discriminator, Generator, Segmenter, load_published
 from tests import reference
 from tests.several import on_processes
 from tests.volumes import pixels
 from training.checkpoint import SegmenterInput, save_segmenter, save_state
+from utils.cli import run
 
 OF_A_RUN = (".lock", "manifest.json")
 """Files that differ from run to run."""

@@ -11,22 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 
-import processes
 import train
-from command_line import run
+from configs.settings import read_settings
 from datasets import samples
 from datasets.cohort import read_cohort
 from datasets.samples import Samples
-from errors import GasnetError, TrainingError
-from evaluation import predict
+from evaluation import inference as predict
 from models.objectives import Batch, Networks
-from settings import read_settings
 from tests import reference
 from tests.several import Ended, in_double_precision, on_processes
 from training import run as training_run
 from training.balance import DiscriminatorBalance
 from training.checkpoint import SegmenterInput, load, load_segmenter, save
 from training.run import TrainingRun
+from utils import distributed
+from utils.cli import run
+from utils.errors import GasnetError, TrainingError
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -150,6 +150,7 @@ def test_training_teaches_the_segmenter_to_find_the_lesions(config):
     assert training.best_dice > 0.5
 
 
+@pytest.mark.fault("resumed instead of")
 def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     arguments = ["--config-path", str(config), "--is-validation", "--quiet", "--device", "cpu"]
@@ -183,6 +184,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path):
     assert validations[0] == validations[1]
 
 
+@pytest.mark.fault("another number of workers")
 def test_results_do_not_depend_on_the_number_of_workers(config, tmp_path):
     weights = []
     for workers in (0, 2):
@@ -206,6 +208,7 @@ def begun(command, run_folder):
     return process
 
 
+@pytest.mark.fault("Ctrl-C, SIGTERM")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_save_before_the_end(config, run_folder, number):
     command = [sys.executable, str(ROOT / "train.py"), "--config-path", str(config), "--quiet", "--device", "cpu"]
@@ -279,6 +282,7 @@ def poisoned(training, iterations):
     training.batch = next_batch
 
 
+@pytest.mark.fault("NaN or Inf in a loss")
 def test_nan_never_reaches_the_weights_and_is_reported_with_the_batch(config, run_folder, caplog):
     training = started(config)
     poisoned(training, {1, 2})
@@ -292,6 +296,7 @@ def test_nan_never_reaches_the_weights_and_is_reported_with_the_batch(config, ru
     assert [entry["skipped"] for entry in entries if "skipped" in entry] == [1, 3, 3, 3]
 
 
+@pytest.mark.fault("many of them")
 def test_too_many_nan_stop_the_run_with_the_batch(config):
     training = started(config, "SOLVER.MAX_SKIPPED=2")
     poisoned(training, range(8))
@@ -302,6 +307,7 @@ def test_too_many_nan_stop_the_run_with_the_batch(config):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("NaN or Inf in an optimiser's")
 def test_nan_in_an_optimiser_is_found_and_named_and_its_state_file_is_not_resumed(config, run_folder, caplog):
     training = started(config, "SOLVER.ITER_MAX=12", "SOLVER.MAX_SKIPPED=1000")
     before = training._between
@@ -320,6 +326,7 @@ def test_nan_in_an_optimiser_is_found_and_named_and_its_state_file_is_not_resume
     assert "state_0000012.pth: NaN or Inf in its entry 'exp_avg_sq'" in caplog.text
 
 
+@pytest.mark.fault("D wins, or collapses")
 def test_a_discriminator_that_wins_is_warned_of_in_the_log(config, caplog):
     training = started(config, "INTERVAL.LOG=1")
     training._balance = DiscriminatorBalance(window=2, sure=0)  # any D wins
@@ -365,12 +372,14 @@ def test_a_dry_run_prints_settings_and_splits_and_writes_nothing(config, run_fol
     assert not run_folder.exists()
 
 
+@pytest.mark.fault("a folder that holds")
 def test_a_second_run_in_the_same_folder_is_refused(config):
     train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
     with pytest.raises(TrainingError, match="holds a run already; --resume goes on with it"):
         train.main(["--config-path", str(config), "--quiet", "--device", "cpu"])
 
 
+@pytest.mark.fault("networks or optimisers")
 def test_networks_that_changed_cannot_be_resumed(config):
     arguments = ["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"]
     train.main(arguments)
@@ -378,6 +387,7 @@ def test_networks_that_changed_cannot_be_resumed(config):
         train.main([*arguments, "--resume", "MODEL.WIDTH.UNET=3"])
 
 
+@pytest.mark.fault("a run that ended by")
 def test_a_run_whose_loader_failed_can_be_resumed(config, tmp_path, monkeypatch):
     overrides = ["DATALOADER.NUM_WORKERS=1", "INTERVAL.SAVE=1"]
     sample = Samples._sample
@@ -406,7 +416,7 @@ def test_a_run_whose_loader_failed_can_be_resumed(config, tmp_path, monkeypatch)
 HANGING = """
 import sys, time
 import train
-from command_line import run
+from utils.cli import run
 from datasets.samples import Samples
 sample = Samples._sample
 def hang(self, case, rng):
@@ -423,6 +433,7 @@ def living(pids):
     return [s for s in stats if s.is_file() and s.read_text().rpartition(")")[2].split()[0] != "Z"]
 
 
+@pytest.mark.fault("a run that ended by")
 @pytest.mark.parametrize("end", ["error", "killed"])
 def test_a_training_that_ends_leaves_no_workers_behind(config, end):
     command = [sys.executable, "-c", HANGING, "--config-path", str(config), "--quiet", "--device", "cpu"]
@@ -463,6 +474,7 @@ def test_settings_of_the_optimiser_are_those_of_the_resumed_run(config):
         started(config, "SOLVER.OPTIMIZER.D.NAME=Adam", resume=True)
 
 
+@pytest.mark.fault("networks or optimisers")
 def test_an_optimiser_of_other_weights_is_refused(config, run_folder):
     train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
     path = run_folder / "state_0000001.pth"
@@ -478,6 +490,7 @@ def test_a_resumed_run_does_not_need_what_it_started_from(config, run_folder, tm
     assert started(config, f"INIT_MODEL.UNET={tmp_path / 'gone.pth'}", resume=True).iteration == 1
 
 
+@pytest.mark.fault("a disk that fails, a")
 def test_a_disk_that_fails_is_one_line(config, run_folder, capsys):
     run_folder.mkdir(parents=True)
     (run_folder / "pictures").touch()
@@ -488,6 +501,7 @@ def test_a_disk_that_fails_is_one_line(config, run_folder, capsys):
     assert errors[0].startswith(f"error: {run_folder / 'pictures'}: ")
 
 
+@pytest.mark.fault("no GPU, a bad device")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -521,7 +535,7 @@ def train_in_double(stop_at, arguments):
     TrainingRun.batch = lambda self, split: (taken := batch(self, split))._replace(image=taken.image.double())
 
     def interrupted(self):
-        if self.iteration == stop_at and processes.rank() == processes.count() - 1:
+        if self.iteration == stop_at and distributed.rank() == distributed.world_size() - 1:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)  # torchrun may pass on what came already
         between(self)

@@ -8,8 +8,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from datasets.crop import crop_grid, resize
-from datasets.grid import Grid
-from errors import VolumeError
+from datasets.io.grid import Grid
+from utils.errors import VolumeError
 
 SPACING = (0.7, 0.8, 2.5)
 ORIGIN = (-12.3, 45.6, 789.1)

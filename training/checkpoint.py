@@ -16,12 +16,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 from torch import Tensor, nn
 
-from checksums import check_listed
-from errors import CheckpointError
 from models import Generator, Segmenter, load_published
 from models.published import is_published, without_wrappers
-from torch_files import TorchFileError, read_torch_file
-from whole_files import replacing
+from utils.checksums import check_listed
+from utils.errors import CheckpointError
+from utils.files import atomic_write
+from utils.torch_files import TorchFileError, read_torch_file
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ def save(content: Mapping[str, Any], path: Path) -> None:
         CheckpointError: the file cannot be written.
     """
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             torch.save(dict(content), temporary)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -13,8 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid, save_image
 
 from models.objectives import Networks, synthesise
-from progress import progress_bar
-from whole_files import naming, replacing, write_text
+from utils.files import atomic_write, name_in_errors, write_text
+from utils.progress import progress_bar
 
 
 class RunningMeans:
@@ -70,7 +70,7 @@ class RunLog:
         """Log values by name."""
         for name, value in values.items():
             self._events.add_scalar(name, value, iteration)
-        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
+        with name_in_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"iteration": iteration, **values}) + "\n")
             file.flush()
             os.fsync(file.fileno())  # the state that follows is the end of what is done again
@@ -83,7 +83,7 @@ class RunLog:
 
     def picture(self, iteration: int, grid: Tensor) -> None:
         """Save a picture grid, (3, height, width) in [0, 1], as a file and for TensorBoard."""
-        with replacing(self.pictures / f"{iteration:07d}.png") as temporary:
+        with atomic_write(self.pictures / f"{iteration:07d}.png") as temporary:
             save_image(grid, temporary)
         self._events.add_image("pictures", grid, iteration)
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import torch
 
+from configs.settings import CONSTRAINTS, ImageSettings, Settings, parse_settings
 from datasets.cohort import Case
 from datasets.crop import WINDOW
-from errors import SettingsError
 from evaluation.burden import NOTICE
 from evaluation.metrics import THRESHOLD
-from manifest import environment, project_version
 from models import Segmenter
-from settings import CONSTRAINTS, ImageSettings, Settings, parse_settings
 from training.checkpoint import SegmenterFacts, SegmenterInput, Training
-from whole_files import write_text
+from utils.errors import SettingsError
+from utils.files import write_text
+from utils.manifest import environment, project_version
 
 CARD = "model_card.md"
 PUBLISHED_INPUT = SegmenterInput(ImageSettings().size, WINDOW, ImageSettings().normalization)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer, RMSprop
 
-import processes
-from errors import TrainingError
+from configs.settings import OptimizerSettings, SchedulerSettings, SolverSettings
 from models.objectives import Networks
-from settings import OptimizerSettings, SchedulerSettings, SolverSettings
+from utils import distributed
+from utils.errors import TrainingError
 
 
 def build_optimizers(networks: Networks, solver: SolverSettings) -> dict[str, Optimizer]:
@@ -167,6 +167,6 @@ class SkippedSteps:
 
 
 def _suspects(finite: bool, ids: Sequence[str]) -> str:
-    batches = processes.gather((finite, ids))
+    batches = distributed.gather((finite, ids))
     suspect = [batch for finite, batch in batches if not finite] or [batch for _, batch in batches]
     return ", ".join(case_id for batch in suspect for case_id in batch)

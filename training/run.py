@@ -21,18 +21,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import processes
+from configs.settings import Settings
 from datasets.cohort import TRAINING, Case, read_volumes
 from datasets.crop import WINDOW
 from datasets.samples import BatchStream, Samples, scan_input
-from errors import CheckpointError, SettingsError, TrainingError
+from evaluation.inference import autocast, predict_scans
 from evaluation.metrics import summarise
-from evaluation.predict import autocast, predict_scans
-from host_memory import keep_freed_memory
 from models import Discriminator, Generator, Segmenter
 from models.objectives import Batch, Method, Networks, Objective
 from reports.training import write_training_report
-from settings import Settings
 from training.balance import DiscriminatorBalance
 from training.checkpoint import (
     BEST,
@@ -55,7 +52,10 @@ from training.optimise import (
     guarded_step,
     set_learning_rates,
 )
-from whole_files import write_text
+from utils import distributed
+from utils.errors import CheckpointError, SettingsError, TrainingError
+from utils.files import write_text
+from utils.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -95,10 +95,10 @@ class TrainingRun:
         self.device = device
         self.folder = settings.exp.folder
         self.validate = validate
-        if settings.solver.batch_size % processes.count():
+        if settings.solver.batch_size % distributed.world_size():
             raise SettingsError(
-                f"SOLVER.BATCH_SIZE: {settings.solver.batch_size} volumes cannot be shared out to {processes.count()} "
-                "processes; make it a multiple"
+                f"SOLVER.BATCH_SIZE: {settings.solver.batch_size} volumes cannot be shared out to "
+                f"{distributed.world_size()} processes; make it a multiple"
             )
         if find_states(self.folder) and not resume:
             raise TrainingError(
@@ -134,7 +134,7 @@ class TrainingRun:
             )
             for split in TRAINING
         }
-        if processes.is_first():
+        if distributed.is_rank_zero():
             write_text(self.folder / "settings.yaml", settings.to_yaml())
             self._log = RunLog(self.folder, self.iteration, settings.solver.iter_max, progress)
         else:
@@ -197,7 +197,7 @@ class TrainingRun:
         if "segmenter" in trained and self._looks_at_gradients():
             logged |= gradient_norms(value.weighted, self.networks.segmenter)
         value.total.backward()
-        processes.average([*gradients(optimizers), *logged.values()])
+        distributed.average_over_ranks([*gradients(optimizers), *logged.values()])
         finite = guarded_step(optimizers, logged["total"])
         if self._average is not None and "segmenter" in trained:
             self._average.update_parameters(self.networks.segmenter)
@@ -212,7 +212,7 @@ class TrainingRun:
 
     def write_page(self) -> None:
         """Write report.html, in the first process. A page that cannot be written is a warning, and no end of a run."""
-        if not processes.is_first():
+        if not distributed.is_rank_zero():
             return
         since = time.monotonic()
         try:
@@ -223,7 +223,7 @@ class TrainingRun:
         self._next_page = now + (now - since) / _PAGE_SHARE
 
     def _between(self) -> None:
-        interval, done, stop = self.settings.interval, self.iteration, processes.largest(self._signal)
+        interval, done, stop = self.settings.interval, self.iteration, distributed.max_over_ranks(self._signal)
         self._log.bar.update()
         improved = False
         if self.validate and (done % interval.valid == 0 or self._finished()):
@@ -233,9 +233,9 @@ class TrainingRun:
         save = done % interval.save == 0 or finished or improved or stop
         if done % interval.log == 0 or save:
             self._report()
-        if processes.is_first() and (done % interval.picture == 0 or finished):
+        if distributed.is_rank_zero() and (done % interval.picture == 0 or finished):
             self._log.picture(done, self._pictures())
-        if processes.is_first() and save:
+        if distributed.is_rank_zero() and save:
             self._save()
             if stop or time.monotonic() >= self._next_page:
                 self.write_page()
@@ -267,9 +267,9 @@ class TrainingRun:
         for split in ("VALID", "VALIDH", "VALIDWL"):
             cases = self.cohort.get(split, ())
             image, precision = self.settings.image, self.settings.solver.precision
-            mine = processes.share(cases)
+            mine = distributed.shard(cases)
             predictions = predict_scans(self.segmenter, mine, split, image.normalization, precision)
-            summary = summarise(processes.join([prediction.score for prediction in predictions]))
+            summary = summarise(distributed.unshard([prediction.score for prediction in predictions]))
             if summary["lesion"]["scans"]:
                 values["valid/dice"] = summary["lesion"]["dice"]["mean"]
             if summary["no_lesion"]["scans"]:
@@ -282,7 +282,7 @@ class TrainingRun:
             self._stale += 1
             return False
         self.best_dice, self._stale = dice, 0
-        if processes.is_first():
+        if distributed.is_rank_zero():
             self._save_segmenter(BEST, dice)
         return True
 
@@ -357,7 +357,7 @@ class TrainingRun:
         self._signal = number
         # A second signal does what it always does: nobody has to wait for a loader that hangs. torchrun may pass on one
         # that came already, and ends what hangs by itself.
-        if processes.count() == 1:
+        if distributed.world_size() == 1:
             self._restore_handlers()
 
     def _restore_handlers(self) -> None:

@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from command_line import add_quiet, new_parser, run, start_logging
 from datasets.crop import crop_to_lungs
+from datasets.io.volume import write_volume
 from datasets.phantom import LESION_KINDS, LESION_SHARES, Phantom, Variety, make_phantom
-from datasets.volume import write_volume
-from errors import SettingsError
-from manifest import recording
-from progress import progress_bar
-from whole_files import only_writer, write_text
+from utils.cli import add_quiet, new_parser, run, start_logging
+from utils.errors import SettingsError
+from utils.files import lock_folder, write_text
+from utils.manifest import recording
+from utils.progress import progress_bar
 
 FOLDERS = ("images", "lung", "lesion")
 
@@ -193,7 +193,7 @@ def write_cohort(
     whole = all(_facts_path(root, *scan).is_file() for scan in scans)
     if whole and {path: _text(path) for path in texts} == texts and _made_from(root) == made_from:
         return
-    with only_writer(root, "images", "lung", "lesion", "facts", "id_txt"), recording(root, seed=seed):
+    with lock_folder(root, "images", "lung", "lesion", "facts", "id_txt"), recording(root, seed=seed):
         if (found := _made_from(root)) not in (None, made_from):
             raise SettingsError(f"{root}: holds a cohort of {found}, not of {made_from}; name another folder")
         write_text(root / "cohort.json", json.dumps(made_from) + "\n")

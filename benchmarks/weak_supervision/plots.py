@@ -24,17 +24,17 @@ from matplotlib import pyplot as plt
 
 from benchmarks.weak_supervision.rows import ROWS, row_settings
 from benchmarks.weak_supervision.table import read_results
-from command_line import new_parser, run
+from configs.settings import Settings
 from datasets.cohort import Case, read_cohort
 from datasets.crop import WINDOW
 from datasets.samples import normalise, scan_input
-from errors import GasnetError
 from evaluation.figures import save_figure, slice_to_show
-from evaluation.predict import predict_scans
+from evaluation.inference import predict_scans
 from models.generator import generate_scan
 from models.objectives import synthesise
-from settings import Settings
 from training.checkpoint import SegmenterInput, find_states, load_generator, load_segmenter
+from utils.cli import new_parser, run
+from utils.errors import GasnetError
 
 COMPARED = (("s-1",), ("gasnet-1", "steady-1"), ("s-40", "s-10"))
 """Rows in the figure of cases: of each of these the first that has a result."""

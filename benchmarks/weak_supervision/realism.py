@@ -24,15 +24,15 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from benchmarks.weak_supervision.cohort import draw_variety
-from command_line import add_quiet, new_parser, run, start_logging
 from datasets.crop import WINDOW
-from datasets.grid import Grid
+from datasets.io.grid import Grid
+from datasets.io.volume import read_ct
 from datasets.lungs import segment_by_threshold
 from datasets.phantom import LESION_KINDS, Phantom, make_phantom
-from datasets.volume import read_ct
 from evaluation.figures import save_figure, slice_to_show
-from progress import progress_bar
-from whole_files import write_text
+from utils.cli import add_quiet, new_parser, run, start_logging
+from utils.files import write_text
+from utils.progress import progress_bar
 
 MATRIX = (24, 288, 288)
 """Of the phantoms that are measured: pixels of 1.0 to 1.3 mm."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from settings import CONSTRAINTS, Settings, read_settings
+from configs.settings import CONSTRAINTS, Settings, read_settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -26,20 +26,20 @@ import torch
 
 from benchmarks.weak_supervision.cohort import SIZES, write_cohort
 from benchmarks.weak_supervision.rows import ROWS, row_settings
-from command_line import add_device, add_quiet, choose_device, new_parser, run, start_logging
+from configs.settings import Settings, read_settings
 from datasets.cohort import read_cohort
 from datasets.crop import WINDOW
-from errors import GasnetError, SettingsError
+from evaluation.inference import predict_scans
 from evaluation.metrics import summarise
-from evaluation.predict import predict_scans
-from manifest import environment, recording
 from models.layers import place
-from progress import progress_bar
-from settings import Settings, read_settings
 from train import train, used_splits
 from training.checkpoint import SegmenterInput, find_states, load, load_segmenter
 from training.run import TrainingRun
-from whole_files import only_writer, write_text
+from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
+from utils.errors import GasnetError, SettingsError
+from utils.files import lock_folder, write_text
+from utils.manifest import environment, recording
+from utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def train_row(settings: Settings, device: torch.device, progress: bool) -> None:
         )
     cohort = read_cohort(settings.dataset.root, used_splits(settings, validate=True), settings.image.size)
     folder = settings.exp.folder
-    with only_writer(folder, "pictures"), recording(folder, device=device, settings=settings):
+    with lock_folder(folder, "pictures"), recording(folder, device=device, settings=settings):
         resume = bool(find_states(settings.exp.folder))
         train(TrainingRun(settings, cohort, device, resume, validate=True, progress=progress))
 

@@ -17,9 +17,9 @@ from statistics import mean, pstdev
 from typing import Any
 
 from benchmarks.weak_supervision.rows import ROWS
-from command_line import new_parser, run
-from errors import GasnetError
-from whole_files import write_text
+from utils.cli import new_parser, run
+from utils.errors import GasnetError
+from utils.files import write_text
 
 GROUPS = {
     "main": "One label and many",

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from datasets.cohort import Case, find_volume, lesion_folder, read_cohort, read_id_list, read_volumes
-from errors import CohortError, VolumeError
 from tests.volumes import pixels, write
+from utils.errors import CohortError, VolumeError
 
 SIZE = (20, 64, 64)
 SPLITS = {"LABELED": "train_id_L", "WO_LABEL": "train_id_WL", "HEALTHY": "train_id_H", "VALID": "valid_id_L"}
@@ -46,6 +46,8 @@ def test_a_good_cohort(root):
     assert cohort["WO_LABEL"][0].lesion is None
 
 
+@pytest.mark.fault("an empty split, a missing")
+@pytest.mark.fault("many problems in one")
 def test_everything_that_is_wrong_is_reported_at_once(root):
     (root / "images" / "sick_1.nii.gz").unlink()
     (root / "lesion" / "sick_4.nii.gz").unlink()
@@ -71,6 +73,7 @@ def test_everything_that_is_wrong_is_reported_at_once(root):
     assert len(lines) == 10  # VALID lacks the image of sick_1, too
 
 
+@pytest.mark.fault("many problems in one")
 def test_long_reports_are_cut_but_count_everything(root):
     for folder in ("images", "lung"):
         shutil.rmtree(root / folder)
@@ -84,12 +87,14 @@ def test_long_reports_are_cut_but_count_everything(root):
     assert lines[-1] == "... and 10 more"
 
 
+@pytest.mark.fault("an empty split, a missing")
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_an_empty_split(root, text):
     (root / "id_txt" / "train_id_H.txt").write_text(text)
     assert problems(root) == [f"{root / 'id_txt' / 'train_id_H.txt'}: empty; HEALTHY needs at least one id"]
 
 
+@pytest.mark.fault("one id in training")
 @pytest.mark.parametrize(
     ("a", "b", "contradict"),
     [
@@ -119,6 +124,7 @@ def test_the_role_comes_from_the_key_not_from_the_name(root):
     assert cohort["HEALTHY"][0].lesion is None
 
 
+@pytest.mark.fault("no final newline, CRLF")
 @pytest.mark.parametrize(
     ("content", "ids"),
     [
@@ -137,6 +143,7 @@ def test_lists_of_any_system(tmp_path, content, ids):
     assert read_id_list(path) == ids
 
 
+@pytest.mark.fault("an id twice, with folders")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -162,6 +169,7 @@ def test_lists_that_are_refused(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("files and lists that")
 @pytest.mark.parametrize("folder", ["images", "lung", "lesion"])
 @pytest.mark.parametrize("relative", [False, True])
 def test_a_volume_that_is_a_link_out_of_its_folder_is_refused(root, tmp_path, folder, relative):
@@ -171,12 +179,14 @@ def test_a_volume_that_is_a_link_out_of_its_folder_is_refused(root, tmp_path, fo
     assert problems(root) == [f"{path}: leads out of {path.parent} to {outside.resolve()}; put the file itself there"]
 
 
+@pytest.mark.fault("files and lists that")
 def test_a_list_that_is_a_link_out_of_its_folder_is_refused(root, tmp_path):
     path = root / "id_txt" / "train_id_L.txt"
     path.symlink_to(path.rename(tmp_path / "outside.txt"))
     assert problems(root)[0].startswith(f"{path}: leads out of")
 
 
+@pytest.mark.fault("files and lists that")
 @pytest.mark.parametrize(
     "name", ["../outside", "../outside.txt", "%s/outside.txt", "../../etc/passwd", "a/../../outside"]
 )
@@ -186,6 +196,7 @@ def test_the_name_of_a_list_cannot_leave_its_folder(root, name):
     assert "leads out of" in line
 
 
+@pytest.mark.fault("files and lists that")
 def test_links_within_a_folder_and_of_folders_are_the_users_own(root, tmp_path):
     (root / "images" / "sick_0.nii.gz").rename(root / "images" / "real.nii.gz")
     (root / "images" / "sick_0.nii.gz").symlink_to("real.nii.gz")

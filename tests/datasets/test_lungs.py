@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from datasets.grid import Grid
+from datasets.io.grid import Grid
 from datasets.lungs import (
     _distance_in_slice,
     _shrink,
@@ -20,7 +20,7 @@ from datasets.lungs import (
     with_sides,
 )
 from datasets.phantom import make_phantom
-from errors import VolumeError
+from utils.errors import VolumeError
 
 REAL_CTS = Path(__file__).resolve().parents[3] / "shared" / "ct"
 
@@ -98,6 +98,7 @@ def test_threshold_takes_oblique_and_floating_point_cts():
     np.testing.assert_array_equal(segment_by_threshold(tilted), expected)
 
 
+@pytest.mark.fault("padding of -2000 or")
 def test_threshold_ignores_padding_outside_the_field_of_view():
     ct, case = _phantom(3, (32, 96, 96))
     array = sitk.GetArrayFromImage(ct)
@@ -107,6 +108,7 @@ def test_threshold_ignores_padding_outside_the_field_of_view():
     assert _dice(labels > 0, case.lung > 0) > 0.97
 
 
+@pytest.mark.fault("one lung")
 def test_threshold_with_one_airless_lung():
     ct, case = _phantom(4)
     array = sitk.GetArrayFromImage(ct)
@@ -116,6 +118,7 @@ def test_threshold_with_one_airless_lung():
     assert _dice(labels == 2, case.lung == 2) > 0.95
 
 
+@pytest.mark.fault("no lung")
 def test_threshold_without_a_lung():
     ct, case = _phantom(0, (24, 64, 64))
     solid = sitk.GetArrayFromImage(ct)
@@ -265,6 +268,7 @@ def test_damaged_weights(weights, tmp_path):
     _one_line("no such file", weights=tmp_path / "missing.pth")
 
 
+@pytest.mark.fault("NaN or Inf in weights")
 def test_weights_with_nan(weights, tmp_path):
     import torch
 
@@ -274,6 +278,7 @@ def test_weights_with_nan(weights, tmp_path):
     _one_line(r"nan\.pth: NaN or Inf in its entry 'last.bias'", weights=tmp_path / "nan.pth")
 
 
+@pytest.mark.fault("another architecture, missing")
 def test_weights_of_another_network(tmp_path):
     import torch
 
@@ -300,6 +305,7 @@ class _Payload:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.fault("a pickle that would")
 @pytest.mark.parametrize("forced", [False, True])
 def test_malicious_weights_run_nothing(tmp_path, monkeypatch, forced):
     import torch
@@ -316,6 +322,7 @@ def test_malicious_weights_run_nothing(tmp_path, monkeypatch, forced):
     assert not bait.exists()
 
 
+@pytest.mark.fault("lungmask's weights out")
 def test_without_weights_and_network_both_remedies_are_named(monkeypatch, tmp_path):
     import torch
 

@@ -3,9 +3,9 @@ import argparse
 import numpy as np
 import pytest
 
-from command_line import run
 from datasets.make_splits import LISTS, amount, cohort_ids, main, make_splits
-from errors import CohortError
+from utils.cli import run
+from utils.errors import CohortError
 
 LABELLED = [f"a{k}" for k in range(10)]
 UNLABELLED = [f"b{k}" for k in range(8)]

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from datasets import phantom as module
 from datasets.phantom import make_phantom, write_phantoms
-from errors import SettingsError
+from utils.errors import SettingsError
 
 SIZE = (32, 96, 96)
 

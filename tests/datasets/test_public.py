@@ -6,15 +6,15 @@ import pytest
 
 import lungCrop
 import train
-from command_line import run
+from configs.settings import read_settings
 from datasets import public
 from datasets.cohort import read_id_list
 from datasets.public import main, make_lists
 from datasets.public_sets import PublicScan, patient_of
-from errors import CohortError
-from settings import read_settings
 from tests.several import on_processes
 from tests.volumes import image_of, pixels, write
+from utils.cli import run
+from utils.errors import CohortError
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (8, 16, 16)
@@ -199,6 +199,7 @@ def test_given_lungs_are_not_looked_at_where_lungmask_is_asked_for(tmp_path, lun
     np.testing.assert_array_equal(crop(tmp_path / "cohort", "lung", f"covidseg_{PAIR[0]}"), np.ones(SIZE))
 
 
+@pytest.mark.fault("a patient on both sides")
 @pytest.mark.parametrize(("labelled", "other"), [PAIR, PAIR[::-1]])
 def test_the_two_scans_of_one_patient_are_never_on_both_sides(tmp_path, labelled, other):
     output = tmp_path / "cohort"
@@ -233,6 +234,7 @@ CD = [
 NONE_HELD_OUT = {"valid": 0, "validh": 0, "validwl": 0}
 
 
+@pytest.mark.fault("a patient on both sides")
 @pytest.mark.parametrize("labelled", [case.id for case in A])
 @pytest.mark.parametrize("valid", [0, 1, 7])
 def test_whatever_is_labelled_or_held_out_lists_share_no_patient_but_those_of_tests(labelled, valid):
@@ -279,6 +281,7 @@ def test_a_label_of_c_is_neither_tested_on_nor_in_d(tmp_path):
     assert found["D_diseased"] == [f"mosmed_study_{k:04d}" for k in range(7, 11)]
 
 
+@pytest.mark.fault("a scan of C whose mask")
 def test_a_scan_of_c_is_not_in_d_even_where_its_mask_is_broken(tmp_path, capsys):
     download = mosmed(tmp_path / "c")
     (download / "masks" / "study_0005_mask.nii.gz").write_bytes(b"no gzip")
@@ -351,6 +354,7 @@ def test_what_is_done_is_skipped_and_what_failed_is_done_when_it_is_mended(tmp_p
     assert (output / "images" / "medseg_1.nii.gz").stat().st_mtime_ns > before
 
 
+@pytest.mark.fault("another rule for lungs")
 def test_other_rules_do_not_mix_with_what_is_done(tmp_path, capsys, monkeypatch):
     download, output = medseg(tmp_path / "b"), tmp_path / "cohort"
     other = ["--lesion-labels", "1", "2", "3"]
@@ -376,6 +380,8 @@ def refusals(download, output, capsys):
     return {line.split(": ")[1]: line for line in lines}
 
 
+@pytest.mark.fault("labels that the set")
+@pytest.mark.fault("0..255 in a set in")
 def test_files_that_are_not_as_they_should_be_cost_their_scan_alone(tmp_path, capsys):
     download = covidseg(tmp_path / "a", coronacases=range(1, 8))
     write(download / "infection_mask" / "coronacases_002.nii", lesion(1, 2))
@@ -415,6 +421,7 @@ def test_odd_files_are_named_and_their_scans_done(tmp_path):
     np.testing.assert_allclose(image, (hu(2)[LUNGS].astype(float) + 1250) * 0.17, atol=1e-4)
 
 
+@pytest.mark.fault("0..255 in a set in")
 def test_scans_of_0_to_255_are_mapped_back_in_no_other_set(tmp_path, capsys):
     download, output = mosmed(tmp_path / "c"), tmp_path / "cohort"
     write(download / "studies" / "CT-0" / "study_0002.nii.gz", grey())
@@ -423,6 +430,7 @@ def test_scans_of_0_to_255_are_mapped_back_in_no_other_set(tmp_path, capsys):
     assert lists(output)["D_healthy"] == ["mosmed_study_0001", "mosmed_study_0003"]
 
 
+@pytest.mark.fault("labels that the set")
 def test_labels_of_ones_own_choice_pass_over_all_others(tmp_path):
     download, output = covidseg(tmp_path / "a"), tmp_path / "cohort"
     write(download / "infection_mask" / "coronacases_002.nii", lesion(255, 7))

@@ -1,8 +1,8 @@
 import pytest
 
 from datasets.public_sets import COVIDSEG, MEDSEG, MOSMED, SETS, find_public_scans, patient_of
-from errors import VolumeError
 from tests.volumes import touched
+from utils.errors import VolumeError
 
 RADIOPAEDIA = [
     "10_85902_1", "10_85902_3", "14_85914_0", "27_86410_0", "29_86490_1", "29_86491_1", "36_86526_0", "40_86625_0",
@@ -116,6 +116,7 @@ def test_scans_of_one_case_of_radiopaedia_are_one_patient():
     assert patient_of("mosmed_study_0001") != patient_of("mosmed_study_0002")
 
 
+@pytest.mark.fault("missing masks")
 def test_masks_of_both_stand_in_for_missing_folders(tmp_path):
     first_layout(tmp_path)
     for folder in ("lung_mask", "infection_mask"):
@@ -166,6 +167,7 @@ def test_labels_of_ones_own_choice(tmp_path):
     assert 200 in scan.lesion.known
 
 
+@pytest.mark.fault("missing masks")
 def test_missing_masks_cost_their_scans(tmp_path):
     second_layout(tmp_path)
     (tmp_path / "Lung_Mask" / "coronacases_001.nii.gz").unlink()
@@ -179,6 +181,7 @@ def test_missing_masks_cost_their_scans(tmp_path):
     assert list(found.failed) == ["covidseg_coronacases_002"]
 
 
+@pytest.mark.fault("two files for one CT")
 def test_two_files_for_one_thing_are_never_chosen_from(tmp_path):
     mosmed(tmp_path)
     touched(tmp_path / "studies", "CT-2/study_0001.nii.gz", "CT-1/study_0300.nii")
@@ -207,6 +210,7 @@ def test_missing_masks_of_c_are_warned_of(tmp_path):
     assert any("255.nii.gz: not a name of MosMed" in line for line in found.odd)
 
 
+@pytest.mark.fault("files that belong to")
 def test_what_belongs_to_nothing_is_named(tmp_path):
     medseg(tmp_path)
     touched(tmp_path, "rp_msk/10.nii.gz", "rp_im/notes.txt", "elsewhere/1.nii.gz", "rp_im.zip", "rp_im/x.nii.gz")

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-import processes
+from configs.settings import DataloaderSettings, ImageSettings
 from datasets import samples as module
 from datasets.cohort import read_cohort, read_volumes
 from datasets.samples import BatchStream, Samples, as_input, normalise, scan_input
-from errors import TrainingError
 from models.objectives import Batch
-from settings import DataloaderSettings, ImageSettings
 from tests.volumes import pixels
+from utils import distributed
+from utils.errors import TrainingError
 
 CPU = torch.device("cpu")
 IMAGE = ImageSettings(size=(20, 64, 64), slices=16)
@@ -42,6 +42,7 @@ def same(a, b):
     )
 
 
+@pytest.mark.fault("fewer scans than a")
 def test_a_batch(cases):
     batch = stream_of(cases, "LABELED").next()
     assert batch.image.shape == batch.lung.shape == batch.lesion.shape == (2, 1, 16, 64, 64)
@@ -144,6 +145,7 @@ def test_a_scan_as_the_networks_take_it(cases):
     assert (scan_input(volumes, "minmax").min(), scan_input(volumes, "minmax").max()) == (-1, 1)
 
 
+@pytest.mark.fault("a sample that cannot")
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("error", [ValueError("broken\nscan"), StopIteration(), MemoryError()])
 def test_a_sample_that_cannot_be_made_is_one_error_that_names_it(cases, monkeypatch, workers, error):
@@ -170,6 +172,7 @@ def failing_at(monkeypatch, case_id, fail):
     monkeypatch.setattr(module, "read_volumes", read)
 
 
+@pytest.mark.fault("a loader that is killed")
 @pytest.mark.parametrize(
     ("case_id", "workers", "end"),
     [
@@ -189,6 +192,7 @@ def test_a_worker_that_ends_is_one_error_that_names_its_sample(cases, monkeypatc
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("a loader that hangs")
 def test_a_worker_that_hangs_is_one_error_that_names_its_sample(cases, monkeypatch):
     failing_at(monkeypatch, "sick_2", lambda: time.sleep(60))
     stream = stream_of(cases, settings=DataloaderSettings(num_workers=2, timeout=1))
@@ -196,6 +200,7 @@ def test_a_worker_that_hangs_is_one_error_that_names_its_sample(cases, monkeypat
         taken(stream, 3)
 
 
+@pytest.mark.fault("a loader that hangs")
 def test_a_slow_worker_is_waited_for(cases, monkeypatch):
     monkeypatch.setattr(module, "_POLL_S", 0.1)
     expected = taken(stream_of(cases), 2)
@@ -204,6 +209,7 @@ def test_a_slow_worker_is_waited_for(cases, monkeypatch):
         assert same(taken(stream_of(cases, settings=DataloaderSettings(num_workers=1, timeout=timeout)), 2), expected)
 
 
+@pytest.mark.fault("a loader that is killed")
 def test_a_worker_that_ends_between_samples_is_noticed_when_a_batch_is_missing(cases, monkeypatch):
     monkeypatch.setattr(module, "_POLL_S", 0.2)
     stream = stream_of(cases, settings=DataloaderSettings(num_workers=1))
@@ -217,6 +223,7 @@ def test_a_worker_that_ends_between_samples_is_noticed_when_a_batch_is_missing(c
         taken(stream, 5)
 
 
+@pytest.mark.fault("a sample that cannot")
 def test_a_stop_iteration_outside_of_a_sample_is_no_short_epoch(cases, monkeypatch):
     def stop(_):
         raise StopIteration
@@ -244,10 +251,10 @@ def test_processes_share_out_every_batch(cases, monkeypatch, workers):
     samples = Samples(cases["WO_LABEL"], "WO_LABEL", IMAGE, seed=0)
     whole = BatchStream(samples, 4, NO_WORKERS, CPU, position=8)
     expected = taken(whole, 3)
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     shares = []
     for rank in range(2):
-        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         stream = BatchStream(samples, 4, DataloaderSettings(num_workers=workers), CPU, position=8)
         shares.append(taken(stream, 3))
         assert stream.position == whole.position == 20
@@ -259,8 +266,8 @@ def test_processes_share_out_every_batch(cases, monkeypatch, workers):
 
 
 def test_the_share_of_a_process_is_named_when_it_is_missing(cases, monkeypatch):
-    monkeypatch.setattr(processes, "count", lambda: 2)
-    monkeypatch.setattr(processes, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
     monkeypatch.setattr(module, "_collate", lambda _: next(iter(())))
     stream = stream_of(cases)
     second = stream.samples.case(1).id

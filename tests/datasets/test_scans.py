@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from datasets.scans import find_scans, match_labels, result_name
-from errors import VolumeError
 from tests.volumes import touched
+from utils.errors import VolumeError
 
 
 def test_files_and_dicom_folders_are_scans_and_nothing_else(tmp_path):
@@ -69,6 +69,7 @@ def test_below_a_series_there_is_no_other(tmp_path):
     assert set(find_scans(tmp_path)) == {"a", "b_c_d"}
 
 
+@pytest.mark.fault("folders of a DICOM")
 def test_links_that_lead_in_circles_end_and_every_series_is_found_once(tmp_path):
     touched(tmp_path, "p/s/series/1.dcm", "q/deep/series/1.dcm")
     for link, target in (
@@ -95,6 +96,7 @@ def test_the_current_folder_and_the_one_above_have_names(tmp_path, monkeypatch):
     assert list(find_scans(Path(".."))) == ["patient"]
 
 
+@pytest.mark.fault("two scans, or two labels")
 @pytest.mark.parametrize("names", [("a.nii", "a.nii.gz"), ("a/b_c/1.dcm", "a_b/c/1.dcm"), ("a/b/1.dcm", "a_b/1.dcm")])
 def test_two_scans_of_one_id(names, tmp_path):
     touched(tmp_path, *names)
@@ -147,6 +149,7 @@ def test_one_label_file_for_one_scan(tmp_path):
     assert match_labels(tmp_path / "anything.nii", ["scan"]) == ({"scan": tmp_path / "anything.nii"}, [])
 
 
+@pytest.mark.fault("two scans, or two labels")
 def test_two_labels_of_one_scan(tmp_path):
     touched(tmp_path, "a.nii", "a_label.nii")
     with pytest.raises(VolumeError, match="both belong to a; keep one of them"):

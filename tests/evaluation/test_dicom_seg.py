@@ -4,7 +4,7 @@ import pydicom
 import pytest
 from pydicom.uid import SegmentationStorage
 
-from datasets.volume import Reading, read_ct
+from datasets.io.volume import Reading, read_ct
 from evaluation.burden import NOTICE
 from evaluation.dicom_seg import read_source, write_dicom_seg
 from tests.volumes import ORIGIN, SPACING, geometry, refused, rotation, write_dicom

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from datasets.scans import result_name
-from errors import VolumeError
 from evaluation import prediction_folder
 from evaluation.burden import NOTICE, Burden
 from evaluation.prediction_folder import (
@@ -25,6 +24,7 @@ from evaluation.prediction_folder import (
 from evaluation.raw_scans import FullSize, RawScan
 from reports.cases import encode_case
 from tests.volumes import image_of, pixels
+from utils.errors import VolumeError
 
 MADE_BY = {"model": "0123456789abcdef01", "threshold": 0.5}
 

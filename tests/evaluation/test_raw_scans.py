@@ -9,10 +9,10 @@ import torch
 
 from datasets.crop import LungMaskCrop
 from datasets.phantom import write_phantoms
-from errors import VolumeError
 from evaluation.raw_scans import one_ahead, predict_scan, prepare_scan
 from models import Segmenter
 from tests.volumes import geometry, pixels, write
+from utils.errors import VolumeError
 
 
 class Prepared:

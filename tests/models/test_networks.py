@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from errors import CheckpointError
 from models import Discriminator, Generator, Segmenter, load_published
 from models.generator import generate_scan
 from models.published import is_published
 from tests import reference
+from utils.errors import CheckpointError
 
 NETWORKS = {
     "segmenter_base4": lambda: Segmenter(width=4),

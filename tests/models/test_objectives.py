@@ -3,7 +3,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-import processes
+from configs.settings import CONSTRAINTS, GateSettings, GatesSettings, LossSettings
 from models import Discriminator, Generator, Segmenter, load_published
 from models.objectives import (
     Batch,
@@ -16,9 +16,9 @@ from models.objectives import (
     synthesise,
     warm_up_objective,
 )
-from settings import CONSTRAINTS, GateSettings, GatesSettings, LossSettings
 from tests import reference
 from tests.several import on_processes
+from utils import distributed
 
 EXPECTED = {name: value.item() for name, value in reference.load("objectives").items()}
 # The joint objective reaches S through D and G, and single precision loses digits on the way: the reference is 6e-4
@@ -186,8 +186,8 @@ def objectives_of_a_share(folder, belows):
     torch.manual_seed(0)
     shape = (1, 16, 32, 64)
     networks = Networks(Segmenter(2), Generator(2), Discriminator(2, shape[1:])).to(torch.device("cpu"))
-    share = 4 // processes.count()
-    volumes = range(processes.rank() * share, (processes.rank() + 1) * share)
+    share = 4 // distributed.world_size()
+    volumes = range(distributed.rank() * share, (distributed.rank() + 1) * share)
 
     def batch(phase):
         # Volumes of other contrast, with lungs and lesions of other sizes.
@@ -216,7 +216,7 @@ def objectives_of_a_share(folder, belows):
         value.total.backward()
         gradient = torch.cat([p.grad.flatten() for network in trained for p in network.parameters()])
         results[name] = {"total": value.total.detach(), **value.terms, "gradient": gradient}
-    torch.save(results, folder / f"{processes.rank()}.pth")
+    torch.save(results, folder / f"{distributed.rank()}.pth")
     return 0
 
 

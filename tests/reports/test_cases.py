@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from datasets.grid import Grid
+from datasets.io.grid import Grid
 from reports.cases import Column, ReportCase, encode_case, write_case_report
 
 SHAPE = (20, 48, 64)

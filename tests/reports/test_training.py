@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from command_line import run
-from errors import GasnetError
+from configs.settings import read_settings
 from reports import training
 from reports.training import averaged, read_log, spread, training_plots, write_training_report
-from settings import read_settings
+from utils.cli import run
+from utils.errors import GasnetError
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.grid import Grid
+from datasets.io.grid import Grid
 from reports.views import CaseView, ReportCase, encode_case, pick_slices, picture_size, to_grey
 
 UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

@@ -5,8 +5,6 @@ import zipfile
 import pytest
 import torch
 
-from checksums import write_checksums
-from errors import CheckpointError
 from models import Discriminator, Generator, Segmenter
 from tests import reference
 from training import checkpoint
@@ -25,6 +23,8 @@ from training.checkpoint import (
     save_segmenter,
     save_state,
 )
+from utils.checksums import write_checksums
+from utils.errors import CheckpointError
 
 TRAINED_ON = SegmenterInput((16, 64, 64), (-1250.0, 250.0), "window")
 OTHER = SegmenterInput((40, 160, 160), (-1250.0, 250.0), "minmax")
@@ -56,6 +56,7 @@ def test_a_segmenter_file_is_enough_to_use_it(tmp_path):
     assert (content["iteration"], content["valid_dice"], content["version"]) == (7, 0.5, 1)
 
 
+@pytest.mark.fault("`module.` and `_orig_mod.`")
 @pytest.mark.parametrize("prefix", ["", "module.", "module.module.", "_orig_mod.", "_orig_mod.module."])
 def test_files_of_wrapped_networks_load(tmp_path, prefix):
     networks = {"segmenter": Segmenter(2), "generator": Generator(2), "discriminator": Discriminator(2, (16, 64, 64))}
@@ -71,6 +72,7 @@ def test_files_of_wrapped_networks_load(tmp_path, prefix):
     assert equal(discriminator, networks["discriminator"])
 
 
+@pytest.mark.fault("`module.` and `_orig_mod.`")
 def test_a_network_compiled_in_part_loads_but_not_one_that_is_given_twice(tmp_path):
     segmenter = Segmenter(2)
     weights = {key.replace("stem.", "stem._orig_mod."): tensor for key, tensor in segmenter.state_dict().items()}
@@ -81,6 +83,7 @@ def test_a_network_compiled_in_part_loads_but_not_one_that_is_given_twice(tmp_pa
         load_segmenter(tmp_path / "twice.pth", OTHER)
 
 
+@pytest.mark.fault("NaN or Inf in weights")
 @pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
 def test_weights_that_are_not_finite_are_refused(tmp_path, bad):
     segmenter = Segmenter(2)
@@ -93,6 +96,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, bad):
             load_segmenter(tmp_path / name, OTHER)
 
 
+@pytest.mark.fault("another architecture, missing")
 @pytest.mark.parametrize("change", ["missing", "unknown"])
 @pytest.mark.parametrize("name", ["stem.0.weight", "predict.weight"])
 def test_weights_of_ours_that_are_missing_or_unknown_are_one_line(tmp_path, change, name):
@@ -127,6 +131,7 @@ def test_a_training_state_gives_each_network(tmp_path):
         assert equal(fresh, networks[name])
 
 
+@pytest.mark.fault("another architecture, missing")
 def test_weights_that_do_not_fit_are_one_line(tmp_path):
     save_segmenter(tmp_path / "s.pth", Segmenter(3), TRAINED_ON, 0, None)
     for network, message in ((Segmenter(2), "does not fit"), (Generator(2), "holds a segmenter alone")):
@@ -161,6 +166,7 @@ def changed(content, entry, value):
 MISSING = object()
 
 
+@pytest.mark.fault("another architecture, missing")
 @pytest.mark.parametrize("entry", ["input", "input.size", "input.window", "input.normalization", "weights"])
 @pytest.mark.parametrize("value", [MISSING, None, 1, "minimax", [1, 2], (1, 2), (1, -2, 0.5), {"w": "no tensor"}])
 def test_entries_of_a_segmenter_that_are_missing_or_wrong_are_named(tmp_path, entry, value):
@@ -176,6 +182,7 @@ def test_entries_of_a_segmenter_that_are_missing_or_wrong_are_named(tmp_path, en
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("a damaged last state")
 def test_a_state_without_what_resuming_needs_is_named_and_passed_over(tmp_path, caplog):
     save_state(tmp_path, RESUMABLE, 1)
     entries = [
@@ -191,6 +198,7 @@ def test_a_state_without_what_resuming_needs_is_named_and_passed_over(tmp_path, 
             assert f"state_0000002.pth: its entry {entry} is missing or wrong" in caplog.text
 
 
+@pytest.mark.fault("a segmenter alone given")
 def test_a_segmenter_alone_cannot_be_resumed_from(tmp_path, caplog):
     save_segmenter(tmp_path / "state_0000009.pth", Segmenter(2), TRAINED_ON, 9, None)
     with pytest.raises(CheckpointError, match="no training state to resume from"):
@@ -198,6 +206,7 @@ def test_a_segmenter_alone_cannot_be_resumed_from(tmp_path, caplog):
     assert "state_0000009.pth: not a training state" in caplog.text
 
 
+@pytest.mark.fault("a damaged last state")
 @pytest.mark.parametrize("where", ["networks.segmenter", "networks.discriminator", "optimizers.segmenter.state"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_state_with_nan_in_it_is_passed_over(tmp_path, caplog, where, bad):
@@ -225,6 +234,7 @@ def damaged_files(path):
     }
 
 
+@pytest.mark.fault("flipped bytes, cut")
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("damage", ["half", "empty", "text", "flipped", "pickle"])
 def test_a_damaged_checkpoint_is_noticed(tmp_path, damage):
@@ -236,6 +246,7 @@ def test_a_damaged_checkpoint_is_noticed(tmp_path, damage):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("a pickle that would")
 def test_a_checkpoint_that_would_run_something_is_refused(tmp_path):
     class Payload:
         def __reduce__(self):
@@ -247,6 +258,7 @@ def test_a_checkpoint_that_would_run_something_is_refused(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.fault("a newer or impossible")
 def test_a_missing_file_and_a_newer_version_are_one_line(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         load(tmp_path / "none.pth")
@@ -257,6 +269,7 @@ def test_a_missing_file_and_a_newer_version_are_one_line(tmp_path):
         assert f"version {version}," in str(caught.value)
 
 
+@pytest.mark.fault("a save that fails: full")
 def test_a_save_that_fails_leaves_the_file_that_was_there(tmp_path, monkeypatch):
     path = tmp_path / "s.pth"
     save({"value": 1}, path)
@@ -272,6 +285,7 @@ def test_a_save_that_fails_leaves_the_file_that_was_there(tmp_path, monkeypatch)
     assert [p.name for p in tmp_path.iterdir()] == ["s.pth"]
 
 
+@pytest.mark.fault("a damaged last state")
 def test_the_last_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path, caplog):
     for iteration in (5, 100, 20, 3_000_000):
         save_state(tmp_path, RESUMABLE, iteration)

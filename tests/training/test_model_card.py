@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import train
+from configs.settings import parse_settings, read_settings
 from datasets.cohort import Case
-from manifest import project_version
 from models import Segmenter
-from settings import parse_settings, read_settings
 from tests import reference
 from training.checkpoint import SegmenterInput, find_segmenter, load, read_segmenter, save, save_segmenter
 from training.model_card import describe_training, model_card, shareable, write_model_card
+from utils.manifest import project_version
 
 ROOT = Path(__file__).parents[2]
 TRAINED_ON = SegmenterInput((20, 64, 96), (-1000.0, 400.0), "window")

@@ -3,11 +3,9 @@ import copy
 import pytest
 import torch
 
-import processes
-from errors import TrainingError
+from configs.settings import SchedulerSettings, SolverSettings
 from models import Discriminator, Generator, Segmenter
 from models.objectives import Networks
-from settings import SchedulerSettings, SolverSettings
 from tests.several import on_processes
 from training.optimise import (
     SkippedSteps,
@@ -17,6 +15,8 @@ from training.optimise import (
     learning_rate,
     set_learning_rates,
 )
+from utils import distributed
+from utils.errors import TrainingError
 
 
 @pytest.fixture
@@ -49,6 +49,7 @@ def test_each_network_follows_its_own_scheduler(networks):
     assert rates == {"segmenter": 5e-5, "generator": 1e-5, "discriminator": 1e-5}
 
 
+@pytest.mark.fault("NaN or Inf in a loss")
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -88,6 +89,7 @@ def test_a_good_step_is_the_optimisers_own(networks):
         assert torch.equal(a, b)
 
 
+@pytest.mark.fault("NaN or Inf in an optimiser's")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(
     ("kind", "state"), [("Adam", "exp_avg"), ("Adam", "exp_avg_sq"), ("RMSprop", "square_avg"), (None, "weight")]
@@ -107,6 +109,7 @@ def test_nan_in_a_state_never_reaches_the_weights(kind, state, bad):
     torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.fault("NaN or Inf in an optimiser's")
 def test_a_step_that_overflows_is_taken_back():
     weight = torch.nn.Parameter(torch.tensor([1.0]))
     optimizer = torch.optim.Adam([weight], lr=0.1)
@@ -143,7 +146,7 @@ def test_skipped_steps_are_counted_named_and_limited():
 
 
 def skipping():
-    rank = processes.rank()
+    rank = distributed.rank()
     skipped = SkippedSteps(limit=10)
     mine, others = torch.tensor(float("nan") if rank == 1 else 1.0), torch.tensor(1.0)
     skipped.record(torch.tensor([False, False, False]), mine, 1, "joint", [f"a{rank}", f"b{rank}"])

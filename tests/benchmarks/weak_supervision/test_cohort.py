@@ -21,9 +21,9 @@ from benchmarks.weak_supervision.cohort import (
 )
 from datasets.cohort import read_cohort
 from datasets.phantom import LESION_KINDS
-from errors import FolderError, SettingsError
 from tests.volumes import pixels
-from whole_files import only_writer
+from utils.errors import FolderError, SettingsError
+from utils.files import lock_folder
 
 SIZE = Size(raw=(16, 32, 32), crop=(16, 32, 64))
 COUNTS = Counts(labelled=1, diseased=3, healthy=1, valid=1, validh=1, test=1, testh=1)
@@ -114,7 +114,7 @@ def test_scans_that_are_done_are_kept_and_another_cohort_is_refused(root):
 
 def test_a_whole_cohort_is_shared_and_one_that_is_not_is_written_by_one_process(root):
     again = partial(write_cohort, root, SIZE, 5, COUNTS)
-    with only_writer(root), ProcessPoolExecutor(1, get_context("spawn")) as others:
+    with lock_folder(root), ProcessPoolExecutor(1, get_context("spawn")) as others:
         others.submit(again).result()
         (root / "id_txt" / "labels_3.txt").unlink()
         with pytest.raises(FolderError, match="is writing here"):

@@ -6,8 +6,8 @@ import torch
 from benchmarks.weak_supervision import plots, rows, run, table
 from benchmarks.weak_supervision.cohort import Counts, Size, write_cohort
 from benchmarks.weak_supervision.rows import ROWS, Row, Scale, row_settings
-from errors import SettingsError
-from settings import CONSTRAINTS
+from configs.settings import CONSTRAINTS
+from utils.errors import SettingsError
 
 CPU = torch.device("cpu")
 TINY = Scale(

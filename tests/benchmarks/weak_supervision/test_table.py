@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.weak_supervision import plots, table
 from benchmarks.weak_supervision.table import aggregate, as_markdown, read_results, targets
-from errors import GasnetError
+from utils.errors import GasnetError
 
 
 def result(row, seed, dice, sd, sensitivity=0.5, false_positive=(10.0, 2.0), valid=0.6, iteration=50):

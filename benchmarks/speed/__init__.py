@@ -1,0 +1,1 @@
+"""Speed of this code beside the published way."""

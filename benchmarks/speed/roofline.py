@@ -1,0 +1,170 @@
+"""How far our training is from what the device can do: operations and bytes counted, its rates measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.speed.cohort import write_cohort
+from benchmarks.speed.processes import process
+from benchmarks.speed.training import PHASES, SCANS, cases, serve
+from configs.settings import Settings, read_settings
+from evaluation.inference import autocast
+from models import Discriminator, Generator, Segmenter
+from models.objectives import (
+    Batch,
+    Method,
+    Networks,
+    discriminator_objective,
+    joint_objective,
+    segmenter_objective,
+)
+
+
+class BytesMode(TorchDispatchMode):
+    """Counts the bytes that operations read and write, each tensor once an operation; views move nothing.
+
+    Op by op, no execution moves less. One that joins operations can; one that changes layouts moves more.
+
+    Attributes:
+        total: bytes so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+            self.total += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return result
+
+
+def count(settings: Settings, device: torch.device) -> dict[str, tuple[int, int]]:
+    """Floating-point operations and bytes of a step of each objective, optimisers left out; nothing is computed.
+
+    Args:
+        settings: sizes, widths and precision.
+        device: where mixed precision is looked up.
+    """
+    width, (_, *plane), slices = settings.model.width, settings.image.size, settings.image.slices
+    method = Method(settings.exp.constraints, settings.solver.iter_max, settings.loss, settings.gate)
+    mixed = autocast(device, settings.solver.precision)._enabled
+    t = max(PHASES.values())
+    objectives = {
+        "joint": (("segmenter", "generator"), joint_objective, (method, t)),
+        "segmenter": (("segmenter",), segmenter_objective, (method,)),
+        "discriminator": (("discriminator",), discriminator_objective, (method, t)),
+    }
+    counted = {}
+    with FakeTensorMode():
+        networks = Networks(Segmenter(width.unet), Generator(width.g), Discriminator(width.d, (slices, *plane)))
+        batch = Batch(*(torch.rand(settings.solver.batch_size, 1, slices, *plane) for _ in range(3)), ())
+        for name, (trained, objective, more) in objectives.items():
+            for network_name, network in networks._asdict().items():
+                network.requires_grad_(network_name in trained)
+            with FlopCounterMode(display=False) as flops, BytesMode() as moved:
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+                    value = objective(networks, batch, batch, *more)
+                value.total.backward()
+            counted[name] = flops.get_total_flops(), moved.total
+    return counted
+
+
+def of_phases(counted: Mapping[str, tuple[int, int]], steps: int) -> dict[str, tuple[int, int]]:
+    """What `count` found, by phase: an iteration of S and G, and one of D with so many steps."""
+    (joint, joint_bytes), (alone, alone_bytes) = counted["joint"], counted["segmenter"]
+    step, step_bytes = counted["discriminator"]
+    return {
+        "generator+segmenter": (joint + alone, joint_bytes + alone_bytes),
+        "discriminator": (steps * step, steps * step_bytes),
+    }
+
+
+def rates(device: torch.device, precision: str) -> dict[str, float]:
+    """Operations a second of a large matrix product in a precision, and bytes a second of a large copy."""
+    cuda = device.type == "cuda"
+    n, dtype = (8192 if cuda else 2048), torch.bfloat16 if autocast(device, precision)._enabled else torch.float32
+    a, b = (torch.rand(n, n, device=device, dtype=dtype) for _ in range(2))
+    source, target = (torch.rand(2**26, device=device) for _ in range(2))
+
+    def best(work: Callable[[], Any]) -> float:
+        seconds = []
+        for _ in range(10):
+            start = time.perf_counter()
+            work()
+            if cuda:
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    return {
+        "flops": 2 * n**3 / best(lambda: torch.mm(a, b)),
+        "bytes": 2 * source.nbytes / best(lambda: target.copy_(source)),
+    }
+
+
+def shares(
+    counted: Mapping[str, tuple[int, int]], seconds: Mapping[str, float], rate: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Rows of how much of the roofline is reached.
+
+    The roofline time is the longer of that of the operations at the matrix rate and of the bytes at the copy rate.
+
+    Args:
+        counted: operations and bytes by phase.
+        seconds: measured, by phase.
+        rate: of the device.
+    """
+    table = []
+    for phase, (flops, moved) in counted.items():
+        at_matrix_rate, at_copy_rate = flops / rate["flops"], moved / rate["bytes"]
+        table.append(
+            {
+                "what": phase,
+                "gflop": flops / 1e9,
+                "gbyte": moved / 1e9,
+                "matrix_gflop_per_s": rate["flops"] / 1e9,
+                "copy_gbyte_per_s": rate["bytes"] / 1e9,
+                "matrix_s": at_matrix_rate,
+                "copy_s": at_copy_rate,
+                "ours_s": seconds[phase],
+                "share": max(at_matrix_rate, at_copy_rate) / seconds[phase],
+                "matrix_share": at_matrix_rate / seconds[phase],
+            }
+        )
+    return table
+
+
+def rows(device: torch.device, quick: bool) -> list[dict[str, Any]]:
+    """The roofline of both phases of our training, waiting for batches left out.
+
+    Args:
+        device: to train on.
+        quick: the demo size alone.
+    """
+    table = []
+    for name, overrides in cases(device, quick).items():
+        with TemporaryDirectory() as folder:
+            settings = read_settings(None, [*overrides, f"EXP.OUTPUT_DIR={folder}"])
+            write_cohort(Path(folder) / "cohort", settings.image.size, SCANS)
+            with process(serve, "ours", settings, Path(folder) / "cohort", device) as ours:
+                measured = {phase: [ours(t) for _ in range(4)][1:] for phase, t in PHASES.items()}
+        seconds = {phase: median(total - waited for total, waited, _ in turns) for phase, turns in measured.items()}
+        counted = of_phases(count(settings, device), settings.solver.discriminator_steps)
+        found = shares(counted, seconds, rates(device, settings.solver.precision))
+        table += [row | {"what": f"{name}: {row['what']} iteration"} for row in found]
+    return table

@@ -1,0 +1,212 @@
+"""Our training against the published way of running the same networks, objectives and schedule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import train
+from benchmarks.speed.cohort import read_written_cohort, write_cohort
+from benchmarks.speed.measure import compared
+from benchmarks.speed.processes import process, requests
+from configs.settings import Settings, read_settings
+from datasets.cohort import TRAINING
+from datasets.samples import BatchStream, Samples
+from evaluation.inference import autocast
+from models import Discriminator, Generator, Segmenter
+from models.objectives import Batch, Method, Networks, Objective
+from training.optimise import build_optimizers
+from training.run import TrainingRun
+from utils.memory import peak_memory_mib
+
+PHASES = {"generator+segmenter": 1, "discriminator": 2}
+"""An iteration of each phase; all terms are on."""
+
+SCANS = 4
+
+
+class _OneByOne(nn.Module):
+    """D called once for every batch that it is given, as the published code calls it."""
+
+    def __init__(self, discriminator: Discriminator, batch_size: int) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+        self.batch_size = batch_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.discriminator(batch) for batch in x.split(self.batch_size)])
+
+
+class PublishedTraining:
+    """Stands for a `TrainingRun`, run as the published code runs.
+
+    Eager, in the usual layout and PyTorch's default precision (on GPUs, that lets convolutions use TF32), with anomaly
+    detection, every loss read at every step, every batch read from its files, gradients for D where only S and G are
+    stepped, and D called once a batch. It is better off than the published code in that S and G keep no graph in
+    steps of D.
+    """
+
+    def __init__(self, settings: Settings, root: Path, device: torch.device) -> None:
+        torch.manual_seed(settings.exp.seed)
+        torch.autograd.set_detect_anomaly(True, check_nan=True)
+        torch.backends.cudnn.benchmark = True
+        width, size, batch_size = settings.model.width, settings.image.size, settings.solver.batch_size
+        discriminator = Discriminator(width.d, (settings.image.slices, *size[1:]))
+        plain = Networks(Segmenter(width.unet), Generator(width.g), discriminator).to(device, channels_last=False)
+        self.settings = settings
+        self.method = Method(settings.exp.constraints, settings.solver.iter_max, settings.loss, settings.gate)
+        self.optimizers = build_optimizers(plain, settings.solver)
+        self.networks = plain._replace(discriminator=_OneByOne(plain.discriminator, batch_size))
+        self._streams = {
+            split: BatchStream(
+                Samples(cases, split, settings.image, settings.exp.seed), batch_size, settings.dataloader, device
+            )
+            for split, cases in read_written_cohort(root, size).items()
+        }
+
+    def batch(self, split: str) -> Batch:
+        """As that of `TrainingRun`."""
+        return self._streams[split].next()
+
+    def minimise(self, name: str, trained: Sequence[str], objective: Callable[..., Objective], *inputs: Any) -> None:
+        """As that of `TrainingRun`, without its guards."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+        value = objective(*inputs)
+        value.total.backward()
+        for network in trained:
+            self.optimizers[network].step()
+        for term in (value.total, *value.terms.values()):
+            term.item()
+
+
+def _ours(settings: Settings, root: Path, device: torch.device) -> TrainingRun:
+    return TrainingRun(settings, read_written_cohort(root, settings.image.size), device, validate=False, progress=False)
+
+
+WAYS = {"published": PublishedTraining, "ours": _ours}
+
+
+def serve(connection: Connection, way: str, settings: Settings, root: Path, device: torch.device) -> None:
+    """Train in turns: for an iteration t that comes in, its seconds, those of waiting, and peak MiB go out."""
+    training = WAYS[way](settings, root, device)
+    waited = 0.0
+    batch = training.batch
+
+    def timed_batch(split: str) -> Batch:
+        nonlocal waited
+        start = time.perf_counter()
+        result = batch(split)
+        waited += time.perf_counter() - start
+        return result
+
+    def iterations() -> Iterator[int]:
+        nonlocal waited
+        for t in requests(connection):
+            _synchronise(device)
+            waited, start = 0.0, time.perf_counter()
+            yield t
+            _synchronise(device)
+            connection.send((time.perf_counter() - start, waited, _peak_memory_mib(device)))
+
+    training.batch, training.iterations = timed_batch, iterations
+    train.train(training)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_memory_mib(device: torch.device) -> float:
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_memory_mib()
+
+
+def cases(device: torch.device, quick: bool) -> dict[str, list[str]]:
+    """Settings of what is measured, by name: the published size and the demo's, or the demo's alone."""
+    workers = 4 if device.type == "cuda" else 1
+    always = [
+        "EXP.ID=recons_origImgToD_genImgToD_perception_MIL",
+        "LOSS.MIL_START=0",
+        "LOSS.PERCEPTION_START=0",
+        f"DATALOADER.NUM_WORKERS={workers}",
+    ]
+    batch_size = 4 if device.type == "cuda" else 1
+    published = {f"32x160x160, batch {batch_size}": [*always, f"SOLVER.BATCH_SIZE={batch_size}"]}
+    demo = ["IMAGE.SIZE=[16, 64, 64]", "IMAGE.SLICES=16", "MODEL.WIDTH={UNET: 8, G: 8, D: 8}", "SOLVER.BATCH_SIZE=2"]
+    return ({} if quick else published) | {"16x64x64, widths 8, batch 2": [*always, *demo]}
+
+
+def rows(device: torch.device, quick: bool) -> list[dict[str, Any]]:
+    """Seconds of the two phases and of their average, waiting for batches apart, volumes a second, and peak memory.
+
+    Args:
+        device: to train on.
+        quick: the demo size alone, and few repetitions.
+    """
+    table = []
+    for name, overrides in cases(device, quick).items():
+        slow = device.type == "cpu" and "160" in name
+        table += _compare(name, overrides, device, repetitions=3 if quick or slow else 10)
+    return table
+
+
+def _compare(name: str, overrides: list[str], device: torch.device, repetitions: int) -> list[dict[str, Any]]:
+    ways = {"published": ("published", []), "ours": ("ours", [])}
+    if device.type == "cpu" and autocast(device, "bf16_anywhere")._enabled:
+        ways["ours, bf16_anywhere"] = ("ours", ["SOLVER.PRECISION=bf16_anywhere"])
+    measured = {way: {phase: [] for phase in PHASES} for way in ways}
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        settings = read_settings(None, overrides)
+        root = Path(folder) / "cohort"
+        write_cohort(root, settings.image.size, SCANS)
+        asked = {}
+        for number, (way, (kind, more)) in enumerate(ways.items()):
+            own = read_settings(None, [*overrides, *more, f"EXP.OUTPUT_DIR={folder}/{number}"])
+            asked[way] = stack.enter_context(process(serve, kind, own, root, device))
+        for turn in range(1 + repetitions):
+            for phase, t in PHASES.items():
+                for way, ask in asked.items():
+                    answer = ask(t)
+                    if turn:
+                        measured[way][phase].append(answer)
+    batch, steps = settings.solver.batch_size, settings.solver.discriminator_steps
+    volumes = {"generator+segmenter": len(TRAINING) * batch, "discriminator": 2 * steps * batch}
+    # The schedule has as many iterations of one phase as of the other.
+    for result in measured.values():
+        pairs = zip(*(result[phase] for phase in PHASES), strict=True)
+        result["average"] = [((a[0] + b[0]) / 2, (a[1] + b[1]) / 2, max(a[2], b[2])) for a, b in pairs]
+    volumes["average"] = sum(volumes.values()) / 2
+    return [
+        compared(
+            f"{name}: {phase} iteration",
+            {each: [seconds for seconds, _, _ in measured[each][phase]] for each in ways},
+            "published",
+            way,
+            **{
+                f"{label}_{key}": value
+                for label, each in (("baseline", "published"), ("ours", way))
+                for key, value in _more(measured[each][phase], volumes[phase]).items()
+            },
+        )
+        for way in list(ways)[1:]
+        for phase in (*PHASES, "average")
+    ]
+
+
+def _more(answers: list[tuple[float, float, float]], volumes: float) -> dict[str, float]:
+    seconds, waited, memory = zip(*answers, strict=True)
+    return {
+        "waits_s": median(waited),
+        "volumes_per_s": volumes / median(seconds),
+        "peak_memory_mib": max(memory),
+    }

@@ -1,0 +1,1 @@
+"""The experiments, and the schema of their settings."""

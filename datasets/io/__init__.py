@@ -1,0 +1,1 @@
+"""File formats: everything that reads or writes volumes."""

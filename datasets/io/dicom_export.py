@@ -1,0 +1,71 @@
+"""Volumes as DICOM series, one file a slice, as scanners export them: for phantoms, which stand for such scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from datasets.io.grid import Grid
+from utils.errors import VolumeError
+from utils.files import atomic_folder
+
+_INTERCEPT = -1024
+"""HU of the stored value 0."""
+
+
+def write_series(ct: sitk.Image, folder: Path, patient: str, seed: str) -> None:
+    """Write a CT as a DICOM series; the folder appears whole or not at all.
+
+    Args:
+        ct: in HU, whole numbers from -1024 on.
+        folder: of the slices, which must not be there yet.
+        patient: PatientID and PatientName.
+        seed: the UIDs depend on it alone.
+
+    Raises:
+        VolumeError: the folder cannot be written.
+    """
+    grid = Grid.of(ct)
+    stored = (sitk.GetArrayViewFromImage(ct).astype(np.int32) - _INTERCEPT).astype(np.uint16)
+    axes = np.reshape(grid.direction, (3, 3)).T
+    uids = {name: generate_uid(entropy_srcs=[seed, name]) for name in ("Study", "Series", "FrameOfReference")}
+    try:
+        with atomic_folder(folder) as temporary:
+            for k, plane in enumerate(stored):
+                header = _header(patient, uids, generate_uid(entropy_srcs=[seed, str(k)]))
+                header.InstanceNumber = k + 1
+                header.ImagePositionPatient = [f"{mm:.9g}" for mm in grid.point((0, 0, k))]
+                header.ImageOrientationPatient = [f"{cosine:.9g}" for cosine in axes[:2].ravel()]
+                header.PixelSpacing = [f"{grid.spacing[1]:.9g}", f"{grid.spacing[0]:.9g}"]
+                header.SliceThickness = f"{grid.spacing[2]:.9g}"
+                header.Rows, header.Columns = plane.shape
+                header.PixelData = plane.tobytes()
+                header.save_as(temporary / f"slice_{k + 1:04d}.dcm", enforce_file_format=True)
+    except OSError as error:
+        raise VolumeError(f"{folder}: cannot be written ({error.strerror}); check the folder and the disk") from None
+
+
+def _header(patient: str, uids: dict[str, str], instance: str) -> pydicom.Dataset:
+    """What all slices of a series say, and one's own UID."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = instance
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    header.SOPClassUID, header.SOPInstanceUID = CTImageStorage, instance
+    for name, uid in uids.items():
+        setattr(header, f"{name}InstanceUID" if name != "FrameOfReference" else "FrameOfReferenceUID", uid)
+    header.Modality, header.SeriesNumber, header.SeriesDescription = "CT", 1, "synthetic chest CT"
+    header.PatientID = header.PatientName = patient
+    header.PatientBirthDate = header.PatientSex = header.StudyDate = header.StudyTime = ""
+    header.StudyID = header.AccessionNumber = header.ReferringPhysicianName = header.Manufacturer = ""
+    header.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
+    header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+    header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 16, 15, 0
+    header.RescaleIntercept, header.RescaleSlope, header.RescaleType = _INTERCEPT, 1, "HU"
+    return header

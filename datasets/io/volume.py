@@ -1,0 +1,226 @@
+"""Reading, checking and writing volumes: the one door through which files become images.
+
+Everything behind it may trust what it gets: three dimensions, one finite value a voxel, a geometry that can be, and
+all the data that the file's header promises. In this order: the header alone is read and checked; then the length of
+the file, and the checksum where it has one; then the voxels. NIfTI is read by `datasets.io.nifti`; DICOM folders are
+ordered by `datasets.io.dicom`; they and the other types are decoded in a process of their own (`datasets.io.decoder`).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from datasets.io import nifti
+from datasets.io.decoder import Decoder, DecoderError
+from datasets.io.dicom import find_series
+from datasets.io.grid import MAX_VOXELS, Grid, check_grid
+from datasets.io.text_headers import check_data_length
+from utils.errors import VolumeError
+from utils.files import atomic_write
+
+EXTENSIONS = (*nifti.EXTENSIONS, ".mha", ".mhd", ".nrrd")
+"""File types that are read; a folder is read as a DICOM series."""
+
+_AIR_HU = -200
+"""Every chest CT has air; one without a voxel below this is not in HU."""
+
+_HIGHEST_HU = 100_000
+"""Above the HU of any metal, on extended scales too."""
+
+_LOWEST_HU = -32_768
+"""Scanners write no less outside their field of view."""
+
+_decoder = Decoder()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read.
+
+    Attributes:
+        max_voxels: most voxels of a volume; a larger one is refused before memory is taken for it.
+        series: SeriesInstanceUID, SeriesNumber or part of the SeriesDescription to take from a DICOM folder with
+            several CT series; by default the one with the most slices.
+        grey_window: HU that became 0 and 255 in CTs whose values were mapped to 0..255; those are mapped back. By
+            default such CTs are refused.
+    """
+
+    max_voxels: int = MAX_VOXELS
+    series: str | None = None
+    grey_window: tuple[float, float] | None = None
+
+
+DEFAULT = Reading()
+
+
+def volume_id(path: Path) -> str:
+    """The id of a volume: its file name without the extension, or the name of its DICOM folder."""
+    extension = next((e for e in EXTENSIONS if path.name.lower().endswith(e)), "")
+    return path.name[: len(path.name) - len(extension)]
+
+
+def is_volume_file(path: Path) -> bool:
+    """Whether a file has one of the extensions that are read, and is not hidden."""
+    return path.name.lower().endswith(EXTENSIONS) and not path.name.startswith(".") and path.is_file()
+
+
+def read_geometry(path: Path, reading: Reading = DEFAULT) -> Grid:
+    """The grid of a volume, from its header alone.
+
+    Raises:
+        VolumeError: as `read_volume`, as far as the header tells.
+    """
+    if path.is_dir():
+        return find_series(path, reading.series, reading.max_voxels)[1]
+    _check_file(path)
+    if _is_nifti(path):
+        return nifti.read_nifti_header(path, reading.max_voxels).grid
+    return _read_header(path, reading.max_voxels)[0]
+
+
+def read_volume(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
+    """Read a volume and check it.
+
+    Args:
+        path: a file with one of `EXTENSIONS`, or a folder with a DICOM series.
+        reading: how.
+
+    Returns:
+        A three-dimensional image of one finite number a voxel, in the file's pixel type (HU of DICOM slices as int16).
+
+    Raises:
+        VolumeError: the file is missing, unreadable, too large, cut short, damaged, crashes its reader, is not
+            three-dimensional, has several values a voxel, a geometry that cannot be, or NaN or infinite voxels.
+    """
+    if path.is_dir():
+        slices, grid = find_series(path, reading.series, reading.max_voxels)
+        voxels = _decoded(path, slices, grid, 8)
+    else:
+        _check_file(path)
+        if _is_nifti(path):
+            grid, voxels = nifti.read_nifti(path, reading.max_voxels)
+        else:
+            grid, voxel_bytes = _read_header(path, reading.max_voxels)
+            check_data_length(path, int(np.prod(grid.size)) * voxel_bytes)
+            voxels = _decoded(path, [path], grid, voxel_bytes)
+    if voxels.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in voxels):
+        raise VolumeError(f"{path}: holds NaN or infinite voxels; repair or leave out the scan")
+    return grid.image(voxels)
+
+
+def read_ct(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
+    """Read a chest CT in HU.
+
+    Raises:
+        VolumeError: as `read_volume`, or the values cannot be HU.
+    """
+    image = read_volume(path, reading)
+    values = sitk.GetArrayViewFromImage(image)
+    lowest, highest = float(values.min()), float(values.max())
+    found = f"{path}: values of {lowest:g}..{highest:g} are not HU"
+    if lowest == highest:
+        raise VolumeError(f"{found}, all are the same; leave the scan out")
+    if not (lowest >= _LOWEST_HU and highest <= _HIGHEST_HU):
+        raise VolumeError(f"{found} of anything; repair the scaling in the header")
+    if lowest >= 0 and highest <= 255:
+        if reading.grey_window is None:
+            raise VolumeError(
+                f"{found}, but as if mapped to 0..255; state the HU of 0 and 255 with --grey-window, for the CovidSeg "
+                "scans from Radiopaedia -1250 250"
+            )
+        low, high = reading.grey_window
+        return Grid.of(image).image((low + values.astype(np.float32) * ((high - low) / 255)).astype(np.float32))
+    if lowest > _AIR_HU:
+        raise VolumeError(f"{found} (no air): as if an intercept of -1024 were lost; restore it or leave the scan out")
+    return image
+
+
+def read_labels(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
+    """Read a mask: whole numbers from 0 to 255, as uint8.
+
+    Raises:
+        VolumeError: as `read_volume`, or the values are not labels.
+    """
+    return as_labels(path, read_volume(path, reading))
+
+
+def as_labels(path: Path, image: sitk.Image) -> sitk.Image:
+    """A mask that was read, as uint8.
+
+    Raises:
+        VolumeError: its values are not whole numbers from 0 to 255.
+    """
+    values = sitk.GetArrayViewFromImage(image)
+    if values.min() < 0 or values.max() > 255 or (values.dtype.kind == "f" and (values % 1).any()):
+        raise VolumeError(
+            f"{path}: values of {values.min():g}..{values.max():g} are not labels; expected whole numbers from 0 to 255"
+        )
+    return sitk.Cast(image, sitk.sitkUInt8)
+
+
+def write_volume(image: sitk.Image, path: Path) -> None:
+    """Write a volume, compressed unless the name ends in ``.nii``; the file appears whole or not at all.
+
+    MetaImage and NRRD are read again before they take their place: to ITK, a full disk is no error.
+
+    Raises:
+        VolumeError: the file cannot be written, or is to be a ``.mhd``, which is two files.
+    """
+    if path.name.lower().endswith(".mhd"):
+        raise VolumeError(f"{path}: would be two files, a header and its voxels; write .mha instead")
+    try:
+        with atomic_write(path) as temporary:
+            if _is_nifti(path):
+                nifti.write_nifti(image, temporary)
+            else:
+                sitk.WriteImage(image, str(temporary), useCompression=True)
+                read_volume(temporary)
+    except VolumeError:
+        raise VolumeError(f"{path}: cannot be written (it arrives damaged); check the disk") from None
+    except (OSError, RuntimeError, struct.error) as error:
+        raise VolumeError(f"{path}: cannot be written ({_last_line(error)}); check the folder and the disk") from None
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise VolumeError(f"{path}: no such file; expected a CT or mask ({', '.join(EXTENSIONS)}) or a DICOM folder")
+    if not path.name.lower().endswith(EXTENSIONS):
+        raise VolumeError(
+            f"{path}: is none of {', '.join(EXTENSIONS)}; convert it, or name the folder of a DICOM series"
+        )
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith(nifti.EXTENSIONS)
+
+
+def _read_header(path: Path, max_voxels: int) -> tuple[Grid, int]:
+    """The grid of a file that ITK reads, and the bytes of a voxel."""
+    try:
+        header = _decoder.header(path)
+    except DecoderError as error:
+        raise VolumeError(f"{path}: not a readable image ({error}); export it again") from None
+    if header.values != 1:
+        raise VolumeError(f"{path}: has {header.values} values a voxel ({header.kind}); expected one")
+    check_grid(path, header.grid, max_voxels)
+    return header.grid, header.bytes
+
+
+def _decoded(path: Path, files: list[Path], grid: Grid, voxel_bytes: int) -> np.ndarray:
+    try:
+        voxels = _decoder.voxels(files, int(np.prod(grid.size)) * voxel_bytes)
+    except DecoderError as error:
+        raise VolumeError(f"{path}: cannot be decoded ({error}); copy or export it again") from None
+    if voxels.shape != grid.shape:
+        raise VolumeError(f"{path}: holds {voxels.shape} voxels, its header says {grid.shape}; export it again")
+    return voxels
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,101 @@
+"""Predictions on the grids of the raw scans, as post_processing.py writes them, and how good they are there.
+
+At the resolution of its crop a prediction is compared with a true mask that was cropped and resized like the scan.
+Here it is compared with the mask as it was drawn, voxel for voxel: what resizing costs counts, and so do lesions
+outside the box of the lungs, which cannot be found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from datasets.cohort import HEALTHY, WITH_LESION
+from datasets.crop import lay_over
+from datasets.io.grid import Grid, check_same_grid
+from datasets.io.volume import DEFAULT, Reading, read_geometry, read_labels
+from datasets.scans import find_scans, match_labels
+from evaluation.inference import Prediction
+from evaluation.metrics import THRESHOLD, Score, score_scan, with_details
+from evaluation.surface import TOLERANCE_MM
+from utils.errors import VolumeError
+
+
+@dataclass(frozen=True)
+class RawScans:
+    """The raw scans of a cohort and their lesion labels.
+
+    Attributes:
+        scans: id to CT, of which the geometry alone is used.
+        labels: id to lesion label.
+        folder: of the scans, for messages.
+        label_folder: of the labels, for messages; None where none were given.
+        reading: how the files are read.
+    """
+
+    scans: dict[str, Path]
+    labels: dict[str, Path]
+    folder: Path
+    label_folder: Path | None
+    reading: Reading = DEFAULT
+
+
+def find_raw_scans(folder: Path, label_folder: Path | None = None, reading: Reading = DEFAULT) -> RawScans:
+    """Find raw scans, and the labels that are named as they are.
+
+    Args:
+        folder: of CTs (or one CT), see `find_scans`.
+        label_folder: of labels, see `match_labels`; None where none are needed.
+        reading: how the files are read.
+
+    Raises:
+        VolumeError: there is nothing, or two files belong to one id.
+    """
+    scans = find_scans(folder)
+    labels = {} if label_folder is None else match_labels(label_folder, list(scans))[0]
+    return RawScans(scans, labels, folder, label_folder, reading)
+
+
+def score_on_raw_scan(prediction: Prediction, raw: RawScans, tolerance_mm: float = TOLERANCE_MM) -> Score:
+    """Score a prediction on the grid of its raw scan.
+
+    The probabilities are pasted back linearly and cut at the threshold. The lungs, for the percentages, are those of
+    the crop, pasted back with the nearest voxel.
+
+    Args:
+        prediction: at the resolution of the crop; its split says whether the truth is a mask, no lesion, or unknown.
+        raw: the raw scans.
+        tolerance_mm: of the surface Dice.
+
+    Raises:
+        VolumeError: the scan or its label is missing, cannot be read, or does not fit.
+    """
+    case, volumes = prediction.case, prediction.volumes
+    split, scan, label = prediction.score.split, raw.scans.get(case.id), raw.labels.get(case.id)
+    if scan is None:
+        raise VolumeError(f"{raw.folder}: holds no raw scan named {case.id}; add it, or leave it out of the split")
+    if split in WITH_LESION and label is None:
+        raise VolumeError(f"{raw.label_folder}: holds no label for {case.id}; add it, or leave it out of the split")
+    grid = read_geometry(scan, raw.reading)
+    lung = _voxels(lay_over(scan, grid, volumes.grid.image(volumes.lung), case.lung))
+    mask = _voxels(lay_over(scan, grid, volumes.grid.image(prediction.probability), case.image, THRESHOLD))
+    truth = None
+    if split in WITH_LESION:
+        truth = _read_truth(label, scan, grid, raw.reading)
+    elif split in HEALTHY:
+        truth = np.zeros(grid.shape, bool)
+    score = score_scan(case.id, split, mask, truth, lung, grid.voxel_ml)
+    return with_details(score, mask, truth, grid.spacing[::-1], tolerance_mm)
+
+
+def _read_truth(label: Path, scan: Path, grid: Grid, reading: Reading) -> np.ndarray:
+    image = read_labels(label, reading)
+    check_same_grid(label, Grid.of(image), scan, grid)
+    return _voxels(image)
+
+
+def _voxels(mask: sitk.Image) -> np.ndarray:
+    return sitk.GetArrayViewFromImage(mask) > 0

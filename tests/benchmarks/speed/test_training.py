@@ -1,0 +1,77 @@
+from statistics import median
+
+import pytest
+import torch
+
+from benchmarks.speed import training as module
+from benchmarks.speed.cohort import read_written_cohort, write_cohort
+from benchmarks.speed.training import PublishedTraining, rows
+from configs.settings import read_settings
+from models.objectives import discriminator_objective, joint_objective, segmenter_objective
+from training.run import TrainingRun
+
+CPU = torch.device("cpu")
+TINY = [
+    "EXP.ID=recons_origImgToD_genImgToD_perception_MIL",
+    "LOSS={MIL_START: 0, PERCEPTION_START: 0}",
+    "IMAGE={SIZE: [16, 64, 64], SLICES: 16}",
+    "MODEL.WIDTH={UNET: 2, G: 2, D: 2}",
+    "SOLVER={BATCH_SIZE: 2, PRECISION: fp32}",
+    "DATALOADER.NUM_WORKERS=0",
+]
+
+
+@pytest.fixture
+def _no_anomaly_detection_afterwards():
+    yield
+    torch.autograd.set_detect_anomaly(False)
+
+
+@pytest.mark.usefixtures("_no_anomaly_detection_afterwards")
+def test_both_ways_minimise_the_same_objectives_on_the_same_batches(tmp_path):
+    settings = read_settings(None, [*TINY, f"EXP.OUTPUT_DIR={tmp_path / 'output'}"])
+    root = tmp_path / "cohort"
+    write_cohort(root, settings.image.size, scans=2)
+    ours = TrainingRun(settings, read_written_cohort(root, settings.image.size), CPU, validate=False, progress=False)
+    published = PublishedTraining(settings, root, CPU)
+    for name in ("segmenter", "generator"):
+        getattr(published.networks, name).load_state_dict(getattr(ours.networks, name).state_dict())
+    published.networks.discriminator.discriminator.load_state_dict(ours.networks.discriminator.state_dict())
+
+    found = []
+    for training in (ours, published):
+        for network in training.networks:
+            network.eval()  # D takes one power iteration a pass in training
+        diseased, healthy, labelled = (training.batch(split) for split in ("WO_LABEL", "HEALTHY", "LABELED"))
+        values = [
+            joint_objective(training.networks, diseased, healthy, training.method, 1),
+            segmenter_objective(training.networks, healthy, labelled, training.method),
+            discriminator_objective(training.networks, diseased, healthy, training.method, 1),
+        ]
+        found.append([term.item() for value in values for term in (value.total, *value.terms.values())])
+        training.minimise(
+            "joint", ("segmenter", "generator"), joint_objective, training.networks, diseased, healthy,
+            training.method, 1,
+        )  # fmt: skip
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    # Gradients that nobody needs are the published way only.
+    assert all(p.grad is None for p in ours.networks.discriminator.parameters())
+    assert any(p.grad is not None for p in published.networks.discriminator.parameters())
+
+
+def test_rows_are_measured_in_processes_of_their_own(monkeypatch):
+    monkeypatch.setattr(module, "cases", lambda device, quick: {"tiny": TINY})
+    table = rows(CPU, quick=True)
+    phases = [f"tiny: {phase} iteration" for phase in ("generator+segmenter", "discriminator", "average")]
+    # A processor that computes in bf16 is measured in that, too.
+    ways = dict.fromkeys(row["ours"] for row in table)
+    assert next(iter(ways)) == "ours"
+    assert [(row["ours"], row["what"]) for row in table] == [(way, phase) for way in ways for phase in phases]
+    both, steps, average = table[:3]
+    assert both["ours_volumes_per_s"] == pytest.approx(6 / both["ours_s"])
+    assert steps["ours_volumes_per_s"] == pytest.approx(20 / steps["ours_s"])
+    assert average["ours_volumes_per_s"] == pytest.approx(13 / average["ours_s"])
+    for row in table:
+        assert row["repetitions"] == 3
+        assert 0 < row["ours_waits_s"] < median(row["ours_range_s"])
+        assert row["ratio"] == pytest.approx(row["baseline_s"] / row["ours_s"])

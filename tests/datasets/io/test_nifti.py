@@ -1,0 +1,357 @@
+import gzip
+import struct
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from datasets.io.grid import MAX_VOXELS
+from datasets.io.nifti import read_nifti, read_nifti_header, write_nifti
+from tests.fuzz_volumes import fuzz_nifti
+from tests.volumes import ORIGIN, SPACING, geometry, image_of, pixels, refused, rotation
+
+SHAPE = (6, 7, 8)
+
+
+@pytest.fixture
+def hu():
+    return np.random.default_rng(0).integers(-1000, 400, SHAPE).astype(np.int16)
+
+
+def nifti(path, array, header=None, affine=None):
+    """Write (z, y, x) with nibabel, whose axes are (x, y, z) and whose world is RAS."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if affine is None:
+        affine = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1])
+        affine[:3, 3] = -ORIGIN[0], -ORIGIN[1], ORIGIN[2]
+    nib.save(nib.Nifti1Image(array.T, affine, header), path)
+    return path
+
+
+def changed(path, *changes):
+    """Overwrite fields of the header: (place, format, values...)."""
+    whole = bytearray(path.read_bytes())
+    for place, kind, *values in changes:
+        struct.pack_into(f"<{kind}", whole, place, *values)
+    path.write_bytes(whole)
+    return path
+
+
+def voxels(path):
+    return read_nifti(path, MAX_VOXELS)[1]
+
+
+def refuses(path, match):
+    return refused(path, lambda: read_nifti(path, MAX_VOXELS), match)
+
+
+# ------------------------------------------------------------------------------------------- good files
+
+
+@pytest.mark.fault("big-endian files, all")
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_both_byte_orders(tmp_path, hu, order):
+    header = nib.Nifti1Header(endianness=order)
+    header.set_data_dtype(np.int16)
+    path = nifti(tmp_path / "scan.nii", hu, header)
+    assert struct.unpack(f"{order}i", path.read_bytes()[:4]) == (348,)
+    grid, found = read_nifti(path, MAX_VOXELS)
+    np.testing.assert_array_equal(found, hu)
+    assert found.dtype.isnative
+    np.testing.assert_allclose(grid.origin, ORIGIN, rtol=1e-6)
+    path.write_bytes(path.read_bytes()[:-2])
+    refuses(path, "cut short")
+
+
+@pytest.mark.parametrize("forms", [(1, 1), (2, 0), (0, 1)])
+@pytest.mark.parametrize("handedness", [1, -1])
+def test_the_geometry_is_simpleitks(tmp_path, hu, forms, handedness):
+    affine = np.eye(4)
+    affine[:3, :3] = rotation(0.1, -0.4, 0.7) * (SPACING[0], SPACING[1] * handedness, SPACING[2])
+    affine[:3, 3] = ORIGIN
+    image = nib.Nifti1Image(hu.T, affine)
+    image.set_qform(affine, forms[0])
+    image.set_sform(affine, forms[1])
+    nib.save(image, tmp_path / "scan.nii.gz")
+    grid = read_nifti_header(tmp_path / "scan.nii.gz", MAX_VOXELS).grid
+    theirs = sitk.ReadImage(str(tmp_path / "scan.nii.gz"))
+    assert grid.size == theirs.GetSize()
+    for ours, others in (
+        (grid.spacing, theirs.GetSpacing()),
+        (grid.origin, theirs.GetOrigin()),
+        (grid.direction, theirs.GetDirection()),
+    ):
+        np.testing.assert_allclose(ours, others, rtol=1e-6, atol=1e-6)
+    assert read_nifti(tmp_path / "scan.nii.gz", MAX_VOXELS)[0] == grid
+
+
+@pytest.mark.fault("sheared, zero or NaN")
+def test_a_factor_of_handedness_that_was_left_out_is_1(tmp_path, hu):
+    path = changed(nifti(tmp_path / "scan.nii", hu), (76, "f", 0), (252, "2h", 1, 0))
+    assert read_nifti_header(path, MAX_VOXELS).grid.direction == tuple(np.eye(3).ravel())
+    for factor in (-2, 0.5, np.nan):
+        refuses(changed(path, (76, "f", factor)), "qform is no rotation")
+
+
+@pytest.mark.fault("2D, 4D, one slice, several")
+def test_a_fourth_dimension_of_one_is_no_dimension(tmp_path, hu):
+    path = nifti(tmp_path / "scan.nii", hu[None])
+    assert struct.unpack_from("<5h", path.read_bytes(), 40) == (4, 8, 7, 6, 1)
+    np.testing.assert_array_equal(voxels(path), hu)
+    refuses(nifti(tmp_path / "two.nii", np.stack([hu, hu])), "not three-dimensional")
+    for dimensions in (-1, 0, 2, 8, 9):
+        refuses(changed(path, (40, "h", dimensions)), "not three-dimensional|not a NIfTI-1|cut short|damaged")
+
+
+@pytest.mark.fault("scaled values; slope")
+@pytest.mark.parametrize(("kind", "read_as"), [("u2", "f4"), ("i2", "f4"), ("f4", "f4"), ("i4", "f8"), ("f8", "f8")])
+def test_scaled_values(tmp_path, hu, kind, read_as):
+    path = changed(nifti(tmp_path / "scan.nii", np.abs(hu).astype(kind)), (112, "2f", 0.5, -1024))
+    found = voxels(path)
+    assert found.dtype == read_as
+    np.testing.assert_allclose(found, np.abs(hu) * 0.5 - 1024)
+    np.testing.assert_allclose(found, pixels(path))
+    # A slope of 0 means that the values are not scaled at all.
+    np.testing.assert_array_equal(voxels(changed(path, (112, "2f", 0, -1024))), np.abs(hu))
+    for scale in ((np.nan, 0), (1, np.inf)):
+        refuses(changed(path, (112, "2f", *scale)), "values are scaled by")
+
+
+@pytest.mark.fault("header extensions")
+def test_a_header_of_extensions_is_passed_over(tmp_path, hu):
+    image = nib.Nifti1Image(hu.T, np.diag([-1, -1, 1, 1]))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 5000))
+    nib.save(image, tmp_path / "scan.nii.gz")
+    np.testing.assert_array_equal(voxels(tmp_path / "scan.nii.gz"), hu)
+
+
+# ----------------------------------------------------------------------------------------------- length
+
+
+@pytest.mark.fault("NIfTI cut short, header")
+@pytest.mark.parametrize("kept", [0, 4, 347, 352, 353, 352 + 300, -1])
+def test_a_file_cut_short(tmp_path, hu, kept):
+    path = nifti(tmp_path / "scan.nii", hu)
+    path.write_bytes(path.read_bytes()[:kept])
+    if kept not in (0, 4, 347):
+        # SimpleITK itself reads it, and fills in zeros.
+        assert sitk.ReadImage(str(path)).GetSize() == SHAPE[::-1]
+    refuses(path, "cut short")
+
+
+@pytest.mark.fault("NIfTI longer than its")
+def test_a_file_that_is_too_long(tmp_path, hu):
+    path = nifti(tmp_path / "scan.nii", hu)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"x")
+    refuses(path, "holds more than the 1024 bytes of its header")
+    path.write_bytes(whole)
+    # A slice less in the header, and SimpleITK drops the last one.
+    changed(path, (46, "h", 5))
+    assert sitk.ReadImage(str(path)).GetSize() == (8, 7, 5)
+    refuses(path, "holds more than the 912 bytes")
+
+
+@pytest.mark.fault("NIfTI cut short, header")
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_a_compressed_file_cut_short(tmp_path, hu, share):
+    path = nifti(tmp_path / "scan.nii.gz", hu)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    refuses(path, "cut short")
+
+
+@pytest.mark.fault("NIfTI cut short, header")
+def test_a_compressed_file_of_a_shorter_volume(tmp_path, hu):
+    whole = nifti(tmp_path / "scan.nii", hu).read_bytes()
+    path = tmp_path / "scan.nii.gz"
+    path.write_bytes(gzip.compress(whole[:352]))
+    refuses(path, "cut short: 352 of 1024 bytes")
+    path.write_bytes(gzip.compress(whole + b"x"))
+    refuses(path, "holds more")
+
+
+@pytest.mark.fault("flipped bit in a compressed")
+@pytest.mark.parametrize("place", [0.3, 0.6, -2, -6])
+def test_a_flipped_bit_in_a_compressed_file(tmp_path, hu, place):
+    path = nifti(tmp_path / "scan.nii.gz", hu)
+    data = bytearray(path.read_bytes())
+    data[place if place < 0 else int(place * len(data))] ^= 0x40
+    path.write_bytes(data)
+    refuses(path, "damaged")
+
+
+@pytest.mark.fault("junk behind a compressed")
+def test_a_compressed_file_followed_by_something(tmp_path, hu):
+    path = nifti(tmp_path / "scan.nii.gz", hu)
+    path.write_bytes(path.read_bytes() + b"something")
+    refuses(path, "damaged")
+
+
+@pytest.mark.fault("voxels at an impossible")
+def test_where_the_voxels_begin(tmp_path, hu):
+    path = nifti(tmp_path / "scan.nii", hu)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:352] + bytes(48) + whole[352:])
+    np.testing.assert_array_equal(voxels(changed(path, (108, "f", 400))), hu)
+    path.write_bytes(whole)
+    refuses(changed(path, (108, "f", 400)), "cut short: 1024 of 1072 bytes")
+    # SimpleITK reads the voxels from such places, wrongly.
+    for offset in (0, -16, 348, 352.5, np.nan, np.inf):
+        refuses(changed(path, (108, "f", offset)), "place of its voxels is impossible")
+
+
+@pytest.mark.fault("bits a voxel that are")
+@pytest.mark.fault("big-endian files, all")
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.float32, np.float64, np.int64])
+def test_the_length_of_every_type_of_voxel(tmp_path, hu, dtype):
+    header = nib.Nifti1Header()
+    header.set_data_dtype(dtype)
+    path = nifti(tmp_path / "scan.nii", (hu > 0).astype(dtype), header)
+    found = voxels(path)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, hu > 0)
+    bits = 8 * np.dtype(dtype).itemsize
+    refuses(changed(path, (72, "h", bits + 8)), f"{bits + 8} bits a voxel of")
+
+
+@pytest.mark.fault("header of gigabytes")
+def test_a_large_volume_in_a_small_file_is_refused_before_memory_is_taken(tmp_path, hu):
+    path = changed(nifti(tmp_path / "scan.nii", hu), (42, "3h", 32767, 32767, 32767))
+    refuses(path, "more than 536870912; if that is right, allow it with --max-voxels")
+    refused(path, lambda: read_nifti(path, 2**60), "do not fit into memory")
+    bomb = tmp_path / "bomb.nii.gz"
+    changed(path, (42, "3h", 1024, 1024, 8))
+    bomb.write_bytes(gzip.compress(path.read_bytes()[:352] + bytes(2**26)))
+    refuses(bomb, "holds more than")
+
+
+# ------------------------------------------------------------------------------------- what is contradictory
+
+
+@pytest.mark.fault("spacing 0, negative")
+@pytest.mark.parametrize("spacing", [0, -0.7, np.nan, np.inf])
+def test_spacing_that_readers_change_in_silence(tmp_path, hu, spacing):
+    refuses(changed(nifti(tmp_path / "scan.nii", hu), (88, "f", spacing)), "its spacing .* impossible")
+
+
+@pytest.mark.fault("spacing that is not")
+def test_spacing_that_is_not_that_of_the_axes(tmp_path, hu):
+    path = changed(nifti(tmp_path / "scan.nii", hu), (80, "f", 5))
+    # SimpleITK believes the one, nibabel the other.
+    assert sitk.ReadImage(str(path)).GetSpacing()[0] == 5
+    assert nib.load(path).header.get_zooms()[0] == 5
+    assert abs(nib.load(path).affine[0, 0]) == pytest.approx(0.7)
+    refuses(path, "axes with steps of")
+
+
+@pytest.mark.fault("spacing 0, negative")
+def test_units_that_are_not_mm(tmp_path, hu):
+    path = nifti(tmp_path / "scan.nii", hu)
+    for units in (1, 3, 7):
+        refuses(changed(path, (123, "B", units)), "not in mm")
+    voxels(changed(path, (123, "B", 10)))  # mm and s
+
+
+@pytest.mark.fault("qform and sform that")
+def test_two_orientations_that_contradict_each_other(tmp_path, hu):
+    path = changed(nifti(tmp_path / "scan.nii", hu), (252, "2h", 1, 1))
+    voxels(path)
+    refuses(changed(path, (256, "3f", 0.2, 0, 0)), "qform and sform contradict")
+    changed(path, (256, "3f", 0, 0, 1), (268, "f", 13.0))
+    refuses(path, "qform and sform contradict")
+
+
+@pytest.mark.fault("no orientation at all")
+def test_no_orientation_at_all(tmp_path, hu):
+    refuses(changed(nifti(tmp_path / "scan.nii", hu), (252, "2h", 0, 0)), "does not say how it is oriented")
+
+
+@pytest.mark.fault("sheared, zero or NaN")
+def test_axes_that_are_none(tmp_path, hu):
+    path = nifti(tmp_path / "scan.nii", hu)
+    row = 280
+    for values, match in (
+        ((np.nan, 0, 0, 0), "not finite"),
+        ((0, 0, 0, 0), "axes with steps of"),
+        ((-0.7, 0, 1.0, 0), "axes with steps of"),
+    ):
+        refuses(changed(nifti(path, hu), (row, "4f", *values)), match)
+    sheared = np.array([[-0.7, -0.2, 0], [0, -np.sqrt(0.6), 0], [0, 0, 2.5]])
+    affine = np.eye(4)
+    affine[:3, :3] = sheared
+    refuses(changed(nifti(path, hu, affine=affine), (252, "2h", 0, 1)), "not at right angles")
+    refuses(changed(nifti(path, hu), (252, "2h", 1, 0), (256, "3f", 0.9, 0.9, 0.9)), "qform is no rotation")
+
+
+@pytest.mark.fault("NIfTI-2, pairs of files")
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ((344, "4s", b"ni1\0"), "not a NIfTI-1 file"),
+        ((344, "4s", b"n+2\0"), "not a NIfTI-1 file"),
+        ((344, "4s", b"\0\0\0\0"), "not a NIfTI-1 file"),
+        ((0, "i", 540), "not a NIfTI-1 file"),
+        ((70, "h", 9999), "type 9999"),
+        ((70, "h", 128), "type 128"),  # RGB
+        ((70, "h", 32), "type 32"),  # complex
+        ((42, "h", -8), "size"),
+        ((42, "h", 0), "size"),
+        ((46, "h", 1), "size"),
+    ],
+)
+def test_headers_of_other_things(tmp_path, hu, change, match):
+    refuses(changed(nifti(tmp_path / "scan.nii", hu), change), match)
+
+
+@pytest.mark.fault("empty file, text, random")
+def test_other_bytes(tmp_path):
+    for name in ("scan.nii", "scan.nii.gz"):
+        for content in (b"", b"Once upon a time", bytes(range(256)) * 8, bytes(1000)):
+            (tmp_path / name).write_bytes(content)
+            refuses(tmp_path / name, "cut short|not a NIfTI-1|damaged")
+
+
+# ---------------------------------------------------------------------------------------------- mutants
+
+
+@pytest.mark.fault("any of it at random")
+def test_no_mutant_is_read_as_something_else():
+    counts, wrong = fuzz_nifti(4000, seed=0)
+    assert wrong == []
+    assert counts.total() == 4000
+    # The mutations do reach what can be told and what cannot.
+    assert counts["refused"] > 2000
+    assert counts["read, changed: voxels, in a file without checksum"] > 100
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("kind", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "f4", "f8"])
+@pytest.mark.parametrize("handedness", [1, -1])
+def test_what_is_written_is_to_the_byte_what_itk_writes(tmp_path, hu, kind, handedness):
+    for k in range(6):
+        turn = rotation(*np.random.default_rng(k).uniform(-3, 3, 3)) * (1, handedness, 1)
+        image = image_of(hu.astype(kind), (0.7, 0.8 + k, 2.5), (-12.3, 45.6 * k, 789.1), turn)
+        ours, theirs = tmp_path / "ours.nii.gz", tmp_path / "theirs.nii"
+        write_nifti(image, ours)
+        write_nifti(image, tmp_path / "plain.nii")
+        sitk.WriteImage(image, str(theirs))
+        assert gzip.decompress(ours.read_bytes()) == theirs.read_bytes() == (tmp_path / "plain.nii").read_bytes()
+        assert geometry(ours) == geometry(theirs)
+        np.testing.assert_array_equal(nib.load(ours).affine, nib.load(theirs).affine)
+        np.testing.assert_array_equal(pixels(ours), hu.astype(kind))
+        grid, found = read_nifti(ours, MAX_VOXELS)
+        np.testing.assert_array_equal(found, hu.astype(kind))
+        assert grid.size == image.GetSize()
+
+
+def test_equal_images_give_equal_files(tmp_path, hu):
+    names = ("a.nii.gz", "b.nii.gz")
+    for name in names:
+        write_nifti(image_of(hu), tmp_path / name)
+        # The time and the name of a gzip's header are seconds apart, and these names.
+        time.sleep(1.1)
+    assert (tmp_path / names[0]).read_bytes() == (tmp_path / names[1]).read_bytes()

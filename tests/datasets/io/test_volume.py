@@ -1,0 +1,242 @@
+import os
+import resource
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from datasets.io import volume as module
+from datasets.io.grid import Grid
+from datasets.io.volume import (
+    EXTENSIONS,
+    Reading,
+    is_volume_file,
+    read_ct,
+    read_geometry,
+    read_labels,
+    read_volume,
+    volume_id,
+    write_volume,
+)
+from tests.volumes import ORIGIN, SPACING, image_of, pixels, refused, rotation, write
+
+SHAPE = (6, 7, 8)
+
+
+@pytest.fixture
+def hu():
+    return np.random.default_rng(0).integers(-1000, 400, SHAPE).astype(np.int16)
+
+
+# ------------------------------------------------------------------------------------------- good files
+
+
+@pytest.mark.fault("spaces, letters of")
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_every_file_type_keeps_voxels_and_geometry(tmp_path, hu, extension):
+    path = write(tmp_path / f"ä scan.1{extension}", hu, direction=rotation(0.2, -0.1, 0.3))
+    image = read_volume(path)
+    np.testing.assert_array_equal(pixels(image), hu)
+    np.testing.assert_allclose(image.GetSpacing(), SPACING, rtol=1e-6)
+    np.testing.assert_allclose(image.GetOrigin(), ORIGIN, rtol=1e-6)
+    np.testing.assert_allclose(image.GetDirection(), rotation(0.2, -0.1, 0.3).ravel(), atol=1e-6)
+    assert read_geometry(path) == Grid.of(image)
+    assert volume_id(path) == "ä scan.1"
+
+
+@pytest.mark.parametrize("extension", [e for e in EXTENSIONS if e != ".mhd"])
+def test_what_is_written_is_read_by_others(tmp_path, hu, extension):
+    path = tmp_path / "new folder" / f"scan{extension}"
+    write_volume(image_of(hu), path)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    np.testing.assert_array_equal(pixels(path), hu)
+    if ".nii" in extension:
+        loaded = nib.load(path)
+        np.testing.assert_array_equal(np.asarray(loaded.dataobj).T, hu)
+        expected = np.diag([-0.7, -0.8, 2.5, 1])
+        expected[:3, 3] = 12.3, -45.6, 789.1
+        np.testing.assert_allclose(loaded.affine, expected, rtol=1e-6)
+
+
+def test_hidden_and_other_files_are_not_volumes(tmp_path):
+    for name in ("a.nii", "B.NII.GZ", ".partial.nii.gz", "a.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.nii").mkdir()
+    assert {p.name for p in tmp_path.iterdir() if is_volume_file(p)} == {"a.nii", "B.NII.GZ"}
+
+
+# -------------------------------------------------------------------------------------------- bad files
+
+
+@pytest.mark.fault("empty file, text, random")
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mha", "a.nrrd", "a.mhd"])
+@pytest.mark.parametrize("content", [b"", b"Once upon a time", bytes(range(256)) * 8])
+def test_files_that_are_no_images(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    refused(path, lambda: read_volume(path), "not a readable image|not a NIfTI-1 file|cut short")
+
+
+@pytest.mark.fault("missing file, dangling")
+def test_paths_that_lead_to_no_file(tmp_path, hu):
+    (tmp_path / "dangling.nrrd").symlink_to(tmp_path / "gone.nrrd")
+    (tmp_path / "loop.nii").symlink_to(tmp_path / "loop.nii")
+    os.mkfifo(tmp_path / "pipe.mha")
+    for name in ("none.nii.gz", "a/b.nrrd", "dangling.nrrd", "loop.nii", "pipe.mha"):
+        refused(tmp_path / name, lambda name=name: read_volume(tmp_path / name), "no such file")
+        refused(tmp_path / name, lambda name=name: read_geometry(tmp_path / name), "no such file")
+    link = tmp_path / "link to a scan.nii.gz"
+    link.symlink_to(write(tmp_path / "scan.nii.gz", hu))
+    np.testing.assert_array_equal(pixels(read_volume(link)), hu)
+    refused(tmp_path / "scan.txt", lambda: read_volume(_written(tmp_path / "scan.txt")), "is none of .nii.gz, .nii, ")
+
+
+def _written(path):
+    path.write_text("text")
+    return path
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("extension", EXTENSIONS)
+def test_a_file_that_may_not_be_read(tmp_path, hu, extension):
+    path = write(tmp_path / f"scan{extension}", hu)
+    path.chmod(0)
+    refused(path, lambda: read_volume(path), "unreadable|not a readable image")
+
+
+@pytest.mark.fault("2D, 4D, one slice, several")
+@pytest.mark.parametrize("extension", [".nii.gz", ".nrrd", ".mha"])
+def test_volumes_of_other_shapes(tmp_path, hu, extension):
+    shapes = {
+        "2D": sitk.GetImageFromArray(hu[0]),
+        "4D": sitk.GetImageFromArray(np.stack([hu, hu]), isVector=False),
+        "RGB": sitk.GetImageFromArray(np.stack([hu] * 3, -1), isVector=True),
+        "slice": sitk.GetImageFromArray(hu[:1]),
+        "complex": sitk.GetImageFromArray(hu.astype(np.complex64)),
+    }
+    for name, image in shapes.items():
+        path = tmp_path / f"{name}{extension}"
+        sitk.WriteImage(image, str(path))
+        refused(path, lambda path=path: read_volume(path), "expected one|cannot be decoded")
+
+
+@pytest.mark.fault("NaN or infinite voxels")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_voxels_that_are_no_numbers(tmp_path, hu, value, dtype):
+    array = hu.astype(np.float32)
+    array[3, 3, 3] = value
+    # The NIfTI reader would put a 0, that is soft tissue, in their place.
+    for name in ("scan.nii.gz", "scan.nii", "scan.nrrd", "scan.mha"):
+        path = write(tmp_path / name, array.astype(dtype))
+        refused(path, lambda path=path: read_volume(path), "NaN or infinite")
+
+
+# ----------------------------------------------------------------------------------------- CTs and labels
+
+
+@pytest.mark.fault("scaled values; slope")
+@pytest.mark.fault("a CT without air, constant")
+def test_a_ct_has_air(tmp_path, hu):
+    good = write(tmp_path / "good.nii.gz", hu)
+    assert read_ct(good).GetSize() == (8, 7, 6)
+    for name, array, match in (
+        ("constant", np.full(SHAPE, -1000, np.int16), "are not HU, all are the same"),
+        ("unscaled", (hu + 1024).astype(np.int16), r"no air.*an intercept of -1024 were lost"),
+        ("overscaled", hu.astype(np.float32) * 1e30, "not HU of anything"),
+        ("low", hu.astype(np.float32) - 40_000, "not HU of anything"),
+    ):
+        path = write(tmp_path / f"{name}.nii.gz", array)
+        refused(path, lambda path=path: read_ct(path), match)
+
+
+@pytest.mark.fault("a CT mapped to 0..255")
+def test_a_ct_mapped_to_0_to_255_is_named_or_mapped_back(tmp_path, hu):
+    clipped = np.clip(hu, -1250, 250)
+    mapped = (clipped + 1250) * (255 / 1500)
+    path = write(tmp_path / "mapped.nii.gz", mapped.astype(np.float32))
+    refused(path, lambda: read_ct(path), "as if mapped to 0..255; state .* --grey-window, .* -1250 250")
+    window = Reading(grey_window=(-1250.0, 250.0))
+    np.testing.assert_allclose(pixels(read_ct(path, window)), clipped, atol=1e-3)
+    # A CT in HU is what it was, whatever the window.
+    np.testing.assert_array_equal(pixels(read_ct(write(tmp_path / "hu.nii.gz", hu), window)), hu)
+
+
+@pytest.mark.fault("masks of 0 and 255")
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64, np.int64])
+def test_labels_are_whole_numbers_from_0_to_255(tmp_path, dtype):
+    array = np.zeros(SHAPE, dtype)
+    array[1, 2, 3], array[2, 3, 4] = 255, 1
+    image = read_labels(write(tmp_path / "mask.nii.gz", array))
+    assert image.GetPixelID() == sitk.sitkUInt8
+    np.testing.assert_array_equal(pixels(image), array.astype(np.uint8))
+
+
+@pytest.mark.fault("mask values that are")
+@pytest.mark.parametrize(("value", "dtype"), [(0.5, np.float32), (-1, np.int16), (256, np.int16), (-0.25, np.float64)])
+def test_other_values_are_not_labels(tmp_path, value, dtype):
+    array = np.zeros(SHAPE, dtype)
+    array[1, 2, 3] = value
+    path = write(tmp_path / "mask.nii.gz", array)
+    refused(path, lambda: read_labels(path), "not labels")
+
+
+# ------------------------------------------------------------------------------------------------ grids
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+def _half_written(image, name, **_):
+    Path(name).write_bytes(b"half")
+    raise RuntimeError("Exception thrown in SimpleITK\nNo space left on device")
+
+
+@pytest.mark.fault("a save that fails: full")
+def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, hu, monkeypatch):
+    path = write(tmp_path / "scan.nii.gz", hu)
+    before = path.read_bytes()
+    monkeypatch.setattr(module.sitk, "WriteImage", _half_written)
+    message = refused(path, lambda: write_volume(image_of(hu + 1), path), "No space left on device")
+    assert "check the folder and the disk" in message
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nii", "scan.nrrd", "scan.mha"])
+def test_a_disk_that_fills_up_leaves_the_old_file_and_nothing_else(tmp_path, hu, name):
+    path = write(tmp_path / name, hu)
+    before = path.read_bytes()
+    noise = image_of(np.random.default_rng(0).integers(0, 250, (20, 64, 64)).astype(np.uint8))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        refused(path, lambda: write_volume(noise, path), "cannot be written")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.fault("a disk that fails, a")
+def test_places_that_cannot_be_written(tmp_path, hu):
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "scan.nii.gz"
+    refused(path, lambda: write_volume(image_of(hu), path), "cannot be written")
+    (tmp_path / "folder.nii.gz").mkdir()
+    refused(tmp_path / "folder.nii.gz", lambda: write_volume(image_of(hu), tmp_path / "folder.nii.gz"), "cannot be")
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "folder.nii.gz"}
+
+
+def test_a_size_that_nifti_cannot_say_is_refused(tmp_path):
+    path = tmp_path / "scan.nii.gz"
+    refused(path, lambda: write_volume(sitk.Image([32768, 2, 2], sitk.sitkUInt8), path), "cannot be written")
+    assert not list(tmp_path.iterdir())
+
+
+def test_volumes_in_two_files_are_not_written(tmp_path, hu):
+    path = tmp_path / "scan.mhd"
+    refused(path, lambda: write_volume(image_of(hu), path), r"write \.mha")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,127 @@
+import io
+import logging
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils import distributed
+from utils.cli import choose_device, new_parser, run, start_logging
+from utils.errors import GasnetError, VolumeError
+
+ROOT = Path(__file__).parents[2]
+
+
+def raising(error):
+    raise error
+
+
+@pytest.mark.fault("no GPU, a bad device")
+@pytest.mark.parametrize(
+    ("outcome", "code", "message"),
+    [
+        (lambda: 0, 0, ""),
+        (lambda: 1, 1, ""),
+        (lambda: raising(VolumeError("scan.nii: cut short")), 1, "error: scan.nii: cut short\n"),
+        (
+            lambda: raising(OSError(28, "No space left on device", "out/x.csv")),
+            1,
+            "error: out/x.csv: No space left on device; check the path, its rights and the disk\n",
+        ),
+        (lambda: raising(KeyboardInterrupt()), 130, "interrupted\n"),
+        (
+            lambda: raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")),
+            1,
+            "error: CUDA out of memory; use --device cpu or, in training, a smaller SOLVER.BATCH_SIZE\n",
+        ),
+    ],
+)
+def test_errors_become_one_line_and_an_exit_code(outcome, code, message, capsys):
+    assert run(outcome) == code
+    assert capsys.readouterr().err == message
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("kind", "environment", "coloured"),
+    [
+        (Terminal, {}, True),
+        (Terminal, {"NO_COLOR": "1"}, False),
+        (Terminal, {"TERM": "dumb"}, False),
+        (io.StringIO, {}, False),
+    ],
+)
+def test_colours_are_for_terminals(kind, environment, coloured, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    stream = kind()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert run(lambda: raising(VolumeError("scan.nii: cut short"))) == 1
+    start_logging(quiet=False)
+    logging.getLogger("anything").warning("a")
+    error, warning = ("\x1b[31merror\x1b[0m", "\x1b[33mwarning\x1b[0m") if coloured else ("error", "warning")
+    assert stream.getvalue() == f"{error}: scan.nii: cut short\n{warning}: a\n"
+
+
+def test_every_command_tells_its_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        new_parser("Does things.").parse_args(["--version"])
+    assert ended.value.code == 0
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert capsys.readouterr().out == f"GASNet {version}\n"
+
+
+def test_bugs_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 // 0)
+
+
+@pytest.mark.fault("no GPU, a bad device")
+def test_devices(monkeypatch):
+    assert choose_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert choose_device("auto") == torch.device("cuda")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert chosen == [torch.device("cuda:1")]
+    with pytest.raises(GasnetError, match=r"--device cuda:2: 2 CUDA device\(s\) here; use --device cpu"):
+        choose_device("cuda:2")
+    for name in ("gpu", "meta", ""):
+        with pytest.raises(GasnetError, match=f"--device {name}: "):
+            choose_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")
+
+
+def test_each_of_several_processes_takes_a_cuda_device_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    for local_rank in ("0", "1"):
+        monkeypatch.setattr(distributed, "local_rank", lambda number=local_rank: int(number))
+        for name in ("auto", "cuda"):
+            assert choose_device(name) == torch.device(f"cuda:{local_rank}")
+        assert choose_device("cpu") == torch.device("cpu")
+        with pytest.raises(GasnetError, match="--device cuda:1: not for several processes; use --device cuda"):
+            choose_device("cuda:1")
+    monkeypatch.setattr(distributed, "local_rank", lambda: 2)
+    with pytest.raises(GasnetError, match=r"2 CUDA device\(s\) here for more processes; start fewer"):
+        choose_device("auto")
+
+
+@pytest.mark.parametrize(("quiet", "expected"), [(False, "info: a\nwarning: b\n"), (True, "warning: b\n")])
+def test_quiet_leaves_warnings(quiet, expected, capsys):
+    start_logging(quiet)
+    logging.getLogger("anything").info("a")
+    logging.getLogger("anything").warning("b")
+    assert capsys.readouterr().err == expected

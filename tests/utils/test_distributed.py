@@ -1,0 +1,79 @@
+import os
+import re
+import signal
+
+import pytest
+import torch
+
+from tests.several import on_processes
+from utils import distributed
+from utils.errors import GasnetError
+
+
+def exchanging(count):
+    rank = distributed.rank()
+    assert (distributed.world_size(), distributed.is_rank_zero()) == (count, rank == 0)
+    items = list("abcdefg")
+    assert distributed.shard(items) == items[rank::count]
+    assert distributed.unshard([item.upper() for item in distributed.shard(items)]) == list("ABCDEFG")
+    assert distributed.unshard(distributed.shard(items[:1])) == ["a"]
+    assert distributed.gather(10 * rank) == [10 * number for number in range(count)]
+    assert distributed.on_rank_zero(lambda: f"computed by {rank}") == "computed by 0"
+    assert distributed.max_over_ranks(rank % 2) == min(count - 1, 1)
+    value = torch.tensor([rank + 1.0], requires_grad=True)
+    total = distributed.sum_over_ranks(value)
+    assert total.tolist() == [count * (count + 1) / 2]
+    assert (value.tolist(), total.requires_grad) == ([rank + 1.0], False)
+    # Two layouts and a scalar, as gradients and losses are.
+    last = torch.arange(48.0).view(1, 2, 2, 3, 4).to(memory_format=torch.channels_last_3d)
+    tensors = [last * rank, torch.tensor(float(rank))]
+    distributed.average_over_ranks(tensors)
+    mean = (count - 1) / 2
+    assert torch.equal(tensors[0], last * mean)
+    assert tensors[0].is_contiguous(memory_format=torch.channels_last_3d)
+    assert tensors[1].item() == mean
+    print(f"rank {rank} was here")
+    return 0
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_processes_exchange(tmp_path, count):
+    ended = on_processes(count, tmp_path / "log", exchanging, count)
+    assert [(e.code, e.err) for e in ended] == [(0, "")] * count
+    assert [e.out for e in ended] == ["rank 0 was here\n", *[""] * (count - 1)]
+
+
+def test_a_process_alone_needs_no_others():
+    exchanging(1)
+
+
+def going_wrong(how):
+    if how == "one":
+        if distributed.rank() == 1:
+            raise GasnetError("scan.nii: cut short")
+    elif how == "all":
+        raise GasnetError("no cohort here")
+    elif how == "killed":
+        if distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+    elif distributed.rank() == 1:
+        raise ZeroDivisionError
+    distributed.max_over_ranks(0)
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("how", "codes", "message"),
+    [
+        ("one", [1, 1], r"error: scan.nii: cut short\n"),
+        ("all", [1, 1], r"error: no cohort here\n"),
+        ("killed", [1, -9], r"error: lost another process of this command \(.* by peer.*\n"),
+        ("bug", [1, 1], r"(.*\n)*Traceback(.*\n)*ZeroDivisionError\n"),
+    ],
+)
+def test_an_error_in_one_process_is_told_once_and_ends_all(tmp_path, how, codes, message):
+    ended = on_processes(2, tmp_path / "log", going_wrong, how)
+    assert [e.code for e in ended] == codes
+    told = [e.err for e in ended if e.err]
+    assert len(told) == 1
+    assert re.fullmatch(message, told[0])

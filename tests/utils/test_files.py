@@ -1,0 +1,274 @@
+import errno
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datasets.io.volume import write_volume
+from tests.volumes import image_of
+from training.checkpoint import save
+from utils import files
+from utils.errors import FolderError, GasnetError
+from utils.files import atomic_folder, atomic_write, lock_folder, write_text
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "folder" / "file.txt"
+    with atomic_write(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists()
+        assert temporary.parent == path.parent
+        assert temporary.name.startswith(".")
+        assert temporary.suffix == ".txt"
+    assert path.read_text() == "half"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_was_there_stays_when_writing_fails(tmp_path):
+    path = tmp_path / "file.txt"
+    write_text(path, "before: ä\n")
+
+    def fail():
+        with atomic_write(path) as temporary:
+            temporary.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert path.read_text(encoding="utf-8") == "before: ä\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_written_is_an_error_that_names_the_file(tmp_path):
+    path = tmp_path / "file.txt"
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(path):
+        pass
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.fault("a loss of power")
+def test_a_file_is_on_the_disk_before_it_takes_its_place_and_its_folder_after(tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    synced = []
+
+    def fsync(descriptor):
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, path.read_text()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(path, "new")
+    assert synced == [(f".{os.getpid()}.partial.file.txt", "old"), (tmp_path.name, "new")]
+
+
+def write(path, seed):
+    """A checkpoint, a volume or a text of some 400 kB by the name of the file."""
+    values = np.random.default_rng(seed).normal(size=(20, 64, 64)).astype(np.float32)
+    if path.suffix == ".pth":
+        save({"weights": torch.from_numpy(values), "iteration": seed}, path)
+    elif path.suffix == ".txt":
+        write_text(path, str(values.tolist()))
+    else:
+        write_volume(image_of(values), path)
+
+
+def message_of_write(path, limit):
+    """What goes wrong where files end at `limit` bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        write(path, 1)
+    except (GasnetError, OSError) as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def message_of_write_without_rights(path):
+    """What goes wrong for a user who may not write; root may always."""
+    if os.geteuid() == 0:
+        os.setegid(65534)
+        os.seteuid(65534)
+    try:
+        write(path, 1)
+    except (GasnetError, OSError) as error:
+        return str(error)
+
+
+@pytest.fixture(scope="module")
+def child():
+    """Runs functions in another process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield lambda *call: pool.submit(*call).result(timeout=60)
+
+
+NAMES = ["state.pth", "scan.nii.gz", "scan.nii", "scan.mha", "scan.nrrd", "settings.txt"]
+
+
+@pytest.mark.fault("a save that fails: full")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_disk_that_is_full_in_the_middle_of_a_save_leaves_the_old_file(child, tmp_path, name):
+    path = tmp_path / name
+    write(path, 0)
+    before = path.read_bytes()
+    for limit in (0, 100, 4096, len(before) // 2, len(before) - 100):
+        message = child(message_of_write, path, limit)
+        assert message is not None, limit
+        assert str(path) in message
+        assert path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.fault("a save that fails: full")
+def test_a_folder_without_rights_leaves_the_old_files(child):
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in NAMES]
+        for path in paths:
+            write(path, 0)
+        before = [path.read_bytes() for path in paths]
+        Path(folder).chmod(0o555)
+        for path in paths:
+            message = child(message_of_write_without_rights, path)
+            assert str(path) in message
+        assert [path.read_bytes() for path in paths] == before
+        Path(folder).chmod(0o755)
+        assert sorted(Path(folder).iterdir()) == sorted(paths)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from utils.files import lock_folder
+with lock_folder(Path(sys.argv[1])):
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder(folder):
+    """Another process that holds a folder, once it does."""
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    process.stdout.readline()
+    return process
+
+
+@pytest.mark.fault("two runs on one folder")
+def test_a_folder_has_one_writer_until_that_ends_or_is_killed(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    with lock_folder(folder):
+        refused = subprocess.run(
+            [sys.executable, "-c", HOLD, str(folder)],
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    last = refused.stderr.splitlines()[-1]
+    assert f"{folder}: process {os.getpid()} on {os.uname().nodename} is writing here; wait for its end" in last
+    with holder(folder) as first:
+        with pytest.raises(FolderError, match=f"process {first.pid} on"), lock_folder(folder):
+            pass
+        first.kill()
+    with lock_folder(folder):
+        pass
+
+
+@pytest.mark.fault("what a kill leaves")
+def test_what_was_left_half_written_is_removed_where_the_command_writes_and_nowhere_else(tmp_path):
+    left = [tmp_path / ".123.partial.a.pth", tmp_path / "masks" / ".4.partial.b.nii.gz"]
+    kept = [tmp_path / "test" / ".5.partial.c.csv", tmp_path / ".partial.d", tmp_path / "e.partial.f"]
+    with holder(tmp_path):
+        for path in (*left, *kept):
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        with pytest.raises(FolderError), lock_folder(tmp_path, "masks"):
+            pass
+        assert all(path.exists() for path in left)
+    with lock_folder(tmp_path, "masks", "nowhere"):
+        assert not any(path.exists() for path in left)
+        assert all(path.exists() for path in kept)
+
+
+@pytest.mark.fault("a file system without")
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    left = tmp_path / ".123.partial.a.pth"
+    left.touch()
+    monkeypatch.setattr(files.fcntl, "lockf", lockf)
+    with lock_folder(tmp_path):
+        write_text(tmp_path / "file.txt", "text")
+    assert f"{tmp_path}: cannot be locked (No locks available)" in caplog.text
+    assert left.exists()  # it may be another run's
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "deep" / "folder"
+    with atomic_folder(path) as temporary:
+        write_text(temporary / "file.txt", "text")
+        assert not path.exists()
+        assert temporary.parent == path.parent
+        assert temporary.name.startswith(".")
+    assert [p.name for p in path.iterdir()] == ["file.txt"]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_empty_folder_is_filled_and_others_are_left_alone(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with atomic_folder(tmp_path / "empty") as temporary:
+        write_text(temporary / "file.txt", "text")
+    assert (tmp_path / "empty" / "file.txt").read_text() == "text"
+    for taken in (tmp_path / "empty", tmp_path / "empty" / "file.txt"):
+        with pytest.raises(FolderError, match=r"is not an empty folder"), atomic_folder(taken):
+            pass
+    assert [p.name for p in (tmp_path / "empty").iterdir()] == ["file.txt"]
+
+
+def test_nothing_is_left_of_a_folder_that_fails_and_of_one_that_was_killed(tmp_path):
+    path = tmp_path / "folder"
+
+    def fail():
+        with atomic_folder(path) as temporary:
+            write_text(temporary / "half.txt", "half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".partial.folder" / "sub").mkdir(parents=True)  # as a kill leaves it
+    (tmp_path / ".partial.folder" / "half.txt").write_text("half")
+    with atomic_folder(path) as temporary:
+        write_text(temporary / "file.txt", "text")
+    assert [p.name for p in path.iterdir()] == ["file.txt"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_do_not_make_the_same_folder(tmp_path):
+    path = tmp_path / "folder"
+    context = multiprocessing.get_context("spawn")
+    with atomic_folder(path) as temporary:
+        write_text(temporary / "file.txt", "text")
+        with ProcessPoolExecutor(1, context) as pool:
+            assert pool.submit(_make_folder, path).result() == f"{temporary}: process {os.getpid()}"
+    assert [p.name for p in path.iterdir()] == ["file.txt"]
+
+
+def _make_folder(path):
+    try:
+        with atomic_folder(path):
+            return "made"
+    except FolderError as error:
+        return str(error).split(" on ")[0]

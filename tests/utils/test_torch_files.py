@@ -1,0 +1,179 @@
+import io
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from utils.torch_files import TorchFileError, read_torch_file
+
+CONTENT = {"format": "a", "numbers": [1, 2.5, None], "weights": {f"w{k}": torch.arange(40.0) + k for k in range(3)}}
+MUTANTS = int(os.environ.get("GASNET_MUTANTS", "300"))  # GASNET_MUTANTS=5000 looks further
+
+
+def written(path, content=CONTENT, **options):
+    torch.save(content, path, **options)
+    return path
+
+
+def equal(a, b):
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def refused(path, message="[a-z]"):
+    with pytest.raises(TorchFileError, match=message) as caught:
+        read_torch_file(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def read(path):
+    """What a file holds, and why it was refused."""
+    try:
+        return read_torch_file(path), ""
+    except TorchFileError as error:
+        return None, str(error)
+
+
+def mutant(content, rng):
+    """A copy of a file with one thing wrong: bits flipped, a byte replaced, the end missing, or a range zeroed."""
+    changed = bytearray(content)
+    place = int(rng.integers(len(content)))
+    match rng.choice(["bit", "byte", "inverted", "cut", "zeroed"], p=[0.3, 0.3, 0.2, 0.1, 0.1]):
+        case "bit":
+            changed[place] ^= 1 << int(rng.integers(8))
+        case "byte":
+            changed[place] = int(rng.integers(256))
+        case "inverted":
+            changed[place] ^= 0xFF
+        case "cut":
+            del changed[place:]
+        case "zeroed":
+            length = min(int(2 ** rng.uniform(0, 12)), len(content) - place)
+            changed[place : place + length] = bytes(length)
+    return bytes(changed)
+
+
+@pytest.mark.fault("flipped bytes, cut")
+def test_every_mutant_is_refused_or_loads_as_the_original(tmp_path):
+    # Small tensors, so that most places lie in the pickle, the headers and the directory of the archive.
+    content = written(tmp_path / "good.pth").read_bytes()
+    rng = np.random.default_rng(0)
+    path = tmp_path / "mutant.pth"
+    same = 0
+    for number in range(MUTANTS):
+        path.write_bytes(mutant(content, rng))
+        loaded, error = read(path)
+        assert len(error.splitlines()) == 1 if error else equal(loaded, CONTENT), number
+        same += not error
+    print(f"{MUTANTS} mutants: {MUTANTS - same} refused, {same} load as the original")
+    assert 0 < same < 0.5 * MUTANTS  # what torch.load does not look at may change; most may not
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_torch_saves_is_read(tmp_path, legacy):
+    path = written(tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
+    assert equal(read_torch_file(path), CONTENT)
+
+
+@pytest.mark.fault("half a file, text, other")
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+def test_a_part_of_a_file_is_refused(tmp_path, legacy, share):
+    path = written(tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    refused(path)
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.fault("a pickle that would")
+@pytest.mark.parametrize("kind", ["archive", "legacy", "pickle"])
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_payload_never_runs(tmp_path, monkeypatch, kind, forced):
+    if forced:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    path, bait = tmp_path / "evil.pth", tmp_path / "bait"
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps({"weights": Payload(bait)}))
+    else:
+        written(path, {"weights": Payload(bait)}, _use_new_zipfile_serialization=kind == "archive")
+    assert "never run" in refused(path)
+    assert not bait.exists()
+    torch.load(path, weights_only=False) if kind != "pickle" else pickle.loads(path.read_bytes())
+    assert bait.exists()  # the payload is a live one
+
+
+@pytest.mark.fault("zip bombs, archives")
+def test_archives_that_unpack_to_more_than_they_are_are_refused(tmp_path):
+    path = written(tmp_path / "good.pth", {"w": torch.zeros(2**20)})
+    packed = tmp_path / "packed.pth"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    assert packed.stat().st_size < 0.01 * path.stat().st_size
+    refused(packed, "compressed or overlap")
+
+
+@pytest.mark.fault("zip bombs, archives")
+def test_an_archive_with_two_directories_is_read_as_what_was_checked(tmp_path):
+    # zipfile takes the last directory; what it checked is what torch gets, whatever else lies in the file.
+    first, second = io.BytesIO(), io.BytesIO()
+    torch.save({"w": torch.zeros(3)}, first)
+    torch.save({"w": torch.ones(3)}, second)
+    path = tmp_path / "two.pth"
+    path.write_bytes(first.getvalue() + second.getvalue())
+    assert torch.equal(read_torch_file(path)["w"], torch.ones(3))
+
+
+@pytest.mark.fault("NaN or Inf in weights")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_nan_and_inf_are_refused_with_the_name_of_the_entry(tmp_path, bad, dtype):
+    weights = torch.zeros(3, 4, dtype=dtype)
+    weights[1, 2] = bad
+    path = written(tmp_path / "a.pth", {"networks": [{"good": torch.zeros(2), "stem.0.weight": weights}]})
+    refused(path, "NaN or Inf in its entry 'stem.0.weight'")
+
+
+@pytest.mark.fault("zip bombs, archives")
+def test_tensors_that_are_more_than_their_bytes_or_not_dense_are_refused(tmp_path):
+    refused(written(tmp_path / "big.pth", {"w": torch.zeros(1).expand(2**30, 2**10)}), "'w' is not a plain tensor")
+    refused(written(tmp_path / "sparse.pth", {"w": torch.eye(3).to_sparse()}), "'w' is not a plain tensor")
+    refused(written(tmp_path / "meta.pth", {"w": torch.zeros(3, device="meta")}), "'w' is not a plain tensor")
+    quantized = torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)
+    refused(written(tmp_path / "quantized.pth", {"w": quantized}), "'w' is not a plain tensor")
+
+
+def test_containers_without_end_are_read_to_their_end(tmp_path):
+    deep = torch.tensor([float("nan")])
+    for _ in range(300):
+        deep = [deep, deep]  # 2^300 ways to the tensor
+    refused(written(tmp_path / "shared.pth", deep), "NaN or Inf")
+
+
+@pytest.mark.fault("half a file, text, other")
+def test_other_files_are_refused(tmp_path):
+    path = tmp_path / "a.pth"
+    for content in (b"", b"\n", b"text\n", b"PK\x03\x04", os.urandom(1000), pickle.dumps([1])):
+        path.write_bytes(content)
+        refused(path)
+    refused(tmp_path / "none.pth", "No such file")
+    refused(tmp_path, "Is a directory")

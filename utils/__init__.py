@@ -1,0 +1,1 @@
+"""Support code that any command needs."""

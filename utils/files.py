@@ -1,0 +1,150 @@
+"""Files that appear whole or not at all, in folders that one command at a time writes to."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from utils.errors import FolderError
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def name_in_errors(path: Path) -> Iterator[None]:
+    """Let what goes wrong with a file name it: a full disk names none, and other errors may name a hidden one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path` to write to, which takes the place of `path` when the block ends without error.
+
+    Whatever goes wrong, what stood at `path` before stays, and nothing half-written is left; only a kill or a power
+    loss leaves the hidden file, which `lock_folder` removes.
+
+    Args:
+        path: of the file; its folder is made if need be.
+
+    Raises:
+        OSError: the folder cannot be made or the file not be written or put in place.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The extension stays, since it tells some writers what to write.
+    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    try:
+        with name_in_errors(path):
+            yield temporary
+            _to_disk(temporary)
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    with suppress(OSError):  # some network file systems cannot, and the file is in its place
+        _to_disk(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` to fill, which becomes `path` when the block ends without error.
+
+    One process at a time fills it; what a killed one left in it is removed by the next.
+
+    Args:
+        path: of the folder, which is not there yet, or empty; the folder around it is made if need be.
+
+    Raises:
+        FolderError: there is something at `path`, or another process is about to make it.
+        OSError: the folder cannot be made or not be put in place.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FolderError(f"{path}: is not an empty folder; choose another, or remove it")
+    temporary = path.absolute().with_name(f".partial.{path.absolute().name}")
+    with lock_folder(temporary):
+        try:
+            for left in temporary.iterdir():
+                if left.name != ".lock":
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield temporary
+            (temporary / ".lock").unlink()
+            with name_in_errors(path):
+                _to_disk(temporary)
+                temporary.replace(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    with suppress(OSError):  # as in `atomic_write`
+        _to_disk(path.absolute().parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def lock_folder(folder: Path, *subfolders: str) -> Iterator[None]:
+    """Keep other processes that ask for the same folder out of it, and remove what killed ones left half-written.
+
+    The lock is on the hidden file ``.lock``, which stays. It ends with the process, however that ends, and
+    is not passed on to its children: workers that outlive a killed run do not keep the next one out.
+
+    Args:
+        folder: to write to; made if need be.
+        subfolders: in it, that are written to as well; they are cleaned, others are left alone.
+
+    Raises:
+        FolderError: another process holds the folder.
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    with path.open("a+", encoding="utf-8") as file:
+        if _lock(file, folder):
+            for place in (folder, *(folder / name for name in subfolders)):
+                for left in place.glob(".[0-9]*.partial.*"):
+                    left.unlink(missing_ok=True)
+        yield
+
+
+def _lock(file: TextIO, folder: Path) -> bool:
+    """Lock the file and write down who did; False where the file system has no locks."""
+    try:
+        # Unlike those of flock, these locks belong to the process, and not to the file that its children share.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise FolderError(
+            f"{folder}: {file.read().strip()} is writing here; wait for its end, or choose another folder"
+        ) from None
+    except OSError as error:
+        log.warning("%s: cannot be locked (%s); see to it that no other run writes here", folder, error.strerror)
+        return False
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return True
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file or folder would survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
