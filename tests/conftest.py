@@ -118,7 +118,7 @@ def pytest_terminal_summary(terminalreporter):
     outcomes = {}
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):
-            for name, case in report.user_properties:
+            for name, case in getattr(report, "user_properties", ()):
                 if name == "fault":
                     outcomes.setdefault(case, []).append(outcome)
     shown = [tests for tests in outcomes.values() if set(tests) == {"passed"}]

@@ -16,7 +16,7 @@ import predict
 import test
 import train
 from tests import kill_everything
-from tests.test_whole_files import holder
+from tests.utils.test_files import holder
 from training.checkpoint import find_states
 from utils.cli import run
 from utils.files import lock_folder
