@@ -1,1 +1,1 @@
-"""The benchmark of weak supervision: one labelled scan and many volume-level labels, on a synthetic cohort."""
+"""Weak-supervision benchmark: one labelled scan and many volume-level labels, on a synthetic cohort."""

@@ -1,13 +1,13 @@
-"""The synthetic cohort of the benchmark: crops, masks and lists, from a seed.
+"""Generates the synthetic cohort of the benchmark from a seed: crops, masks and lists.
 
-    labelled_000   a diseased scan that shows no consolidation and no crazy paving: the one label
-    diseased_*     known as diseased; 39 of them lend their voxel labels to the rows that have more than one
-    healthy_*      known as healthy
-    valid_*, validh_*, test_*, testh_*   held out: diseased and healthy
+    labelled_000   the labelled scan: diseased, without consolidation and crazy paving
+    diseased_*     diseased at volume level; the voxel labels of 39 are used by rows with more than one label
+    healthy_*      healthy at volume level
+    valid_*, validh_*, test_*, testh_*   held-out diseased and healthy scans
 
-Every scan is a phantom of its own, with an anatomy, a mixture of lesions and a scanner of its own. The raw CT is
-cropped to the true lungs; how well lungs are found is another question. Beside the crops, facts/<id>.json says what is
-in a scan. A scan depends on the seed, its kind and its number alone. Scans that are done are kept.
+Every scan has its own anatomy, lesion mixture and scanner. Raw CTs are cropped to the true lungs, so lung segmentation
+does not affect the result. facts/<id>.json describes the content of each scan. A scan depends only on the seed, its
+kind and its number. Existing scans are kept.
 
 Examples:
   python -m benchmarks.weak_supervision.cohort cohort --size small
@@ -40,7 +40,7 @@ FOLDERS = ("images", "lung", "lesion")
 
 @dataclass(frozen=True)
 class Size:
-    """Matrix of the raw scans and size of the crops, (z, y, x), about the same voxels in both."""
+    """Matrix of raw scans and crops, (z, y, x), with similar voxel sizes."""
 
     raw: tuple[int, int, int]
     crop: tuple[int, int, int]
@@ -54,7 +54,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Counts:
-    """Scans of each kind."""
+    """Number of scans of each kind."""
 
     labelled: int = 1
     diseased: int = 100
@@ -68,22 +68,21 @@ class Counts:
 ALL = Counts()
 
 LABEL_COUNTS = (1, 3, 10, 40)
-"""Labelled scans of a row: labelled_000, and so many less one of the diseased ones."""
+"""Lengths of the nested label lists; each starts with labelled_000, followed by diseased scans."""
 
 OTHER_LABELS = ("b", "c", "d")
-"""Lists with one diseased scan each, drawn at random, as the only labelled one."""
+"""Suffixes of the lists with a single, randomly drawn diseased scan as the labelled one."""
 
 LABELLED_KINDS = ("ground glass", "mixed")
-"""All that the labelled scan shows."""
+"""Lesion kinds in the labelled scan."""
 
 LEAST_LABELLED = 0.05
-"""Share of the lungs that is lesion in the labelled scan, at least: nobody labels a scan with next to none."""
+"""Minimum lesion fraction of the lungs in the labelled scan."""
 
 DISEASED = ("labelled", "diseased", "valid", "test")
 _KINDS = ("labelled", "diseased", "healthy", "valid", "validh", "test", "testh")  # the order is part of the seed
 
-# How much scans differ: two patients rarely show the same mixture, and scanners reach from sharp and noisy kernels to
-# smooth ones.
+# Variation between scans: lesion mixtures differ between patients, kernels range from sharp and noisy to smooth.
 _MIXTURE = 3.0  # concentration of the Dirichlet distribution around LESION_SHARES
 _SHARPNESS = (0.4, 1.3)  # mm
 _NOISE = (10.0, 60.0)  # HU
@@ -92,11 +91,11 @@ _GAIN = 0.015
 
 
 def draw_variety(rng: np.random.Generator, kinds: Sequence[str] = tuple(LESION_KINDS)) -> Variety:
-    """The lesions and the scanner of one scan.
+    """Draw lesion mixture and scanner of one scan.
 
     Args:
-        rng: source of everything random.
-        kinds: of lesion that there can be.
+        rng: random generator.
+        kinds: permitted lesion kinds.
     """
     shares = rng.dirichlet(_MIXTURE * np.array(LESION_SHARES))
     shares *= [kind in kinds for kind in LESION_KINDS]
@@ -104,12 +103,12 @@ def draw_variety(rng: np.random.Generator, kinds: Sequence[str] = tuple(LESION_K
 
 
 def make_scan(seed: int, kind: str, number: int, raw: tuple[int, int, int]) -> Phantom:
-    """One scan of the cohort.
+    """Generate one scan of the cohort.
 
     Args:
-        seed: of the cohort.
+        seed: cohort seed.
         kind: ``labelled``, ``diseased``, ``healthy``, ``valid``, ``validh``, ``test`` or ``testh``.
-        number: of the scan among those of its kind.
+        number: index of the scan within its kind.
         raw: matrix, (z, y, x).
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, 1 + _KINDS.index(kind), number]))
@@ -121,7 +120,7 @@ def make_scan(seed: int, kind: str, number: int, raw: tuple[int, int, int]) -> P
 
 
 def scan_facts(phantom: Phantom) -> dict[str, Any]:
-    """What is in a scan: kinds of lesion, volumes of lesion and lungs in ml."""
+    """Describe a scan: lesion kinds, lesion and lung volume in ml."""
     voxel_ml = float(np.prod(phantom.spacing)) / 1000
     return {
         "kinds": list(phantom.kinds),
@@ -147,14 +146,14 @@ def _write_scan(root: Path, seed: int, kind: str, number: int, size: Size) -> No
     ct.SetSpacing(phantom.spacing)
     for folder, crop in zip(FOLDERS, crop_to_lungs(ct, phantom.lung, phantom.lesion, size.crop), strict=True):
         write_volume(crop, root / folder / f"{_name(kind, number)}.nii.gz")
-    write_text(facts, json.dumps(scan_facts(phantom)) + "\n")  # last: the scan is done
+    write_text(facts, json.dumps(scan_facts(phantom)) + "\n")  # written last: marks the scan as complete
 
 
 def label_lists(seed: int, counts: Counts) -> dict[str, list[str]]:
-    """Names of the lists of labelled scans, and the ids in them.
+    """Lists of labelled scans: ids by list name.
 
-    ``labels_1`` is the labelled scan, ``labels_3`` has two diseased ones more, and each longer list holds the shorter
-    ones. ``label_b``, ``label_c``, .. hold one other scan each.
+    ``labels_1`` holds the labelled scan, ``labels_3`` two additional diseased scans; longer lists contain the shorter
+    ones. ``label_b``, ``label_c`` and ``label_d`` hold one other scan each.
     """
     order = np.random.default_rng([seed, 0]).permutation(counts.diseased)
     drawn = [_name("diseased", number) for number in order]
@@ -170,18 +169,18 @@ def write_cohort(
     processes: int = 1,
     progress: bool = False,
 ) -> None:
-    """Write the cohort, or what is missing of it. A whole one is only looked at, so that others may read it.
+    """Write the cohort, or the missing part of it. A complete cohort is not locked, so other processes can read it.
 
     Args:
-        root: its folder.
-        size: of scans and crops.
-        seed: of everything random.
-        counts: scans of each kind.
-        processes: that make scans side by side.
+        root: cohort folder.
+        size: matrix of scans and crops.
+        seed: random seed.
+        counts: number of scans of each kind.
+        processes: number of parallel processes.
         progress: show a progress bar.
 
     Raises:
-        SettingsError: the folder holds a cohort of another seed or size.
+        SettingsError: the folder holds a cohort with another seed or size.
         OSError: a file cannot be written.
     """
     made_from = {"seed": seed, "raw": list(size.raw), "crop": list(size.crop)}
@@ -195,7 +194,7 @@ def write_cohort(
         return
     with lock_folder(root, "images", "lung", "lesion", "facts", "id_txt"), recording(root, seed=seed):
         if (found := _made_from(root)) not in (None, made_from):
-            raise SettingsError(f"{root}: holds a cohort of {found}, not of {made_from}; name another folder")
+            raise SettingsError(f"{root}: holds a cohort of {found}, not of {made_from}; choose another folder")
         write_text(root / "cohort.json", json.dumps(made_from) + "\n")
         with ProcessPoolExecutor(processes) as pool:
             jobs = [pool.submit(_write_scan, root, seed, *scan, size) for scan in scans]
@@ -210,24 +209,24 @@ def _text(path: Path) -> str | None:
 
 
 def _made_from(root: Path) -> dict[str, Any] | None:
-    """Seed and sizes of the cohort in a folder, if there is one."""
+    """Seed and sizes of the cohort in a folder, or None."""
     text = _text(root / "cohort.json")
     return None if text is None else json.loads(text)
 
 
 def read_facts(root: Path) -> Mapping[str, dict[str, Any]]:
-    """What is in the scans of a cohort, by id."""
+    """Read the descriptions of all scans of a cohort, by id."""
     return {path.stem: json.loads(path.read_text()) for path in sorted((root / "facts").glob("*.json"))}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = new_parser(__doc__, "python -m benchmarks.weak_supervision.cohort")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder of the cohort")
-    parser.add_argument("--size", choices=list(SIZES), default="small", help="of the crops (default small)")
-    parser.add_argument("--seed", type=int, default=0, help="of the cohort (default 0)")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="cohort folder")
+    parser.add_argument("--size", choices=list(SIZES), default="small", help="size of the crops (default small)")
+    parser.add_argument("--seed", type=int, default=0, help="cohort seed (default 0)")
     parser.add_argument(
-        "--processes", type=int, default=1, metavar="N", help="that make scans side by side (default 1)"
+        "--processes", type=int, default=1, metavar="N", help="number of parallel processes (default 1)"
     )
     add_quiet(parser)
     options = parser.parse_args(arguments)

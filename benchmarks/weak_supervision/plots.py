@@ -1,9 +1,8 @@
-"""The figures of the benchmark: OUTPUT/curves.png and OUTPUT/cases.png.
+"""Figures of the benchmark: OUTPUT/curves.png and OUTPUT/cases.png.
 
-curves.png: validation over the iterations, by run and by row. cases.png: test scans with what S with one label, GASNet
-with one label and S with many find in them (the rows of `COMPARED`), and I_g and I_s of GASNet's last state; seed 0 of
-each. The scans are those a tenth, half and nine tenths of the way through the order of lesion volume, and a healthy
-one: they are not chosen by how well anything does.
+curves.png shows validation scores over the iterations, per run and per row. cases.png shows test scans with the
+predictions of the rows in `COMPARED` (seed 0), and I_g and I_s of GASNet's last state. The scans are the 10th, 50th and
+90th percentile of lesion volume and one healthy scan, so they are not selected by score.
 
 Examples:
   python -m benchmarks.weak_supervision.plots output/weak
@@ -36,19 +35,19 @@ from training.checkpoint import SegmenterInput, find_states, load_generator, loa
 from utils.cli import new_parser, run
 from utils.errors import GasnetError
 
-COMPARED = (("s-1",), ("gasnet-1", "steady-1"), ("s-40", "s-10"))
-"""Rows in the figure of cases: of each of these the first that has a result."""
+COMPARED = (("s-1",), ("gasnet-1",), ("s-40", "s-10"))
+"""Rows in cases.png: the first row of each group that has a result."""
 
 PLACES = (0.1, 0.5, 0.9)
-"""Of the scans that are shown, in the order of their lesion volume."""
+"""Quantiles of lesion volume at which test scans are shown."""
 
 
 def plot_curves(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Dice on validation scans and false positives in healthy ones: a pale line a run, a row's mean in bold.
+    """Plot validation Dice and false positives: one pale line per run, the mean of a row in bold.
 
     Args:
-        results: of the runs, by row; those of the main group are drawn.
-        path: of the picture.
+        results: results of the runs by row; only the main group is drawn.
+        path: PNG to write.
     """
     figure, axes = plt.subplots(1, 2, figsize=(13, 4))
     names = [name for name in results if ROWS[name].group == "main"]
@@ -57,7 +56,7 @@ def plot_curves(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) 
             curves = [{at["iteration"]: at[key] for at in result["curve"] if key in at} for result in results[name]]
             for curve in curves:
                 axis.plot(*zip(*curve.items(), strict=True), color=f"C{colour}", linewidth=0.8, alpha=0.3)
-            # A run may end early: the mean goes on only as far as all do, lest it jump.
+            # Runs may stop early: average only the iterations that all runs reached.
             shared = sorted(set.intersection(*map(set, curves)))
             means = [np.mean([curve[iteration] for curve in curves]) for iteration in shared]
             axis.plot(shared, means, color=f"C{colour}", linewidth=2, label=ROWS[name].title)
@@ -71,10 +70,10 @@ def plot_curves(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) 
 
 
 def scans_to_show(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Ids of the scans at `PLACES` in the order of their true lesion volume, and of the first healthy one.
+    """Ids of the scans at `PLACES` by true lesion volume, and of the first healthy scan.
 
     Args:
-        rows: of a result, one a test scan.
+        rows: scores of one result, one mapping per test scan.
     """
     lesion = sorted((row for row in rows if row["kind"] == "lesion"), key=lambda row: row["true_ml"])
     shown = [lesion[round(place * (len(lesion) - 1))]["id"] for place in PLACES]
@@ -83,7 +82,7 @@ def scans_to_show(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 @torch.no_grad()
 def _columns(case: Case, split: str, runs: Mapping[str, Settings]) -> tuple[dict[str, np.ndarray], int, float]:
-    """Volumes of one scan by title, the slice to show, and the height of a pixel over its width."""
+    """Volumes of one scan by title, index of the slice to show, and pixel aspect ratio (height / width)."""
     columns: dict[str, np.ndarray] = {}
     for name, settings in runs.items():
         default = SegmenterInput(settings.image.size, WINDOW, settings.image.normalization)
@@ -100,7 +99,7 @@ def _columns(case: Case, split: str, runs: Mapping[str, Settings]) -> tuple[dict
             scan = scan_input(volumes, trained_on.normalization)
             generated = generate_scan(generator, scan, settings.image.slices)
             lesion = torch.from_numpy(prediction.probability)[None, None]
-            # The probabilities are 0 outside the lungs already.
+            # Probabilities outside the lungs are already 0.
             synthetic = synthesise(scan, lesion, torch.ones_like(lesion), generated)
             last = {"I_g": generated, "I_s": synthetic}
     columns |= {title: ((volume[0, 0] + 1) / 2).numpy() for title, volume in last.items()}
@@ -109,24 +108,24 @@ def _columns(case: Case, split: str, runs: Mapping[str, Settings]) -> tuple[dict
 
 
 def _first(results: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> Mapping[str, Any] | None:
-    """The result of a row with seed 0."""
+    """Result of a row with seed 0, or None."""
     return next((result for result in results.get(name, ()) if result["seed"] == 0), None)
 
 
 def rows_to_compare(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[str, ...]:
-    """Names of the rows in the figure of cases: of each of `COMPARED` the first that has a result with seed 0."""
+    """Rows shown in cases.png: from each group of `COMPARED` the first row with a result of seed 0."""
     return tuple(next((name for name in names if _first(results, name)), names[0]) for names in COMPARED)
 
 
 def plot_cases(results: Mapping[str, Sequence[Mapping[str, Any]]], output: Path, path: Path) -> None:
-    """Slices of test scans beside what the segmenters of `COMPARED` find, seed 0 of each.
+    """Plot slices of test scans next to the predictions of the rows in `COMPARED`, seed 0.
 
     Raises:
-        GasnetError: one of these runs has no result.
+        GasnetError: a row has no result.
     """
     compared = rows_to_compare(results)
     if lacking := [name for name in compared if _first(results, name) is None]:
-        raise GasnetError(f"{output}: no result of {', '.join(lacking)} with seed 0; run these rows first")
+        raise GasnetError(f"{output}: no result for {', '.join(lacking)} with seed 0; run these rows first")
     result = _first(results, compared[0])
     runs = {name: row_settings(name, result["size"], 0, output / "cohort", output) for name in compared}
     settings = runs[compared[0]]
@@ -148,7 +147,7 @@ def plot_cases(results: Mapping[str, Sequence[Mapping[str, Any]]], output: Path,
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = new_parser(__doc__, "python -m benchmarks.weak_supervision.plots")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder of the benchmark's results")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="results folder of the benchmark")
     options = parser.parse_args(arguments)
     results = read_results(options.output)
     plot_curves(results, options.output / "curves.png")

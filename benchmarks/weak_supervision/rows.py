@@ -1,6 +1,6 @@
 """The rows of the benchmark's table as data: which labels, which settings.
 
-All rows of a size have its networks, its cohort and its learning rates, so that they differ in what the table says.
+All rows of one size share networks, cohort and learning rates, so they differ only in what the table names.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ class Row:
     """One row of the table: a way of training S.
 
     Attributes:
-        title: in the table.
-        labels: list of the labelled scans.
-        config: file in configs/; supervised.yaml trains S alone, on labelled and healthy volumes.
-        constraints: that are on.
-        overrides: of the config, after those of the size.
-        group: part of the table.
-        steadied: with `Scale.steadied`.
+        title: shown in the table.
+        labels: name of the list of labelled scans.
+        config: file in configs/; supervised.yaml trains S alone on labelled and healthy volumes.
+        constraints: enabled constraint losses.
+        overrides: settings applied after those of the size.
+        group: section of the table.
     """
 
     title: str
@@ -34,24 +33,21 @@ class Row:
     constraints: tuple[str, ...] = CONSTRAINTS
     overrides: tuple[str, ...] = ()
     group: str = "main"
-    steadied: bool = False
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What a size of the benchmark asks of all rows.
+    """Settings of one benchmark size.
 
     Attributes:
-        overrides: of every row.
-        gasnet: of GASNet with the settings of weak.yaml.
-        steadied: four terms of our own that were meant to steady GASNet.
-        supervised: of rows that train S alone: as many steps of S on labelled volumes as GASNet takes, or more.
-        published: of the row with the published settings: its late terms begin at the same share of the schedule.
+        overrides: for every row.
+        gasnet: for GASNet rows based on weak.yaml.
+        supervised: for rows that train S alone; S takes at least as many steps on labelled volumes as in GASNet.
+        published: for the row with the published settings; its late terms start at the same fraction of the schedule.
     """
 
     overrides: tuple[str, ...]
     gasnet: tuple[str, ...]
-    steadied: tuple[str, ...]
     supervised: tuple[str, ...]
     published: tuple[str, ...]
 
@@ -59,7 +55,7 @@ class Scale:
 PUBLISHED, SUPERVISED = "Gan.yaml", "supervised.yaml"
 
 MANY_LABELS = ("LOSS.LABELLED=1",)
-"""Of S alone: with 40 labels validation prefers this weight (0.64, 0.60 with the published 5), with one label 5."""
+"""For S alone: validation prefers this weight with 40 labels (Dice 0.64 against 0.60 with 5), and 5 with one label."""
 
 
 def _without(*left_out: str) -> tuple[str, ...]:
@@ -67,7 +63,7 @@ def _without(*left_out: str) -> tuple[str, ...]:
 
 
 def _ablation(title: str, constraints: tuple[str, ...], *overrides: str) -> Row:
-    """A row of GASNet with one label that differs from weak.yaml in its constraints, and in what else is named."""
+    """A GASNet row with one label that differs from weak.yaml in its constraints and the given overrides."""
     return Row(title, constraints=constraints, overrides=overrides, group="ablations")
 
 
@@ -80,16 +76,13 @@ ROWS: Mapping[str, Row] = {
     "s-3": Row("S, 3 labels", "labels_3", config=SUPERVISED),
     "gasnet-3": Row("GASNet, 3 labels", "labels_3"),
     "gasnet-10": Row("GASNet, 10 labels", "labels_10", overrides=MANY_LABELS),
-    "steady-1": Row("GASNet steadied, 1 label", steadied=True),
     **{f"label-{x}": Row(f"GASNet, another label ({x})", f"label_{x}", group="labels") for x in "bcd"},
     **{f"s-label-{x}": Row(f"S, another label ({x})", f"label_{x}", config=SUPERVISED, group="labels") for x in "bcd"},
     **{f"no-{name}": _ablation(f"without {name}", _without(name)) for name in CONSTRAINTS},
     "no-adversarial": _ablation("without D", ("MIL", "perception", "recons"), "LOSS.ADVERSARIAL=0"),
     "perception-only": _ablation("perception only", ("perception",), "LOSS.ADVERSARIAL=0"),
 }
-"""By name, in the order in which they are worth running."""
-
-_STEADIED = ("SOLVER.SEGMENTER_AVERAGE=0.98", "LOSS.RESTORATION=100", "LOSS.INSTANCE_NOISE=0.05")
+"""Rows by name, most informative first."""
 
 _FULL_LEARNING_RATES = (
     "SOLVER.OPTIMIZER.U.LR=1e-3",
@@ -108,7 +101,6 @@ SCALES: Mapping[str, Scale] = {
             "INTERVAL={LOG: 20, VALID: 50, SAVE: 200, PICTURE: 300, GRADIENTS: 20}",
         ),
         gasnet=(),
-        steadied=("SOLVER.WARM_UP=100", *_STEADIED),
         supervised=(),
         published=(
             "SOLVER.ITER_MAX=600",
@@ -134,7 +126,6 @@ SCALES: Mapping[str, Scale] = {
             "LOSS.PERCEPTION_RAMP=200",
             *_FULL_LEARNING_RATES,
         ),
-        steadied=("SOLVER.WARM_UP=200", *_STEADIED),
         supervised=("SOLVER.ITER_MAX=650", "SOLVER.OPTIMIZER.U.LR=1e-3"),
         published=(
             "SOLVER.ITER_MAX=1100",
@@ -153,14 +144,14 @@ _SPLITS = (
 
 
 def row_settings(name: str, size: str, seed: int, cohort: Path, output: Path) -> Settings:
-    """All settings of a run.
+    """Settings of one run.
 
     Args:
-        name: in `ROWS`.
-        size: in `SCALES`.
-        seed: of weights, order of scans and augmentation; the cohort stays the same.
-        cohort: its folder.
-        output: folder of the benchmark's results; the run's own is below it.
+        name: key of `ROWS`.
+        size: key of `SCALES`.
+        seed: seed of weights, scan order and augmentation; the cohort does not depend on it.
+        cohort: cohort folder.
+        output: results folder of the benchmark; the run writes to a subfolder.
     """
     row, scale = ROWS[name], SCALES[size]
     words = ("supervised",) if row.config == SUPERVISED else ("weak", *row.constraints)
@@ -173,5 +164,4 @@ def row_settings(name: str, size: str, seed: int, cohort: Path, output: Path) ->
     )
     overrides = [*scale.overrides, *own]
     overrides += {SUPERVISED: scale.supervised, PUBLISHED: scale.published}.get(row.config, scale.gasnet)
-    overrides += scale.steadied if row.steadied else ()
     return read_settings(CONFIGS / row.config, [*overrides, *row.overrides])

@@ -1,9 +1,8 @@
-"""Trains and tests the rows of the benchmark of weak supervision, one run a row and seed.
+"""Trains and tests the rows of the weak-supervision benchmark, one run per row and seed.
 
-Writes below OUTPUT: cohort/ (made where it is missing), runs/, and results/<row>_seed_<n>.json, which has the test
-scores of the segmenter that validation chose, and is written when a run is finished. Runs with a result are skipped and
-those that were stopped go on, so that the same command may be given again until all is done. Then:
-python -m benchmarks.weak_supervision.table OUTPUT
+Writes to OUTPUT: cohort/ (generated if missing), runs/, and one results/<row>_seed_<n>.json per finished run with the
+test scores of the segmenter selected on validation. Finished runs are skipped and interrupted ones resume, so the same
+command can be repeated until everything is done. Then run python -m benchmarks.weak_supervision.table OUTPUT.
 
 Examples:
   python -m benchmarks.weak_supervision.run --size small --output output/weak --processes 2
@@ -23,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
+from benchmarks.records import as_json
 from benchmarks.weak_supervision.cohort import SIZES, write_cohort
 from benchmarks.weak_supervision.rows import ROWS, row_settings
 from configs.settings import Settings, read_settings
@@ -45,21 +46,21 @@ log = logging.getLogger(__name__)
 
 
 def result_path(output: Path, name: str, seed: int) -> Path:
-    """Where the result of a run is written."""
+    """Result file of a run."""
     return output / "results" / f"{name}_seed_{seed}.json"
 
 
 def train_row(settings: Settings, device: torch.device, progress: bool) -> None:
-    """Train a run, or what is left of it.
+    """Train a run, or resume it.
 
     Raises:
-        SettingsError: it was begun with other settings.
+        SettingsError: the run was started with other settings.
         GasnetError: the cohort or a checkpoint cannot be read.
     """
     begun = settings.exp.folder / "settings.yaml"
     if begun.is_file() and _without_folders(read_settings(begun)) != _without_folders(settings):
         raise SettingsError(
-            f"{begun}: this run was begun with other settings; remove its folder, or name another --output"
+            f"{begun}: this run was started with other settings; remove its folder or choose another --output"
         )
     cohort = read_cohort(settings.dataset.root, used_splits(settings, validate=True), settings.image.size)
     folder = settings.exp.folder
@@ -69,7 +70,10 @@ def train_row(settings: Settings, device: torch.device, progress: bool) -> None:
 
 
 def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
-    """Scores of the segmenter that validation chose, on the test scans: what `summarise` says, and a row a scan."""
+    """Score the selected segmenter on the test scans: the summary, and one row of scores per scan.
+
+    Scores that are undefined for a scan are left out of its row.
+    """
     split = settings.dataset.split
     default = SegmenterInput(settings.image.size, WINDOW, settings.image.normalization)
     segmenter, trained_on = load_segmenter(settings.exp.folder / "segmenter_best.pth", default)
@@ -80,25 +84,24 @@ def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
         for key, cases in cohort.items()
         for prediction in predict_scans(segmenter, cases, key, trained_on.normalization)
     ]
-    return {**summarise(scores), "rows": [score.row() for score in scores]}
+    rows = [{name: value for name, value in score.row().items() if value is not None} for score in scores]
+    return {**summarise(scores), "rows": rows}
 
 
 def run_row(name: str, size: str, seed: int, output: Path, device: torch.device, progress: bool = False) -> Path:
-    """Train and test one run, and write its result; nothing is done where there is one.
+    """Train and test one run and write its result; a run with a result is skipped.
 
     Returns:
-        The file with the result.
+        The result file.
 
     Raises:
-        GasnetError: the run cannot be trained, or was begun with other settings.
+        GasnetError: the run cannot be trained, or was started with other settings.
     """
     settings = row_settings(name, size, seed, output / "cohort", output)
     path = result_path(output, name, seed)
     if path.is_file():
-        # Checked as settings: keys that were added since have the values that they had without being there.
-        found = Settings.model_validate(json.loads(path.read_text(encoding="utf-8"))["settings"])
-        if _without_folders(found) != _without_folders(settings):
-            raise SettingsError(f"{path}: made with other settings; remove it and its run, or name another --output")
+        if not _made_with(path, settings):
+            raise SettingsError(f"{path}: made with other settings; remove it and its run or choose another --output")
         return path
     train_row(settings, device, progress)
     best = load(settings.exp.folder / "segmenter_best.pth")
@@ -113,12 +116,22 @@ def run_row(name: str, size: str, seed: int, output: Path, device: torch.device,
         "environment": environment(device),
         "settings": _without_folders(settings).model_dump(by_alias=True, mode="json"),
     }
-    write_text(path, json.dumps(result, indent=1) + "\n")
+    write_text(path, as_json(result))
     return path
 
 
+def _made_with(path: Path, settings: Settings) -> bool:
+    """Whether a result was made with these settings; a result with settings that no longer exist was not."""
+    try:
+        # Compare validated settings: keys added since then have their defaults.
+        found = Settings.model_validate(json.loads(path.read_text(encoding="utf-8"))["settings"])
+    except (ValidationError, SettingsError):
+        return False
+    return _without_folders(found) == _without_folders(settings)
+
+
 def _without_folders(settings: Settings) -> Settings:
-    """Settings that are the same wherever the benchmark's folder lies."""
+    """Settings without the location of the benchmark's folder."""
     return settings.model_copy(
         update={
             "exp": settings.exp.model_copy(update={"output_dir": "output"}),
@@ -128,7 +141,7 @@ def _without_folders(settings: Settings) -> Settings:
 
 
 def _curve(path: Path) -> list[dict[str, float]]:
-    """The validations of a run: iteration, Dice, and what was found in healthy scans."""
+    """Validation history of a run: iteration, Dice, and false positives in healthy scans in ml."""
     entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     names = {"iteration": "iteration", "valid/dice": "dice", "validh/false_positive_ml": "false_positive_ml"}
     return [{short: e[name] for name, short in names.items() if name in e} for e in entries if "valid/dice" in e]
@@ -142,18 +155,18 @@ def _start_worker() -> None:
 def run_all(
     runs: Sequence[tuple[str, int]], size: str, output: Path, device: torch.device, processes: int, progress: bool
 ) -> dict[str, str]:
-    """Do several runs, several at a time; one that fails does not keep the others from being done.
+    """Train and test several runs, optionally in parallel; a failed run does not stop the others.
 
     Args:
-        runs: name of the row and seed of each, in the order in which they are begun.
-        size: in `SIZES`.
-        output: folder of the results.
-        device: that trains.
-        processes: runs at a time; with more than one, each has a single thread.
+        runs: row name and seed of each run, in starting order.
+        size: key of `SIZES`.
+        output: results folder.
+        device: training device.
+        processes: number of parallel runs; with more than one, each run uses a single thread.
         progress: show progress bars.
 
     Returns:
-        What went wrong, by run.
+        Error messages of failed runs, by run.
     """
     failed = {}
     if processes == 1:
@@ -163,7 +176,7 @@ def run_all(
             except GasnetError as error:
                 failed[f"{name}, seed {seed}"] = str(error)
         return failed
-    # Spawned: a forked process could not use CUDA.
+    # Forked processes cannot use CUDA.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, _start_worker) as pool:
         jobs = {pool.submit(run_row, name, size, seed, output, device): (name, seed) for name, seed in runs}
@@ -179,16 +192,16 @@ def run_all(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = new_parser(__doc__, "python -m benchmarks.weak_supervision.run")
-    parser.add_argument("--size", choices=list(SIZES), default="small", help="of the scans (default small)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of cohort, runs and results")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"some of {', '.join(ROWS)}")
+    parser.add_argument("--size", choices=list(SIZES), default="small", help="size of the scans (default small)")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for cohort, runs and results")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"any of {', '.join(ROWS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default 0 1 2")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="runs side by side (default 1)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="number of parallel runs (default 1)")
     add_device(parser)
     add_quiet(parser)
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.rows if name not in ROWS]:
-        parser.error(f"argument --rows: {unknown[0]} is none of {', '.join(ROWS)}")
+        parser.error(f"argument --rows: unknown row {unknown[0]}; choose from {', '.join(ROWS)}")
     if options.processes < 1 or min(options.seeds) < 0:
         parser.error("--processes must be at least 1, --seeds at least 0")
     start_logging(options.quiet)
@@ -197,10 +210,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     makers = os.cpu_count() if device.type == "cuda" else options.processes
     write_cohort(options.output / "cohort", SIZES[options.size], processes=makers or 1, progress=progress)
-    # A seed of all rows before the next seed: a table that is not complete still compares.
+    # All rows of a seed before the next seed, so that an incomplete table is still comparable.
     runs = [(name, seed) for seed in options.seeds for name in options.rows]
     failed = run_all(runs, options.size, options.output, device, options.processes, progress)
-    print(f"{len(runs) - len(failed)} of {len(runs)} runs have a result in {options.output / 'results'}")
+    print(f"{len(runs) - len(failed)} of {len(runs)} runs finished; results in {options.output / 'results'}")
     for name, reason in failed.items():
         log.error("%s: %s", name, reason)
     return 1 if failed else 0

@@ -36,7 +36,7 @@ def root(tmp_path_factory):
     return root
 
 
-def test_the_cohort_is_one_that_training_accepts(root):
+def test_training_accepts_the_cohort(root):
     splits = {
         "LABELED": "labels_3", "WO_LABEL": "diseased", "HEALTHY": "healthy",
         "VALID": "valid", "VALIDH": "validh", "TEST": "test", "TESTH": "testh",
@@ -51,7 +51,7 @@ def test_the_cohort_is_one_that_training_accepts(root):
         assert facts["lesion_ml"] < facts["lung_ml"]
 
 
-def test_a_scan_depends_on_seed_kind_and_number_alone(root, tmp_path):
+def test_a_scan_depends_only_on_seed_kind_and_number(root, tmp_path):
     other = tmp_path / "other"
     write_cohort(other, SIZE, seed=5, counts=Counts(1, 1, 0, 0, 0, 1, 0), processes=2)
     for name in ("labelled_000", "diseased_000", "test_000"):
@@ -64,7 +64,7 @@ def test_a_scan_depends_on_seed_kind_and_number_alone(root, tmp_path):
     assert (make_scan(6, "test", 0, SIZE.raw).ct != make_scan(5, "test", 0, SIZE.raw).ct).mean() > 0.5
 
 
-def test_the_labelled_scan_lacks_kinds_that_others_show():
+def test_the_labelled_scan_lacks_lesion_kinds_of_others():
     raw = (16, 32, 32)
     for seed in range(3):
         phantom = make_scan(seed, "labelled", 0, raw)
@@ -74,7 +74,7 @@ def test_the_labelled_scan_lacks_kinds_that_others_show():
     assert shown == set(LESION_KINDS)
 
 
-def test_varieties_differ_and_have_no_other_kinds_than_asked_for():
+def test_varieties_differ_and_contain_only_permitted_kinds():
     rng = np.random.default_rng(0)
     first, second = draw_variety(rng), draw_variety(rng)
     assert sum(first.shares) == pytest.approx(1)
@@ -85,7 +85,7 @@ def test_varieties_differ_and_have_no_other_kinds_than_asked_for():
     }  # fmt: skip
 
 
-def test_lists_of_labels_hold_each_other():
+def test_label_lists_are_nested():
     lists = label_lists(0, Counts())
     assert {name: len(ids) for name, ids in lists.items()} == {
         "labels_1": 1, "labels_3": 3, "labels_10": 10, "labels_40": 40, "label_b": 1, "label_c": 1, "label_d": 1,
@@ -99,7 +99,7 @@ def test_lists_of_labels_hold_each_other():
     assert label_lists(1, Counts()) != lists
 
 
-def test_scans_that_are_done_are_kept_and_another_cohort_is_refused(root):
+def test_existing_scans_are_kept_and_another_cohort_is_refused(root):
     kept = root / "images" / "diseased_000.nii.gz"
     before = kept.stat().st_mtime_ns
     lost = root / "facts" / "test_000.json"
@@ -112,7 +112,7 @@ def test_scans_that_are_done_are_kept_and_another_cohort_is_refused(root):
         write_cohort(root, SIZE, seed=6, counts=COUNTS)
 
 
-def test_a_whole_cohort_is_shared_and_one_that_is_not_is_written_by_one_process(root):
+def test_a_complete_cohort_is_shared_and_an_incomplete_one_has_one_writer(root):
     again = partial(write_cohort, root, SIZE, 5, COUNTS)
     with lock_folder(root), ProcessPoolExecutor(1, get_context("spawn")) as others:
         others.submit(again).result()
@@ -123,7 +123,7 @@ def test_a_whole_cohort_is_shared_and_one_that_is_not_is_written_by_one_process(
     assert len((root / "id_txt" / "labels_3.txt").read_text().split()) == 3
 
 
-def test_the_command_refuses_what_cannot_be(capsys):
+def test_the_command_refuses_invalid_options(capsys):
     with pytest.raises(SystemExit):
         main(["somewhere", "--seed", "-1"])
     assert "--seed must be at least 0" in capsys.readouterr().err
