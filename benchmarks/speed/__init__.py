@@ -1,1 +1,1 @@
-"""Speed of this code beside the published way."""
+"""Speed of this implementation compared with the published one."""

@@ -1,9 +1,10 @@
-"""How far our training is from what the device can do: operations and bytes counted, its rates measured."""
+"""Roofline of our training: operations and bytes are counted, the rates of the device measured."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -16,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed.cohort import write_cohort
-from benchmarks.speed.processes import process
-from benchmarks.speed.training import PHASES, SCANS, cases, serve
+from benchmarks.speed.iteration_speed import PHASES, SCANS, cases, serve
+from benchmarks.speed.reading_speed import write_cohort
+from benchmarks.speed.worker_process import process
 from configs.settings import Settings, read_settings
 from evaluation.inference import autocast
 from models import Discriminator, Generator, Segmenter
@@ -31,11 +32,22 @@ from models.objectives import (
     segmenter_objective,
 )
 
+_ALLOCATES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+"""Operations that move nothing."""
+
+_ONLY_SHAPE = {"zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full"}
+"""Operations that read the shape of their input, not its values."""
+
+_OVERWRITES = {"copy_", "fill_", "zero_"}
+"""In-place operations that do not read what they overwrite."""
+
 
 class BytesMode(TorchDispatchMode):
-    """Counts the bytes that operations read and write, each tensor once an operation; views move nothing.
+    """Counts the bytes that operations read and write.
 
-    Op by op, no execution moves less. One that joins operations can; one that changes layouts moves more.
+    Every operation reads its inputs once and writes its outputs once; views, allocations and attribute reads of fake
+    tensors move nothing, and elements repeated by `expand` count once. Executed op by op, no kernel moves less; fused
+    kernels can, and changes of memory layout move more.
 
     Attributes:
         total: bytes so far.
@@ -47,18 +59,43 @@ class BytesMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-            self.total += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        self.total += _traffic(func, args, kwargs or {}, result)
         return result
 
 
+def _traffic(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """Bytes that one call of an operator reads and writes."""
+    namespace, _, name = func._schema.name.partition("::")
+    if func.is_view or namespace == "prim" or name in _ALLOCATES or name in ("_unsafe_view", "detach"):
+        return 0
+    read, written = [], _tensors(result)
+    for position, argument in enumerate(func._schema.arguments):
+        value = args[position] if position < len(args) else kwargs.get(argument.name)
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            written += _tensors(value)
+            if argument.is_out or name in _OVERWRITES:
+                continue
+        if name not in _ONLY_SHAPE:
+            read += _tensors(value)
+    # In-place and out= operations return what they were given to write.
+    return sum(map(_stored_bytes, read)) + sum(map(_stored_bytes, {id(tensor): tensor for tensor in written}.values()))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _stored_bytes(tensor: Tensor) -> int:
+    stored = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
+    return prod(stored) * tensor.element_size()
+
+
 def count(settings: Settings, device: torch.device) -> dict[str, tuple[int, int]]:
-    """Floating-point operations and bytes of a step of each objective, optimisers left out; nothing is computed.
+    """Count floating-point operations and bytes of one step per objective on fake tensors, without optimisers.
 
     Args:
         settings: sizes, widths and precision.
-        device: where mixed precision is looked up.
+        device: device that decides whether mixed precision is available.
     """
     width, (_, *plane), slices = settings.model.width, settings.image.size, settings.image.slices
     method = Method(settings.exp.constraints, settings.solver.iter_max, settings.loss, settings.gate)
@@ -85,7 +122,7 @@ def count(settings: Settings, device: torch.device) -> dict[str, tuple[int, int]
 
 
 def of_phases(counted: Mapping[str, tuple[int, int]], steps: int) -> dict[str, tuple[int, int]]:
-    """What `count` found, by phase: an iteration of S and G, and one of D with so many steps."""
+    """Sum the result of `count` by phase: an iteration of S and G, and one of D with the given number of steps."""
     (joint, joint_bytes), (alone, alone_bytes) = counted["joint"], counted["segmenter"]
     step, step_bytes = counted["discriminator"]
     return {
@@ -95,7 +132,7 @@ def of_phases(counted: Mapping[str, tuple[int, int]], steps: int) -> dict[str, t
 
 
 def rates(device: torch.device, precision: str) -> dict[str, float]:
-    """Operations a second of a large matrix product in a precision, and bytes a second of a large copy."""
+    """Operations per second of a large matrix product in a precision, and bytes per second of a large copy."""
     cuda = device.type == "cuda"
     n, dtype = (8192 if cuda else 2048), torch.bfloat16 if autocast(device, precision)._enabled else torch.float32
     a, b = (torch.rand(n, n, device=device, dtype=dtype) for _ in range(2))
@@ -120,14 +157,14 @@ def rates(device: torch.device, precision: str) -> dict[str, float]:
 def shares(
     counted: Mapping[str, tuple[int, int]], seconds: Mapping[str, float], rate: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Rows of how much of the roofline is reached.
+    """Fraction of the roofline that each phase reaches.
 
-    The roofline time is the longer of that of the operations at the matrix rate and of the bytes at the copy rate.
+    The roofline time is the longer of operations at the matrix rate and bytes at the copy rate.
 
     Args:
         counted: operations and bytes by phase.
-        seconds: measured, by phase.
-        rate: of the device.
+        seconds: measured seconds by phase.
+        rate: rates of the device, from `rates`.
     """
     table = []
     for phase, (flops, moved) in counted.items():
@@ -150,11 +187,11 @@ def shares(
 
 
 def rows(device: torch.device, quick: bool) -> list[dict[str, Any]]:
-    """The roofline of both phases of our training, waiting for batches left out.
+    """Roofline of both phases of our training, without waiting for batches.
 
     Args:
-        device: to train on.
-        quick: the demo size alone.
+        device: training device.
+        quick: only the demo size.
     """
     table = []
     for name, overrides in cases(device, quick).items():

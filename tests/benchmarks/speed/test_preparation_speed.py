@@ -1,15 +1,16 @@
 import numpy as np
 import pytest
 
-from benchmarks.speed.preparation import (
+from benchmarks.speed.preparation_speed import (
     COMPARISONS,
     WAYS,
-    fresh_process,
     make_body,
     published_paste_back,
     scipys_crop,
+    serve,
     write_inputs,
 )
+from benchmarks.speed.worker_process import process
 from datasets.crop import crop_to_lungs, paste_back
 from datasets.io.grid import Grid
 from tests.volumes import dice, pixels
@@ -25,32 +26,32 @@ def inputs(tmp_path_factory):
     return folder
 
 
-def test_what_is_compared_does_the_same():
+def test_compared_implementations_agree():
     ct, lungs = make_body(SHAPE)
     for theirs, ours in zip(scipys_crop(ct, lungs), crop_to_lungs(ct, lungs), strict=True):
         # To 1e-6 of 0..255.
         np.testing.assert_allclose(pixels(ours), theirs, rtol=0, atol=255e-6)
     mask = crop_to_lungs(ct, lungs)[1]
-    # The published way finds the lungs a second time, and so a box that is nearly the same.
+    # The published way segments the lungs again, so its box differs slightly.
     published, ours = published_paste_back(ct, pixels(mask)), paste_back(mask, Grid.of(ct))
     assert dice(pixels(ours), lungs) > 0.97
     assert dice(pixels(published), pixels(ours)) > 0.95
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_runs_and_leaves_its_inputs_as_they_are(inputs, way):
+def test_every_implementation_runs_and_keeps_its_inputs(inputs, way):
     before = {name: (inputs / name).read_bytes() for name in INPUTS}
     WAYS[way](inputs)
     assert {name: (inputs / name).read_bytes() for name in INPUTS} == before
 
 
-def test_ways_that_are_compared_exist():
+def test_compared_implementations_exist():
     assert {way for _, *ways in COMPARISONS for way in ways} | {"lungs"} == set(WAYS)
 
 
-def test_a_way_runs_in_a_process_of_its_own(inputs):
-    with fresh_process("our_crop_files", inputs, 1) as turn:
-        peak = turn()
+def test_peak_memory_is_measured_in_a_separate_process(inputs):
+    with process(serve, "our_crop_files", inputs, cores=1) as ask:
+        peak = ask("run")
         assert 0 < peak < 500
-        assert turn() >= peak
+        assert ask("run") >= peak
     assert (inputs / "cohort" / "images" / "ct.nii.gz").is_file()

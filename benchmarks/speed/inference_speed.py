@@ -1,4 +1,4 @@
-"""The segmenter alone on whole crops, as in testing."""
+"""Speed of the segmenter on whole crops, as in testing."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.measure import compared
-from benchmarks.speed.processes import process, requests
+from benchmarks.speed.timing import compared
+from benchmarks.speed.worker_process import process, requests
 from evaluation.inference import autocast
 from models import Segmenter
 from models.layers import place
 from utils.memory import keep_freed_memory
 
 WAYS = ("contiguous fp32", "fp32", "bf16")
-"""The first is the baseline: eager, the usual layout, memory as it comes."""
+"""The first is the baseline: eager, contiguous layout, default memory allocation."""
 
 
 @torch.no_grad()
 def serve(connection: Connection, way: str, size: tuple[int, int, int], device: torch.device) -> None:
-    """For a batch size that comes in, the seconds of a pass go out."""
+    """Answer each requested batch size with the seconds of one forward pass."""
     plain = way == WAYS[0]
     if not plain and device.type == "cpu":
         keep_freed_memory()
@@ -32,16 +32,16 @@ def serve(connection: Connection, way: str, size: tuple[int, int, int], device: 
         x = torch.rand(batch_size, 1, *size, device=device) * 2 - 1
         start = time.perf_counter()
         with autocast(device, "bf16_anywhere" if way == "bf16" else "fp32"):
-            segmenter(x).sigmoid().amax().item()  # waits for the device
+            segmenter(x).sigmoid().amax().item()  # synchronises
         connection.send(time.perf_counter() - start)
 
 
 def rows(device: torch.device, quick: bool) -> list[dict[str, Any]]:
-    """Seconds and volumes a second of S, batch 1 and more.
+    """Seconds and volumes per second of S at several batch sizes.
 
     Args:
-        device: to compute on.
-        quick: small crops.
+        device: compute device.
+        quick: use small crops.
     """
     size = (16, 64, 64) if quick else (40, 160, 160)
     batch_sizes = (1, 2, 4) if device.type == "cpu" else (1, 4, 16)

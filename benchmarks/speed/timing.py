@@ -1,8 +1,7 @@
-"""Timing two ways of doing the same thing in turns, and writing down what came out and on what."""
+"""Interleaved timing of implementations, and result files that name the hardware and software."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.records import as_json
 from utils.files import write_text
 
 PACKAGES = ("torch", "numpy", "scipy", "SimpleITK", "pyimgaug", "isal")
@@ -26,16 +26,16 @@ def alternate(
     warm_up: int = 1,
     synchronise: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Time several ways in turns, so that what else the machine does falls on all of them.
+    """Time several implementations in turn, so that other load on the machine affects all of them.
 
     Args:
-        ways: name to what is timed.
-        repetitions: times that each is timed.
-        warm_up: rounds before those that count.
-        synchronise: waits for the device.
+        ways: functions to time, by name.
+        repetitions: timed calls of each function.
+        warm_up: untimed rounds before.
+        synchronise: waits until the device is idle.
 
     Returns:
-        Name to seconds.
+        Seconds of each call, by name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(warm_up + repetitions):
@@ -52,7 +52,7 @@ def alternate(
 def compared(
     what: str, seconds: Mapping[str, Sequence[float]], baseline: str, ours: str, **more: Any
 ) -> dict[str, Any]:
-    """A row of a table: medians, spread and ratio of two ways that were timed with `alternate`."""
+    """Table row with medians, ranges and ratio of two implementations timed with `alternate`."""
     medians = {name: statistics.median(seconds[name]) for name in (baseline, ours)}
     return {
         "what": what,
@@ -69,7 +69,7 @@ def compared(
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What the numbers were measured on: device, driver, processor, cores, versions, revision."""
+    """Hardware and software of a measurement: device, driver, processor, cores, versions, revision."""
     found = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processor": _processor(),
@@ -89,21 +89,12 @@ def environment(device: torch.device) -> dict[str, Any]:
 def write_results(
     path: Path, command: str, device: torch.device, tables: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> None:
-    """Write tables as JSON, with the command and what they were measured on; whole or not at all.
+    """Write tables as JSON together with the command and the environment, atomically.
 
     Raises:
         OSError: the file cannot be written.
     """
-    write_text(path, json.dumps({"command": command, "environment": environment(device), **tables}, indent=2) + "\n")
-
-
-def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of `compared` as a table for the eye."""
-    lines = [f"{'':52} {'baseline':>11} {'ours':>11} {'ratio':>7}"]
-    lines += [
-        f"{row['what']:52} {row['baseline_s']:9.3f} s {row['ours_s']:9.3f} s {row['ratio']:6.1f}x" for row in rows
-    ]
-    return "\n".join(lines)
+    write_text(path, as_json({"command": command, "environment": environment(device), **tables}))
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""Our training against the published way of running the same networks, objectives and schedule."""
+"""Speed of our training compared with the published way of running the same networks and schedule."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import train
-from benchmarks.speed.cohort import read_written_cohort, write_cohort
-from benchmarks.speed.measure import compared
-from benchmarks.speed.processes import process, requests
+from benchmarks.speed.reading_speed import read_written_cohort, write_cohort
+from benchmarks.speed.timing import compared
+from benchmarks.speed.worker_process import process, requests
 from configs.settings import Settings, read_settings
 from datasets.cohort import TRAINING
 from datasets.samples import BatchStream, Samples
@@ -29,13 +29,13 @@ from training.run import TrainingRun
 from utils.memory import peak_memory_mib
 
 PHASES = {"generator+segmenter": 1, "discriminator": 2}
-"""An iteration of each phase; all terms are on."""
+"""One iteration of each phase in which all terms are active."""
 
 SCANS = 4
 
 
 class _OneByOne(nn.Module):
-    """D called once for every batch that it is given, as the published code calls it."""
+    """Calls D once per batch instead of once for all, like the published code."""
 
     def __init__(self, discriminator: Discriminator, batch_size: int) -> None:
         super().__init__()
@@ -47,12 +47,11 @@ class _OneByOne(nn.Module):
 
 
 class PublishedTraining:
-    """Stands for a `TrainingRun`, run as the published code runs.
+    """Replaces a `TrainingRun` and executes like the published code.
 
-    Eager, in the usual layout and PyTorch's default precision (on GPUs, that lets convolutions use TF32), with anomaly
-    detection, every loss read at every step, every batch read from its files, gradients for D where only S and G are
-    stepped, and D called once a batch. It is better off than the published code in that S and G keep no graph in
-    steps of D.
+    Eager, contiguous layout, PyTorch's default precision (TF32 convolutions on GPUs), anomaly detection, every loss
+    read at every step, every batch read from its files, gradients for D where only S and G are stepped, and one call
+    of D per batch. Unlike the published code, S and G keep no graph in steps of D, which favours this baseline.
     """
 
     def __init__(self, settings: Settings, root: Path, device: torch.device) -> None:
@@ -74,11 +73,11 @@ class PublishedTraining:
         }
 
     def batch(self, split: str) -> Batch:
-        """As that of `TrainingRun`."""
+        """See `TrainingRun.batch`."""
         return self._streams[split].next()
 
     def minimise(self, name: str, trained: Sequence[str], objective: Callable[..., Objective], *inputs: Any) -> None:
-        """As that of `TrainingRun`, without its guards."""
+        """See `TrainingRun.minimise`; without its guards."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
         value = objective(*inputs)
@@ -97,7 +96,7 @@ WAYS = {"published": PublishedTraining, "ours": _ours}
 
 
 def serve(connection: Connection, way: str, settings: Settings, root: Path, device: torch.device) -> None:
-    """Train in turns: for an iteration t that comes in, its seconds, those of waiting, and peak MiB go out."""
+    """Train on request: answer each iteration t with its seconds, seconds of waiting for batches, and peak MiB."""
     training = WAYS[way](settings, root, device)
     waited = 0.0
     batch = training.batch
@@ -132,7 +131,7 @@ def _peak_memory_mib(device: torch.device) -> float:
 
 
 def cases(device: torch.device, quick: bool) -> dict[str, list[str]]:
-    """Settings of what is measured, by name: the published size and the demo's, or the demo's alone."""
+    """Measured configurations by name: the published size and the demo's, or only the demo's."""
     workers = 4 if device.type == "cuda" else 1
     always = [
         "EXP.ID=recons_origImgToD_genImgToD_perception_MIL",
@@ -147,11 +146,11 @@ def cases(device: torch.device, quick: bool) -> dict[str, list[str]]:
 
 
 def rows(device: torch.device, quick: bool) -> list[dict[str, Any]]:
-    """Seconds of the two phases and of their average, waiting for batches apart, volumes a second, and peak memory.
+    """Seconds of both phases and of their average, waiting time, volumes per second, and peak memory.
 
     Args:
-        device: to train on.
-        quick: the demo size alone, and few repetitions.
+        device: training device.
+        quick: only the demo size, with few repetitions.
     """
     table = []
     for name, overrides in cases(device, quick).items():
@@ -181,7 +180,7 @@ def _compare(name: str, overrides: list[str], device: torch.device, repetitions:
                         measured[way][phase].append(answer)
     batch, steps = settings.solver.batch_size, settings.solver.discriminator_steps
     volumes = {"generator+segmenter": len(TRAINING) * batch, "discriminator": 2 * steps * batch}
-    # The schedule has as many iterations of one phase as of the other.
+    # The schedule alternates between the phases in equal numbers.
     for result in measured.values():
         pairs = zip(*(result[phase] for phase in PHASES), strict=True)
         result["average"] = [((a[0] + b[0]) / 2, (a[1] + b[1]) / 2, max(a[2], b[2])) for a, b in pairs]

@@ -1,42 +1,37 @@
-"""Crops, paste-back and lungs by thresholding on one large CT: seconds and peak memory, against SciPy's way.
+"""Time and peak memory of crop, paste-back and lung segmentation on one large CT, compared with SciPy.
 
-Every way runs in a process of its own, kept to one or two cores, and takes its turn with the others. Its memory is
-the most that this process held, less what it held after the imports.
-
-Examples:
-    python -m benchmarks.speed.preparation
-    python -m benchmarks.speed.preparation --quick
+Each implementation runs in its own process on one or two cores, interleaved with the others. Its memory is the peak of
+that process minus its memory after the imports.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 from scipy import ndimage
 
-from benchmarks.speed.measure import alternate, as_text, compared
+from benchmarks.speed.timing import alternate, compared
+from benchmarks.speed.worker_process import process, requests
 from datasets.crop import CROP_SIZE, LINEAR, NEAREST, Box, LungMaskCrop, crop_to_lungs, map_window
 from datasets.io.grid import Grid
 from datasets.io.volume import read_ct, read_geometry, read_labels, read_volume, write_volume
 from datasets.lungs import segment_by_threshold
 from lungCrop import crop_scans
 from post_processing import restore_mask
-from utils.cli import new_parser
 from utils.memory import peak_memory_mib
 
 SHAPE, QUICK_SHAPE = (300, 512, 512), (75, 128, 128)
-"""(z, y, x) of the CT, which fills 360x360x300 mm in either case."""
+"""Matrix of the CT, (z, y, x); both cover 360x360x300 mm."""
 
 EXTENT_MM = (300.0, 360.0, 360.0)
 
@@ -44,14 +39,14 @@ THRESHOLD = 0.5
 
 
 def make_body(shape: tuple[int, int, int], seed: int = 0) -> tuple[sitk.Image, np.ndarray]:
-    """A schematic chest: two lungs and a trachea in a body, with noise.
+    """Generate a schematic chest: two lungs and a trachea in a body, with noise.
 
     Args:
-        shape: (z, y, x).
-        seed: of the noise.
+        shape: matrix, (z, y, x).
+        seed: seed of the noise.
 
     Returns:
-        The CT in HU, int16, and its lung labels.
+        CT in HU (int16), and lung labels.
     """
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij", sparse=True)
     hu = np.random.default_rng(seed).integers(-30, 31, shape, np.int16)
@@ -66,11 +61,8 @@ def make_body(shape: tuple[int, int, int], seed: int = 0) -> tuple[sitk.Image, n
     return image, lungs
 
 
-# ------------------------------------------------------------------------------------------- SciPy's way
-
-
 def scipys_box(lungs: sitk.Image) -> tuple[np.ndarray, Box]:
-    """The mask of the large components, and the box around them, by labelling every voxel of the scan."""
+    """Mask of the large components and its bounding box, by labelling every voxel of the scan."""
     components, _ = ndimage.label(sitk.GetArrayViewFromImage(lungs) > 0)
     kept = np.bincount(components.ravel()) >= 1e-3 * components.size
     kept[0] = False
@@ -79,12 +71,12 @@ def scipys_box(lungs: sitk.Image) -> tuple[np.ndarray, Box]:
 
 
 def scipys_resize(array: np.ndarray, size: tuple[int, int, int], order: int) -> np.ndarray:
-    """`ndimage.zoom` to a size."""
+    """Resize with `ndimage.zoom`."""
     return ndimage.zoom(array, np.divide(size, array.shape), order=order, mode="nearest")
 
 
 def scipys_crop(ct: sitk.Image, lungs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turn the scan, label its lungs, convert it to float32, cut the box out and zoom it."""
+    """Reorient the scan, label its lungs, convert it to float32, crop the box and zoom it."""
     lung = sitk.GetImageFromArray(lungs)
     lung.CopyInformation(ct)
     ct, lung = sitk.DICOMOrient(ct, "LPS"), sitk.DICOMOrient(lung, "LPS")
@@ -95,15 +87,12 @@ def scipys_crop(ct: sitk.Image, lungs: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def published_paste_back(ct: sitk.Image, mask: np.ndarray) -> sitk.Image:
-    """Segment the lungs of the scan again, and zoom the mask into the box around them."""
+    """Segment the lungs of the scan again and zoom the mask into their bounding box."""
     lungs = sitk.GetImageFromArray(segment_by_threshold(ct))
     _, box = scipys_box(lungs)
     pasted = np.zeros(ct.GetSize()[::-1], np.uint8)
     pasted[box] = scipys_resize(mask, pasted[box].shape, NEAREST)
     return Grid.of(ct).image(pasted)
-
-
-# --------------------------------------------------------------------------------- what is measured, by name
 
 
 @cache
@@ -154,54 +143,19 @@ COMPARISONS = (
     ("paste-back of a probability, to .nii", "published_paste_back", "our_paste_back_of_probabilities"),
     ("paste-back of a mask, to .nii.gz", "published_paste_back_gz", "our_paste_back_gz"),
 )
-"""What, baseline, ours."""
+"""Description, baseline and our implementation, by name in `WAYS`."""
 
 
-# ------------------------------------------------------------------------------------------------ measuring
-
-
-@contextmanager
-def fresh_process(way: str, folder: Path, cores: int) -> Iterator[Callable[[], float]]:
-    """A process that runs one of `WAYS` whenever it is called, and answers with its peak memory in MiB.
-
-    Args:
-        way: name of it.
-        folder: of the inputs, which `write_inputs` made.
-        cores: that it may use.
-    """
-    usable = sorted(os.sched_getaffinity(0))[:cores]
-    threads = {name: str(cores) for name in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")}
-    command = [sys.executable, "-m", "benchmarks.speed.preparation", "--serve", way, str(folder)]
-    process = subprocess.Popen(
-        command,
-        cwd=Path(__file__).parents[2],
-        env=os.environ | threads,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, usable),
-    )
-
-    def turn() -> float:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        return float(process.stdout.readline())
-
-    with process:
-        yield turn
-        process.stdin.close()
-
-
-def serve(way: str, folder: Path) -> None:
-    """The other side of `fresh_process`."""
+def serve(connection: Connection, way: str, folder: Path) -> None:
+    """Run one of `WAYS` per request and answer with the peak memory in MiB above that after the imports."""
     at_first = _resident_mib()
-    for _ in sys.stdin:
+    for _ in requests(connection):
         WAYS[way](folder)
-        print(peak_memory_mib() - at_first, flush=True)
+        connection.send(peak_memory_mib() - at_first)
 
 
 def write_inputs(folder: Path, shape: tuple[int, int, int]) -> None:
-    """A CT, its lungs, and masks at the crop's resolution."""
+    """Write a CT, its lungs, and masks at crop resolution."""
     ct, lungs = make_body(shape)
     write_volume(ct, folder / "ct.nii")
     write_volume(Grid.of(ct).image(lungs), folder / "lungs.nii")
@@ -212,14 +166,15 @@ def write_inputs(folder: Path, shape: tuple[int, int, int]) -> None:
     write_volume(Grid.of(image).image(probability.astype(np.float32)), folder / "probability.nii.gz")
 
 
-def rows(quick: bool) -> list[dict[str, Any]]:
-    """Measure everything, on one core and on two.
+def rows(device: torch.device, quick: bool) -> list[dict[str, Any]]:
+    """Seconds and peak memory of crop, paste-back and lung segmentation, on one core and on two.
 
     Args:
-        quick: a CT of 128x128x75 instead of 512x512x300, and two repetitions instead of five.
+        device: unused.
+        quick: use a CT of 128x128x75 instead of 512x512x300, and two repetitions instead of five.
 
     Returns:
-        Rows of `benchmarks.speed.measure.compared`, with peaks of memory in MiB and in volumes of float32.
+        Rows of `timing.compared`, with peak memory in MiB and in float32 volumes.
     """
     repetitions = 2 if quick else 5
     most = min(2, len(os.sched_getaffinity(0)))
@@ -238,47 +193,20 @@ def rows(quick: bool) -> list[dict[str, Any]]:
 def _compare(
     folder: Path, repetitions: int, what: str, baseline: tuple[str, int], ours: tuple[str, int]
 ) -> dict[str, Any]:
-    """A row for two ways, each with its cores."""
+    """Table row for two implementations, each given as (name, cores)."""
     peaks = {}
-    with ExitStack() as processes:
-        names = [f"{way}, {cores} core(s)" for way, cores in (baseline, ours)]
-        turns = [processes.enter_context(fresh_process(way, folder, cores)) for way, cores in (baseline, ours)]
-        ways = {
-            name: lambda name=name, turn=turn: peaks.update({name: turn()})
-            for name, turn in zip(names, turns, strict=True)
-        }
-        row = compared(what, alternate(ways, repetitions), *names)
+    with ExitStack() as workers:
+        ways = {}
+        for way, cores in (baseline, ours):
+            name = f"{way}, {cores} core(s)"
+            ask = workers.enter_context(process(serve, way, folder, cores=cores))
+            ways[name] = lambda name=name, ask=ask: peaks.update({name: ask("run")})
+        row = compared(what, alternate(ways, repetitions), *ways)
     volume_mib = np.prod(read_geometry(folder / "ct.nii").size) * 4 / 2**20
-    for who, name in zip(("baseline", "ours"), names, strict=True):
+    for who, name in zip(("baseline", "ours"), ways, strict=True):
         row |= {f"{who}_peak_mib": round(peaks[name]), f"{who}_peak_volumes": round(peaks[name] / volume_mib, 2)}
     return row
 
 
-def peaks_as_text(measured: Sequence[Mapping[str, Any]]) -> str:
-    """The memory in `rows` as a table for the eye."""
-    lines = [f"{'peak memory, in volumes of float32':52} {'baseline':>11} {'ours':>11}"]
-    lines += [
-        f"{row['what']:52} {row['baseline_peak_volumes']:11.2f} {row['ours_peak_volumes']:11.2f}" for row in measured
-    ]
-    return "\n".join(lines)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    parser = new_parser(__doc__, "python -m benchmarks.speed.preparation")
-    parser.add_argument("--quick", action="store_true", help="a small CT and two repetitions")
-    parser.add_argument("--serve", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.serve:
-        serve(options.serve[0], Path(options.serve[1]))
-        return
-    measured = rows(options.quick)
-    print(as_text(measured), peaks_as_text(measured), sep="\n\n")
-
-
 def _resident_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Reading a cohort: from disk, from the page cache of the kernel, and from the cache of decoded scans."""
+"""Speed of reading a cohort: from disk, from the page cache, and from the cache of decoded scans."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import SimpleITK as sitk
 import torch
 from scipy import ndimage
 
-from benchmarks.speed.measure import alternate, compared
+from benchmarks.speed.timing import alternate, compared
 from configs.settings import ImageSettings, SplitSettings
 from datasets.cohort import TRAINING, Case, read_cohort
 from datasets.samples import Samples
@@ -22,12 +22,12 @@ SPACING = (2.0, 1.5, 6.0)
 
 
 def write_cohort(root: Path, size: tuple[int, int, int], scans: int) -> None:
-    """A cohort of noisy ellipsoid lungs with a bright lesion, in files of the usual size.
+    """Write a cohort of noisy ellipsoid lungs with a bright lesion; files have a realistic size.
 
     Args:
-        root: its folder.
-        size: of the crops, (z, y, x).
-        scans: in each of LABELED, WO_LABEL and HEALTHY.
+        root: cohort folder.
+        size: crop size, (z, y, x).
+        scans: number of scans in each of LABELED, WO_LABEL and HEALTHY.
     """
     rng = np.random.default_rng(0)
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in size), indexing="ij")
@@ -52,12 +52,12 @@ def write_cohort(root: Path, size: tuple[int, int, int], scans: int) -> None:
 
 
 def read_written_cohort(root: Path, size: tuple[int, int, int]) -> dict[str, list[Case]]:
-    """The cases of a cohort of `write_cohort`."""
+    """Read the cases of a cohort written by `write_cohort`."""
     return read_cohort(root, {split: getattr(SplitSettings(), split.lower()) for split in TRAINING}, size, False)
 
 
 def _forget_files(cases: Sequence[Case]) -> None:
-    """Let the next reading come from the disk."""
+    """Drop files from the page cache, so that they are read from disk next."""
     for case in cases:
         for path in (case.image, case.lung, case.lesion):
             if path is not None:
@@ -67,11 +67,11 @@ def _forget_files(cases: Sequence[Case]) -> None:
 
 
 def rows(device: torch.device, quick: bool) -> list[dict[str, Any]]:
-    """Seconds and volumes a second of reading scans with their masks.
+    """Seconds and volumes per second for reading scans with their masks.
 
     Args:
-        device: not used.
-        quick: small scans.
+        device: unused.
+        quick: use small scans.
     """
     size = (16, 64, 64) if quick else (40, 160, 160)
     scans = 6
