@@ -1,8 +1,8 @@
-"""Mutates files and reads them through the door for volumes: none may come back as something it is not.
+"""Fuzzes the volume reader: mutated files must be refused or read correctly.
 
-Each mutant is refused with one line, or read, and counted under what the mutation changed. What is read of a NIfTI file
-is compared with the file by a second way, byte by byte with struct and NumPy, and with SimpleITK. A MetaImage, NRRD or
-DICOM mutant must not crash the program, and must have as many voxels as the file. The same seed makes the same mutants.
+Each mutant is refused with a one-line error, or read and counted by what the mutation changed. NIfTI images are
+compared with the file decoded independently (struct and NumPy) and with SimpleITK. MetaImage, NRRD and DICOM mutants
+must not crash the program and must have the number of voxels of the file. Mutants are reproducible from the seed.
 
 Examples:
     python -m tests.fuzz_volumes --count 20000
@@ -42,7 +42,7 @@ FIELDS = [
     *((76 + 4 * k, "f") for k in range(8)), (108, "f"), (112, "f"), (116, "f"), (120, "h"), (122, "B"), (123, "B"),
     (252, "h"), (254, "h"), *((256 + 4 * k, "f") for k in range(18)), (344, "4s"), (348, "4s"), (352, "i"), (356, "i"),
 ]  # fmt: skip
-"""Place and type of the fields that say what the voxels are and where they lie."""
+"""Offset and type of the header fields that define voxel type and geometry."""
 
 NUMBERS = [b"0", b"1", b"-1", b"2", b"6", b"7", b"8", b"99999", b"4294967297", b"1e30", b"nan"]
 
@@ -57,7 +57,7 @@ INTERESTING = {
 
 
 def nifti_corpus() -> dict[str, bytes]:
-    """The files that are mutated, by name."""
+    """Files to mutate, by name."""
     rng = np.random.default_rng(0)
     hu = rng.integers(-1000, 400, SHAPE).astype(np.int16)
     straight = np.diag([-0.7, -0.8, 2.5, 1.0])
@@ -98,9 +98,9 @@ def nifti_corpus() -> dict[str, bytes]:
 
 
 def mutate_nifti(name: str, content: bytes, corpus: dict[str, bytes], rng: random.Random) -> tuple[bytes, bool]:
-    """A mutant of a file, and whether a checksum tells that it is one.
+    """Mutate a file; also return whether its checksum reveals the mutation.
 
-    Of a compressed file, either the content or the compressed bytes are changed.
+    In compressed files, either the content or the compressed bytes are mutated.
     """
     if not name.endswith(".gz"):
         return _mutate_bytes(content, corpus, rng), False
@@ -156,7 +156,7 @@ def _mutate_bytes(content: bytes, corpus: dict[str, bytes], rng: random.Random, 
 
 
 def disagreement(path: Path, image: sitk.Image) -> str | None:
-    """What in a volume disagrees with its file, by struct and NumPy, and by SimpleITK; None if nothing does."""
+    """Describe how an image differs from its file as decoded by NumPy or SimpleITK; None if it does not."""
     content = path.read_bytes()
     if path.suffix == ".gz":
         content = gzip.decompress(content)
@@ -167,7 +167,7 @@ def disagreement(path: Path, image: sitk.Image) -> str | None:
     if image.GetSize() != size:
         return f"size {image.GetSize()}, the file's is {size}"
     if len(content) != offset + np.prod(size) * voxel.itemsize:
-        return f"{len(content)} bytes, the header promises others"
+        return f"{len(content)} bytes, but the header declares another size"
     expected = np.frombuffer(content, voxel, int(np.prod(size)), int(offset)).reshape(size[::-1])
     if slope != 0 and (slope, intercept) != (1, 0):
         expected = expected * np.float64(slope) + intercept
@@ -188,7 +188,7 @@ def disagreement(path: Path, image: sitk.Image) -> str | None:
 
 
 def changed(image: sitk.Image, original: sitk.Image) -> str:
-    """What a mutation changed in a volume that was read."""
+    """Describe what a mutation changed in a volume."""
     if image.GetSize() != original.GetSize():
         return "another size with as many voxels"
     for what in ("Spacing", "Origin", "Direction"):
@@ -203,10 +203,10 @@ def changed(image: sitk.Image, original: sitk.Image) -> str:
 
 
 def fuzz_nifti(count: int, seed: int, keep: Path | None = None, progress: bool = False) -> tuple[Counter, list[str]]:
-    """Read mutants.
+    """Read mutants of NIfTI files.
 
     Returns:
-        How many were refused, and how many were read by what had changed; and what is wrong, which should be nothing.
+        Number of mutants by outcome, and descriptions of failures (expected: none).
     """
     rng = random.Random(seed)
     files = nifti_corpus()
@@ -230,7 +230,7 @@ def fuzz_nifti(count: int, seed: int, keep: Path | None = None, progress: bool =
                 if not checksum_tells:
                     found = disagreement(path, image)
                 elif gzip.decompress(content) not in files.values():
-                    found = f"changed {what} in spite of the checksum"
+                    found = f"changed {what} despite the checksum"
                 else:
                     found = None
                 return f"read, changed: {what}", found
@@ -244,7 +244,7 @@ def fuzz_nifti(count: int, seed: int, keep: Path | None = None, progress: bool =
 
 
 def _examined(target: Path, judged: Callable[[sitk.Image], tuple[str, str | None]]) -> tuple[str, str | None]:
-    """What becomes of a mutant, and what is wrong with that; what is read is judged."""
+    """Read a mutant; return the outcome, and a description of what is wrong or None."""
     before = time.monotonic()
     try:
         what, found = judged(read_volume(target))
@@ -266,7 +266,7 @@ def _keep(folder: Path | None, name: str, content: bytes) -> None:
 
 
 def mutate_text(content: bytes, rng: random.Random) -> bytes:
-    """A mutant of a file whose header is made of words and numbers."""
+    """Mutate a file with a text header."""
     data = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 3])):
         place, head = rng.randrange(len(data)), min(len(data), 1000)
@@ -290,7 +290,7 @@ def mutate_text(content: bytes, rng: random.Random) -> bytes:
 def fuzz_others(
     kind: str, count: int, seed: int, keep: Path | None = None, progress: bool = False
 ) -> tuple[Counter, list[str]]:
-    """Read mutants of MetaImage (mha), NRRD (nrrd) or a slice of a DICOM series (dicom); returns as `fuzz_nifti`."""
+    """Read mutants of MetaImage (mha), NRRD (nrrd) or one slice of a DICOM series (dicom); see `fuzz_nifti`."""
     rng = random.Random(seed)
     stored = np.random.default_rng(0).integers(0, 1400, SHAPE).astype(np.int16)
     counts: Counter = Counter()
@@ -329,9 +329,9 @@ def main() -> int:
     """Entry point."""
     parser = new_parser(__doc__, "python -m tests.fuzz_volumes")
     parser.add_argument("--kind", choices=["nifti", "mha", "nrrd", "dicom"], default="nifti")
-    parser.add_argument("--count", type=int, default=20_000, help="mutants (default 20000)")
+    parser.add_argument("--count", type=int, default=20_000, help="number of mutants (default 20000)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep mutants that show something wrong")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep mutants that reveal a fault")
     add_quiet(parser)
     options = parser.parse_args()
     start = time.monotonic()

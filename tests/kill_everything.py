@@ -1,10 +1,9 @@
-"""Kills the five scripts at random moments, saves included, and checks that nothing is lost.
+"""Kills the five scripts at random moments, including saves, and checks that nothing is lost.
 
-Every script runs on tiny phantoms, is killed (SIGKILL) again and again, and started again each time, until it ends by
-itself. After every kill each file under a final name must be whole, and at the end all must be as after a run
-that nobody disturbed: weights and states bit for bit, other files byte for byte. A quarter of the kills come at any
-time from the start of the process on, the others when a file begins, grows or gets its name; "in saves" counts those
-that left one half-written.
+Each script runs on tiny phantoms and is killed (SIGKILL) and restarted until it finishes. After every kill, each file
+under its final name must be complete; at the end, all files must equal those of an undisturbed run (weights and states
+bit for bit, other files byte for byte). A quarter of the kills happen at a random time, the others when a file is
+created, grows or is renamed; "in saves" counts kills that left a partial file.
 
 Examples:
     python -m tests.kill_everything
@@ -42,21 +41,21 @@ from utils.errors import CheckpointError
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ("lungCrop", "train", "test", "post_processing", "predict")
 SIZE = ("16", "64", "64")
-"""Of the crops: the smallest that all networks take."""
+"""Crop size: the smallest that all networks accept."""
 
 _PROGRESS = 1.5
-"""Seconds after the first file within which a kill comes: a script gets on, but does not end at once."""
+"""Kills happen within this many seconds after the first file: scripts make progress, but do not finish at once."""
 
 
 class Lost(Exception):
-    """A file is half-written or differs from that of the undisturbed run."""
+    """A file is incomplete or differs from that of the undisturbed run."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A script with its arguments, where it writes, and how to check that.
+    """A script with its arguments, output folder and check.
 
-    `check` is called with the folder, that of the undisturbed run, and whether the job is done, and raises `Lost`.
+    `check` receives the output folder, that of the undisturbed run, and whether the job is finished; it raises `Lost`.
     """
 
     script: str
@@ -69,13 +68,13 @@ class Job:
         return [f"{self.script}.py", *self.arguments, *resume]
 
     def begun(self) -> set[Path]:
-        """Files that are being written, or were when their process was killed."""
+        """Partial files: being written, or left by a killed process."""
         return {path for folder in self._folders() for path in folder.glob(".*.partial.*")}
 
     def files(self) -> set[tuple[str, int, int]]:
-        """Name, inode and size of every file, so that two looks tell whether anything was written."""
+        """Name, inode and size of every file; two snapshots tell whether anything was written."""
         entries = [entry for folder in self._folders() if folder.is_dir() for entry in os.scandir(folder)]
-        with suppress(FileNotFoundError):  # of a file that gets its final name just now
+        with suppress(FileNotFoundError):  # a file was renamed meanwhile
             return {(entry.path, entry.inode(), entry.stat().st_size) for entry in entries}
         return self.files()
 
@@ -86,7 +85,7 @@ class Job:
 
 @dataclass
 class Tally:
-    """What happened to a script."""
+    """Counts for one script."""
 
     kills: int = 0
     in_saves: int = 0
@@ -94,7 +93,7 @@ class Tally:
 
 
 def make_jobs(folder: Path, iterations: int) -> dict[str, Job]:
-    """The five scripts on seven phantoms, by name; makes what they need."""
+    """The five scripts on seven phantoms, by name; generates their inputs."""
     raw, cohort, model = folder / "raw", folder / "cohort", folder / "segmenter.pth"
     write_phantoms(raw, healthy=3, diseased=4, size=(20, 40, 40), seed=0)
     crop = [str(raw / "ct"), "--labels", str(raw / "lesion"), "--lungs", str(raw / "lung"), "--size", *SIZE, "--quiet"]
@@ -124,7 +123,7 @@ def make_jobs(folder: Path, iterations: int) -> dict[str, Job]:
     ]
     testing = ["--model-path", str(model), "--save-vis", "--split", "VALID", "WO_LABEL", "HEALTHY"]
     paste = ["--images", str(raw / "ct"), "--masks", str(cohort / "lung"), "--quiet"]
-    # With a report, most of the time would go into its plots.
+    # Reports would take most of the time.
     predicting = [str(raw / "ct"), "--model-path", str(model), "--lungs", str(raw / "lung"), "--no-report"]
     jobs = (
         Job("lungCrop", [*crop, "--output", str(folder / "crops")], folder / "crops", check_files),
@@ -147,17 +146,17 @@ def make_jobs(folder: Path, iterations: int) -> dict[str, Job]:
 
 
 def kill_often(job: Job, kills: int, rng: random.Random, fresh: bool) -> Tally:
-    """Kill a job so many times; start it again each time, and anew when it is done.
+    """Kill a job repeatedly, restarting it each time, and from the beginning when it has finished.
 
     Args:
-        job: the script.
-        kills: at least one.
-        rng: of the moments.
-        fresh: start every other process from nothing; the others are forked from one that has imported
-            everything, which saves seconds.
+        job: script to kill.
+        kills: number of kills, at least 1.
+        rng: random generator of the moments.
+        fresh: start about half of the processes as new interpreters; all others are forked from a process with all
+            modules imported, which saves seconds.
 
     Raises:
-        Lost: something was.
+        Lost: a file was lost or damaged.
     """
     log = job.output.with_suffix(".log")
     reference = job.output.with_suffix(".undisturbed")
@@ -196,11 +195,11 @@ def kill_often(job: Job, kills: int, rng: random.Random, fresh: bool) -> Tally:
 
 
 _OF_A_RUN = (manifest.NAME, "report.html")
-"""Files that tell when and how often something ran."""
+"""Files that record when and how often a script ran."""
 
 
 def check_files(folder: Path, reference: Path, done: bool) -> None:
-    """Every file is that of the undisturbed run, byte for byte; when it is done, none is missing or left over."""
+    """Files equal those of the undisturbed run; when finished, none is missing or left over."""
     _compare_names(folder, reference, done)
     for path in _files(folder):
         if path.name in _OF_A_RUN:
@@ -210,7 +209,7 @@ def check_files(folder: Path, reference: Path, done: bool) -> None:
 
 
 def check_prediction(folder: Path, reference: Path, done: bool) -> None:
-    """Masks are those of the undisturbed run; so are the rows, which are never more than there are masks for."""
+    """Masks and table rows equal those of the undisturbed run, and every row has its mask."""
     for name in ("masks", "probabilities"):
         check_files(folder / name, reference / name, done)
     table, expected = (place / "summary.csv" for place in (folder, reference))
@@ -223,7 +222,7 @@ def check_prediction(folder: Path, reference: Path, done: bool) -> None:
 
 
 def check_training(folder: Path, reference: Path, done: bool) -> None:
-    """Checkpoints are whole; when it is done, weights, states, log and pictures are those of the undisturbed run."""
+    """Checkpoints are complete; when finished, weights, states, log and pictures equal the undisturbed run."""
     for path in _files(folder):
         twin = reference / path.relative_to(folder)
         if path.suffix == ".pth":
@@ -236,7 +235,7 @@ def check_training(folder: Path, reference: Path, done: bool) -> None:
     entries = _entries(log, done) if log.exists() else []
     if entries != _entries(reference / "metrics.jsonl", True)[: None if done else len(entries)]:
         raise Lost(f"{log} differs")
-    # Both end with the latest two states; where the last kill came between a state and its clean-up, one more.
+    # Both end with the latest two states, plus one if the last kill prevented the clean-up.
     if done and find_states(folder)[:2] != [folder / path.name for path in find_states(reference)]:
         raise Lost(f"{folder} lacks its last states")
     if done and not all((folder / f"segmenter_{name}.pth").exists() for name in ("best", "last")):
@@ -257,7 +256,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _entries(path: Path, done: bool) -> list[dict]:
-    """The entries of a log without times; the last line may be half-written while the run is not done."""
+    """Log entries without times; the last line may be incomplete while the run is unfinished."""
     *lines, last = path.read_text().split("\n")
     if done and last:
         raise Lost(f"{path} ends with {last}")
@@ -276,7 +275,7 @@ def _start(command: list[str], log: Path, fresh: bool) -> multiprocessing.proces
 
 
 def _become(command: list[str], log: Path, fresh: bool) -> None:
-    """Be a script: a new interpreter in this process, or its main function."""
+    """Become a script: as a new interpreter, or by calling its main function."""
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -284,7 +283,7 @@ def _become(command: list[str], log: Path, fresh: bool) -> None:
         os.chdir(ROOT)
         os.execv(sys.executable, [sys.executable, *command])
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # as a script's own workers start on Linux
+    multiprocessing.set_start_method("fork", force=True)  # the default for a script's workers on Linux
     script, *arguments = command
     raise SystemExit(run(lambda: import_module(script.removesuffix(".py")).main(arguments)))
 
@@ -296,7 +295,7 @@ def _finish(process: multiprocessing.process.BaseProcess, log: Path) -> None:
 
 
 def _undisturbed(job: Job, log: Path, fresh: bool) -> float:
-    """Let a job end by itself; returns how many seconds after its start kills may come."""
+    """Run a job to its end; return the number of seconds after its start in which kills may happen."""
     start = time.monotonic()
     process = _start(job.command(), log, fresh)
     while process.is_alive() and not job.output.exists():
@@ -307,7 +306,7 @@ def _undisturbed(job: Job, log: Path, fresh: bool) -> float:
 
 
 def _wait(process: multiprocessing.process.BaseProcess, job: Job, rng: random.Random, life: float) -> None:
-    """Wait for the moment of a kill: any time of its life, or soon after the n-th file began, grew or got its name."""
+    """Wait for the moment of a kill: a random time, or shortly after the n-th creation, growth or rename of a file."""
     look = rng.choice((None, job.files, job.begun, job.begun))
     if look is None:
         process.join(rng.uniform(0, life))
@@ -322,11 +321,11 @@ def _wait(process: multiprocessing.process.BaseProcess, job: Job, rng: random.Ra
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; the exit code is 1 if anything was lost."""
+    """Entry point; the exit code is 1 if a file was lost."""
     parser = new_parser(__doc__, "python -m tests.kill_everything")
-    parser.add_argument("--kills", type=int, default=30, help="of each script (default 30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
-    parser.add_argument("--scripts", nargs="+", choices=SCRIPTS, default=SCRIPTS, help="to kill (default all)")
+    parser.add_argument("--kills", type=int, default=30, help="kills of each script (default 30)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default 0)")
+    parser.add_argument("--scripts", nargs="+", choices=SCRIPTS, default=SCRIPTS, help="scripts to kill (default all)")
     options = parser.parse_args(arguments)
     rng = random.Random(options.seed)
     lost = False

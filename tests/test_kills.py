@@ -1,4 +1,4 @@
-"""What a kill may do to runs and folders; the long version is kill_everything.py."""
+"""Effects of kills on runs and folders; kill_everything.py is the long version."""
 
 import os
 import random
