@@ -1,8 +1,9 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from benchmarks.weak_supervision import plots
+from benchmarks.weak_supervision import plots, table
 from benchmarks.weak_supervision.table import aggregate, as_markdown, read_results
 from utils.errors import GasnetError
 
@@ -65,3 +66,12 @@ def test_shown_scans_are_selected_by_lesion_volume():
     rows = [{"id": f"l{n}", "kind": "lesion", "true_ml": 100 - n} for n in range(11)]
     rows += [{"id": "h0", "kind": "no lesion", "true_ml": 0}, {"id": "h1", "kind": "no lesion", "true_ml": 0}]
     assert plots.scans_to_show(rows) == ["l9", "l5", "l1", "h0"]
+
+
+def test_the_tracked_results_give_the_published_table(tmp_path):
+    benchmarks = Path(table.__file__).parents[1]
+    (tmp_path / "results").symlink_to(benchmarks / "results" / "weak_supervision" / "small")
+    found = as_markdown({name: aggregate(results) for name, results in read_results(tmp_path).items()})
+    readme = (benchmarks / "weak_supervision" / "README.md").read_text().splitlines()
+    assert len(found.splitlines()) > 20
+    assert [line for line in found.splitlines() if line.startswith("| ") and line not in readme] == []
