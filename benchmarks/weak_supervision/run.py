@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.weak_supervision.cohort import SIZES, write_cohort
 from benchmarks.weak_supervision.rows import ROWS, row_settings
-from configs.settings import Settings, read_settings
+from configs.settings import Settings, read_settings, recorded_settings
 from datasets.cohort import read_cohort
 from datasets.crop import WINDOW
 from evaluation.inference import predict_scans
@@ -96,7 +96,7 @@ def run_row(name: str, size: str, seed: int, output: Path, device: torch.device,
     path = result_path(output, name, seed)
     if path.is_file():
         # Checked as settings: keys that were added since have the values that they had without being there.
-        found = Settings.model_validate(json.loads(path.read_text(encoding="utf-8"))["settings"])
+        found = recorded_settings(json.loads(path.read_text(encoding="utf-8"))["settings"], str(path))
         if _without_folders(found) != _without_folders(settings):
             raise SettingsError(f"{path}: made with other settings; remove it and its run, or name another --output")
         return path
