@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from datasets.cohort import find_volume
-from datasets.crop import CROP_SIZE, LungMaskCrop
+from datasets.crop import CROP_SIZE, WINDOW, LungMaskCrop, recorded_window
 from datasets.io.volume import Reading, read_geometry, write_volume
 from datasets.lungs import load_lungmask, segment_by_threshold
 from datasets.scans import find_scans, match_labels
@@ -85,13 +86,15 @@ def crop_scans(
     return failed
 
 
-def is_done(output: Path, case_id: str, size: tuple[int, int, int], with_lesion: bool) -> bool:
-    """Whether the crops of a scan are in the cohort folder already, and of this size (z, y, x)."""
+def is_done(
+    output: Path, case_id: str, size: tuple[int, int, int], with_lesion: bool, window: tuple[float, float] = WINDOW
+) -> bool:
+    """Whether the crops of a scan are in the cohort folder already, of this size (z, y, x) and window (HU)."""
     paths = [find_volume(output / folder, case_id) for folder in (FOLDERS if with_lesion else FOLDERS[:2])]
     if None in paths:
         return False
     try:
-        return all(read_geometry(path).shape == size for path in paths)
+        return recorded_window(paths[0]) == window and all(read_geometry(path).shape == size for path in paths)
     except VolumeError:
         return False
 
@@ -104,6 +107,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--labels", type=Path, metavar="DIR", help="lesion labels, named as their scans")
     add_lungs(parser)
     add_crop_size(parser)
+    parser.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        default=WINDOW,
+        metavar=("LOW", "HIGH"),
+        help="HU that become 0 and 255, as in IMAGE.WINDOW of the settings (default {:g} {:g})".format(*WINDOW),
+    )
     add_grey_window(parser)
     add_reading(parser)
     parser.add_argument("--overwrite", action="store_true", help="crop scans again that are done")
@@ -112,6 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if min(options.size) < 2:
         parser.error("--size needs at least 2 voxels along each axis")
+    if not -math.inf < options.window[0] < options.window[1] < math.inf:
+        parser.error("--window needs the lower HU first")
     reading = chosen_reading(parser, options)
     start_logging(options.quiet)
 
@@ -122,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_apart(
         [options.output / folder for folder in FOLDERS], [*scans.values(), *labels.values(), *(lungs or {}).values()]
     )
-    size = tuple(options.size)
+    size, window = tuple(options.size), tuple(options.window)
     device = lung_device(options)
     failed: dict[str, str] = {}
     with distributed.lock_folder_on_rank_zero(options.output, *FOLDERS), recording(options.output, device=device):
@@ -131,11 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lambda: [
                 case_id
                 for case_id in scans
-                if options.overwrite or not is_done(options.output, case_id, size, with_lesion=case_id in labels)
+                if options.overwrite or not is_done(options.output, case_id, size, case_id in labels, window)
             ]
         )
         if mine := {case_id: scans[case_id] for case_id in distributed.shard(left)}:
-            cropper = LungMaskCrop(lung_finder(options, device), size, reading)
+            cropper = LungMaskCrop(lung_finder(options, device), size, reading, window)
             failed = crop_scans(mine, options.output, cropper, labels, lungs, progress=not options.quiet)
         of_all = {case_id: reason for part in distributed.gather(failed) for case_id, reason in part.items()}
     failed = {case_id: of_all[case_id] for case_id in left if case_id in of_all}

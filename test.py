@@ -28,7 +28,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs.settings import Settings, read_settings
 from datasets.cohort import HELD_OUT, TRAINING, WITH_LESION, read_cohort
-from datasets.crop import WINDOW
 from datasets.io.volume import Reading, write_volume
 from datasets.samples import normalise, scan_input
 from evaluation.figures import save_case_figure, slice_to_show
@@ -148,12 +147,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.backends.cudnn.allow_tf32 = False  # the same scores on every device
     model = find_segmenter(options.model_path) if options.model_path else settings.exp.folder / BEST
     output = options.output or model.parent / "test"
-    default = SegmenterInput(settings.image.size, WINDOW, settings.image.normalization)
+    default = SegmenterInput(settings.image.size, settings.image.window, settings.image.normalization)
     segmenter, trained_on = load_segmenter(model, default)
     if trained_on.size != settings.image.size:
         raise CheckpointError(
             f"{model}: was trained on crops of {trained_on.size}, IMAGE.SIZE is {settings.image.size}; "
             "crop the scans to that size and set IMAGE.SIZE"
+        )
+    if trained_on.window != settings.image.window:
+        raise CheckpointError(
+            f"{model}: was trained on crops with the window {trained_on.window}, IMAGE.WINDOW is "
+            f"{settings.image.window}; crop the scans with that window and set IMAGE.WINDOW"
         )
     generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
     cohort = distributed.on_rank_zero(lambda: _read_splits(settings, splits, progress=not options.quiet))
@@ -200,7 +204,7 @@ def _read_splits(settings: Settings, keys: Sequence[str], progress: bool) -> dic
         raise CohortError(
             f"--split {unset[0]}: DATASET.SPLIT.{unset[0]} names no list; set it, or choose another split"
         )
-    return read_cohort(settings.dataset.root, splits, settings.image.size, progress)
+    return read_cohort(settings.dataset.root, splits, settings.image.size, settings.image.window, progress)
 
 
 if __name__ == "__main__":

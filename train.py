@@ -1,8 +1,8 @@
-"""Trains GASNet: the segmenter, the generator and the discriminator, jointly.
+"""Trains GASNet: segmenter, generator and discriminator, jointly.
 
 Results go to EXP.OUTPUT_DIR/EXP.ID: segmenter_best.pth and segmenter_last.pth for use, state_*.pth to resume from,
-model_card.md, settings.yaml, metrics.jsonl, manifest.json, pictures/, tensorboard/ and report.html, a page to look at.
-Any setting can be overridden as KEY.SUB=VALUE.
+model_card.md, settings.yaml, metrics.jsonl, manifest.json, pictures/, tensorboard/ and report.html. Any setting can be
+overridden with KEY.SUB=VALUE.
 
 Examples:
     python train.py --config-path configs/Gan.yaml --is-validation
@@ -18,9 +18,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.settings import Settings, read_settings, unknown_words
+from configs.settings import Settings, misspelt_constraints, read_settings
 from datasets.cohort import TRAINING, read_cohort
-from models.objectives import discriminator_objective, joint_objective, segmenter_objective, warm_up_objective
+from models.objectives import discriminator_objective, joint_objective, segmenter_objective
 from training.run import TrainingRun
 from utils import distributed
 from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
@@ -30,40 +30,33 @@ log = logging.getLogger(__name__)
 
 
 def train(training: TrainingRun) -> None:
-    """The schedule of the paper: two iterations of S and G, two of D, and so on.
+    """The published schedule: two iterations of S and G, two of D, and so on.
 
-    | t // 2 | objective     | trains | batches      | steps                      |
-    |--------|---------------|--------|--------------|----------------------------|
-    | even   | joint         | S, G   | I, I_h       | 1                          |
-    |        | segmenter     | S      | I_h, I_l     | 1                          |
-    | odd    | discriminator | D      | I, I_h       | SOLVER.DISCRIMINATOR_STEPS |
+    | t // 2 | objective     | trains | batches  | steps                      |
+    |--------|---------------|--------|----------|----------------------------|
+    | even   | joint         | S, G   | I, I_h   | 1                          |
+    |        | segmenter     | S      | I_h, I_l | 1                          |
+    | odd    | discriminator | D      | I, I_h   | SOLVER.DISCRIMINATOR_STEPS |
 
-    Not of the paper: before SOLVER.WARM_UP, G learns to reconstruct and S its own objective; with
-    SOLVER.SEGMENTER_ONLY, S learns its own objective and there is nothing else.
+    With SOLVER.SEGMENTER_ONLY (ours), every iteration is a step of the segmenter's own objective.
     """
-    networks, method, solver = training.networks, training.method, training.settings.solver
+    solver, batch = training.settings.solver, training.batch
     for t in training.iterations():
-        if solver.segmenter_only or t < solver.warm_up:
-            healthy, labelled = (training.batch(split) for split in ("HEALTHY", "LABELED"))
-            if not solver.segmenter_only:
-                training.minimise("warm_up", ("generator",), warm_up_objective, networks, healthy, labelled, method)
-            training.minimise("segmenter", ("segmenter",), segmenter_objective, networks, healthy, labelled, method)
+        if solver.segmenter_only:
+            training.minimise(segmenter_objective, batch("HEALTHY"), batch("LABELED"), trains=("segmenter",))
         elif (t // 2) % 2 == 0:
-            diseased, healthy, labelled = (training.batch(split) for split in ("WO_LABEL", "HEALTHY", "LABELED"))
-            training.minimise(
-                "joint", ("segmenter", "generator"), joint_objective, networks, diseased, healthy, method, t
-            )
-            training.minimise("segmenter", ("segmenter",), segmenter_objective, networks, healthy, labelled, method)
+            healthy = batch("HEALTHY")
+            training.minimise(joint_objective, batch("WO_LABEL"), healthy, trains=("segmenter", "generator"))
+            training.minimise(segmenter_objective, healthy, batch("LABELED"), trains=("segmenter",))
         else:
             for _ in range(solver.discriminator_steps):
-                diseased, healthy = (training.batch(split) for split in ("WO_LABEL", "HEALTHY"))
                 training.minimise(
-                    "discriminator", ("discriminator",), discriminator_objective, networks, diseased, healthy, method, t
+                    discriminator_objective, batch("WO_LABEL"), batch("HEALTHY"), trains=("discriminator",)
                 )
 
 
 def used_splits(settings: Settings, validate: bool) -> dict[str, str | None]:
-    """The splits that training reads: the training ones, and those of validation where it is asked for."""
+    """The lists that training reads, by key of DATASET.SPLIT; those of validation only if `validate`."""
     keys = (*TRAINING, *(("VALID", "VALIDWL", "VALIDH") if validate else ()))
     return {key: getattr(settings.dataset.split, key.lower()) for key in keys}
 
@@ -73,21 +66,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__)
     parser.add_argument("--config-path", type=Path, required=True, metavar="FILE", help="YAML settings")
     parser.add_argument("--is-validation", action="store_true", help="validate, and keep the best segmenter")
-    parser.add_argument("--resume", action="store_true", help="go on from the latest state of this run")
-    parser.add_argument("--dry-run", action="store_true", help="check and print settings and splits, train nothing")
+    parser.add_argument("--resume", action="store_true", help="resume from the latest state of this run")
+    parser.add_argument("--dry-run", action="store_true", help="check settings and cohort, print them, and exit")
     add_device(parser)
     add_quiet(parser)
-    parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that replace the file's")
+    parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that override the file")
     options = parser.parse_intermixed_args(arguments)
     start_logging(options.quiet)
 
     settings = read_settings(options.config_path, options.overrides)
-    if warning := unknown_words(settings):
+    if warning := misspelt_constraints(settings):
         log.warning("%s", warning)
     device = choose_device(options.device)
     splits = used_splits(settings, options.is_validation)
     cohort = distributed.on_rank_zero(
-        lambda: read_cohort(settings.dataset.root, splits, settings.image.size, progress=not options.quiet)
+        lambda: read_cohort(
+            settings.dataset.root, splits, settings.image.size, settings.image.window, progress=not options.quiet
+        )
     )
     if options.dry_run:
         print(settings.to_yaml())

@@ -1,13 +1,13 @@
-"""The settings of an experiment: read once from YAML, checked, and immutable from then on.
+"""The schema of the settings: read once from YAML, validated, and immutable.
 
-The keys in a config file are upper-case (``SOLVER.BATCH_SIZE``); the attributes are the same words in
-lower case (``settings.solver.batch_size``). ``configs/Gan.yaml`` explains every one of them.
+Keys are upper case in the YAML files (``SOLVER.BATCH_SIZE``) and lower case as attributes
+(``settings.solver.batch_size``). ``configs/Gan.yaml`` explains every key.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,12 +15,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from utils.errors import SettingsError
+from utils.strict_yaml import parse_yaml, read_text, shorten
 
 CONSTRAINTS = ("recons", "origImgToD", "genImgToD", "perception", "MIL")
-"""Constraint losses that are on when their name stands in EXP.ID."""
+"""Constraint losses; each is on if its name is a word of EXP.ID."""
 
-LABELS = ("sample", "sample1", "focal", "finetune", "mosmed", "demo", "weak", "supervised")
-"""Words in EXP.ID that name an experiment and switch nothing."""
+REMOVED = ("SOLVER.WARM_UP", "LOSS.RESTORATION", "LOSS.INSTANCE_NOISE")
+"""Settings of earlier versions. They cost more than they brought in the benchmark of weak supervision."""
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -28,8 +29,6 @@ Count = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 FileName = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00-\x1f]*$")]
 
-_LARGEST_FILE = 2**20
-_LONGEST_NUMBER = 40
 _MOST_FINDINGS = 10
 
 
@@ -45,7 +44,7 @@ class _Section(BaseModel):
 
 
 class ExperimentSettings(_Section):
-    """EXP: what this run is called, where its results go, and its seed."""
+    """EXP: name, output folder and seed of a run."""
 
     id: Annotated[str, Field(pattern=r"^\w[\w.\-]*$", max_length=200)] = (
         "sample1_recons_origImgToD_genImgToD_perception_MIL"
@@ -60,17 +59,17 @@ class ExperimentSettings(_Section):
 
     @property
     def constraints(self) -> frozenset[str]:
-        """Names of the constraint losses that the id switches on."""
+        """Constraint losses that are on."""
         return frozenset(self.words) & frozenset(CONSTRAINTS)
 
     @property
     def folder(self) -> Path:
-        """Where the results of this run are written."""
+        """Output folder of the run."""
         return Path(self.output_dir) / self.id
 
 
 class SplitSettings(_Section):
-    """DATASET.SPLIT: the id lists; the role of a list is its key here, whatever the list is called."""
+    """DATASET.SPLIT: names of the id lists. The key defines the role of a list, not its name."""
 
     labeled: FileName = "train_id_L"
     wo_label: FileName = "train_id_WL"
@@ -90,7 +89,7 @@ class DatasetSettings(_Section):
 
 
 class DataloaderSettings(_Section):
-    """DATALOADER: how batches are prepared."""
+    """DATALOADER: how batches are loaded."""
 
     num_workers: Annotated[int, Field(ge=0)] = 4
     timeout: NotNegative = 600.0
@@ -98,9 +97,10 @@ class DataloaderSettings(_Section):
 
 
 class ImageSettings(_Section):
-    """IMAGE: what a sample looks like."""
+    """IMAGE: the crops, and the samples taken from them."""
 
     size: Annotated[tuple[Count, Count, Count], Field(strict=False)] = (40, 160, 160)
+    window: Annotated[tuple[float, float], Field(strict=False)] = (-1250.0, 250.0)
     slices: Count = 32
     normalization: Literal["minmax", "window"] = "minmax"
     augmentation: bool = True
@@ -108,6 +108,8 @@ class ImageSettings(_Section):
     @model_validator(mode="after")
     def _networks_take_it(self) -> ImageSettings:
         depth, height, width = self.size
+        if self.window[0] >= self.window[1]:
+            raise ValueError(f"WINDOW must give the lower HU first, got {list(self.window)}")
         if self.slices > depth:
             raise ValueError(f"SLICES must be at most the depth in SIZE, {depth}, got {self.slices}")
         if self.slices % 16 or depth % 4 or height % 32 or width % 32:
@@ -120,7 +122,7 @@ class ImageSettings(_Section):
 
 
 class WidthSettings(_Section):
-    """MODEL.WIDTH: base widths (channels of the first layer) of the networks."""
+    """MODEL.WIDTH: channels of the first layer of each network."""
 
     unet: Count = 20
     g: Count = 32
@@ -142,7 +144,7 @@ class InitModelSettings(_Section):
 
 
 class OptimizerSettings(_Section):
-    """SOLVER.OPTIMIZER.X: optimiser of one network."""
+    """SOLVER.OPTIMIZER.X: the optimiser of one network."""
 
     name: Literal["Adam", "RMSprop"]
     lr: Annotated[float, Field(gt=0, le=1)]
@@ -150,7 +152,7 @@ class OptimizerSettings(_Section):
 
 
 class OptimizersSettings(_Section):
-    """SOLVER.OPTIMIZER: one optimiser a network."""
+    """SOLVER.OPTIMIZER: one optimiser per network."""
 
     u: OptimizerSettings = OptimizerSettings(name="Adam", lr=1e-4, weight_decay=1e-3)
     g: OptimizerSettings = OptimizerSettings(name="Adam", lr=1e-5, weight_decay=0.0)
@@ -158,17 +160,16 @@ class OptimizersSettings(_Section):
 
 
 class SchedulerSettings(_Section):
-    """SOLVER.LR_SCHEDULER_X: the learning rate times ``gamma`` every ``step`` iterations."""
+    """SOLVER.LR_SCHEDULER_X: the learning rate is multiplied by ``gamma`` every ``step`` iterations."""
 
     step: Count
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
 class LossSettings(_Section):
-    """LOSS: weights of the terms, thresholds of perception, and when the late terms begin."""
+    """LOSS: weights of the terms, and the iterations after which the late ones count."""
 
     adversarial: NotNegative = 1.0
-    adversarial_segmenter: NotNegative = 1.0
     segmentation: NotNegative = 100.0
     labelled: NotNegative = 5.0
     recons: NotNegative = 100.0
@@ -176,12 +177,11 @@ class LossSettings(_Section):
     mil_start: Annotated[int, Field(ge=0)] = 10_000
     perception: NotNegative = 100.0
     perception_start: Annotated[int, Field(ge=0)] = 10_000
-    perception_ramp: Annotated[int, Field(ge=0)] = 0
     perception_lesion: Probability = 0.8
     perception_background: Probability = 0.2
+    adversarial_segmenter: NotNegative = 1.0
     mil_share: Probability = 0.0
-    restoration: NotNegative = 0.0
-    instance_noise: NotNegative = 0.0
+    perception_ramp: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _thresholds_ordered(self) -> LossSettings:
@@ -194,24 +194,24 @@ class LossSettings(_Section):
 
 
 class GateSettings(_Section):
-    """LOSS gates of one objective: below ``below``, the value is multiplied by ``factor``."""
+    """GATE.X: an objective below ``below`` is multiplied by ``factor``."""
 
     below: NotNegative
     factor: NotNegative
 
 
 class GatesSettings(_Section):
-    """GATE: the published down-weighting of objectives that are already small."""
+    """GATE: the published down-weighting of small objectives."""
 
-    enabled: bool = True
     joint: GateSettings = GateSettings(below=0.16, factor=1e-3)
     segmenter: GateSettings = GateSettings(below=0.064, factor=1e-2)
     discriminator: GateSettings = GateSettings(below=0.16, factor=1e-6)
     origimgtod: GateSettings = GateSettings(below=0.1, factor=1e-4)
+    enabled: bool = True
 
 
 class SolverSettings(_Section):
-    """SOLVER: the schedule and its optimisers."""
+    """SOLVER: schedule and optimisers."""
 
     batch_size: Count = 4
     iter_max: Count = 300_000
@@ -221,15 +221,14 @@ class SolverSettings(_Section):
     lr_scheduler_g: SchedulerSettings = SchedulerSettings(step=30_000)
     lr_scheduler_d: SchedulerSettings = SchedulerSettings(step=30_000)
     segmenter_only: bool = False
-    warm_up: Annotated[int, Field(ge=0)] = 0
     segmenter_average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     patience: Annotated[int, Field(ge=0)] = 0
-    precision: Literal["bf16", "bf16_anywhere", "fp32"] = "bf16"
     max_skipped: Annotated[int, Field(ge=0)] = 10
+    precision: Literal["bf16", "bf16_anywhere", "fp32"] = "bf16"
 
 
 class SpeedSettings(_Section):
-    """SPEED: ways of computing the same thing."""
+    """SPEED: performance switches; results do not change."""
 
     keep_memory: bool = True
     channels_last: bool | None = None
@@ -237,7 +236,7 @@ class SpeedSettings(_Section):
 
 
 class IntervalSettings(_Section):
-    """INTERVAL: how often, in iterations, things other than training happen."""
+    """INTERVAL: iterations between log entries, validations, checkpoints and pictures."""
 
     log: Count = 50
     valid: Count = 1000
@@ -262,75 +261,13 @@ class Settings(_Section):
     interval: IntervalSettings = IntervalSettings()
 
     def to_yaml(self) -> str:
-        """These settings, defaults included, as YAML that `read_settings` reads back."""
+        """YAML of all settings, including defaults; `read_settings` reads it back."""
         return yaml.safe_dump(self.model_dump(by_alias=True, mode="json"), sort_keys=False, width=110)
-
-
-_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader of plain YAML: values are written out, a key is given once, and ``1e-4`` is a number as in YAML 1.2.
-
-    Without aliases no short text stands for a gigabyte, and without tags none makes anything but plain values.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
-        for given, what in ((event.anchor, "anchors (&) and aliases (*)"), (getattr(event, "tag", None), "tags (!)")):
-            if given is not None:
-                raise yaml.MarkedYAMLError(problem=f"{what} are not read", problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_scalar(self, node: yaml.Node) -> Any:
-        if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
-            raise yaml.MarkedYAMLError(
-                problem=f"a number of {len(node.value)} characters", problem_mark=node.start_mark
-            )
-        return super().construct_scalar(node)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                problem = f"the key {_short(repr(key))} is not a word"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-            if key in seen:
-                problem = f"the key {_short(key)} is given twice"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        problem = _short(str(error.problem or error.context), 200)
-        raise SettingsError(f"{source}{line}: {problem}; expected plain YAML") from None
-    except RecursionError:
-        raise SettingsError(f"{source}: nested too deeply; expected sections of settings") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
-        raise SettingsError(f"{source}: not readable as YAML: {_short(str(error).splitlines()[0], 200)}") from None
-
-
-def _short(text: str, length: int = 60) -> str:
-    """A text for a message: its beginning where it is long."""
-    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def _override(tree: dict[str, Any], assignment: str) -> None:
     key, equals, text = assignment.partition("=")
-    assignment = _short(assignment, 200)
+    assignment = shorten(assignment, 200)
     words = key.split(".")
     if not equals or not all(words):
         raise SettingsError(f"{assignment}: expected an override of the form KEY.SUB=value")
@@ -342,19 +279,21 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
         node = node[word]
         if not isinstance(node, dict):
             raise SettingsError(f"{assignment}: {'.'.join(words[: depth + 1])} has no settings below it")
-    node[last] = _parse_yaml(text, assignment)
+    node[last] = parse_yaml(text, assignment)
 
 
 def _explain(error: ValidationError, source: str) -> str:
     findings = []
     for item in error.errors():
-        key = ".".join(_short(str(part)) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
+        key = ".".join(shorten(str(part)) for part in item["loc"])
+        if key in REMOVED:
+            finding = f"{key}: was removed, as it cost more than it brought (see CHANGELOG.md); delete it"
+        elif item["type"] == "extra_forbidden":
             finding = f"{key}: unknown setting{_known_keys(item['loc'])}"
         else:
             expected = item["msg"].removeprefix("Value error, ")
             expected = expected[0].lower() + expected[1:] if expected.startswith("Input") else expected
-            given = "" if item["type"] in ("value_error", "missing") else f", got {_short(repr(item['input']))}"
+            given = "" if item["type"] in ("value_error", "missing") else f", got {shorten(repr(item['input']))}"
             finding = f"{key}: {expected.replace('input should be', 'expected')}{given}".lstrip(": ")
         findings.append(finding)
     if len(findings) > _MOST_FINDINGS:
@@ -374,48 +313,52 @@ def read_settings(path: Path | str | None = None, overrides: Sequence[str] = ())
     """Read and check the settings of an experiment.
 
     Args:
-        path: a YAML file; keys it leaves out have the published values. None: published values only.
-        overrides: ``KEY.SUB=value`` each, applied in order over the file; the value is read as YAML.
+        path: a YAML file; missing keys have their published values. None: published values only.
+        overrides: ``KEY.SUB=value`` assignments, applied in order; the value is parsed as YAML.
 
     Raises:
-        SettingsError: the file cannot be read, or a key is unknown, given twice, of the wrong type or
-            out of range. The message is one line that names the key and what was expected.
+        SettingsError: the file cannot be read, or a key is unknown, removed, repeated, of the wrong type or out of
+            range. The message is one line that names the key and the expected value.
     """
-    tree: dict[str, Any] = {}
-    source = "settings"
-    if path is not None:
-        source = str(path)
-        try:
-            with Path(path).open("rb") as file:
-                content = file.read(_LARGEST_FILE + 1)
-            if len(content) > _LARGEST_FILE:
-                raise SettingsError(f"{path}: larger than 1 MB; expected a YAML file such as configs/Gan.yaml")
-            text = content.decode()
-        except UnicodeDecodeError:
-            raise SettingsError(f"{path}: not UTF-8 text; expected a YAML file such as configs/Gan.yaml") from None
-        except OSError as error:
-            raise SettingsError(f"{path}: {error.strerror}; expected a YAML file such as configs/Gan.yaml") from None
-        tree = _tree(text, source)
+    source = "settings" if path is None else str(path)
+    tree = {} if path is None else _tree(read_text(Path(path)), source)
     for assignment in overrides:
         _override(tree, assignment)
     return _validated(tree, source)
 
 
 def parse_settings(text: str, source: str) -> Settings:
-    """Settings from YAML, as `Settings.to_yaml` writes it.
+    """Parse the settings that a run recorded with `Settings.to_yaml`, also in an earlier version.
 
     Args:
         text: YAML.
-        source: where it comes from, for messages.
+        source: where the text comes from, for error messages.
 
     Raises:
-        SettingsError: as `read_settings` does.
+        SettingsError: as in `read_settings`, and for runs that used a setting which has been removed since.
     """
-    return _validated(_tree(text, source), source)
+    return recorded_settings(_tree(text, source), source)
+
+
+def recorded_settings(tree: dict[str, Any], source: str) -> Settings:
+    """Validate settings that a run recorded; removed settings that were off are dropped.
+
+    Args:
+        tree: sections by name.
+        source: where the settings come from, for error messages.
+
+    Raises:
+        SettingsError: as in `parse_settings`.
+    """
+    tree = {section: dict(keys) if isinstance(keys, dict) else keys for section, keys in tree.items()}
+    for section, key in (name.split(".") for name in REMOVED):
+        if isinstance(tree.get(section), dict) and tree[section].get(key) == 0:
+            del tree[section][key]
+    return _validated(tree, source)
 
 
 def _tree(text: str, source: str) -> dict[str, Any]:
-    tree = _parse_yaml(text, source)
+    tree = parse_yaml(text, source)
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise SettingsError(f"{source}: expected sections such as EXP and DATASET, got {type(tree).__name__}")
@@ -429,12 +372,15 @@ def _validated(tree: dict[str, Any], source: str) -> Settings:
         raise SettingsError(_explain(error, source)) from None
 
 
-def unknown_words(settings: Settings) -> str | None:
-    """A warning about words of EXP.ID that are neither a constraint nor a known label, or None."""
-    unknown = [word for word in settings.exp.words if word not in (*CONSTRAINTS, *LABELS)]
-    if not unknown:
+def misspelt_constraints(settings: Settings) -> str | None:
+    """A warning about words of EXP.ID that look like a misspelt constraint loss, or None."""
+    lower = {name.lower(): name for name in CONSTRAINTS}
+    found = {
+        word: lower[matches[0]]
+        for word in settings.exp.words
+        if word not in CONSTRAINTS and (matches := get_close_matches(word.lower(), lower, n=1, cutoff=0.75))
+    }
+    if not found:
         return None
-    return (
-        f"EXP.ID: {', '.join(unknown)} switches nothing; constraint losses: {', '.join(CONSTRAINTS)}; "
-        f"labels without effect: {', '.join(LABELS)}"
-    )
+    listed = ", ".join(f"{word} (did you mean {name}?)" for word, name in found.items())
+    return f"EXP.ID: {listed} has no effect; the constraint losses are {', '.join(CONSTRAINTS)}"

@@ -1,4 +1,4 @@
-"""The published augmentation: imgaug in the axial plane, all slices and masks of a volume alike."""
+"""The published augmentation: imgaug in the axial plane, the same for all slices and masks of a volume."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ try:
     from imgaug.augmentables.segmaps import SegmentationMapsOnImage
 except ImportError as error:
     raise ImportError(
-        f"imgaug cannot be imported ({error}); if it is about libGL, pip put the OpenCV for desktops in place of the "
-        "one for servers: run scripts/environment.sh, or see the README"
+        f"imgaug cannot be imported ({error}); if libGL is missing, pip installed the desktop build of OpenCV "
+        "instead of the headless one: run scripts/environment.sh, or see the README"
     ) from error
 
 NOISE = 0.005
@@ -19,7 +19,7 @@ NOISE = 0.005
 
 
 def build_augmenter() -> iaa.Augmenter:
-    """The published pipeline: a flip, and each of four families with probability 0.2, in random order."""
+    """Build the published pipeline: a flip, and four augmentations with probability 0.2 each, in random order."""
     affine = iaa.Affine(scale={"x": (1.0, 1.05), "y": (1.0, 1.05)}, rotate=(-5, 5), order=[0, 1])
     blur = iaa.OneOf([iaa.GaussianBlur(sigma=(0.0, 0.8)), iaa.AverageBlur(k=(0, 3))])
     elastic = iaa.ElasticTransformation(alpha=(0.0, 0.4), sigma=0.0005)
@@ -34,20 +34,20 @@ def augment(
     """Augment a volume together with its masks.
 
     Args:
-        augmenter: what `build_augmenter` returns. Its own random state is replaced by one drawn from `rng`, so that
-            the result depends on `rng` alone.
-        rng: the source of all randomness.
+        augmenter: the pipeline of `build_augmenter`. Its random state is seeded from `rng`, so that the result depends
+            on `rng` alone.
+        rng: source of all randomness.
         image: (z, y, x), float32 in [0, 1].
-        masks: (z, y, x), 0 or 1, at most seven of them.
+        masks: (z, y, x), 0 or 1; at most seven.
 
     Returns:
         The image, float32 in [0, 1], and the masks, uint8.
     """
-    # Seeding the augmenter is not enough: some parameters draw from imgaug's global state.
+    # Some parameters draw from imgaug's global state, so seeding the augmenter alone is not enough.
     seed = int(rng.integers(2**31))
     imgaug.seed(seed)
     augmenter.seed_(seed)
-    # Slices as channels are transformed alike; the masks travel as the bits of one map of labels.
+    # Slices become channels, which are transformed alike; the masks become the bits of one label map.
     bits = np.zeros(image.shape, np.int32)
     for bit, mask in enumerate(masks):
         bits |= mask.astype(np.int32) << bit

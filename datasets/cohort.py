@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from datasets.crop import WINDOW, recorded_window
 from datasets.io.grid import Grid, check_same_grid
 from datasets.io.volume import read_geometry, read_labels, read_volume
 from utils.errors import CohortError, GasnetError, VolumeError
@@ -152,6 +153,7 @@ def read_cohort(
     root: Path | str,
     splits: Mapping[str, str | None],
     size: tuple[int, int, int],
+    window: tuple[float, float] = WINDOW,
     progress: bool = False,
 ) -> dict[str, tuple[Case, ...]]:
     """Find and check all scans of a cohort.
@@ -160,6 +162,7 @@ def read_cohort(
         root: the cohort folder.
         splits: key of DATASET.SPLIT to name of its list (``.txt`` may be left out); None leaves the split out.
         size: (z, y, x) that all volumes must have.
+        window: HU that must have become 0 and 255 in all crops; crops that do not say it have the published window.
         progress: show a progress bar while the volumes are read.
 
     Returns:
@@ -212,7 +215,7 @@ def read_cohort(
     # A scan with and without its voxel label is one set of files; the one with the label says more.
     distinct = {case.image: case for case in sorted(_all(cohort), key=lambda case: case.lesion is not None)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checked = pool.map(lambda case: _problem(case, size), distinct.values())
+        checked = pool.map(lambda case: _problem(case, size, window), distinct.values())
         bar = progress_bar(
             checked, "checking the cohort", unit="scan", shown=progress, total=len(distinct), leave=False
         )
@@ -226,11 +229,16 @@ def _all(cohort: Mapping[str, Iterable[Case]]) -> list[Case]:
     return [case for cases in cohort.values() for case in cases]
 
 
-def _problem(case: Case, size: tuple[int, int, int]) -> str | None:
+def _problem(case: Case, size: tuple[int, int, int], window: tuple[float, float]) -> str | None:
     try:
         found = read_geometry(case.image).shape
         if found != size:
             return f"{case.image}: {found} voxels, IMAGE.SIZE is {size}; make both agree (lungCrop.py --size)"
+        if (cropped := recorded_window(case.image)) != window:
+            return (
+                f"{case.image}: cropped with the window {list(cropped)}, IMAGE.WINDOW is {list(window)}; make both "
+                "agree (lungCrop.py --window)"
+            )
         read_volumes(case)
     except GasnetError as error:
         return str(error)

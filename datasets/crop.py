@@ -7,6 +7,7 @@ crop over its scan in any viewer, and is all that pasting back needs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import SimpleITK as sitk
 from scipy import sparse
 
 from datasets.io.grid import Grid, check_same_grid
+from datasets.io.nifti import NOTES, read_nifti_header
 from datasets.io.volume import DEFAULT, Reading, read_ct, read_labels
 from datasets.lungs import load_lungmask
 from utils.errors import VolumeError
@@ -36,6 +38,24 @@ Box = tuple[slice, slice, slice]
 
 _ALIGNED = 0.05
 """How far, in voxels, a crop's corner may lie from a voxel centre of its scan; headers keep single precision."""
+
+
+_WINDOW_NOTE = "GASNet crop, {!r} to {!r} HU as 0 to 255"
+_NUMBER = r"(-?[0-9.]+(?:e[-+][0-9]+)?)"
+
+
+def recorded_window(path: Path) -> tuple[float, float]:
+    """The window that a crop's header records; the published one if it records none.
+
+    Args:
+        path: a NIfTI file.
+
+    Raises:
+        VolumeError: the header cannot be read.
+    """
+    notes = read_nifti_header(path, DEFAULT.max_voxels).notes
+    match = re.match(_WINDOW_NOTE.replace("{!r}", _NUMBER), notes)
+    return WINDOW if match is None else (float(match[1]), float(match[2]))
 
 
 def map_window(hu: np.ndarray, window: tuple[float, float] = WINDOW) -> np.ndarray:
@@ -184,7 +204,9 @@ def crop_to_lungs(
     if lesion is not None:
         crops.append(resize(scan.uprighted(lesion)[box], size, NEAREST) > 0)
     grid = crop_grid(scan.upright(), box, size)
-    return tuple(grid.image(crop) for crop in crops)
+    image, *masks = (grid.image(crop) for crop in crops)
+    image.SetMetaData(NOTES, _WINDOW_NOTE.format(*map(float, window)))
+    return image, *masks
 
 
 def paste_back(crop: sitk.Image, scan: Grid, threshold: float | None = None) -> sitk.Image:

@@ -1,8 +1,8 @@
-"""How the scans of a cohort become an endless stream of batches.
+"""Endless streams of training batches from the scans of a cohort.
 
-Every sample is a function of the seed, the split and its position in the stream, and of nothing else. So workers
-and epochs never repeat an augmentation, the number of workers does not matter, and a stream can be taken up again
-at any position.
+A sample depends on the seed, the split and its position in the stream, and on nothing else. Workers and epochs
+therefore never repeat an augmentation, results do not depend on the number of workers, and a stream can resume at any
+position.
 """
 
 from __future__ import annotations
@@ -32,17 +32,20 @@ from models.objectives import Batch
 from utils import distributed
 from utils.errors import TrainingError
 
-_POLL_S = 2.0  # between looks at the workers while a batch is awaited
+MASKS = {"LABELED": ("lesion",), "WO_LABEL": ("lung",), "HEALTHY": ("lung",)}
+"""Masks that the objectives read, by split."""
+
+_POLL_S = 2.0  # between checks of the workers while waiting for a batch
 _STREAMS = {key: number for number, key in enumerate((*TRAINING, *HELD_OUT))}
 
 
 def normalise(image: np.ndarray, normalization: str) -> np.ndarray:
-    """Intensities of a crop mapped to [0, 1].
+    """Map the intensities of a crop to [0, 1].
 
     Args:
         image: 0..255.
-        normalization: ``minmax``, the published way, stretches each volume to the whole range; ``window`` divides
-            by 255, so that a value means the same HU in every volume.
+        normalization: ``minmax`` stretches each volume to the whole range, as published; ``window`` divides by 255, so
+            that a value stands for the same HU in every volume.
 
     Returns:
         float32 in [0, 1].
@@ -54,69 +57,72 @@ def normalise(image: np.ndarray, normalization: str) -> np.ndarray:
 
 
 def as_input(image: np.ndarray) -> Tensor:
-    """[0, 1] mapped to the networks' [-1, 1], with the channel before it: (1, z, y, x)."""
+    """Map [0, 1] to [-1, 1] and add a channel axis: (1, z, y, x)."""
     return torch.from_numpy(image[None] * 2 - 1)
 
 
 def scan_input(volumes: Volumes, normalization: str) -> Tensor:
-    """A whole scan as the networks take it in validation and testing: (1, 1, z, y, x) in [-1, 1]."""
+    """Network input of a whole scan, for validation and testing: (1, 1, z, y, x) in [-1, 1]."""
     return as_input(normalise(volumes.image, normalization))[None]
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """Stands for a sample that could not be made: what is raised in a worker loses its message on the way."""
+    """Stands for a sample that failed: an exception in a worker would lose its message on the way."""
 
     id: str
     reason: str
 
 
 class _Cache:
-    """Image, lung and lesion of the first scans of a list, in memory that processes forked from this one share.
+    """Images and masks of the first scans of a list, in memory shared with forked processes.
 
-    The kernel lends a page when it is first written to, so room that is not used costs nothing.
+    The kernel allocates a page on its first write, so unused capacity costs nothing.
     """
 
-    def __init__(self, cases: Sequence[Case], size: tuple[int, int, int], capacity: int) -> None:
-        image, mask = 4 * math.prod(size), math.prod(size)
-        kept = cases[: capacity // (image + 2 * mask)]
+    def __init__(self, cases: Sequence[Case], size: tuple[int, int, int], masks: int, capacity: int) -> None:
+        voxels = math.prod(size)
+        kept = cases[: capacity // ((4 + masks) * voxels)]
         self._place = {case.id: place for place, case in enumerate(kept)}
         # Not in /dev/shm, which is small in containers.
-        memory = mmap.mmap(-1, max(len(kept) * (image + 2 * mask + 1), 1))
-        shape, end = (len(kept), *size), len(kept) * image
-        self._images = np.frombuffer(memory, np.float32, len(kept) * mask).reshape(shape)
-        self._masks = np.frombuffer(memory, np.uint8, 2 * len(kept) * mask, end).reshape(2, *shape)
+        memory = mmap.mmap(-1, max(len(kept) * ((4 + masks) * voxels + 1), 1))
+        shape, end = (len(kept), *size), len(kept) * 4 * voxels
+        self._images = np.frombuffer(memory, np.float32, len(kept) * voxels).reshape(shape)
+        self._masks = np.frombuffer(memory, np.uint8, masks * len(kept) * voxels, end).reshape(masks, *shape)
         self._filled = np.frombuffer(memory, np.uint8, len(kept), end + self._masks.size)
 
-    def find(self, case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    def find(self, case: Case) -> tuple[np.ndarray, ...] | None:
         place = self._place.get(case.id)
         if place is None or not self._filled[place]:
             return None
-        return self._images[place], self._masks[0, place], self._masks[1, place]
+        return self._images[place], *self._masks[:, place]
 
-    def keep(self, case: Case, arrays: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    def keep(self, case: Case, image: np.ndarray, *masks: np.ndarray) -> None:
         place = self._place.get(case.id)
         if place is not None:
-            self._images[place], self._masks[0, place], self._masks[1, place] = arrays
-            # Last: two workers that read the same scan at once write the same, and nobody takes half of it.
+            self._images[place] = image
+            for kept, mask in zip(self._masks, masks, strict=True):
+                kept[place] = mask
+            # Last, so that no worker reads a half-copied scan; two workers that copy the same scan write the same.
             self._filled[place] = 1
 
 
 class Samples(Dataset):
-    """Training samples of one split by their position in its endless stream.
+    """Training samples of one split, indexed by their position in its endless stream.
 
-    Epoch after epoch, the scans come in a new random order. Each sample is a random stack of slices, augmented.
+    Each epoch visits the scans in a new random order. A sample is a random stack of slices, augmented.
 
     Args:
         cases: the scans.
-        split: key in DATASET.SPLIT; each has a stream of its own.
+        split: key of DATASET.SPLIT, one of `MASKS`; each split has its own random stream.
         image: size, normalization, augmentation.
-        seed: of the experiment.
-        cache_mb: megabytes of decoded scans that are kept in memory, shared by all workers.
+        seed: seed of the experiment.
+        cache_mb: megabytes of decoded scans to keep in memory, shared by all workers.
 
     Attributes:
-        under_way: process id of each worker and position of the sample it is making, -1 between samples: (workers, 2),
-            in memory shared with the workers, so that it is known of a worker that can no longer tell.
+        masks: names of the masks in a sample.
+        under_way: process id of each worker and position of the sample it is loading, -1 between samples: (workers, 2).
+            In shared memory, so that it outlives a worker that dies.
     """
 
     def __init__(self, cases: Sequence[Case], split: str, image: ImageSettings, seed: int, cache_mb: int = 0) -> None:
@@ -124,15 +130,16 @@ class Samples(Dataset):
         self.split = split
         self.image = image
         self.seed = seed
+        self.masks = MASKS[split]
         self.augmenter = build_augmenter() if image.augmentation else None
-        self._cache = _Cache(self.cases, image.size, cache_mb * 2**20)
+        self._cache = _Cache(self.cases, image.size, len(self.masks), cache_mb * 2**20)
         self.under_way = torch.zeros(0, 2, dtype=torch.int64)
 
     def _rng(self, purpose: int, index: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, _STREAMS[self.split], purpose, index])
 
     def case(self, position: int) -> Case:
-        """The scan at a position of the stream."""
+        """Return the scan at a position of the stream."""
         epoch, place = divmod(position, len(self.cases))
         return self.cases[self._rng(0, epoch).permutation(len(self.cases))[place]]
 
@@ -150,33 +157,29 @@ class Samples(Dataset):
         if (worker := get_worker_info()) is not None:
             self.under_way[worker.id, 1] = position
 
-    def read(self, case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image, float32 in [0, 1], lung and lesion, uint8, of a whole scan: (z, y, x) each."""
-        cached = self._cache.find(case)
-        if cached is None:
+    def read(self, case: Case) -> tuple[np.ndarray, ...]:
+        """Read a whole scan: image, float32 in [0, 1], and `masks`, uint8; (z, y, x) each."""
+        arrays = self._cache.find(case)
+        if arrays is None:
             volumes = read_volumes(case)
-            cached = normalise(volumes.image, self.image.normalization), volumes.lung, volumes.lesion
-            self._cache.keep(case, cached)
-        return cached
+            masks = (getattr(volumes, name) for name in self.masks)
+            arrays = normalise(volumes.image, self.image.normalization), *masks
+            self._cache.keep(case, *arrays)
+        return arrays
 
     def _sample(self, case: Case, rng: np.random.Generator) -> dict[str, Any]:
-        image, lung, lesion = self.read(case)
-        start = int(rng.integers(image.shape[0] - self.image.slices + 1))
-        stack = slice(start, start + self.image.slices)
-        arrays = image[stack], lung[stack], lesion[stack]
+        whole = self.read(case)
+        start = int(rng.integers(whole[0].shape[0] - self.image.slices + 1))
+        arrays = tuple(array[start : start + self.image.slices] for array in whole)
         if self.augmenter is not None:
             arrays = augment(self.augmenter, rng, *arrays)
-        image, lung, lesion = arrays
-        return {
-            "image": as_input(image),
-            "lung": torch.from_numpy(lung[None]),
-            "lesion": torch.from_numpy(lesion[None]),
-            "id": case.id,
-        }
+        image, *masks = arrays
+        named = {name: torch.from_numpy(mask[None]) for name, mask in zip(self.masks, masks, strict=True)}
+        return {"image": as_input(image), **named, "id": case.id}
 
 
 class _Endless(Sampler[int]):
-    """The positions of one process: of every batch of all processes, `share` samples at `offset`."""
+    """The positions of one rank: `share` samples at `offset` of every batch."""
 
     def __init__(self, start: int, batch_size: int, offset: int, share: int) -> None:
         self.firsts = count(start + offset, batch_size)
@@ -190,15 +193,15 @@ def _collate(samples: list[dict[str, Any] | _Failure]) -> Batch | _Failure:
     for sample in samples:
         if isinstance(sample, _Failure):
             return sample
-    image, lung, lesion = (torch.stack([s[name] for s in samples]) for name in ("image", "lung", "lesion"))
-    return Batch(image, lung, lesion, tuple(s["id"] for s in samples))
+    stacked = {name: torch.stack([s[name] for s in samples]) for name in samples[0] if name != "id"}
+    return Batch(stacked["image"], stacked.get("lung"), stacked.get("lesion"), tuple(s["id"] for s in samples))
 
 
 def _start_worker(number: int) -> None:
     get_worker_info().dataset.under_way[number, 0] = os.getpid()
-    # PR_SET_PDEATHSIG: however the main process ends, its workers end, too, even one that hangs.
+    # PR_SET_PDEATHSIG: workers die with the main process, however it ends, even if they hang.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    # Ctrl-C, and what torchrun passes on, reach a whole group of processes; the main one is to save first.
+    # Ctrl-C and torchrun signal the whole process group; workers must keep running until the main process has saved.
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -206,16 +209,16 @@ def _start_worker(number: int) -> None:
 
 
 class BatchStream:
-    """An endless stream of full batches of one split, from a given position on.
+    """An endless stream of full batches of one split.
 
-    Of several processes each gets its share of the same batches.
+    With several ranks, each gets its share of every batch.
 
     Args:
-        samples: of the split.
-        batch_size: volumes a batch, all processes together; scans repeat where there are fewer.
-        settings: number of workers, and how long to wait for them.
-        device: where batches go.
-        position: samples that were taken before, by all processes, when a run is taken up again.
+        samples: samples of the split.
+        batch_size: volumes per batch, over all ranks; scans repeat if there are fewer.
+        settings: number of workers and timeout.
+        device: target device.
+        position: position in the stream to start from: the samples taken so far, over all ranks.
     """
 
     def __init__(
@@ -245,33 +248,33 @@ class BatchStream:
             worker_init_fn=_start_worker,
             timeout=min(self._timeout, _POLL_S) if workers else 0,
             pin_memory=device.type == "cuda",
-            # Of its own, so that a stream that starts leaves torch's global state alone.
+            # Its own generator leaves torch's global random state untouched.
             generator=torch.Generator(),
         )
-        # torch would raise the end of a worker wherever the main process then is; here it is found in `next`.
+        # torch would raise the death of a worker anywhere in the main process; `next` detects it instead.
         handler = signal.getsignal(signal.SIGCHLD)
         self._batches = iter(loader)
         signal.signal(signal.SIGCHLD, handler)
 
     def next(self) -> Batch:
-        """The next batch, on the device; masks as float32.
+        """Return the next batch, on the device; masks as float32.
 
         Raises:
-            TrainingError: a sample cannot be made, or a worker died or hangs.
+            TrainingError: a sample failed, or a worker died or hangs.
         """
         try:
             batch = self._wait()
         except (RuntimeError, StopIteration, OSError, EOFError, MemoryError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise TrainingError(
-                f"{self.samples.split}: a loader failed, making {self._unfinished()} ({reason}); check memory, the "
-                "scan, and DATALOADER.NUM_WORKERS and TIMEOUT"
+                f"{self.samples.split}: a loader failed while loading {self._unfinished()} ({reason}); check memory, "
+                "the scan, and DATALOADER.NUM_WORKERS and TIMEOUT"
             ) from None
         if isinstance(batch, _Failure):
-            raise TrainingError(f"{self.samples.split}: the sample {batch.id} cannot be made ({batch.reason})")
+            raise TrainingError(f"{self.samples.split}: cannot load the sample {batch.id} ({batch.reason})")
         self.position += self._batch_size
-        image, lung, lesion = (x.to(self.device, non_blocking=True) for x in batch[:3])
-        return Batch(image, lung.float(), lesion.float(), tuple(batch.ids))
+        image, lung, lesion = (None if x is None else x.to(self.device, non_blocking=True).float() for x in batch[:3])
+        return Batch(image, lung, lesion, tuple(batch.ids))
 
     def _wait(self) -> Batch | _Failure:
         deadline = time.monotonic() + self._timeout
@@ -285,8 +288,8 @@ class BatchStream:
                     raise RuntimeError(f"timed out after {self._timeout:g} seconds") from None
 
     def _unfinished(self) -> str:
-        """What the workers that are gone were making or, where all are there, what the awaited batch lacks."""
-        alive = {0, *(process.pid for process in multiprocessing.active_children())}  # 0: not yet under way
+        """What dead workers were loading or, if all are alive, what is missing of the awaited batch."""
+        alive = {0, *(process.pid for process in multiprocessing.active_children())}  # 0: not started yet
         first = self.position + self._offset
         awaited = range(first, first + self._share)
         under_way = self.samples.under_way.tolist()

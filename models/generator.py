@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.layers import Convolution, check_input, concatenate, normalise, upsample
+from models.cpu_workarounds import Conv3dWithoutShallowBf16
+from models.layers import check_input, concatenate, normalise, upsample
 
 
 def _encode(
@@ -22,7 +23,7 @@ def _encode(
 
 def _decode(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
-        upsample(), Convolution(inputs, outputs, 3, padding=1, bias=False), *normalise(outputs, slope=0)
+        upsample(), Conv3dWithoutShallowBf16(inputs, outputs, 3, padding=1, bias=False), *normalise(outputs, slope=0)
     )
 
 

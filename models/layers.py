@@ -1,90 +1,30 @@
-"""Pieces that the three networks share."""
+"""Layers and helpers that the three networks share."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm, conv2d
 
-
-class InstanceNorm(nn.InstanceNorm3d):
-    """Instance norm without parameters or running statistics, also in channels last.
-
-    PyTorch's brings a volume that is channels last into the usual layout and leaves it there. Batch norm of one volume
-    at a time is the same, and keeps the layout.
-
-    Args:
-        channels: of its input.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        # Without them, the statistics of a bfloat16 volume would be bfloat16, too.
-        self.register_buffer("_one", torch.ones(channels), persistent=False)
-        self.register_buffer("_zero", torch.zeros(channels), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Every channel of every volume with mean 0 and variance 1, (batch, channels, depth, height, width)."""
-        if x.is_contiguous():
-            return super().forward(x)
-        volumes = [batch_norm(volume, None, None, self._one, self._zero, training=True) for volume in x.split(1)]
-        return torch.cat(volumes) if len(volumes) > 1 else volumes[0]
-
-
-class Convolution(nn.Conv3d):
-    """A convolution that leaves mixed precision where a volume of two slices is on the CPU.
-
-    There, the gradient of bfloat16 weights of three slices is garbage (oneDNN 3.10).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As that of `Conv3d`."""
-        if x.shape[2] == 2 and x.device.type == "cpu":
-            with torch.autocast("cpu", enabled=False):
-                return super().forward(x.to(self.weight.dtype))
-        return super().forward(x)
-
-
-class ThroughSlices(nn.Conv3d):
-    """A convolution of (n, 1, 1) voxels, which one thread of a CPU computes as one of (n, 1) pixels.
-
-    PyTorch leaves (n, 1, 1) on a single thread to a loop that is six times slower. The plane as one long row is the
-    same memory, and the same numbers but for rounding.
-
-    Args:
-        inputs: channels of its input.
-        outputs: channels of its output.
-        slices: n, odd.
-    """
-
-    def __init__(self, inputs: int, outputs: int, slices: int = 3) -> None:
-        super().__init__(inputs, outputs, (slices, 1, 1), padding=(slices // 2, 0, 0), bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As that of `Conv3d`."""
-        if x.device.type == "cpu" and torch.get_num_threads() == 1 and not torch.compiler.is_compiling():
-            rows = conv2d(x.flatten(3), self.weight.squeeze(4), padding=self.padding[:2])
-            return rows.unflatten(3, x.shape[3:])
-        return super().forward(x)
+from models.cpu_workarounds import InstanceNormWithoutRelayout
 
 
 def normalise(channels: int, slope: float) -> tuple[nn.Module, nn.Module]:
-    """Instance norm without parameters or running statistics, then LeakyReLU (ReLU for slope 0)."""
+    """Instance norm without parameters or running statistics, then LeakyReLU (ReLU if `slope` is 0)."""
     activation = nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)
-    return InstanceNorm(channels), activation
+    return InstanceNormWithoutRelayout(channels), activation
 
 
 def upsample(scale: int | tuple[int, int, int] = 2) -> nn.Upsample:
-    """Trilinear upsampling with voxel edges, not centres, aligned."""
+    """Trilinear upsampling that aligns the edges of the volume, not its corner voxels."""
     return nn.Upsample(scale_factor=scale, mode="trilinear", align_corners=False)
 
 
 def check_input(x: Tensor, network: str, multiples: tuple[int, int, int]) -> None:
-    """Check a batch of volumes before it enters a network.
+    """Check the shape of a batch of volumes.
 
     Args:
         x: (batch, 1, depth, height, width).
-        network: the name in the message.
+        network: name of the network, for the message.
         multiples: depth, height and width must be multiples of these.
 
     Raises:
@@ -99,17 +39,17 @@ def check_input(x: Tensor, network: str, multiples: tuple[int, int, int]) -> Non
 
 
 def concatenate(*tensors: Tensor) -> Tensor:
-    """Feature maps side by side along the channels."""
+    """Concatenate feature maps along the channels."""
     return torch.cat(tensors, dim=1)
 
 
 def place(network: nn.Module, device: torch.device, channels_last: bool | None = None) -> nn.Module:
-    """A network on a device, with its weights laid out as its convolutions are to compute.
+    """Move a network to a device, and its weights to a memory layout.
 
     Args:
-        network: it is changed in place.
-        device: where it goes.
-        channels_last: whether the channels are innermost in memory. None: on the CPU only.
+        network: changed in place.
+        device: target device.
+        channels_last: use the channels-last layout. None: on the CPU only.
     """
     if channels_last is None:
         channels_last = device.type == "cpu"

@@ -1,7 +1,7 @@
-"""How the three networks are joined: the synthetic volume, and the objective of each training step.
+"""The objective of each training step: how networks and losses are combined.
 
-Symbols, as in the paper's figure: I a diseased volume, I_h a healthy one, I_l a voxel-labelled one with lesion
-mask Y, M = S(I), I_g = G(I), L the lung mask, I_s the synthetic volume.
+Symbols: I a diseased volume, I_h a healthy one, I_l a voxel-labelled one with lesion mask Y, M = S(I), I_g = G(I),
+L the lung mask, I_s the synthetic volume.
 """
 
 from __future__ import annotations
@@ -39,26 +39,29 @@ class Networks(NamedTuple):
     discriminator: Discriminator
 
     def to(self, device: torch.device, channels_last: bool | None = None) -> Networks:
-        """The networks on a device, in a layout (see `place`)."""
+        """Move the networks to a device, in a memory layout (see `place`)."""
         return Networks(*(place(network, device, channels_last) for network in self))
 
 
 class Batch(NamedTuple):
     """Volumes of one kind, (batch, 1, depth, height, width) each.
 
-    `image` is in [-1, 1], `lung` and `lesion` are 0 or 1 (`lesion` all 0 where it is not known), and `ids` names
-    the volumes.
+    Attributes:
+        image: in [-1, 1].
+        lung: lung masks, 0 or 1; None if no objective reads them.
+        lesion: lesion masks, 0 or 1; None if no objective reads them.
+        ids: the scans, for messages.
     """
 
     image: Tensor
-    lung: Tensor
-    lesion: Tensor
+    lung: Tensor | None
+    lesion: Tensor | None
     ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Method:
-    """What an experiment chooses: the constraint losses that are on, weights, gates, and the last iteration."""
+    """The choices of an experiment: constraint losses that are on, last iteration, weights and gates."""
 
     constraints: frozenset[str]
     last_iteration: int
@@ -66,19 +69,35 @@ class Method:
     gate: GatesSettings = field(default_factory=GatesSettings)
 
 
-class Objective(NamedTuple):
-    """The value to minimise, weighted and gated, and its terms by name, unweighted and without gradient.
+class Objective:
+    """A value to minimise: the gated sum of weighted terms.
 
-    `weighted` are the terms as they stand in the sum before the gate, with their gradients.
+    Attributes:
+        name: name of the objective, in the log.
+        terms: the terms by name, unweighted and without gradient.
+        weighted: the terms by name, with their weight and gradient.
+        total: the sum of `weighted`, gated.
     """
 
-    total: Tensor
-    terms: Mapping[str, Tensor]
-    weighted: Mapping[str, Tensor]
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.terms: dict[str, Tensor] = {}
+        self.weighted: dict[str, Tensor] = {}
+        self.total: Tensor | None = None
+
+    def add(self, name: str, term: Tensor, weight: float | Tensor = 1.0) -> None:
+        """Add a term, a scalar, times its weight."""
+        self.terms[name], self.weighted[name] = term.detach(), weight * term
+
+    def gated(self, gate: GateSettings, gates: GatesSettings) -> Objective:
+        """Set the total: the sum of the terms, scaled down while it is below its gate."""
+        total = sum(self.weighted.values())
+        self.total = _gate_factor(total, gate, gates) * total
+        return self
 
 
 def synthesise(image: Tensor, lesion: Tensor, lung: Tensor, generated: Tensor) -> Tensor:
-    """The synthetic volume: the generated volume where the lesion is, the original elsewhere.
+    """Compose the synthetic volume: the generated volume inside the lesion, the original elsewhere.
 
     I_s = M L I_g + (1 - M L) I
 
@@ -95,7 +114,7 @@ def synthesise(image: Tensor, lesion: Tensor, lung: Tensor, generated: Tensor) -
 def paste_lesions(
     image: Tensor, lesion: Tensor, healthy: Tensor, healthy_lung: Tensor, loss: LossSettings
 ) -> tuple[Tensor, Tensor]:
-    """Predicted lesions pasted into healthy lungs, and the labels that follow from them.
+    """Paste predicted lesions into healthy lungs, and derive the labels of the result.
 
     m = M L_h; I_a = I_h (1 - m) + I m; Y_a = 1 where m > perception_lesion, ignored where
     perception_background < m <= perception_lesion, 0 elsewhere. No gradient flows through m.
@@ -109,43 +128,32 @@ def paste_lesions(
     return healthy * (1 - m) + image * m, label.masked_fill(uncertain, IGNORED)
 
 
-def _gated(value: Tensor, gate: GateSettings, gates: GatesSettings) -> Tensor:
+def _gate_factor(value: Tensor, gate: GateSettings, gates: GatesSettings) -> float | Tensor:
     if not gates.enabled:
-        return value
-    of_the_whole_batch = distributed.sum_over_ranks(value) / distributed.world_size()
-    return torch.where(of_the_whole_batch < gate.below, value * gate.factor, value)
+        return 1.0
+    over_ranks = distributed.sum_over_ranks(value) / distributed.world_size()
+    return torch.where(over_ranks < gate.below, gate.factor, 1.0)
 
 
-def _objective(total: Tensor, terms: Mapping[str, Tensor], weighted: Mapping[str, Tensor]) -> Objective:
-    return Objective(total, {name: term.detach() for name, term in terms.items()}, weighted)
-
-
-def _judged(discriminator: Discriminator, volumes: Mapping[str, Tensor], noise: float) -> dict[str, Tensor]:
-    """Logits of D by name, from one pass: its weights are normalised once for all of them.
-
-    Noise hides from D what it is not to judge by: that what G makes is smoother than a scan.
-    """
-    seen = torch.cat(list(volumes.values()))
-    if noise:
-        seen = seen + noise * torch.randn_like(seen)
-    logits = discriminator(seen)
+def _judge(discriminator: Discriminator, volumes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Logits of D by name, from one forward pass, so that its weights are normalised only once."""
+    logits = discriminator(torch.cat(list(volumes.values())))
     return dict(zip(volumes, logits.chunk(len(volumes)), strict=True))
 
 
 def joint_objective(networks: Networks, diseased: Batch, healthy: Batch, method: Method, iteration: int) -> Objective:
-    """Objective of generator and segmenter together: the synthetic volume is to pass for a healthy one.
+    """Objective of generator and segmenter: the synthetic volume should be classified as healthy.
 
     BCE(D(I_s), healthy)
       + genImgToD:  BCE(D(I_g), healthy)
       + recons:     mean|G(I_h) - I_h|
-      + MIL:        a lesion somewhere in a diseased volume, after `loss.mil_start`
-      + perception: F(S(I_a), Y_a), after `loss.perception_start`, rising over `loss.perception_ramp`
-      + restoration (ours): mean|G(I_a) - I_h|
+      + MIL:        a diseased volume has a lesion somewhere; after `loss.mil_start`
+      + perception: F(S(I_a), Y_a); after `loss.perception_start`, rising over `loss.perception_ramp`
 
     Args:
-        networks: S, G and D; D's parameters should not require gradients.
-        diseased: I with its lung mask.
-        healthy: I_h with its lung mask, as many volumes as `diseased`.
+        networks: S, G and D; the parameters of D should not require gradients.
+        diseased: I, with lung masks.
+        healthy: I_h, with lung masks, as many volumes as `diseased`.
         method: constraints, weights and gates.
         iteration: t.
     """
@@ -153,109 +161,98 @@ def joint_objective(networks: Networks, diseased: Batch, healthy: Batch, method:
     logits = networks.segmenter(diseased.image).float()
     lesion = logits.sigmoid()
     generated = networks.generator(diseased.image).float()
-    synthetic = synthesise(diseased.image, _scaled(lesion, loss.adversarial_segmenter), diseased.lung, generated)
-
-    judged = {"adversarial": synthetic}
+    judged = {
+        "adversarial": synthesise(
+            diseased.image, _scale_gradient(lesion, loss.adversarial_segmenter), diseased.lung, generated
+        )
+    }
     if "genImgToD" in method.constraints:
         judged["genImgToD"] = generated
-    judgements = _judged(networks.discriminator, judged, loss.instance_noise)
-    terms = {name: adversarial_loss(judgement, HEALTHY) for name, judgement in judgements.items()}
-    total = loss.adversarial * sum(terms.values())
-    weighted = {name: loss.adversarial * term for name, term in terms.items()}
 
-    def add(name: str, term: Tensor, weight: float) -> None:
-        nonlocal total
-        terms[name], weighted[name] = term, weight * term
-        total = total + weighted[name]
-
+    objective = Objective("joint")
+    for name, judgement in _judge(networks.discriminator, judged).items():
+        objective.add(name, adversarial_loss(judgement, HEALTHY), loss.adversarial)
     if "recons" in method.constraints:
-        add("recons", reconstruction_loss(networks.generator(healthy.image), healthy.image), loss.recons)
+        objective.add("recons", reconstruction_loss(networks.generator(healthy.image), healthy.image), loss.recons)
     if "MIL" in method.constraints and iteration > loss.mil_start:
-        add("MIL", multiple_instance_loss(logits, diseased.lung, loss.mil_share), loss.mil)
-    perceive = "perception" in method.constraints and iteration > loss.perception_start
-    if perceive or loss.restoration:
+        objective.add("MIL", multiple_instance_loss(logits, diseased.lung, loss.mil_share), loss.mil)
+    if "perception" in method.constraints and iteration > loss.perception_start:
         pasted, label = paste_lesions(diseased.image, lesion, healthy.image, healthy.lung, loss)
-    if perceive:
-        add("perception", focal_loss(networks.segmenter(pasted), label), loss.perception * _risen(loss, iteration))
-    if loss.restoration:
-        add("restoration", reconstruction_loss(networks.generator(pasted), healthy.image), loss.restoration)
-    return _objective(_gated(total, method.gate.joint, method.gate), terms, weighted)
+        weight = loss.perception * _risen(loss, iteration)
+        objective.add("perception", focal_loss(networks.segmenter(pasted), label), weight)
+    return objective.gated(method.gate.joint, method.gate)
 
 
-def _scaled(x: Tensor, factor: float) -> Tensor:
-    """The same values, with a gradient that is multiplied by a factor."""
+def _scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """Return x unchanged, with its gradient multiplied by a factor."""
     return x if factor == 1 else x.detach() + factor * (x - x.detach())
 
 
 def _risen(loss: LossSettings, iteration: int) -> float:
-    """The share of its weight that perception has reached."""
+    """The share of its full weight that perception has at an iteration."""
     return min(1.0, (iteration - loss.perception_start) / loss.perception_ramp) if loss.perception_ramp else 1.0
 
 
-def warm_up_objective(networks: Networks, healthy: Batch, labelled: Batch, method: Method) -> Objective:
-    """Objective of the generator before D comes in (ours): healthy volumes stay as they are.
-
-    mean|G(I_h) - I_h|
-      + restoration: mean|G(I_a) - I_h|, I_a being I_h with the known lesions of I_l pasted in
-    """
-    loss = method.loss
-    terms = {"recons": reconstruction_loss(networks.generator(healthy.image), healthy.image)}
-    weighted = {"recons": loss.recons * terms["recons"]}
-    if loss.restoration:
-        pasted, _ = paste_lesions(labelled.image, labelled.lesion, healthy.image, healthy.lung, loss)
-        terms["restoration"] = reconstruction_loss(networks.generator(pasted), healthy.image)
-        weighted["restoration"] = loss.restoration * terms["restoration"]
-    return _objective(sum(weighted.values()), terms, weighted)
-
-
-def segmenter_objective(networks: Networks, healthy: Batch, labelled: Batch, method: Method) -> Objective:
-    """Objective of the segmenter alone: no lesion in healthy volumes, the known ones in labelled volumes.
+def segmenter_objective(
+    networks: Networks, healthy: Batch, labelled: Batch, method: Method, iteration: int
+) -> Objective:
+    """Objective of the segmenter alone: no lesion in healthy volumes, the labelled ones in labelled volumes.
 
     segmentation * [F(S(I_h), 0) + labelled * FL(S(I_l), Y)]
+
+    Args:
+        networks: S is used.
+        healthy: I_h.
+        labelled: I_l, with lesion masks.
+        method: weights and gates.
+        iteration: t; this objective does not depend on it.
     """
+    loss = method.loss
     logits = networks.segmenter(healthy.image)
-    terms = {
-        "healthy": focal_loss(logits, torch.zeros_like(logits)),
-        "labelled": weighted_focal_loss(networks.segmenter(labelled.image), labelled.lesion),
-    }
-    total = method.loss.segmentation * (terms["healthy"] + method.loss.labelled * terms["labelled"])
-    weights = {"healthy": method.loss.segmentation, "labelled": method.loss.segmentation * method.loss.labelled}
-    weighted = {name: weight * terms[name] for name, weight in weights.items()}
-    return _objective(_gated(total, method.gate.segmenter, method.gate), terms, weighted)
+    objective = Objective("segmenter")
+    objective.add("healthy", focal_loss(logits, torch.zeros_like(logits)), loss.segmentation)
+    objective.add(
+        "labelled",
+        weighted_focal_loss(networks.segmenter(labelled.image), labelled.lesion),
+        loss.segmentation * loss.labelled,
+    )
+    return objective.gated(method.gate.segmenter, method.gate)
 
 
 def discriminator_objective(
     networks: Networks, diseased: Batch, healthy: Batch, method: Method, iteration: int
 ) -> Objective:
-    """Objective of the discriminator: healthy volumes apart from all others.
+    """Objective of the discriminator: separate healthy volumes from all others.
 
     BCE(D(I_s), other) + BCE(D(I_h), healthy)
       + origImgToD: BCE(D(I), other)
       + genImgToD:  (1 - t/T) BCE(D(I_g), other), T the last iteration
 
     M and I_g are computed without gradients.
+
+    Args:
+        networks: S, G and D.
+        diseased: I, with lung masks.
+        healthy: I_h, as many volumes as `diseased`.
+        method: constraints and gates.
+        iteration: t.
     """
     with torch.no_grad():
         lesion = networks.segmenter(diseased.image).float().sigmoid()
         generated = networks.generator(diseased.image).float()
         synthetic = synthesise(diseased.image, lesion, diseased.lung, generated)
-
     judged = {"synthetic": synthetic, "healthy": healthy.image}
     if "origImgToD" in method.constraints:
         judged["origImgToD"] = diseased.image
     if "genImgToD" in method.constraints:
         judged["genImgToD"] = generated
-    judgements = _judged(networks.discriminator, judged, method.loss.instance_noise)
-    terms = {
-        name: adversarial_loss(judgement, HEALTHY if name == "healthy" else OTHER)
-        for name, judgement in judgements.items()
-    }
-    weighted = dict(terms)
-    total = terms["synthetic"] + terms["healthy"]
-    if "origImgToD" in terms:
-        weighted["origImgToD"] = _gated(terms["origImgToD"], method.gate.origimgtod, method.gate)
-        total = total + weighted["origImgToD"]
-    if "genImgToD" in terms:
-        weighted["genImgToD"] = (1 - iteration / method.last_iteration) * terms["genImgToD"]
-        total = total + weighted["genImgToD"]
-    return _objective(_gated(total, method.gate.discriminator, method.gate), terms, weighted)
+
+    objective = Objective("discriminator")
+    for name, judgement in _judge(networks.discriminator, judged).items():
+        term, weight = adversarial_loss(judgement, HEALTHY if name == "healthy" else OTHER), 1.0
+        if name == "origImgToD":
+            weight = _gate_factor(term, method.gate.origimgtod, method.gate)
+        elif name == "genImgToD":
+            weight = 1 - iteration / method.last_iteration
+        objective.add(name, term, weight)
+    return objective.gated(method.gate.discriminator, method.gate)

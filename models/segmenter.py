@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.layers import ThroughSlices, check_input, concatenate, normalise, upsample
+from models.cpu_workarounds import ThroughSlicesWithoutSlowLoop
+from models.layers import check_input, concatenate, normalise, upsample
 
 SLOPE = 0.01
 
 
 def _separable(inputs: int, outputs: int) -> nn.Sequential:
-    """In-plane convolution, then one through the slices, with nothing between them."""
+    """An in-plane convolution followed directly by one through the slices, then normalisation and activation."""
     return nn.Sequential(
         nn.Conv3d(inputs, outputs, (1, 3, 3), padding=(0, 1, 1), bias=False),
-        ThroughSlices(outputs, outputs),
+        ThroughSlicesWithoutSlowLoop(outputs, outputs),
         *normalise(outputs, SLOPE),
     )
 

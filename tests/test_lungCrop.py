@@ -7,6 +7,7 @@ import SimpleITK as sitk
 import torch
 
 import lungCrop
+from datasets.crop import recorded_window
 from tests.several import on_processes
 from tests.volumes import geometry, pixels, write, write_dicom
 from utils.cli import run
@@ -58,6 +59,27 @@ def test_what_is_done_is_skipped_unless_it_is_of_another_size_or_lacks_its_lesio
     assert image.stat().st_mtime_ns > before
     assert cropped(scans / "ct", output, size=(6, 16, 16)) == 0
     assert pixels(image).shape == (6, 16, 16)
+
+
+def test_the_window_of_the_crops_is_recorded_with_them_and_another_one_makes_them_anew(scans, tmp_path, capsys):
+    output = tmp_path / "cohort"
+    assert cropped(scans / "ct", output) == 0
+    image = output / "images" / "diseased_000.nii.gz"
+    published, lung = pixels(image), pixels(output / "lung" / "diseased_000.nii.gz")
+    assert recorded_window(image) == (-1250, 250)
+    assert cropped(scans / "ct", output, "--window", "-1000.5", "400") == 0
+    assert recorded_window(image) == (-1000.5, 400)
+    # HU inside both windows, from either crop.
+    hu = published / 255 * 1500 - 1250
+    inside = (hu > -1000) & (hu < 249)
+    np.testing.assert_allclose(pixels(image)[inside], (hu[inside] + 1000.5) / 1400.5 * 255, atol=0.05)
+    np.testing.assert_array_equal(pixels(output / "lung" / "diseased_000.nii.gz"), lung)
+    before = image.stat().st_mtime_ns
+    assert cropped(scans / "ct", output, "--window", "-1000.5", "400") == 0
+    assert image.stat().st_mtime_ns == before
+    with pytest.raises(SystemExit):
+        cropped(scans / "ct", output, "--window", "250", "-1250")
+    assert "--window needs the lower HU first" in capsys.readouterr().err
 
 
 def test_what_a_kill_left_behind_is_no_result(scans, tmp_path):

@@ -52,7 +52,7 @@ def test_what_the_recipes_name_is_there():
         assert list(ROOT.rglob(name)), name
     for path, names in (
         ("configs/settings.py", ("CONSTRAINTS", "LossSettings", "NotNegative")),
-        ("models/objectives.py", ("joint_objective", "terms", "total", "method", "loss", "diseased")),
+        ("models/objectives.py", ("joint_objective", "objective", "add", "method", "loss", "diseased")),
         ("tests/models/test_objectives.py", ("in_joint", "in_discriminator")),
         ("datasets/scans.py", ("LABEL_SUFFIXES",)),
         ("datasets/io/volume.py", ("EXTENSIONS",)),

@@ -171,6 +171,7 @@ def test_scans_of_unknown_truth_are_predicted_too(config, model):
     [
         (["--split", "TEST"], "DATASET.SPLIT.TEST names no list"),
         (["--model-path", "none.pth"], "none.pth: no such file"),
+        (["IMAGE.WINDOW=[-1000,250]"], r"with the window \(-1250.0, 250.0\), IMAGE.WINDOW is \(-1000.0, 250.0\); crop"),
         (["IMAGE.SIZE=[16,64,64]"], r"was trained on crops of \(20, 64, 64\), IMAGE.SIZE is \(16, 64, 64\)"),
     ],
 )

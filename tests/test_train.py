@@ -17,10 +17,11 @@ from datasets import samples
 from datasets.cohort import read_cohort
 from datasets.samples import Samples
 from evaluation import inference as predict
-from models.objectives import Batch, Networks
+from models.objectives import Networks, discriminator_objective, joint_objective, segmenter_objective
 from tests import reference
 from tests.several import Ended, in_double_precision, on_processes
 from training import run as training_run
+from training import validation
 from training.balance import DiscriminatorBalance
 from training.checkpoint import SegmenterInput, load, load_segmenter, save
 from training.run import TrainingRun
@@ -66,10 +67,10 @@ def test_the_schedule_steps_the_networks_in_turn(config):
     calls = []
     minimise, batch = training.minimise, training.batch
 
-    def spy(name, trained, objective, *inputs):
+    def spy(objective, *batches, trains):
         before = parameters(training)
-        minimise(name, trained, objective, *inputs)
-        calls.append((training.iteration, name, changed(before, parameters(training)), set(trained)))
+        minimise(objective, *batches, trains=trains)
+        calls.append((training.iteration, objective, changed(before, parameters(training)), set(trains)))
 
     taken = []
     training.minimise = spy
@@ -78,12 +79,12 @@ def test_the_schedule_steps_the_networks_in_turn(config):
     expected = []
     for t in range(8):
         if t in (0, 1, 4, 5):
-            expected += [(t, "joint", {"segmenter", "generator"}), (t, "segmenter", {"segmenter"})]
+            expected += [(t, joint_objective, {"segmenter", "generator"}), (t, segmenter_objective, {"segmenter"})]
         else:
-            expected += [(t, "discriminator", {"discriminator"})] * 2
+            expected += [(t, discriminator_objective, {"discriminator"})] * 2
     assert [call[:3] for call in calls] == expected
     assert all(call[2] == call[3] for call in calls)
-    assert [split for t, split in taken if t == 0] == ["WO_LABEL", "HEALTHY", "LABELED"]
+    assert sorted(split for t, split in taken if t == 0) == ["HEALTHY", "LABELED", "WO_LABEL"]
     assert [split for t, split in taken if t == 2] == ["WO_LABEL", "HEALTHY"] * 2
 
 
@@ -110,6 +111,17 @@ def test_a_run_leaves_everything_that_it_promises(config, run_folder):
     assert load(run_folder / "segmenter_best.pth")["valid_dice"] == best
     _, trained_on = load_segmenter(run_folder / "segmenter_last.pth", SegmenterInput((1, 1, 1), (0, 0), ""))
     assert trained_on == SegmenterInput((20, 64, 64), (-1250.0, 250.0), "minmax")
+
+
+def test_the_window_of_the_data_is_written_into_every_checkpoint(config, run_folder, capsys):
+    training = started(config, "IMAGE.WINDOW=[-1000, 400]", "SOLVER.ITER_MAX=1", "INTERVAL.VALID=1")
+    train.train(training)
+    for name in ("segmenter_best.pth", "segmenter_last.pth"):
+        assert load(run_folder / name)["input"]["window"] == (-1000.0, 400.0)
+    # The cohort has the published one.
+    arguments = ["--config-path", str(config), "--quiet", "--dry-run", "IMAGE.WINDOW=[-1000, 400]"]
+    assert run(lambda: train.main(arguments)) == 1
+    assert "cropped with the window [-1250.0, 250.0], IMAGE.WINDOW is [-1000.0, 400.0]" in capsys.readouterr().err
 
 
 def test_the_page_is_written_at_saves_while_that_takes_little_of_the_time(config, run_folder, monkeypatch):
@@ -163,7 +175,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path):
 
         def stop_there(training=training, between=between, stop=stop):
             if training.iteration == stop:
-                training._stop(signal.SIGTERM, None)
+                training.stop.receive(signal.SIGTERM)
             between()
 
         training._between = stop_there
@@ -216,7 +228,7 @@ def test_ctrl_c_and_sigterm_save_before_the_end(config, run_folder, number):
     os.kill(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert "state saved; --resume goes on" in errors
+    assert "state saved; continue with --resume" in errors
     assert "Traceback" not in errors
     saved = sorted(run_folder.glob("state_*.pth"))[-1]
     assert load(saved)["iteration"] == int(saved.stem.removeprefix("state_")) > 0
@@ -276,7 +288,7 @@ def poisoned(training, iterations):
     def next_batch(split):
         value = batch(split)
         if split == "WO_LABEL" and training.iteration in iterations:
-            return Batch(value.image * float("nan"), *value[1:])
+            return value._replace(image=value.image * float("nan"))
         return value
 
     training.batch = next_batch
@@ -375,7 +387,7 @@ def test_a_dry_run_prints_settings_and_splits_and_writes_nothing(config, run_fol
 @pytest.mark.fault("a folder that holds")
 def test_a_second_run_in_the_same_folder_is_refused(config):
     train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
-    with pytest.raises(TrainingError, match="holds a run already; --resume goes on with it"):
+    with pytest.raises(TrainingError, match="already holds a run; resume it with --resume"):
         train.main(["--config-path", str(config), "--quiet", "--device", "cpu"])
 
 
@@ -399,7 +411,7 @@ def test_a_run_whose_loader_failed_can_be_resumed(config, tmp_path, monkeypatch)
 
     monkeypatch.setattr(Samples, "_sample", die)
     training = started(config, *overrides, f"EXP.OUTPUT_DIR={tmp_path / 'failed'}", validate=False)
-    with pytest.raises(TrainingError, match=r"HEALTHY: a loader failed, making the sample well_\d \("):
+    with pytest.raises(TrainingError, match=r"HEALTHY: a loader failed while loading the sample well_\d \("):
         train.train(training)
     assert 0 < training.iteration < 8
     monkeypatch.undo()
@@ -458,7 +470,7 @@ def test_a_training_that_ends_leaves_no_workers_behind(config, end):
     if end == "error":
         assert process.returncode == 1
         assert len(errors) == 1
-        assert re.search(r"making the sample well_\d \(timed out after 3 seconds\)", errors[0])
+        assert re.search(r"loading the sample well_\d \(timed out after 3 seconds\)", errors[0])
     deadline = time.monotonic() + 5
     while living(workers) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -470,7 +482,7 @@ def test_settings_of_the_optimiser_are_those_of_the_resumed_run(config):
     training = started(config, "SOLVER.OPTIMIZER.D.WEIGHT_DECAY=0.5", resume=True)
     assert training.optimizers["discriminator"].param_groups[0]["weight_decay"] == 0.5
     assert training.optimizers["segmenter"].state  # its moments are those of the saved run
-    with pytest.raises(GasnetError, match="it is of another optimiser than Adam"):
+    with pytest.raises(GasnetError, match="it belongs to another optimiser than Adam"):
         started(config, "SOLVER.OPTIMIZER.D.NAME=Adam", resume=True)
 
 
@@ -481,7 +493,7 @@ def test_an_optimiser_of_other_weights_is_refused(config, run_folder):
     content = load(path)
     content["optimizers"]["segmenter"]["state"][0]["exp_avg"] = torch.zeros(3)
     save(content, path)
-    with pytest.raises(GasnetError, match="the optimiser knows weights of other shapes"):
+    with pytest.raises(GasnetError, match="the optimiser state has weights of other shapes"):
         started(config, resume=True)
 
 
@@ -521,9 +533,9 @@ def test_what_a_user_got_wrong_is_one_line_and_exit_code_1(config, arguments, me
     assert re.search(message, errors[0]), errors[0]
 
 
-def test_an_unknown_word_in_the_id_is_warned_of(config, capsys):
-    train.main(["--config-path", str(config), "--quiet", "--dry-run", "EXP.ID=sample1_recon"])
-    assert "recon switches nothing" in capsys.readouterr().err
+def test_a_misspelt_constraint_in_the_id_is_warned_of(config, capsys):
+    train.main(["--config-path", str(config), "--quiet", "--dry-run", "EXP.ID=sample1_percepton"])
+    assert "percepton (did you mean perception?) has no effect" in capsys.readouterr().err
 
 
 def train_in_double(stop_at, arguments):
@@ -588,7 +600,7 @@ def test_a_batch_that_cannot_be_shared_out_is_one_line(config, tmp_path):
     ended = on_processes(2, tmp_path / "log", train.main, arguments)
     assert [e.code for e in ended] == [1, 1]
     told = [line for e in ended for line in e.err.splitlines() if "error" in line]
-    assert told == ["error: SOLVER.BATCH_SIZE: 3 volumes cannot be shared out to 2 processes; make it a multiple"]
+    assert told == ["error: SOLVER.BATCH_SIZE: 3 volumes cannot be split over 2 ranks; make it a multiple"]
 
 
 def test_sigterm_to_torchrun_saves_before_the_end(config, run_folder):
@@ -598,7 +610,7 @@ def test_sigterm_to_torchrun_saves_before_the_end(config, run_folder):
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert errors.count("state saved; --resume goes on") == 1
+    assert errors.count("state saved; continue with --resume") == 1
     assert "error:" not in errors
     saved = sorted(run_folder.glob("state_*.pth"))[-1]
     assert load(saved)["iteration"] > 0
@@ -620,7 +632,7 @@ def named(training):
     """The objectives of a run's steps, and the splits that its batches come from."""
     steps, splits = [], []
     minimise, batch = training.minimise, training.batch
-    training.minimise = lambda name, trained, *rest: steps.append((name, *trained)) or minimise(name, trained, *rest)
+    training.minimise = lambda *rest, trains: steps.append((rest[0], *trains)) or minimise(*rest, trains=trains)
     training.batch = lambda split: splits.append(split) or batch(split)
     return steps, splits
 
@@ -630,20 +642,21 @@ def test_a_segmenter_alone_learns_its_own_objective_and_nothing_else_moves(confi
     before = parameters(training)
     steps, splits = named(training)
     train.train(training)
-    assert steps == [("segmenter", "segmenter")] * 4
+    assert steps == [(segmenter_objective, "segmenter")] * 4
     assert splits == ["HEALTHY", "LABELED"] * 4
     assert changed(before, parameters(training)) == {"segmenter"}
 
 
-def test_the_warm_up_trains_generator_and_segmenter_and_then_the_schedule_goes_on(config):
-    training = started(config, "SOLVER.WARM_UP=3", "SOLVER.ITER_MAX=5", "LOSS.RESTORATION=1", validate=False)
-    steps, _ = named(training)
-    train.train(training)
-    warm, own = ("warm_up", "generator"), ("segmenter", "segmenter")
-    assert steps == [warm, own] * 3 + [("discriminator", "discriminator")] * 2 + [
-        ("joint", "segmenter", "generator"),
-        own,
-    ]
+@pytest.mark.fault("settings that were removed")
+def test_a_run_of_an_earlier_version_can_be_resumed(config, run_folder, capsys):
+    train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
+    path = run_folder / "state_0000001.pth"
+    content = load(path)
+    for warm_up, warned in ((0, False), (200, True)):
+        settings = content["settings"].replace("SOLVER:", f"SOLVER:\n  WARM_UP: {warm_up}")
+        save({**content, "settings": settings}, path)
+        assert started(config, "SOLVER.ITER_MAX=1", resume=True).iteration == 1
+        assert ("settings that differ" in capsys.readouterr().err) is warned
 
 
 def test_the_moving_average_is_kept_validated_and_resumed(config, run_folder, tmp_path):
@@ -653,9 +666,9 @@ def test_the_moving_average_is_kept_validated_and_resumed(config, run_folder, tm
     expected = []
     minimise = training.minimise
 
-    def follow(name, trained, *rest):
-        minimise(name, trained, *rest)
-        if "segmenter" in trained:
+    def follow(*rest, trains):
+        minimise(*rest, trains=trains)
+        if "segmenter" in trains:
             now = parameters(training)["segmenter"]
             old = expected[-1] if expected else now
             expected.append([decay * a + (1 - decay) * b for a, b in zip(old, now, strict=True)])
@@ -715,14 +728,14 @@ def test_a_run_out_of_patience_ends_and_stays_ended(config, run_folder, monkeypa
             ("no_lesion", "unknown"), none
         )
 
-    monkeypatch.setattr(training_run, "summarise", given)
+    monkeypatch.setattr(validation, "summarise", given)
     training = started(config, *overrides)
     if stop:
         between = training._between
 
         def stop_there():
             if training.iteration == stop:
-                training._stop(signal.SIGTERM, None)
+                training.stop.receive(signal.SIGTERM)
             between()
 
         training._between = stop_there

@@ -1,19 +1,17 @@
-"""One training run: everything that is not the method itself.
+"""One training run: everything around the method.
 
-Networks, optimisers, batches, log, validation, checkpoints and signals are held here, so that the loop in train.py
-can be read as the method. Of several processes, each has a share of every batch and of the scans of validation, all
-take the same steps with the mean of their gradients, and the first writes.
+It holds networks, optimisers, batches, log, validation, checkpoints and signals, so that the loop in train.py shows the
+method alone. With several ranks, each processes its share of every batch and of the validation scans; gradients are
+averaged, and rank 0 writes.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,12 +19,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from configs.settings import Settings
+from configs.settings import Settings, parse_settings
 from datasets.cohort import TRAINING, Case, read_volumes
-from datasets.crop import WINDOW
 from datasets.samples import BatchStream, Samples, scan_input
-from evaluation.inference import autocast, predict_scans
-from evaluation.metrics import summarise
+from evaluation.inference import autocast
 from models import Discriminator, Generator, Segmenter
 from models.objectives import Batch, Method, Networks, Objective
 from reports.training import write_training_report
@@ -52,6 +48,8 @@ from training.optimise import (
     guarded_step,
     set_learning_rates,
 )
+from training.signals import StopSignal
+from training.validation import DICE, validate
 from utils import distributed
 from utils.errors import CheckpointError, SettingsError, TrainingError
 from utils.files import write_text
@@ -60,25 +58,25 @@ from utils.memory import keep_freed_memory
 log = logging.getLogger(__name__)
 
 _PAGE_SHARE = 0.02
-"""Of the time of training, what is spent on report.html at most, but for the last one."""
+"""Largest share of the training time that is spent on report.html; the last page comes on top."""
 
 
 class TrainingRun:
     """A training run, new or resumed.
 
     Args:
-        settings: of the experiment.
+        settings: settings of the experiment.
         cohort: cases by key of DATASET.SPLIT.
-        device: to train on.
-        resume: go on from the latest state in the run's folder.
-        validate: score the validation splits at INTERVAL.VALID and keep the best segmenter.
+        device: device to train on.
+        resume: resume from the latest state in the output folder.
+        validate: validate at INTERVAL.VALID and keep the best segmenter.
         progress: show a progress bar.
 
     Raises:
-        SettingsError: the batch cannot be shared out to the processes.
-        TrainingError: the run's folder holds a run already and `resume` is False.
+        SettingsError: the batch size is not a multiple of the number of ranks.
+        TrainingError: the output folder already holds a run, and `resume` is False.
         CheckpointError: a checkpoint to start or resume from cannot be read or does not fit.
-        OSError: the run's folder cannot be written.
+        OSError: the output folder cannot be written.
     """
 
     def __init__(
@@ -97,12 +95,12 @@ class TrainingRun:
         self.validate = validate
         if settings.solver.batch_size % distributed.world_size():
             raise SettingsError(
-                f"SOLVER.BATCH_SIZE: {settings.solver.batch_size} volumes cannot be shared out to "
-                f"{distributed.world_size()} processes; make it a multiple"
+                f"SOLVER.BATCH_SIZE: {settings.solver.batch_size} volumes cannot be split over "
+                f"{distributed.world_size()} ranks; make it a multiple"
             )
         if find_states(self.folder) and not resume:
             raise TrainingError(
-                f"{self.folder}: holds a run already; --resume goes on with it, another EXP.ID starts a new one"
+                f"{self.folder}: already holds a run; resume it with --resume, or start another with a new EXP.ID"
             )
         if settings.speed.keep_memory and device.type == "cpu":
             keep_freed_memory()
@@ -142,25 +140,23 @@ class TrainingRun:
         self._means = RunningMeans()
         self._balance = DiscriminatorBalance()
         self._last_log = (self.iteration, time.monotonic())
-        self._next_page = time.monotonic() + 1 / _PAGE_SHARE  # as if one had taken a second
-        self._signal = 0  # none
-        self._handlers: dict[int, Any] = {}
+        self._next_page = time.monotonic() + 1 / _PAGE_SHARE  # as if a page had just taken a second
+        self.stop = StopSignal()
 
     def iterations(self) -> Iterator[int]:
-        """The iterations t that are left; logs, validates and saves between them.
+        """Iterate over the remaining iterations t; log, validate and save in between.
 
-        Ctrl-C and SIGTERM, in any process, end the iteration that is under way, save the state, and then raise
-        SystemExit in all.
+        After Ctrl-C or SIGTERM on any rank, the current iteration is completed, the state is saved, and SystemExit is
+        raised on all ranks.
         """
-        self._handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            while not self._finished():
-                set_learning_rates(self.optimizers, self.settings.solver, self.iteration)
-                yield self.iteration
-                self.iteration += 1
-                self._between()
+            with self.stop.caught():
+                while not self._finished():
+                    set_learning_rates(self.optimizers, self.settings.solver, self.iteration)
+                    yield self.iteration
+                    self.iteration += 1
+                    self._between()
         finally:
-            self._restore_handlers()
             self._log.close()
 
     def _finished(self) -> bool:
@@ -169,49 +165,48 @@ class TrainingRun:
 
     @property
     def segmenter(self) -> Segmenter:
-        """The segmenter to use: S, or its moving average where there is one."""
+        """The segmenter to validate and save: S, or its moving average if SOLVER.SEGMENTER_AVERAGE is set."""
         return self.networks.segmenter if self._average is None else self._average.module
 
     def batch(self, split: str) -> Batch:
-        """The next batch of a training split, on the device."""
+        """Return the next batch of a training split, on the device."""
         return self._streams[split].next()
 
-    def minimise(self, name: str, trained: Sequence[str], objective: Callable[..., Objective], *inputs: Any) -> None:
-        """One step of the optimisers of some networks; the others are frozen.
+    def minimise(self, objective: Callable[..., Objective], first: Batch, second: Batch, trains: Sequence[str]) -> None:
+        """Take one optimiser step on some networks; the others are frozen.
 
         Args:
-            name: of the objective, in the log.
-            trained: names of the networks to step.
-            objective: called with `inputs`.
-            inputs: what the objective takes; the ids of the batches among them are named when it goes wrong.
+            objective: a function of `models.objectives`.
+            first: its first batch.
+            second: its second batch.
+            trains: names of the networks to train.
         """
-        for network_name, network in self.networks._asdict().items():
-            network.requires_grad_(network_name in trained)
-        optimizers = [self.optimizers[network_name] for network_name in trained]
+        for name, network in self.networks._asdict().items():
+            network.requires_grad_(name in trains)
+        optimizers = [self.optimizers[name] for name in trains]
         for optimizer in optimizers:
             optimizer.zero_grad()
         with autocast(self.device, self.settings.solver.precision):
-            value = objective(*inputs)
+            value = objective(self.networks, first, second, self.method, self.iteration)
         own = value.total.detach()
         logged = {name: term.clone() for name, term in {**value.terms, "total": own}.items()}
-        if "segmenter" in trained and self._looks_at_gradients():
+        if "segmenter" in trains and self._looks_at_gradients():
             logged |= gradient_norms(value.weighted, self.networks.segmenter)
         value.total.backward()
         distributed.average_over_ranks([*gradients(optimizers), *logged.values()])
         finite = guarded_step(optimizers, logged["total"])
-        if self._average is not None and "segmenter" in trained:
+        if self._average is not None and "segmenter" in trains:
             self._average.update_parameters(self.networks.segmenter)
-        self._means.add(name, logged, finite.all())
-        ids = [case_id for batch in inputs if isinstance(batch, Batch) for case_id in batch.ids]
-        self.skipped.record(finite, own, self.iteration, name, ids)
+        self._means.add(value.name, logged, finite.all())
+        self.skipped.record(finite, own, self.iteration, value.name, [*first.ids, *second.ids])
 
     def _looks_at_gradients(self) -> bool:
         interval = self.settings.interval.gradients
-        # Every so many iterations of S, not of all: half of them are D's.
+        # Counted in iterations of S: half of all iterations train D.
         return interval > 0 and (self.iteration // 4 * 2 + self.iteration % 2) % interval == 0
 
     def write_page(self) -> None:
-        """Write report.html, in the first process. A page that cannot be written is a warning, and no end of a run."""
+        """Write report.html on rank 0. If that fails, warn and continue."""
         if not distributed.is_rank_zero():
             return
         since = time.monotonic()
@@ -223,13 +218,13 @@ class TrainingRun:
         self._next_page = now + (now - since) / _PAGE_SHARE
 
     def _between(self) -> None:
-        interval, done, stop = self.settings.interval, self.iteration, distributed.max_over_ranks(self._signal)
+        interval, done, stop = self.settings.interval, self.iteration, self.stop.on_any_rank()
         self._log.bar.update()
         improved = False
         if self.validate and (done % interval.valid == 0 or self._finished()):
             improved = self._validate()
-        finished = self._finished()  # or out of patience now
-        # A state that did not know of the best segmenter would let a worse one take its place.
+        finished = self._finished()  # validation may have used up SOLVER.PATIENCE
+        # Without a save, a resumed run would not know the best Dice, and could replace the best segmenter by a worse.
         save = done % interval.save == 0 or finished or improved or stop
         if done % interval.log == 0 or save:
             self._report()
@@ -240,7 +235,7 @@ class TrainingRun:
             if stop or time.monotonic() >= self._next_page:
                 self.write_page()
         if stop:
-            log.warning("stopped at iteration %d, state saved; --resume goes on", done)
+            log.warning("stopped at iteration %d, state saved; continue with --resume", done)
             raise SystemExit(128 + stop)
 
     def _report(self) -> None:
@@ -262,22 +257,10 @@ class TrainingRun:
         self._last_log = (self.iteration, now)
 
     def _validate(self) -> bool:
-        """Score the validation splits; whether this is the best segmenter so far."""
-        values: dict[str, float] = {}
-        for split in ("VALID", "VALIDH", "VALIDWL"):
-            cases = self.cohort.get(split, ())
-            image, precision = self.settings.image, self.settings.solver.precision
-            mine = distributed.shard(cases)
-            predictions = predict_scans(self.segmenter, mine, split, image.normalization, precision)
-            summary = summarise(distributed.unshard([prediction.score for prediction in predictions]))
-            if summary["lesion"]["scans"]:
-                values["valid/dice"] = summary["lesion"]["dice"]["mean"]
-            if summary["no_lesion"]["scans"]:
-                values[f"{split.lower()}/false_positive_ml"] = summary["no_lesion"]["false_positive_ml"]["mean"]
-            if summary["unknown"]["scans"]:
-                values[f"{split.lower()}/predicted_ml"] = summary["unknown"]["predicted_ml"]["mean"]
+        """Validate; return whether this is the best segmenter so far."""
+        values = validate(self.segmenter, self.cohort, self.settings)
         self._log.scalars(self.iteration, values)
-        dice = values.get("valid/dice")
+        dice = values.get(DICE)
         if dice is None or (self.best_dice is not None and dice <= self.best_dice):
             self._stale += 1
             return False
@@ -299,11 +282,12 @@ class TrainingRun:
             return picture_grid(self.networks, torch.cat(images).to(self.device), torch.cat(lungs).to(self.device))
 
     def _save_segmenter(self, name: str, dice: float | None) -> None:
-        trained_on = SegmenterInput(self.settings.image.size, WINDOW, self.settings.image.normalization)
+        image = self.settings.image
+        trained_on = SegmenterInput(image.size, image.window, image.normalization)
         training = describe_training(self.settings, self.cohort, self.device)
         segmenter, facts = self.segmenter, SegmenterFacts(trained_on, self.iteration, dice, training)
         save_segmenter(self.folder / name, segmenter, trained_on, self.iteration, dice, training)
-        # The card is of the segmenter that one would use.
+        # The card describes the segmenter that a user would take.
         if name == BEST or self.best_dice is None:
             write_model_card(self.folder / name, segmenter, facts)
 
@@ -328,7 +312,7 @@ class TrainingRun:
         save_state(self.folder, content, self.iteration)
 
     def _restore(self, state: Mapping[str, Any]) -> dict[str, int]:
-        """Take up a state; returns the place in the stream of each split."""
+        """Restore a training state; return each split's sample position."""
         try:
             for name, network in self.networks._asdict().items():
                 network.load_state_dict(state["networks"][name])
@@ -347,34 +331,30 @@ class TrainingRun:
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
-                f"{self.folder}: its state does not fit these settings ({reason}); resume with those in settings.yaml"
+                f"{self.folder}: its state does not fit these settings ({reason}); resume with its settings.yaml"
             ) from None
-        if state["settings"] != self.settings.to_yaml():
+        if not _recorded_as(state["settings"], self.settings):
             log.warning("resuming with settings that differ from those of the saved run")
         return positions
 
-    def _stop(self, number: int, _: FrameType | None) -> None:
-        self._signal = number
-        # A second signal does what it always does: nobody has to wait for a loader that hangs. torchrun may pass on one
-        # that came already, and ends what hangs by itself.
-        if distributed.world_size() == 1:
-            self._restore_handlers()
-
-    def _restore_handlers(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
 
 def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Take up what an optimiser knew of its weights; its settings stay those of today."""
+    """Restore the state of an optimiser; learning rate, weight decay and so on come from the current settings."""
     fresh = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     if any(old.keys() - {"params"} != new.keys() for old, new in zip(saved["param_groups"], fresh, strict=True)):
-        raise ValueError(f"it is of another optimiser than {type(optimizer).__name__}")
+        raise ValueError(f"it belongs to another optimiser than {type(optimizer).__name__}")
     groups = [{**old, **new} for old, new in zip(saved["param_groups"], fresh, strict=True)]
     optimizer.load_state_dict({**saved, "param_groups": groups})
     for weight, state in optimizer.state.items():
         if any(value.ndim and value.shape != weight.shape for value in state.values()):
-            raise ValueError("the optimiser knows weights of other shapes")
+            raise ValueError("the optimiser state has weights of other shapes")
+
+
+def _recorded_as(recorded: str, settings: Settings) -> bool:
+    try:
+        return parse_settings(recorded, "settings") == settings
+    except SettingsError:  # from another version
+        return False
 
 
 def _moving_average(segmenter: Segmenter, decay: float) -> AveragedModel | None:

@@ -1,7 +1,7 @@
-"""Several processes at once: one command on several devices, started by torchrun.
+"""Distributed runs: one command on several devices, started by torchrun.
 
-A command that was started alone is the first of one process, and everything here then does nothing. Whatever all
-processes exchange (sums, gathers) all of them must call, in the same order.
+A command started without torchrun is rank 0 of 1, and the functions here then return their input. All ranks must call
+the collective functions (sums, gathers, broadcasts) in the same order.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from utils.files import lock_folder
 
 T = TypeVar("T")
 
-# With one that has larger scans. One that ends is noticed at once, and loaders have a timeout of their own.
+# A rank may have to wait long for one with larger scans. A rank that dies is noticed at once, and loaders have their
+# own timeout.
 _PATIENCE = timedelta(days=1)
 
 _store: dist.Store | None = None
 
 
 def start() -> None:
-    """Join the other processes where torchrun started several: NCCL on CUDA, gloo on the CPU.
+    """Initialise the process group under torchrun: NCCL on CUDA, gloo on the CPU.
 
-    CUDA's current device is then that of LOCAL_RANK, where there are so many.
+    The current CUDA device is set to LOCAL_RANK, if there is such a device.
 
     Raises:
-        GasnetError: the others cannot be reached.
+        GasnetError: the other ranks cannot be reached.
     """
     global _store
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -48,7 +49,7 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Take leave of the others; all processes come to their end."""
+    """Destroy the process group."""
     global _store
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -56,42 +57,42 @@ def stop() -> None:
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the rank of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def local_rank() -> int:
-    """Number of this process on its machine, from 0."""
+    """Return the rank of this process on its machine."""
     return int(os.environ["LOCAL_RANK"]) if "WORLD_SIZE" in os.environ else 0
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that prints, logs and writes what there is once."""
+    """Whether this is rank 0, which prints, logs and writes shared files."""
     return rank() == 0
 
 
 def first_to_fail() -> bool:
-    """Whether this process is the first of all to ask: the one whose error says why, others fail in its wake."""
+    """Whether this rank is the first to call this: its error is the cause, those of other ranks follow."""
     if _store is None:
         return True
     try:
         return _store.add("failed", 1) == 1
-    except RuntimeError:  # the store is gone with the one that failed
+    except RuntimeError:  # the store died with the rank that failed
         return False
 
 
 def shard(items: Sequence[T]) -> list[T]:
-    """This process's share of some items: every `world_size`-th."""
+    """Return the share of this rank: every `world_size`-th item."""
     return list(items[rank() :: world_size()])
 
 
 def unshard(mine: Sequence[T]) -> list[T]:
-    """The results of all shares in the order of the items that were shared out, on all processes."""
+    """Gather the results of all shards, in the order of the original items, on all ranks."""
     shares = gather(mine)
     joined = [None] * sum(len(part) for part in shares)
     for number, part in enumerate(shares):
@@ -100,7 +101,7 @@ def unshard(mine: Sequence[T]) -> list[T]:
 
 
 def gather(mine: T) -> list[T]:
-    """What every process gives, by rank, on all processes."""
+    """Gather an object from every rank, in the order of ranks, on all ranks."""
     gathered = [mine] * world_size()
     if world_size() > 1:
         with _exchange():
@@ -109,7 +110,7 @@ def gather(mine: T) -> list[T]:
 
 
 def on_rank_zero(compute: Callable[[], T]) -> T:
-    """What the first process computes, on all processes; nobody goes on before."""
+    """Compute on rank 0 and broadcast the result; all ranks wait for it."""
     found = [compute() if is_rank_zero() else None]
     if world_size() > 1:
         with _exchange():
@@ -118,7 +119,7 @@ def on_rank_zero(compute: Callable[[], T]) -> T:
 
 
 def max_over_ranks(number: int) -> int:
-    """The largest of the numbers that the processes give. The processes meet, their GPUs are not waited for."""
+    """Return the maximum over ranks. Synchronises the processes, but not their GPUs."""
     if world_size() == 1:
         return number
     value = torch.tensor(number)
@@ -128,7 +129,7 @@ def max_over_ranks(number: int) -> int:
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, without gradient."""
+    """Return the sum of a tensor over ranks, without gradient."""
     value = value.detach()
     if world_size() > 1:
         value = value.clone()
@@ -138,7 +139,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def average_over_ranks(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors, of one type and on one device, by their means over all processes, in one exchange."""
+    """Replace tensors by their means over ranks, in place and in one all-reduce; they share one dtype and device."""
     if world_size() == 1:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -151,7 +152,7 @@ def average_over_ranks(tensors: Sequence[Tensor]) -> None:
 
 @contextmanager
 def lock_folder_on_rank_zero(folder: Path, *subfolders: str) -> Iterator[None]:
-    """`lock_folder` of all processes together: the first holds the folder, the others wait until it does."""
+    """Lock a folder on rank 0 (see `lock_folder`); the other ranks wait until it is locked."""
     with lock_folder(folder, *subfolders) if is_rank_zero() else nullcontext():
         on_rank_zero(lambda: None)
         yield
@@ -164,6 +165,6 @@ def _exchange() -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise GasnetError(
-            f"lost another process of this command ({reason}); where it left no message of its own, look for what "
-            "ended it: memory, time limits, the network"
+            f"lost another process of this command ({reason}); if it printed no error, check what killed it: memory, "
+            "time limits, the network"
         ) from None

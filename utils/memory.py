@@ -1,19 +1,19 @@
-"""The main memory of this process."""
+"""Host memory of this process."""
 
 from __future__ import annotations
 
 import ctypes
 from pathlib import Path
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Let this process reuse the memory it frees, for good, instead of handing it back to the kernel.
+    """Keep freed memory in this process for reuse, instead of returning it to the kernel.
 
-    Feature maps are tens of megabytes each. glibc hands back everything that large as soon as it is freed, and the
-    kernel clears every page of it that it lends again, which on the CPU takes half the time of a training step.
-    C libraries other than glibc are left as they are.
+    Feature maps have tens of megabytes each. glibc returns blocks of that size as soon as they are freed, and the
+    kernel zeroes every page when it is allocated again, which takes half the time of a training step on a CPU. Does
+    nothing for C libraries other than glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -22,9 +22,9 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory_mib() -> float:
-    """Most memory that this process has held so far (Linux).
+    """Return the peak resident memory of this process in MiB (Linux).
 
-    Not that of getrusage, which a process takes over from the one that it was forked from.
+    Unlike the value of getrusage, it does not include the peak of the parent before a fork.
     """
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024

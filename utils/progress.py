@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with the time left on a terminal, a line now and then in pipes and files."""
+"""Progress of long tasks: a bar on terminals, occasional plain lines in pipes and files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 30.0
-"""Where progress is shown as lines."""
+"""Seconds between two progress lines."""
 
 
 def progress_bar(
@@ -23,16 +23,16 @@ def progress_bar(
     initial: int = 0,
     leave: bool = True,
 ) -> tqdm:
-    """A tqdm bar on standard error, which in pipes and files writes plain lines instead.
+    """Create a tqdm bar on standard error; in pipes and files it prints plain lines.
 
     Args:
-        items: to go through, or None where `update` is called by hand.
-        doing: what is being done, such as ``cropping``.
-        unit: what is counted, in the singular.
-        shown: False shows nothing.
-        total: how many there are; by default the length of `items`.
-        initial: how many were done before.
-        leave: keep the bar on the terminal when it is full.
+        items: items to iterate over, or None to call `update` by hand.
+        doing: the task, such as ``cropping``.
+        unit: name of one item, in the singular.
+        shown: False disables the output.
+        total: number of items; by default the length of `items`.
+        initial: number of items done before.
+        leave: keep the finished bar on the terminal.
     """
     kind = tqdm if sys.stderr.isatty() else _Lines
     return kind(
@@ -49,7 +49,7 @@ def progress_bar(
 
 
 class _Lines(tqdm):
-    """Progress as lines without control characters, the first after some time and the last when all is done."""
+    """Progress as lines without control characters: one every `SECONDS_BETWEEN_LINES`, and one at the end."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._last_line = time.monotonic()
@@ -57,7 +57,7 @@ class _Lines(tqdm):
         super().__init__(*args, **kwargs)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        if msg == "":  # to wipe what is shown
+        if msg == "":  # tqdm clears the bar
             return False
         now = time.monotonic()
         finished = self.n == self.total
@@ -67,15 +67,15 @@ class _Lines(tqdm):
         return True
 
     def clear(self, nolock: bool = False) -> None:
-        """Nothing: lines that were written stay."""
+        """Do nothing: printed lines stay."""
 
     def moveto(self, n: int) -> None:
-        """Nothing: there is no cursor to move."""
+        """Do nothing: there is no cursor."""
 
     def close(self) -> None:
         if not self.disable and self.n == self.total:
             self.display()
-        self.leave = False  # the bar that it would leave is the line above
+        self.leave = False  # the last line has been printed already
         super().close()
 
     def _line(self) -> str:
@@ -85,7 +85,7 @@ class _Lines(tqdm):
         done = self.n - self.initial
         if self.n == self.total or (done and not self.total):
             parts.append(f"{self.format_interval(values['elapsed'])} in all")
-        elif done:  # before, nothing says how long the rest takes
+        elif done:  # before, there is no estimate
             rate = values["rate"] or done / max(values["elapsed"], 1e-9)
             parts.append(f"{self.format_interval((self.total - self.n) / rate)} left")
         return ", ".join([*parts, *([self.postfix] if self.postfix else [])])

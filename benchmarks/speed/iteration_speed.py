@@ -62,6 +62,7 @@ class PublishedTraining:
         discriminator = Discriminator(width.d, (settings.image.slices, *size[1:]))
         plain = Networks(Segmenter(width.unet), Generator(width.g), discriminator).to(device, channels_last=False)
         self.settings = settings
+        self.iteration = 0
         self.method = Method(settings.exp.constraints, settings.solver.iter_max, settings.loss, settings.gate)
         self.optimizers = build_optimizers(plain, settings.solver)
         self.networks = plain._replace(discriminator=_OneByOne(plain.discriminator, batch_size))
@@ -76,13 +77,13 @@ class PublishedTraining:
         """See `TrainingRun.batch`."""
         return self._streams[split].next()
 
-    def minimise(self, name: str, trained: Sequence[str], objective: Callable[..., Objective], *inputs: Any) -> None:
+    def minimise(self, objective: Callable[..., Objective], first: Batch, second: Batch, trains: Sequence[str]) -> None:
         """See `TrainingRun.minimise`; without its guards."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
-        value = objective(*inputs)
+        value = objective(self.networks, first, second, self.method, self.iteration)
         value.total.backward()
-        for network in trained:
+        for network in trains:
             self.optimizers[network].step()
         for term in (value.total, *value.terms.values()):
             term.item()
@@ -112,6 +113,7 @@ def serve(connection: Connection, way: str, settings: Settings, root: Path, devi
         nonlocal waited
         for t in requests(connection):
             _synchronise(device)
+            training.iteration = t
             waited, start = 0.0, time.perf_counter()
             yield t
             _synchronise(device)

@@ -53,7 +53,7 @@ def write_cohort(root: Path, size: tuple[int, int, int], scans: int) -> None:
 
 def read_written_cohort(root: Path, size: tuple[int, int, int]) -> dict[str, list[Case]]:
     """Read the cases of a cohort written by `write_cohort`."""
-    return read_cohort(root, {split: getattr(SplitSettings(), split.lower()) for split in TRAINING}, size, False)
+    return read_cohort(root, {split: getattr(SplitSettings(), split.lower()) for split in TRAINING}, size)
 
 
 def _forget_files(cases: Sequence[Case]) -> None:

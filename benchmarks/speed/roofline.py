@@ -102,20 +102,20 @@ def count(settings: Settings, device: torch.device) -> dict[str, tuple[int, int]
     mixed = autocast(device, settings.solver.precision)._enabled
     t = max(PHASES.values())
     objectives = {
-        "joint": (("segmenter", "generator"), joint_objective, (method, t)),
-        "segmenter": (("segmenter",), segmenter_objective, (method,)),
-        "discriminator": (("discriminator",), discriminator_objective, (method, t)),
+        "joint": (("segmenter", "generator"), joint_objective),
+        "segmenter": (("segmenter",), segmenter_objective),
+        "discriminator": (("discriminator",), discriminator_objective),
     }
     counted = {}
     with FakeTensorMode():
         networks = Networks(Segmenter(width.unet), Generator(width.g), Discriminator(width.d, (slices, *plane)))
         batch = Batch(*(torch.rand(settings.solver.batch_size, 1, slices, *plane) for _ in range(3)), ())
-        for name, (trained, objective, more) in objectives.items():
+        for name, (trained, objective) in objectives.items():
             for network_name, network in networks._asdict().items():
                 network.requires_grad_(network_name in trained)
             with FlopCounterMode(display=False) as flops, BytesMode() as moved:
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
-                    value = objective(networks, batch, batch, *more)
+                    value = objective(networks, batch, batch, method, t)
                 value.total.backward()
             counted[name] = flops.get_total_flops(), moved.total
     return counted

@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from benchmarks.records import as_json
 from benchmarks.weak_supervision.cohort import SIZES, write_cohort
 from benchmarks.weak_supervision.rows import ROWS, row_settings
-from configs.settings import Settings, read_settings
+from configs.settings import Settings, read_settings, recorded_settings
 from datasets.cohort import read_cohort
 from datasets.crop import WINDOW
 from evaluation.inference import predict_scans
@@ -124,8 +123,8 @@ def _made_with(path: Path, settings: Settings) -> bool:
     """Whether a result was made with these settings; a result with settings that no longer exist was not."""
     try:
         # Compare validated settings: keys added since then have their defaults.
-        found = Settings.model_validate(json.loads(path.read_text(encoding="utf-8"))["settings"])
-    except (ValidationError, SettingsError):
+        found = recorded_settings(json.loads(path.read_text(encoding="utf-8"))["settings"], str(path))
+    except SettingsError:
         return False
     return _without_folders(found) == _without_folders(settings)
 

@@ -28,6 +28,9 @@ from utils.errors import VolumeError
 
 EXTENSIONS = (".nii.gz", ".nii")
 
+NOTES = "ITK_FileNotes"
+"""ITK's key for the description in a NIfTI header, at most 79 bytes."""
+
 _HEADER = 348
 _FIRST_VOXEL = 352
 """Where the voxels begin at the earliest."""
@@ -63,6 +66,7 @@ class NiftiHeader:
         offset: where they begin, in bytes.
         slope: of their scaling.
         intercept: of their scaling.
+        notes: its free text.
     """
 
     grid: Grid
@@ -70,6 +74,7 @@ class NiftiHeader:
     offset: int
     slope: float
     intercept: float
+    notes: str
 
 
 def read_nifti_header(path: Path, max_voxels: int) -> NiftiHeader:
@@ -138,7 +143,10 @@ def _itk_header(image: sitk.Image) -> bytes:
     """The header that ITK writes for an image, taken from a file with its first corner, whose size alone differs."""
     with TemporaryDirectory() as folder:
         corner = Path(folder) / "corner.nii"
-        sitk.WriteImage(image[:2, :2, :2], str(corner))
+        first = image[:2, :2, :2]
+        if image.HasMetaDataKey(NOTES):
+            first.SetMetaData(NOTES, image.GetMetaData(NOTES))
+        sitk.WriteImage(first, str(corner))
         header = bytearray(corner.read_bytes()[:_FIRST_VOXEL])
     if len(header) < _FIRST_VOXEL:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(corner))
@@ -184,7 +192,7 @@ def _read_header(path: Path, file: BinaryIO, max_voxels: int) -> NiftiHeader:
     grid = _grid(path, header, tuple(int(n) for n in size))
     check_grid(path, grid, max_voxels)
     _skip(path, file, int(offset) - _FIRST_VOXEL)
-    return NiftiHeader(grid, voxel, int(offset), slope, intercept)
+    return NiftiHeader(grid, voxel, int(offset), slope, intercept, header["descrip"].item().decode("latin-1"))
 
 
 def _grid(path: Path, header: nib.Nifti1Header, size: tuple[int, int, int]) -> Grid:

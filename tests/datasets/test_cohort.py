@@ -2,8 +2,10 @@ import shutil
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from datasets.cohort import Case, find_volume, lesion_folder, read_cohort, read_id_list, read_volumes
+from datasets.io.volume import write_volume
 from tests.volumes import pixels, write
 from utils.errors import CohortError, VolumeError
 
@@ -22,9 +24,9 @@ def rewrite(path, change, **geometry):
     write(path, array, **{"spacing": SPACING, "origin": ORIGIN, **geometry})
 
 
-def problems(root, splits=SPLITS, size=SIZE):
+def problems(root, splits=SPLITS, size=SIZE, **window):
     with pytest.raises(CohortError) as caught:
-        read_cohort(root, splits, size)
+        read_cohort(root, splits, size, **window)
     first, *lines = str(caught.value).splitlines()
     assert first == f"{root}: {len(lines)} problem(s) in this cohort"
     return lines
@@ -44,6 +46,23 @@ def test_a_good_cohort(root):
     )
     # Its lesion file exists, but what is not labelled has none to train with.
     assert cohort["WO_LABEL"][0].lesion is None
+
+
+@pytest.mark.fault("crops with another window")
+def test_crops_with_another_window_than_that_of_the_settings_are_named(root):
+    path = root / "images" / "sick_2.nii.gz"
+    image = sitk.ReadImage(str(path))
+    image.SetMetaData("ITK_FileNotes", "GASNet crop, -1000.0 to 1e-05 HU as 0 to 255")
+    write_volume(image, path)
+    (line,) = problems(root)
+    assert line == (
+        f"{path}: cropped with the window [-1000.0, 1e-05], IMAGE.WINDOW is [-1250.0, 250.0]; make both agree "
+        "(lungCrop.py --window)"
+    )
+    # What does not say it was cropped with the published one.
+    lines = problems(root, window=(-1000.0, 1e-05))
+    assert len(lines) == 7
+    assert not any("sick_2" in line for line in lines)
 
 
 @pytest.mark.fault("an empty split, a missing")

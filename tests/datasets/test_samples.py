@@ -37,7 +37,7 @@ def taken(stream, count):
 
 def same(a, b):
     return len(a) == len(b) and all(
-        x.ids == y.ids and all(torch.equal(p, q) for p, q in zip(x[:3], y[:3], strict=True))
+        x.ids == y.ids and all(p is q is None or torch.equal(p, q) for p, q in zip(x[:3], y[:3], strict=True))
         for x, y in zip(a, b, strict=True)
     )
 
@@ -45,18 +45,25 @@ def same(a, b):
 @pytest.mark.fault("fewer scans than a")
 def test_a_batch(cases):
     batch = stream_of(cases, "LABELED").next()
-    assert batch.image.shape == batch.lung.shape == batch.lesion.shape == (2, 1, 16, 64, 64)
+    assert batch.image.shape == batch.lesion.shape == (2, 1, 16, 64, 64)
+    assert batch.lung is None  # no objective reads it
     assert batch.ids == ("sick_0", "sick_0")  # one scan gives full batches
     assert not torch.equal(batch.image[0], batch.image[1])
     assert batch.image.min() >= -1
     assert batch.image.max() <= 1
-    for mask in (batch.lung, batch.lesion):
+    unlabelled = stream_of(cases).next()
+    assert unlabelled.lesion is None
+    for mask in (batch.lesion, unlabelled.lung):
         assert mask.dtype == torch.float32
         assert set(mask.unique().tolist()) == {0, 1}
 
 
-def test_unlabelled_scans_have_no_lesion_to_train_with(cases):
-    assert not any(batch.lesion.any() for batch in taken(stream_of(cases), 3))
+def test_masks_that_no_objective_reads_change_no_image_and_no_other_mask(cases, monkeypatch):
+    expected = taken(stream_of(cases), 6)
+    monkeypatch.setitem(module.MASKS, "WO_LABEL", ("lung", "lesion"))
+    both = taken(stream_of(cases), 6)
+    assert not any(batch.lesion.any() for batch in both)
+    assert same([batch._replace(lesion=None) for batch in both], expected)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -79,7 +86,7 @@ def test_the_cache_changes_nothing(cases):
 def test_a_full_cache_reads_again(cases, monkeypatch):
     reads = []
     monkeypatch.setattr(module, "read_volumes", lambda case: reads.append(case.id) or read_volumes(case))
-    # A scan takes 20 * 64 * 64 * 6 bytes, 0.47 MB: two fit into 1 MB.
+    # A scan takes 20 * 64 * 64 * 5 bytes, 0.41 MB: two fit into 1 MB.
     taken(stream_of(cases, cache_mb=1), 6)
     assert len(reads) == 2 + 4  # of three scans in four epochs, two are read once and one each time
 
@@ -90,10 +97,9 @@ def test_workers_share_the_cache_with_each_other_and_the_main_process(cases, mon
     expected = [read_volumes(case) for case in cases["WO_LABEL"]]
     monkeypatch.setattr(module, "read_volumes", None)
     for case, volumes in zip(cases["WO_LABEL"], expected, strict=True):
-        image, lung, lesion = stream.samples.read(case)
+        image, lung = stream.samples.read(case)
         np.testing.assert_array_equal(image, normalise(volumes.image, "minmax"))
         np.testing.assert_array_equal(lung, volumes.lung)
-        np.testing.assert_array_equal(lesion, volumes.lesion)
 
 
 def test_seeds_and_splits_have_streams_of_their_own(cases):
@@ -156,7 +162,7 @@ def test_a_sample_that_cannot_be_made_is_one_error_that_names_it(cases, monkeypa
 
     monkeypatch.setattr(module, "read_volumes", fail)
     stream = stream_of(cases, settings=DataloaderSettings(num_workers=workers))
-    with pytest.raises(TrainingError, match="WO_LABEL: the sample sick_2 cannot be made") as caught:
+    with pytest.raises(TrainingError, match="WO_LABEL: cannot load the sample sick_2") as caught:
         taken(stream, 3)
     assert type(error).__name__ in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -186,7 +192,9 @@ def test_a_worker_that_ends_is_one_error_that_names_its_sample(cases, monkeypatc
     failing_at(monkeypatch, case_id, end)
     stream = stream_of(cases, settings=DataloaderSettings(num_workers=workers))
     # Both workers may come to this scan before the first one is missed.
-    message = rf"WO_LABEL: a loader failed, making the sample {case_id}( and {case_id})? \(.* exited unexpectedly\)"
+    message = (
+        rf"WO_LABEL: a loader failed while loading the sample {case_id}( and {case_id})? \(.* exited unexpectedly\)"
+    )
     with pytest.raises(TrainingError, match=message) as caught:
         taken(stream, 3)
     assert "\n" not in str(caught.value)
@@ -196,7 +204,7 @@ def test_a_worker_that_ends_is_one_error_that_names_its_sample(cases, monkeypatc
 def test_a_worker_that_hangs_is_one_error_that_names_its_sample(cases, monkeypatch):
     failing_at(monkeypatch, "sick_2", lambda: time.sleep(60))
     stream = stream_of(cases, settings=DataloaderSettings(num_workers=2, timeout=1))
-    with pytest.raises(TrainingError, match=r"making the sample sick_2 \(timed out after 1 seconds\)"):
+    with pytest.raises(TrainingError, match=r"loading the sample sick_2 \(timed out after 1 seconds\)"):
         taken(stream, 3)
 
 
@@ -219,7 +227,7 @@ def test_a_worker_that_ends_between_samples_is_noticed_when_a_batch_is_missing(c
     os.kill(int(stream.samples.under_way[0, 0]), signal.SIGKILL)
     time.sleep(0.5)  # nothing is raised here
     assert same([first], taken(stream_of(cases), 1))
-    with pytest.raises(TrainingError, match=r"a loader failed, making the batch sick_\d, sick_\d"):
+    with pytest.raises(TrainingError, match=r"a loader failed while loading the batch sick_\d, sick_\d"):
         taken(stream, 5)
 
 
@@ -231,7 +239,7 @@ def test_a_stop_iteration_outside_of_a_sample_is_no_short_epoch(cases, monkeypat
     for workers in (0, 1):
         monkeypatch.setattr(module, "_collate", stop)
         stream = stream_of(cases, settings=DataloaderSettings(num_workers=workers))
-        with pytest.raises(TrainingError, match=r"a loader failed, making the batch sick_\d, sick_\d"):
+        with pytest.raises(TrainingError, match=r"a loader failed while loading the batch sick_\d, sick_\d"):
             stream.next()
 
 
@@ -259,7 +267,7 @@ def test_processes_share_out_every_batch(cases, monkeypatch, workers):
         shares.append(taken(stream, 3))
         assert stream.position == whole.position == 20
     joined = [
-        Batch(*(torch.cat(pair) for pair in zip(a[:3], b[:3], strict=True)), a.ids + b.ids)
+        Batch(torch.cat([a.image, b.image]), torch.cat([a.lung, b.lung]), None, a.ids + b.ids)
         for a, b in zip(*shares, strict=True)
     ]
     assert same(joined, expected)
@@ -271,7 +279,7 @@ def test_the_share_of_a_process_is_named_when_it_is_missing(cases, monkeypatch):
     monkeypatch.setattr(module, "_collate", lambda _: next(iter(())))
     stream = stream_of(cases)
     second = stream.samples.case(1).id
-    with pytest.raises(TrainingError, match=rf"a loader failed, making the batch {second} \("):
+    with pytest.raises(TrainingError, match=rf"a loader failed while loading the batch {second} \("):
         stream.next()
 
 

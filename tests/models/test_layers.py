@@ -3,7 +3,8 @@ import torch
 from torch.nn.functional import instance_norm
 
 from models import Discriminator, Generator, Segmenter
-from models.layers import InstanceNorm, ThroughSlices, place
+from models.cpu_workarounds import InstanceNormWithoutRelayout, ThroughSlicesWithoutSlowLoop
+from models.layers import place
 from tests import reference
 
 CPU = torch.device("cpu")
@@ -16,7 +17,7 @@ def test_instance_norm_in_channels_last_is_the_usual_one_and_stays_there(batch_s
     x = (3 * torch.randn(batch_size, 5, 4, 6, 8) + 2).requires_grad_()
     weights = torch.randn_like(x)
     last = x.detach().to(memory_format=LAST).requires_grad_()
-    expected, found = instance_norm(x), InstanceNorm(5)(last)
+    expected, found = instance_norm(x), InstanceNormWithoutRelayout(5)(last)
     assert found.is_contiguous(memory_format=LAST)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     (expected * weights).sum().backward()
@@ -30,7 +31,7 @@ def test_instance_norm_of_half_precision_has_statistics_in_single():
     x = (100 + torch.randn(2, 3, 4, 16, 16)).bfloat16()
     exact = x.double()
     exact = (exact - exact.mean((2, 3, 4), keepdim=True)) / exact.std((2, 3, 4), keepdim=True, correction=0)
-    found = InstanceNorm(3)(x.to(memory_format=LAST))
+    found = InstanceNormWithoutRelayout(3)(x.to(memory_format=LAST))
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-3)
 
@@ -85,7 +86,7 @@ def test_gradients_in_mixed_precision_point_where_those_in_single_do(make, slice
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST])
 def test_a_convolution_through_the_slices_is_the_same_with_one_thread_and_with_several(layout):
     torch.manual_seed(0)
-    layer = ThroughSlices(4, 6).to(memory_format=layout)
+    layer = ThroughSlicesWithoutSlowLoop(4, 6).to(memory_format=layout)
     results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)  # the fixture of all tests sets it back

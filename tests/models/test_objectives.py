@@ -14,7 +14,6 @@ from models.objectives import (
     paste_lesions,
     segmenter_objective,
     synthesise,
-    warm_up_objective,
 )
 from tests import reference
 from tests.several import on_processes
@@ -83,7 +82,7 @@ def test_the_joint_objective_agrees_with_the_published_formulas(networks, batche
 
 
 def test_the_segmenter_objective_agrees_with_the_published_formulas(networks, batches):
-    objective = segmenter_objective(networks, batches[1], batches[2], METHOD)
+    objective = segmenter_objective(networks, batches[1], batches[2], METHOD, ITERATION)
     objective.total.backward()
     check_terms(objective, "s", ("healthy", "labelled"))
     assert gradient_norm(networks.segmenter) == pytest.approx(EXPECTED["s_gradnorm_S"], rel=1e-4)
@@ -153,10 +152,10 @@ def test_perception_and_mil_begin_after_their_iteration(small):
 @pytest.mark.parametrize("open_gate", [True, False])
 def test_a_gate_scales_an_objective_that_is_below_it(small, open_gate):
     networks, batch = small
-    plain = segmenter_objective(networks, batch, batch, Method(frozenset(), 10, gate=NO_GATES)).total
+    plain = segmenter_objective(networks, batch, batch, Method(frozenset(), 10, gate=NO_GATES), 0).total
     below = plain.item() * (0.5 if open_gate else 2)
     gates = GatesSettings(segmenter=GateSettings(below=below, factor=0.01))
-    gated = segmenter_objective(networks, batch, batch, Method(frozenset(), 10, gate=gates)).total
+    gated = segmenter_objective(networks, batch, batch, Method(frozenset(), 10, gate=gates), 0).total
     assert gated.item() == pytest.approx(plain.item() * (1 if open_gate else 0.01))
 
 
@@ -167,7 +166,7 @@ def test_objectives_in_mixed_precision_are_close_to_those_in_single_and_stay_in_
     method = Method(frozenset(CONSTRAINTS), last_iteration=20_000, gate=NO_GATES)
     for objective in (
         lambda: joint_objective(networks, batch, batch, method, 15_000),
-        lambda: segmenter_objective(networks, batch, batch, method),
+        lambda: segmenter_objective(networks, batch, batch, method, 15_000),
         lambda: discriminator_objective(networks, batch, batch, method, 15_000),
     ):
         plain = objective()
@@ -206,7 +205,7 @@ def objectives_of_a_share(folder, belows):
     results = {}
     for name, trained, objective in (
         ("joint", networks[:2], lambda: joint_objective(networks, diseased, healthy, method, 15_000)),
-        ("segmenter", networks[:1], lambda: segmenter_objective(networks, healthy, labelled, method)),
+        ("segmenter", networks[:1], lambda: segmenter_objective(networks, healthy, labelled, method, 15_000)),
         ("discriminator", networks[2:], lambda: discriminator_objective(networks, diseased, healthy, method, 15_000)),
     ):
         for network in networks:
@@ -300,68 +299,17 @@ def with_loss(**changes):
 
 def test_the_weighted_terms_are_what_an_objective_adds_up(small):
     networks, batch = small
-    method = with_loss(restoration=3.0)
+    method = with_loss()
     joint = joint_objective(networks, batch, batch, method, 15_000)
     for value in (
         joint,
-        segmenter_objective(networks, batch, batch, method),
+        segmenter_objective(networks, batch, batch, method, 15_000),
         discriminator_objective(networks, batch, batch, method, 15_000),
-        warm_up_objective(networks, batch, batch, method),
     ):
         assert value.weighted.keys() == value.terms.keys()
         assert sum(term.item() for term in value.weighted.values()) == pytest.approx(value.total.item(), rel=1e-5)
-    weights = {"adversarial": 1, "genImgToD": 1, "recons": 100, "MIL": 1000, "perception": 100, "restoration": 3}
+    weights = {"adversarial": 1, "genImgToD": 1, "recons": 100, "MIL": 1000, "perception": 100}
     assert {name: (term / joint.terms[name]).item() for name, term in joint.weighted.items()} == pytest.approx(weights)
-
-
-class Remembering(torch.nn.Module):
-    """A network that keeps what it is given."""
-
-    def __init__(self, answer):
-        super().__init__()
-        self.answer, self.given = answer, []
-
-    def forward(self, x):
-        self.given.append(x)
-        return self.answer(x)
-
-
-@pytest.mark.parametrize("noise", [0.0, 0.5])
-def test_noise_is_on_all_that_the_discriminator_sees_and_on_nothing_else(small, noise):
-    networks, batch = small
-    segmenter, discriminator = Remembering(networks.segmenter), Remembering(networks.discriminator)
-    networks = networks._replace(segmenter=segmenter, discriminator=discriminator)
-    other = batch._replace(image=reference.wave(batch.image.shape, 0.7))
-    before = torch.get_rng_state()
-    discriminator_objective(networks, batch, other, with_loss(instance_noise=noise), 0)
-    joint_objective(networks, batch, other, with_loss(instance_noise=noise), 0)
-    assert torch.equal(torch.get_rng_state(), before) is (noise == 0)
-    assert all(torch.equal(seen, batch.image) for seen in segmenter.given)
-    of_d, of_joint = discriminator.given
-    _, healthy, diseased, generated = of_d.split(1)
-    for seen, image in ((healthy, other.image), (diseased, batch.image), (of_joint[1:], generated)):
-        # The last comparison has the noise of both steps.
-        expected = noise * (2**0.5 if seen is not healthy and seen is not diseased else 1)
-        assert (seen - image).std().item() == pytest.approx(expected, rel=0.02)
-
-
-def test_restoration_asks_for_the_healthy_volume_without_what_was_pasted(small):
-    networks, batch = small
-    generator = Remembering(networks.generator)
-    other = batch._replace(image=reference.wave(batch.image.shape, 0.7))
-    assert "restoration" not in joint_objective(networks, batch, other, with_loss(), 0).terms
-    method = with_loss(restoration=2.0)
-    value = joint_objective(networks._replace(generator=generator), batch, other, method, 0)
-    lesion = networks.segmenter(batch.image).sigmoid() * other.lung
-    pasted = other.image + lesion * (batch.image - other.image)
-    torch.testing.assert_close(generator.given[-1], pasted.detach())
-    expected = (networks.generator(pasted) - other.image).abs().mean()
-    torch.testing.assert_close(value.terms["restoration"], expected.detach())
-
-    # Before D comes in, the lesions that are known are pasted.
-    warm_up_objective(networks._replace(generator=generator), other, batch, method)
-    assert torch.equal(generator.given[-1], torch.where(batch.lesion * other.lung > 0, batch.image, other.image))
-    assert set(warm_up_objective(networks, other, batch, with_loss()).terms) == {"recons"}
 
 
 def test_perception_rises_over_its_ramp(small):

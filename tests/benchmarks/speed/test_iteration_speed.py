@@ -45,14 +45,12 @@ def test_both_ways_minimise_the_same_objectives_on_the_same_batches(tmp_path):
         diseased, healthy, labelled = (training.batch(split) for split in ("WO_LABEL", "HEALTHY", "LABELED"))
         values = [
             joint_objective(training.networks, diseased, healthy, training.method, 1),
-            segmenter_objective(training.networks, healthy, labelled, training.method),
+            segmenter_objective(training.networks, healthy, labelled, training.method, 1),
             discriminator_objective(training.networks, diseased, healthy, training.method, 1),
         ]
         found.append([term.item() for value in values for term in (value.total, *value.terms.values())])
-        training.minimise(
-            "joint", ("segmenter", "generator"), joint_objective, training.networks, diseased, healthy,
-            training.method, 1,
-        )  # fmt: skip
+        training.iteration = 1
+        training.minimise(joint_objective, diseased, healthy, trains=("segmenter", "generator"))
     assert found[0] == pytest.approx(found[1], rel=1e-4)
     # Only the published way computes gradients that nothing uses.
     assert all(p.grad is None for p in ours.networks.discriminator.parameters())

@@ -1,4 +1,5 @@
 import json
+import signal
 
 import pytest
 import torch
@@ -121,7 +122,7 @@ def test_an_interrupted_run_resumes_and_one_with_other_settings_is_refused(outpu
 
         def stop():
             if training.iteration == 2:
-                training._stop(15, None)
+                signal.raise_signal(signal.SIGTERM)
             between()
 
         training._between = stop

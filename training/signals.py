@@ -1,0 +1,48 @@
+"""Stop a run at the next safe point after Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from utils import distributed
+
+
+class StopSignal:
+    """Remembers that SIGINT or SIGTERM arrived, instead of raising.
+
+    Attributes:
+        number: the signal that arrived; 0 if none did.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._handlers: dict[int, Any] = {}
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Catch the signals inside the block."""
+        self._handlers = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            self._restore_handlers()
+
+    def receive(self, number: int, _: FrameType | None = None) -> None:
+        """Handle a signal."""
+        self.number = number
+        # A second signal has its usual effect, so that nobody has to wait for a loader that hangs. Under torchrun, a
+        # second one may be the same signal passed on, and torchrun itself kills what hangs.
+        if distributed.world_size() == 1:
+            self._restore_handlers()
+
+    def on_any_rank(self) -> int:
+        """The signal that arrived on any rank, 0 if none did; all ranks must call this."""
+        return distributed.max_over_ranks(self.number)
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
