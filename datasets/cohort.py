@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from datasets.crop import WINDOW, recorded_window
+from datasets.crop import recorded_window
 from datasets.io.grid import Grid, check_same_grid
 from datasets.io.volume import read_geometry, read_labels, read_volume
+from datasets.window import WINDOW
 from utils.errors import CohortError, GasnetError, VolumeError
 from utils.progress import progress_bar
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +18,13 @@ from scipy import sparse
 
 from datasets.io.grid import Grid, check_same_grid
 from datasets.io.nifti import NOTES, read_nifti_header
-from datasets.io.volume import DEFAULT, Reading, read_ct, read_labels
+from datasets.io.volume import DEFAULT, Reading, as_ct, as_labels, read_ct, read_labels
 from datasets.lungs import load_lungmask
+from datasets.window import WINDOW, map_window
 from utils.errors import VolumeError
 
 CROP_SIZE = (40, 160, 160)
 """Depth, height, width of a crop."""
-
-WINDOW = (-1250.0, 250.0)
-"""HU that become 0 and 255."""
 
 SMALLEST_COMPONENT = 1e-3
 """Components of the lungs below this share of the scan are not lung."""
@@ -56,18 +54,6 @@ def recorded_window(path: Path) -> tuple[float, float]:
     notes = read_nifti_header(path, DEFAULT.max_voxels).notes
     match = re.match(_WINDOW_NOTE.replace("{!r}", _NUMBER), notes)
     return WINDOW if match is None else (float(match[1]), float(match[2]))
-
-
-def map_window(hu: np.ndarray, window: tuple[float, float] = WINDOW) -> np.ndarray:
-    """HU clipped to the window and mapped to 0..255, float32."""
-    low, high = window
-    return ((np.clip(hu, low, high) - low) * (255.0 / (high - low))).astype(np.float32)
-
-
-def unmap_window(values: np.ndarray, window: tuple[float, float] = WINDOW) -> np.ndarray:
-    """HU of values that `map_window` made, float32; what was outside the window is at its ends."""
-    low, high = window
-    return (low + values * ((high - low) / 255.0)).astype(np.float32)
 
 
 def remove_small_components(mask: np.ndarray, share: float = SMALLEST_COMPONENT) -> np.ndarray:
@@ -178,7 +164,18 @@ def crop_to_lungs(
     size: tuple[int, int, int] = CROP_SIZE,
     window: tuple[float, float] = WINDOW,
 ) -> tuple[sitk.Image, ...]:
-    """Crop a CT, its lung mask and, where there is one, its lesion label to the box around the lungs.
+    """Remove small components of a lung mask and crop to the box around the rest; arguments as for `crop_to_mask`."""
+    return crop_to_mask(ct, remove_small_components(lungs), lesion, size, window)
+
+
+def crop_to_mask(
+    ct: sitk.Image,
+    lungs: np.ndarray,
+    lesion: np.ndarray | None = None,
+    size: tuple[int, int, int] = CROP_SIZE,
+    window: tuple[float, float] = WINDOW,
+) -> tuple[sitk.Image, ...]:
+    """Crop a CT, its lung mask and, if given, its lesion label to the box around the lung mask.
 
     Args:
         ct: in HU, in any orientation.
@@ -191,16 +188,16 @@ def crop_to_lungs(
         As `LungMaskCrop.crop`.
 
     Raises:
-        VolumeError: there is no lung.
+        VolumeError: the lung mask is empty.
     """
-    # Only views are turned, and only what lies in the box is converted: never a scan as a whole.
+    # Only views are turned, and only voxels in the box are converted, so that no scan is copied as a whole.
     scan = Grid.of(ct)
-    lung = scan.uprighted(remove_small_components(lungs))
+    lung = scan.uprighted(lungs)
     box = bounding_box(lung)
     if box is None or min(s.stop - s.start for s in box) < 2:
         raise VolumeError("no lung found; is it a chest CT in HU? Lung masks can be given instead")
     hu = resize(scan.uprighted(sitk.GetArrayViewFromImage(ct))[box], size, LINEAR)
-    crops = [map_window(hu, window), resize(lung[box], size, NEAREST)]
+    crops = [map_window(hu, window), resize(lung[box], size, NEAREST) > 0]
     if lesion is not None:
         crops.append(resize(scan.uprighted(lesion)[box], size, NEAREST) > 0)
     grid = crop_grid(scan.upright(), box, size)
@@ -339,12 +336,17 @@ class LungMaskCrop:
         lung_labels: Collection[int] | None = None,
         lesion_labels: Collection[int] | None = None,
     ) -> None:
-        self.lungs = lungs if lungs is not None else load_lungmask()
+        self._lungs = lungs
         self.size = size
         self.reading = reading
         self.window = window
         self.lung_labels = lung_labels
         self.lesion_labels = lesion_labels
+
+    @cached_property
+    def lungs(self) -> Callable[[sitk.Image], np.ndarray]:
+        """Finds the lungs; lungmask is loaded when it is first needed."""
+        return load_lungmask() if self._lungs is None else self._lungs
 
     def crop(
         self, imagepath: Path | str, labelpath: Path | str | None = None, lungpath: Path | str | None = None
@@ -365,28 +367,43 @@ class LungMaskCrop:
         """
         imagepath = Path(imagepath)
         ct, lungs = self.read(imagepath, lungpath)
-        lesion = None if labelpath is None else self._read_fitting(Path(labelpath), imagepath, ct, self.lesion_labels)
+        lesion = None if labelpath is None else self._read_fitting(labelpath, imagepath, ct, self.lesion_labels)
         try:
             return crop_to_lungs(ct, lungs, lesion, self.size, self.window)
         except VolumeError as error:
             raise VolumeError(f"{imagepath}: {error}") from None
 
-    def read(self, imagepath: Path, lungpath: Path | str | None = None) -> tuple[sitk.Image, np.ndarray]:
-        """A CT in HU and its lung labels, (z, y, x) on its grid, as they were found or given; arguments as for `crop`.
+    def read(
+        self, scan: Path | sitk.Image, lungs: Path | str | sitk.Image | None = None
+    ) -> tuple[sitk.Image, np.ndarray]:
+        """Read a CT and find its lungs.
+
+        Args:
+            scan: a path as for `crop`, or an image in HU.
+            lungs: lung labels on the CT's grid, a path or an image; None finds the lungs.
+
+        Returns:
+            The CT in HU, and its lung labels, (z, y, x) on the CT's grid, components of all sizes included.
 
         Raises:
             VolumeError: a file cannot be read, does not fit the CT, or no lung was found.
         """
-        ct = read_ct(imagepath, self.reading)
-        if lungpath is not None:
-            return ct, self._read_fitting(Path(lungpath), imagepath, ct, self.lung_labels)
+        name = "the image" if isinstance(scan, sitk.Image) else scan
+        ct = as_ct(name, scan, self.reading) if isinstance(scan, sitk.Image) else read_ct(scan, self.reading)
+        if lungs is not None:
+            return ct, self._read_fitting(lungs, name, ct, self.lung_labels)
         try:
             return ct, self.lungs(ct)
         except VolumeError as error:
-            raise VolumeError(f"{imagepath}: {error}") from None
+            raise VolumeError(f"{name}: {error}") from None
 
-    def _read_fitting(self, path: Path, imagepath: Path, ct: sitk.Image, counted: Collection[int] | None) -> np.ndarray:
-        labels = read_labels(path, self.reading)
-        check_same_grid(path, Grid.of(labels), imagepath, Grid.of(ct))
+    def _read_fitting(
+        self, mask: Path | str | sitk.Image, name: object, ct: sitk.Image, counted: Collection[int] | None
+    ) -> np.ndarray:
+        if isinstance(mask, sitk.Image):
+            mask_name, labels = "the mask", as_labels("the mask", mask)
+        else:
+            mask_name, labels = mask, read_labels(Path(mask), self.reading)
+        check_same_grid(mask_name, Grid.of(labels), name, Grid.of(ct))
         values = sitk.GetArrayFromImage(labels)
         return values if counted is None else np.isin(np.arange(256), list(counted))[values]

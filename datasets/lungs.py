@@ -25,7 +25,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from datasets.io.grid import Grid
-from utils.errors import VolumeError
+from utils.errors import VolumeError, one_line
 from utils.torch_files import TorchFileError, read_torch_file
 
 LUNG_MODELS = ("R231", "R231CovidWeb")
@@ -80,7 +80,7 @@ def _fetch_weights(model: str, url: str) -> Path:
         with _short_timeout():
             torch.hub.download_url_to_file(url, str(cached), progress=False)
     except (OSError, RuntimeError, HTTPException) as error:  # URLError and timeouts are OSErrors
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise VolumeError(
             f"lungmask's weights for {model} cannot be fetched ({reason}): name a local file with "
             "--weights FILE, or segment without a network by --lungs threshold"

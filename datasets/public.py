@@ -41,14 +41,16 @@ import SimpleITK as sitk
 
 from datasets.cohort import find_volume
 from datasets.crop import LungMaskCrop
+from datasets.crop_scans import FOLDERS, crop_scans, is_cropped
 from datasets.io.grid import Grid, check_same_grid
 from datasets.io.volume import Reading, read_geometry, read_labels, read_volume
-from datasets.lungs import segment_by_threshold
+from datasets.lung_finders import LUNG_FINDERS, FindLungs, Lungs
 from datasets.public_sets import GREY_WINDOW, SETS, Found, Mask, PublicScan, PublicSet, find_public_scans, patient_of
-from lungCrop import FOLDERS, add_crop_size, add_lungmask, crop_scans, is_done, lung_device, lung_finder
+from datasets.scan_options import add_crop_size, add_lungmask, check_size
 from utils import distributed
-from utils.cli import add_device, add_quiet, new_parser, run, start_logging
+from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
 from utils.errors import CohortError, GasnetError, VolumeError
+from utils.failures import print_failures
 from utils.files import write_text
 from utils.manifest import recording
 from utils.progress import progress_bar
@@ -218,7 +220,7 @@ def _known(public_set: PublicSet, found: Found, name: str) -> str:
 def crop_public_scans(
     scans: Mapping[str, PublicScan],
     output: Path,
-    find_lungs: Callable[[], Callable[[sitk.Image], np.ndarray]],
+    find_lungs: Callable[[], FindLungs],
     size: tuple[int, int, int],
     progress: bool,
 ) -> dict[str, str]:
@@ -227,7 +229,7 @@ def crop_public_scans(
     Args:
         scans: id to scan.
         output: cohort folder.
-        find_lungs: makes what finds the lungs of scans without a lung mask; called if there are any.
+        find_lungs: makes the lung finder for scans without a lung mask; called if there are any.
         size: (z, y, x) of the crops.
         progress: show progress bars.
 
@@ -244,7 +246,7 @@ def crop_public_scans(
         if lung_labels is None and finder is None:
             finder = find_lungs()
         cropper = LungMaskCrop(
-            finder or segment_by_threshold,  # never called where lung masks are given
+            finder,  # not used for scans with a lung mask
             size,
             Reading(grey_window=GREY_WINDOW if grey else None),
             lung_labels=lung_labels,
@@ -318,7 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     public_set = SETS[options.set]
     start_logging(options.quiet)
     given = options.lungs == "given"
-    size, output = tuple(options.size), options.output
+    lungs = None if given else Lungs(options.lungs, options.lungmask_model, options.weights)
+    size, output = options.size, options.output
     if output.resolve() == options.download.resolve():
         raise CohortError(f"{output}: is the download itself; choose another --output")
 
@@ -335,16 +338,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     found, lists = distributed.on_rank_zero(look)
     rules = {
-        "lungs": f"lungmask {options.lungmask_model}" if options.lungs == "lungmask" else options.lungs,
+        "lungs": "given" if lungs is None else lungs.name,
         "lung_labels": sorted(options.lung_labels or public_set.lung_labels[0]) if given else [],
         "lesion_labels": sorted(options.lesion_labels or public_set.lesion_labels[0]),
     }
     if options.dry_run:
         print(as_text(report_of(public_set.title, options.download, found, _whole(lists, found), rules)))
-        _print_failed(found)
-        return 1 if found.failed else 0
+        return _print_failed(found)
 
-    device = lung_device(options)
+    device = choose_device(options.device if lungs is not None and lungs.on_gpu else "cpu")
     with (
         distributed.lock_folder_on_rank_zero(output, *FOLDERS, "id_txt"),
         recording(output, device=device, seed=options.seed, rules=rules),
@@ -352,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = output / f"public_{public_set.name}.json"
         left = distributed.on_rank_zero(lambda: _begin(path, found, rules, size, options.overwrite))
         mine = {case_id: found.scans[case_id] for case_id in distributed.shard(left)}
-        failed = crop_public_scans(mine, output, lambda: lung_finder(options, device), size, progress=not options.quiet)
+        failed = crop_public_scans(mine, output, lambda: lungs.finder(device), size, progress=not options.quiet)
         for part in distributed.gather(failed):
             found.failed |= part
         for case_id in found.failed:
@@ -366,8 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{len(found.scans)} of {len(found.scans) + len(found.failed)} scans of {public_set.title} are in {output}; "
         f"this report in {path}"
     )
-    _print_failed(found)
-    return 1 if found.failed else 0
+    return _print_failed(found)
 
 
 def _whole(lists: Mapping[str, Sequence[str]], found: Found) -> dict[str, list[str]]:
@@ -375,9 +376,8 @@ def _whole(lists: Mapping[str, Sequence[str]], found: Found) -> dict[str, list[s
     return {name: [case_id for case_id in ids if case_id in found.scans] for name, ids in lists.items()}
 
 
-def _print_failed(found: Found) -> None:
-    for case_id in sorted(found.failed, key=_natural):
-        print(f"failed: {case_id}: {found.failed[case_id]}")
+def _print_failed(found: Found) -> int:
+    return print_failures({case_id: found.failed[case_id] for case_id in sorted(found.failed, key=_natural)})
 
 
 def _begin(
@@ -392,7 +392,7 @@ def _begin(
     done = [
         case_id
         for case_id, scan in found.scans.items()
-        if is_done(root, case_id, size, with_lesion=scan.lesion is not None)
+        if is_cropped(root, case_id, size, with_lesion=scan.lesion is not None)
     ]
     before = _rules_of(path)
     if done and before not in (None, rules):
@@ -438,7 +438,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="look at the files and print the report, write nothing")
     parser.add_argument(
         "--lungs",
-        choices=("given", "lungmask", "threshold"),
+        choices=("given", *LUNG_FINDERS),
         help="the masks that the set ships (default of covidseg and medseg), lungmask's network (the published way, "
         "and default of mosmed, which ships none), or thresholds",
     )
@@ -485,8 +485,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--lung-labels is for --lungs given")
     if (options.validh or options.validwl) and options.set != "mosmed":
         parser.error("--validh and --validwl are for mosmed")
-    if min(options.size) < 2:
-        parser.error("--size needs at least 2 voxels along each axis")
+    options.size = check_size(parser, options.size)
     return options
 
 

@@ -24,7 +24,7 @@ from pydicom.valuerep import DA, TM
 from datasets.io.dicom import find_series
 from datasets.io.volume import DEFAULT, Reading
 from evaluation.burden import NOTICE
-from utils.errors import VolumeError
+from utils.errors import VolumeError, one_line
 from utils.files import atomic_write
 
 logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of every attribute that it copies
@@ -182,7 +182,7 @@ def write_dicom_seg(
     try:
         segmentation = make_dicom_seg(mask, source, version, model, threshold)
     except (TypeError, ValueError) as error:  # of headers that are more unusual than what was checked
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise VolumeError(f"{path}: cannot be made of the series' headers ({reason}); leave out --dicom-seg") from None
     try:
         with atomic_write(path) as temporary:

@@ -83,7 +83,7 @@ def segment(
     return logits[0, 0].float().sigmoid().cpu().numpy() * lung
 
 
-def predict_scans(
+def predict_cohort(
     segmenter: Segmenter, cases: Iterable[Case], split: str, normalization: str, precision: str = "fp32"
 ) -> Iterator[Prediction]:
     """Run the segmenter on the scans of a split, one after the other, and score what it finds.

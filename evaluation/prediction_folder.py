@@ -1,14 +1,16 @@
-"""The folder that predict.py writes: masks, the records of which scans are done, summary and report.
+"""The output folder of predict.py: masks, records of finished scans, summary and report.
 
-Of each scan there is a record, written when all of its other files are: what was not recorded is not done.
+The record of a scan is written after its other files; a scan without a record is not done.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import logging
+import time
 from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,22 +18,29 @@ from typing import Any
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 
+from datasets.crop_scans import lung_mask_of
 from datasets.io.grid import Grid
 from datasets.io.volume import write_volume
 from datasets.scans import result_name
 from evaluation.burden import GRADING, NOTICE, Burden
-from evaluation.dicom_seg import write_dicom_seg
+from evaluation.dicom_seg import read_source, write_dicom_seg
+from evaluation.lesion_segmenter import FullSize, LesionSegmenter, RawScan
 from evaluation.metrics import mean_and_deviation
-from evaluation.raw_scans import FullSize, RawScan
-from reports.cases import CaseView, Column, ReportCase, write_case_report
+from reports.cases import CaseView, Column, ReportCase, encode_case, write_case_report
+from utils.errors import VolumeError
+from utils.failures import for_each
 from utils.files import atomic_write, write_text
 from utils.manifest import project_version
+from utils.prefetch import one_ahead
+from utils.tables import as_csv
+
+log = logging.getLogger(__name__)
 
 MASKS, PROBABILITIES, DICOM_SEG, RECORDS = "masks", "probabilities", "dicom_seg", ".scans"
-"""Folders in the output; the last, hidden, has a file for every scan that is done."""
+"""Subfolders of the output; the last one is hidden and holds the records."""
 
 COLUMNS = ("id", *(field.name for field in fields(Burden)))
-"""Of summary.csv."""
+"""Columns of summary.csv."""
 
 REPORT_COLUMNS = (
     Column("id", "Scan"),
@@ -49,27 +58,94 @@ Row = dict[str, str | float | None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is written of every scan.
+    """What is written for every scan.
 
     Attributes:
-        output: folder.
-        made_by: what results depend on; kept with them, so that they are made again when it is another.
-        threshold: probabilities above it are lesion.
-        probabilities: whether to write them, too.
-        dicom_seg: whether to write a DICOM SEG of scans that are DICOM series.
-        report: whether to keep what report.html shows of them.
+        output: folder of the results.
+        made_by: what results depend on; stored with them, so that they are redone when it changes.
+        probabilities: write probabilities, too.
+        dicom_seg: write a DICOM SEG of scans that are DICOM series.
+        report: keep what report.html shows of each scan.
     """
 
     output: Path
     made_by: dict[str, Any]
-    threshold: float
-    probabilities: bool
-    dicom_seg: bool
-    report: bool
+    probabilities: bool = False
+    dicom_seg: bool = False
+    report: bool = True
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan ready for S.
+
+    Attributes:
+        scan: the prepared scan.
+        source: headers of its slices, if a DICOM SEG is wanted; None otherwise.
+        problem: why there can be no DICOM SEG.
+    """
+
+    scan: RawScan
+    source: list[Dataset] | None = None
+    problem: str | None = None
+
+
+def predict_folder(
+    scans: Mapping[str, Path],
+    lungs: dict[str, Path] | None,
+    segmenter: LesionSegmenter,
+    wanted: Wanted,
+    finished: Callable[[Row], None],
+    progress: bool = True,
+) -> dict[str, str]:
+    """Predict scans one after the other, while the next one is prepared in a thread.
+
+    Args:
+        scans: id to CT.
+        lungs: id to lung mask if lung masks are given; then every scan needs one.
+        segmenter: the segmenter.
+        wanted: what is written.
+        finished: called with the row of each scan once its mask and its record are written.
+        progress: show a progress bar.
+
+    Returns:
+        Id to reason of the scans that failed; a scan without its DICOM SEG is one of them, and keeps its mask.
+    """
+
+    def prepare(item: tuple[str, Path]) -> Prepared:
+        case_id, path = item
+        lungpath = lung_mask_of(path, case_id, lungs)
+        source = problem = series = None
+        if wanted.dicom_seg and path.is_dir():
+            try:
+                source = read_source(path, segmenter.reading)
+                series = str(source[0].SeriesInstanceUID)
+            except VolumeError as error:
+                problem = str(error)
+        return Prepared(segmenter.prepare(path, lungpath, series), source, problem)
+
+    def predict(case_id: str, ready: tuple[Path, Future[Prepared]]) -> None:
+        path, future = ready
+        prepared = future.result()
+        start = time.monotonic()
+        found = segmenter.predict(prepared.scan, wanted.probabilities)
+        row = found.burden.row(case_id)
+        view = encode_case(report_case(prepared.scan, found, row)) if wanted.report else None
+        write_results(row, path, found, view, wanted)
+        finished(row)
+        log.info(
+            "%s: %.1f ml, %.1f %% of the lungs, %s; %.1f s, after %.1f s of reading it and finding its lungs",
+            *(case_id, row["lesion_ml"], row["lesion_percent_of_lung"], row["severity"]),
+            *(time.monotonic() - start, prepared.scan.seconds),
+        )
+        write_segmentation(case_id, found, prepared, wanted)
+
+    ahead = ((case_id, (path, ready)) for (case_id, path), ready in one_ahead(list(scans.items()), prepare))
+    return for_each(ahead, predict, "predicting", total=len(scans), progress=progress)
 
 
 def report_case(scan: RawScan, found: FullSize, row: Row) -> ReportCase:
-    """What the report is told of a scan: it upright, without copies."""
+    """What the report shows of a scan, upright and without copies."""
     grid = Grid.of(scan.ct)
     return ReportCase(
         id=row["id"],
@@ -82,16 +158,13 @@ def report_case(scan: RawScan, found: FullSize, row: Row) -> ReportCase:
     )
 
 
-def write_results(
-    row: Row, path: Path, found: FullSize, source: list[Dataset] | None, view: CaseView | None, wanted: Wanted
-) -> None:
-    """Write all files of a scan, the record that it is done last.
+def write_results(row: Row, path: Path, found: FullSize, view: CaseView | None, wanted: Wanted) -> None:
+    """Write the files of a scan, its record last.
 
     Args:
-        row: of summary.csv; its id names the files.
-        path: of the scan.
-        found: what S found in it.
-        source: headers of its slices, where a DICOM SEG is to be made of them.
+        row: row of summary.csv; its id names the files.
+        path: the scan.
+        found: the prediction.
         view: what the report shows of it, if anything.
         wanted: what is written.
 
@@ -102,14 +175,9 @@ def write_results(
     name = result_name(case_id, path)
     for kind in ("json", "view"):
         record_path(output, case_id, kind).unlink(missing_ok=True)
+    segmentation_path(output, case_id).unlink(missing_ok=True)  # of an earlier mask
     if found.probabilities is not None:
         write_volume(found.probabilities, output / PROBABILITIES / name)
-    segmentation = output / DICOM_SEG / f"{case_id}.dcm"
-    lesion = sitk.GetArrayViewFromImage(found.mask)
-    if source is not None and lesion.any():
-        write_dicom_seg(lesion, source, segmentation, project_version(), wanted.made_by["model"][:16], wanted.threshold)
-    else:
-        segmentation.unlink(missing_ok=True)  # of another model, that found a lesion
     write_volume(found.mask, output / MASKS / name)
     if view is not None:
         with atomic_write(record_path(output, case_id, "view")) as temporary:
@@ -118,13 +186,37 @@ def write_results(
     write_text(record_path(output, case_id), json.dumps(record) + "\n")
 
 
+def write_segmentation(case_id: str, found: FullSize, prepared: Prepared, wanted: Wanted) -> None:
+    """Write the DICOM SEG of a scan, if it is wanted and there is lesion; the mask is written before.
+
+    Raises:
+        VolumeError: it cannot be made or written; the mask stays.
+    """
+    lesion = sitk.GetArrayViewFromImage(found.mask)
+    if (prepared.source is None and prepared.problem is None) or not lesion.any():
+        return
+    try:
+        if prepared.problem is not None:
+            raise VolumeError(prepared.problem)
+        model, threshold = wanted.made_by["model"][:16], wanted.made_by["threshold"]
+        path = segmentation_path(wanted.output, case_id)
+        write_dicom_seg(lesion, prepared.source, path, project_version(), model, threshold)
+    except VolumeError as error:
+        raise VolumeError(f"mask written, DICOM SEG not: {error}") from None
+
+
+def segmentation_path(output: Path, case_id: str) -> Path:
+    """Path of the DICOM SEG of a scan."""
+    return output / DICOM_SEG / f"{case_id}.dcm"
+
+
 def record_path(output: Path, case_id: str, kind: str = "json") -> Path:
-    """Where it is written down that a scan is done (``json``), and what the report shows of it (``view``)."""
+    """Path of the record of a scan (``json``), and of what the report shows of it (``view``)."""
     return output / RECORDS / f"{case_id}.{kind}"
 
 
 def read_records(output: Path) -> dict[str, dict[str, Any]]:
-    """The records of all scans whose masks are in a folder, by id and in their order; damaged ones are passed over."""
+    """The records of all scans with a mask in the folder, sorted by id; damaged records are ignored."""
     records = {}
     for path in sorted((output / RECORDS).glob("[!.]*.json")):
         try:
@@ -138,7 +230,7 @@ def read_records(output: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_view(output: Path, case_id: str) -> CaseView | None:
-    """What the report shows of a scan that is done; None where it was not kept, or is damaged."""
+    """What the report shows of a finished scan; None if it was not kept or is damaged."""
     try:
         return CaseView.from_bytes(record_path(output, case_id, "view").read_bytes())
     except (OSError, ValueError):
@@ -146,7 +238,7 @@ def read_view(output: Path, case_id: str) -> CaseView | None:
 
 
 def is_done(record: dict[str, Any] | None, path: Path, wanted: Wanted) -> bool:
-    """Whether everything that is asked for was made of a scan already, in the same way."""
+    """Whether all requested results of a scan exist and were made in the same way."""
     if record is None or record["made_by"] != wanted.made_by:
         return False
     if wanted.probabilities and not (wanted.output / PROBABILITIES / record["mask"]).is_file():
@@ -155,18 +247,18 @@ def is_done(record: dict[str, Any] | None, path: Path, wanted: Wanted) -> bool:
         return False
     # A mask without lesion has no DICOM SEG.
     needs_seg = wanted.dicom_seg and path.is_dir() and record["row"]["lesion_ml"] > 0
-    return not needs_seg or (wanted.output / DICOM_SEG / f"{record['row']['id']}.dcm").is_file()
+    return not needs_seg or segmentation_path(wanted.output, record["row"]["id"]).is_file()
 
 
 def what_is_left(
     scans: dict[str, Path], wanted: Wanted, overwrite: bool
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The records in the output folder, and the ids of the scans that are left to do.
+    """The records in the output folder, and the ids of the scans that are left.
 
     Args:
         scans: id to CT.
-        wanted: what is to be written.
-        overwrite: leave all to do.
+        wanted: what is written.
+        overwrite: redo all scans.
     """
     records = read_records(wanted.output)
     return records, [
@@ -177,21 +269,16 @@ def what_is_left(
 def write_summary(
     rows: dict[str, Row], failed: dict[str, str], made_by: dict[str, Any], model: Path, output: Path
 ) -> None:
-    """Write summary.csv, a row a scan in the order of the ids, and summary.json.
+    """Write summary.csv, one row per scan sorted by id, and summary.json.
 
     Args:
-        rows: by id.
+        rows: row by id.
         failed: id to reason.
         made_by: what the results depend on.
-        model: file of the segmenter.
-        output: folder.
+        model: checkpoint of the segmenter.
+        output: folder of the results.
     """
     ordered = [rows[case_id] for case_id in sorted(rows)]
-    table = io.StringIO()
-    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in ordered:
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
     numbers = [key for key in COLUMNS if key not in ("id", "severity")]
     summary = {
         "notice": NOTICE,
@@ -204,11 +291,11 @@ def write_summary(
         "rows": ordered,
         "failed": failed,
     }
-    write_text(output / "summary.csv", table.getvalue())
+    write_text(output / "summary.csv", as_csv(COLUMNS, ordered))
     write_text(output / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_report(rows: dict[str, Row], output: Path, facts: dict[str, str]) -> None:
-    """Write report.html of the scans with a row, in the order of their ids."""
+    """Write report.html of the scans with a row, sorted by id."""
     views = [view for case_id in sorted(rows) if (view := read_view(output, case_id)) is not None]
     write_case_report(output / "report.html", "Lesions found in chest CTs", REPORT_COLUMNS, views, facts)

@@ -1,21 +1,32 @@
-"""The scores of test.py: of each scan, at the resolution of its crop and at its own, and in files."""
+"""The results of test.py: masks, figures and scores of each scan, at the crop's and at the scan's own resolution."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from datasets.io.volume import write_volume
+from datasets.samples import normalise, scan_input
+from datasets.window import unmap_window
+from evaluation.figures import save_case_figure, slice_to_show
 from evaluation.inference import Prediction
 from evaluation.metrics import Score, as_table, summarise, with_details
 from evaluation.native_resolution import RawScans, score_on_raw_scan
 from evaluation.surface import TOLERANCE_MM
+from models import Generator
+from models.generator import generate_scan
+from models.objectives import synthesise
+from reports.cases import CaseView, ReportCase, encode_case
 from utils.errors import GasnetError
+from utils.failures import failure_lines
 from utils.files import write_text
+from utils.tables import as_csv
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +66,74 @@ def score_prediction(prediction: Prediction, raw: RawScans | None = None, tolera
         return Scored(crop, problem=str(error))
 
 
+def write_prediction(prediction: Prediction, output: Path) -> None:
+    """Write the mask and the probabilities of a scan, with the geometry of its crop.
+
+    Raises:
+        VolumeError: a file cannot be written.
+    """
+    for folder, array in (
+        ("probabilities", prediction.probability.astype(np.float32)),
+        ("masks", prediction.mask.astype(np.uint8)),
+    ):
+        write_volume(prediction.volumes.grid.image(array), output / folder / f"{prediction.case.id}.nii.gz")
+
+
+def save_prediction_figure(
+    prediction: Prediction, normalization: str, generator: Generator | None, slices: int, path: Path
+) -> None:
+    """Save the figure of a scan: input, M, predicted and true label and, if G is given, I_g and I_s.
+
+    Args:
+        prediction: at the resolution of the crop.
+        normalization: IMAGE.NORMALIZATION of the training.
+        generator: G.
+        slices: slices that G takes.
+        path: path of the picture.
+    """
+    volumes = prediction.volumes
+    columns = {
+        "input": normalise(volumes.image, normalization),
+        "M": prediction.probability,
+        "predicted": prediction.mask,
+    }
+    if prediction.score.counts is not None:
+        columns["true"] = volumes.lesion
+    if generator is not None:
+        scan = scan_input(volumes, normalization).to(next(generator.parameters()).device)
+        generated = generate_scan(generator, scan, slices)
+        lesion = torch.from_numpy(prediction.probability).to(scan)[None, None]
+        # The probabilities are 0 outside the lungs already.
+        synthetic = synthesise(scan, lesion, torch.ones_like(lesion), generated)
+        for title, volume in (("I_g", generated), ("I_s", synthetic)):
+            columns[title] = ((volume[0, 0] + 1) / 2).cpu().numpy()
+    x, y, _ = volumes.grid.spacing
+    save_case_figure(columns, slice_to_show(volumes.lesion, prediction.mask), y / x, path)
+
+
+def view_of(prediction: Prediction, score: Score, window: tuple[float, float]) -> CaseView:
+    """A tested scan as the report shows it.
+
+    Args:
+        prediction: at the resolution of the crop.
+        score: shown beside it.
+        window: HU that are 0 and 255 in the crop.
+    """
+    volumes, grid = prediction.volumes, prediction.volumes.grid
+    known = score.counts is not None
+    return encode_case(
+        ReportCase(
+            id=prediction.case.id,
+            grid=grid.upright(),
+            hu=unmap_window(grid.uprighted(volumes.image), window),
+            predicted=grid.uprighted(prediction.mask),
+            true=grid.uprighted(volumes.lesion > 0) if known else None,
+            lung=grid.uprighted(volumes.lung),
+            values=score.row(),
+        )
+    )
+
+
 def write_scores(scored: Sequence[Scored], output: Path, model: Path, with_raw: bool) -> dict[str, dict]:
     """Write metrics.csv, a row a scan, and summary.json; with raw scans, metrics_raw.csv too.
 
@@ -71,12 +150,12 @@ def write_scores(scored: Sequence[Scored], output: Path, model: Path, with_raw: 
     crops = [s.crop for s in scored]
     columns = list(crops[0].row())
     summary = {"model": str(model), **summarise(crops)}
-    write_text(output / "metrics.csv", _as_csv(columns, crops))
+    write_text(output / "metrics.csv", as_csv(columns, [score.row() for score in crops]))
     if with_raw:
         own = [s.raw for s in scored if s.raw is not None]
         failed = {s.crop.id: s.problem for s in scored if s.problem is not None}
         summary["raw"] = {**summarise(own), "failed": failed}
-        write_text(output / "metrics_raw.csv", _as_csv(columns, own))
+        write_text(output / "metrics_raw.csv", as_csv(columns, [score.row() for score in own]))
     else:
         (output / "metrics_raw.csv").unlink(missing_ok=True)  # of an earlier test, which these scores replace
     write_text(output / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -87,19 +166,9 @@ def as_text(summary: dict[str, dict]) -> str:
     """What test.py prints of a summary: the table and, with raw scans, a second one and the scans that failed."""
     if "raw" not in summary:
         return as_table(summary)
-    failed = [f"failed: {case_id}: {reason}" for case_id, reason in summary["raw"]["failed"].items()]
+    failed = list(failure_lines(summary["raw"]["failed"]))
     return "\n".join(
         ["at the resolution of the crops", as_table(summary), "", "at the scans' own resolution"]
         + ([table] if (table := as_table(summary["raw"])) else ["no scan was scored"])
         + failed
     )
-
-
-def _as_csv(columns: Sequence[str], scores: Sequence[Score]) -> str:
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=columns, lineterminator="\n")
-    writer.writeheader()
-    for score in scores:
-        row = score.row().items()
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row})
-    return table.getvalue()

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets.crop import unmap_window
-from evaluation.inference import Prediction
-from evaluation.metrics import Score
-from reports.cases import CaseView, Column, ReportCase, encode_case, write_case_report
+from reports.cases import CaseView, Column, write_case_report
 
 COLUMNS = (
     Column("id", "Scan"),
@@ -33,23 +30,6 @@ COLUMNS = (
     Column("kind", "Truth", help="Whether the scan has a lesion, by its true mask."),
     Column("split", "Split", help="Key in DATASET.SPLIT."),
 )
-
-
-def view_of(prediction: Prediction, score: Score) -> CaseView:
-    """A tested scan as the page shows it, with its score at the resolution of the crop."""
-    volumes, grid = prediction.volumes, prediction.volumes.grid
-    known = score.counts is not None
-    return encode_case(
-        ReportCase(
-            id=prediction.case.id,
-            grid=grid.upright(),
-            hu=unmap_window(grid.uprighted(volumes.image)),
-            predicted=grid.uprighted(prediction.mask),
-            true=grid.uprighted(volumes.lesion > 0) if known else None,
-            lung=grid.uprighted(volumes.lung),
-            values=score.row(),
-        )
-    )
 
 
 def write_score_report(path: Path, views: Sequence[CaseView], facts: Mapping[str, str]) -> None:

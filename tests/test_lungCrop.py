@@ -7,6 +7,7 @@ import SimpleITK as sitk
 import torch
 
 import lungCrop
+from datasets import lung_finders
 from datasets.crop import recorded_window
 from tests.several import on_processes
 from tests.volumes import geometry, pixels, write, write_dicom
@@ -144,7 +145,7 @@ def test_labels_are_matched_by_name_and_the_rest_is_warned_of(scans, tmp_path, c
     assert cropped(scans / "ct", tmp_path / "cohort", "--labels", str(labels)) == 0
     captured = capsys.readouterr()
     assert "2 with a lesion label" in captured.out
-    assert "1 label file(s) belong to no scan, the first" in captured.err
+    assert "1 label file(s) match no scan, the first" in captured.err
     assert "1 scan(s) have no label, the first healthy_000" in captured.err
     assert written(tmp_path / "cohort" / "lesion") == ["diseased_000.nii.gz", "diseased_001.nii.gz"]
 
@@ -180,7 +181,7 @@ def test_without_weights_and_network_one_line_names_the_ways_out(scans, tmp_path
 
 def test_with_everything_done_no_weights_are_needed(scans, tmp_path, monkeypatch):
     assert cropped(scans / "ct", tmp_path / "cohort") == 0
-    monkeypatch.setattr(lungCrop, "load_lungmask", lambda *_, **__: pytest.fail("not needed"))
+    monkeypatch.setattr(lung_finders, "load_lungmask", lambda *_, **__: pytest.fail("not needed"))
     assert cropped(scans / "ct", tmp_path / "cohort", "--lungs", "lungmask") == 0
 
 

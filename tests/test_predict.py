@@ -14,8 +14,10 @@ import lungCrop
 import post_processing
 import predict
 import test
+from datasets import lung_finders
 from datasets.crop import CROP_SIZE
-from evaluation import prediction_folder
+from datasets.lungs import segment_by_threshold
+from evaluation import lesion_segmenter, prediction_folder
 from evaluation.burden import NOTICE
 from models import Segmenter
 from tests import reference
@@ -202,14 +204,14 @@ def test_masks_of_another_model_are_not_in_the_summary(scans, model, tmp_path, c
 def test_an_interrupted_run_loses_nothing_and_the_next_one_completes_it(scans, model, tmp_path, monkeypatch):
     undisturbed = tmp_path / "undisturbed"
     assert predicted(scans, model, undisturbed, report=True) == 0
-    output, write_results = tmp_path / "out", predict.write_results
+    output, write_results = tmp_path / "out", prediction_folder.write_results
 
     def interrupted(row, *rest):
         if row["id"] == "diseased_001":
             raise KeyboardInterrupt
         write_results(row, *rest)
 
-    monkeypatch.setattr(predict, "write_results", interrupted)
+    monkeypatch.setattr(prediction_folder, "write_results", interrupted)
     assert run(lambda: predicted(scans, model, output, report=True)) == 130
     assert list(rows(output)) == ["diseased_000"]
     assert not (output / "report.html").exists()
@@ -341,9 +343,7 @@ def test_an_export_of_patients_studies_and_series_is_done_series_by_series(phant
     assert sorted(path.name for path in (tmp_path / "cohort" / "images").iterdir()) == [f"{i}.nii.gz" for i in ids]
 
 
-def test_a_series_that_no_segmentation_can_be_made_of_fails_before_anything_is_written(
-    phantoms, model, tmp_path, capsys
-):
+def test_a_dicom_seg_that_cannot_be_made_does_not_cost_the_mask(phantoms, model, tmp_path, capsys):
     raw = tmp_path / "raw"
     mixed_scans(phantoms, raw)
     path = next((raw / "three").iterdir())
@@ -351,18 +351,24 @@ def test_a_series_that_no_segmentation_can_be_made_of_fails_before_anything_is_w
     del data.FrameOfReferenceUID
     data.save_as(path)
     assert predicted(raw, model, tmp_path / "out", "--dicom-seg") == 1
-    assert f"failed: three: {path}: has no valid FrameOfReferenceUID" in capsys.readouterr().out
-    assert not (tmp_path / "out" / "masks" / "three.nii.gz").exists()
+    out = capsys.readouterr().out
+    assert f"failed: three: mask written, DICOM SEG not: {path}: has no valid FrameOfReferenceUID" in out
+    assert "3 of 3 scans have a mask" in out
+    assert (tmp_path / "out" / "masks" / "three.nii.gz").is_file()
+    assert not (tmp_path / "out" / "dicom_seg").exists()
     assert predicted(raw, model, tmp_path / "out") == 0
+    assert "3 had it before" in capsys.readouterr().out
 
 
 def test_a_published_segmenter_has_the_published_defaults_and_options_for_others(scans, tmp_path, monkeypatch, capsys):
     path = tmp_path / "checkpointU_1.pth"
     torch.save(reference.published_state(reference.load("segmenter_base4")), path)
     seen = []
-    prepare = predict.prepare_scan
+    prepare = lesion_segmenter.prepare_scan
     monkeypatch.setattr(
-        predict, "prepare_scan", lambda scan, cropper, *rest: seen.append(cropper) or prepare(scan, cropper, *rest)
+        lesion_segmenter,
+        "prepare_scan",
+        lambda scan, cropper, *rest: seen.append(cropper) or prepare(scan, cropper, *rest),
     )
     scan = scans / "healthy_000.nii.gz"
     options = ["--size", 16, 32, 32, "--window", -1000, 100, "--normalization", "window"]
@@ -370,9 +376,10 @@ def test_a_published_segmenter_has_the_published_defaults_and_options_for_others
     assert (seen[0].size, seen[0].window) == ((16, 32, 32), (-1000, 100))
     made_by = summary(tmp_path / "a")["made_by"]
     assert (made_by["size"], made_by["window"], made_by["normalization"]) == ([16, 32, 32], [-1000, 100], "window")
-    monkeypatch.setattr(predict, "predict_scans", lambda scans, lungs, cropper, *rest: seen.append(cropper) or {})
-    with pytest.raises(KeyError):  # no scan was predicted, and has a row
-        predicted(scan, path, tmp_path / "b")
+    monkeypatch.setattr(
+        predict, "predict_folder", lambda scans, lungs, segmenter, *rest: seen.append(segmenter.cropper) or {}
+    )
+    predicted(scan, path, tmp_path / "b")
     assert (seen[1].size, seen[1].window) == (CROP_SIZE, (-1250, 250))
     assert summary(tmp_path / "b")["made_by"]["normalization"] == "minmax"
 
@@ -394,7 +401,7 @@ def test_what_a_user_got_wrong_is_one_line_before_any_scan_is_read(
     scans, model, tmp_path, monkeypatch, arguments, message, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(predict, "prepare_scan", lambda *_: pytest.fail("not read yet"))
+    monkeypatch.setattr(lesion_segmenter, "prepare_scan", lambda *_: pytest.fail("not read yet"))
     command = ["scans", "--model-path", str(model), "--output", "out", "--lungs", "threshold", "--device", "cpu"]
     before = sorted(tmp_path.rglob("*"))
     assert run(lambda: predict.main([*command, "--quiet", *arguments])) == 1
@@ -432,9 +439,9 @@ def test_a_scan_without_its_lung_mask_is_named(phantoms, scans, model, tmp_path,
 
 
 def test_with_everything_done_no_weights_are_needed(scans, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(lungCrop, "load_lungmask", lambda *_, **__: lungCrop.segment_by_threshold)
+    monkeypatch.setattr(lung_finders, "load_lungmask", lambda *_, **__: segment_by_threshold)
     assert predicted(scans, model, tmp_path / "out", lungs="lungmask") == 0
-    monkeypatch.setattr(lungCrop, "load_lungmask", lambda *_, **__: pytest.fail("not needed"))
+    monkeypatch.setattr(lung_finders, "load_lungmask", lambda *_, **__: pytest.fail("not needed"))
     assert predicted(scans, model, tmp_path / "out", lungs="lungmask") == 0
 
 

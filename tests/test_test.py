@@ -10,6 +10,7 @@ from scipy import ndimage
 
 import post_processing
 import test
+from evaluation import results
 from models import Discriminator, Generator, Segmenter, load_published
 from tests import reference
 from tests.several import on_processes
@@ -122,9 +123,11 @@ def test_the_intensity_settings_come_from_the_model(config, cohort, tmp_path):
 @pytest.mark.parametrize("with_generator", [False, True])
 def test_figures_have_the_columns_of_the_papers(config, model, tmp_path, monkeypatch, with_generator):
     drawn = {}
-    save = test.save_case_figure
+    save = results.save_case_figure
     monkeypatch.setattr(
-        test, "save_case_figure", lambda columns, *rest: drawn.update({rest[-1].stem: columns}) or save(columns, *rest)
+        results,
+        "save_case_figure",
+        lambda columns, *rest: drawn.update({rest[-1].stem: columns}) or save(columns, *rest),
     )
     arguments = ["--save-vis", "--split", "VALID", "VALIDH"]
     if with_generator:

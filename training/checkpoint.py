@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models import Generator, Segmenter, load_published
 from models.published import is_published, without_wrappers
 from utils.checksums import check_listed
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, one_line
 from utils.files import atomic_write
 from utils.torch_files import TorchFileError, read_torch_file
 
@@ -162,7 +162,7 @@ def save(content: Mapping[str, Any], path: Path) -> None:
         with atomic_write(path) as temporary:
             torch.save(dict(content), temporary)
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise CheckpointError(f"{path}: cannot be written ({reason}); check the folder and the disk") from None
 
 
@@ -367,7 +367,7 @@ def _fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise CheckpointError(f"{path}: does not fit ({reason}); check MODEL.WIDTH and IMAGE.SLICES") from None
 
 

@@ -13,7 +13,7 @@ import torch
 
 from configs.settings import CONSTRAINTS, ImageSettings, Settings, parse_settings
 from datasets.cohort import Case
-from datasets.crop import WINDOW
+from datasets.window import WINDOW
 from evaluation.burden import NOTICE
 from evaluation.metrics import THRESHOLD
 from models import Segmenter

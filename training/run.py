@@ -51,7 +51,7 @@ from training.optimise import (
 from training.signals import StopSignal
 from training.validation import DICE, validate
 from utils import distributed
-from utils.errors import CheckpointError, SettingsError, TrainingError
+from utils.errors import CheckpointError, SettingsError, TrainingError, one_line
 from utils.files import write_text
 from utils.memory import keep_freed_memory
 
@@ -329,7 +329,7 @@ class TrainingRun:
             self.iteration = state["iteration"]
             positions = dict(state["position"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise CheckpointError(
                 f"{self.folder}: its state does not fit these settings ({reason}); resume with its settings.yaml"
             ) from None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from configs.settings import Settings
 from datasets.cohort import Case
-from evaluation.inference import predict_scans
+from evaluation.inference import predict_cohort
 from evaluation.metrics import summarise
 from models import Segmenter
 from utils import distributed
@@ -30,7 +30,7 @@ def validate(segmenter: Segmenter, cohort: Mapping[str, Sequence[Case]], setting
     values: dict[str, float] = {}
     for split in ("VALID", "VALIDH", "VALIDWL"):
         mine = distributed.shard(cohort.get(split, ()))
-        predictions = predict_scans(segmenter, mine, split, settings.image.normalization, settings.solver.precision)
+        predictions = predict_cohort(segmenter, mine, split, settings.image.normalization, settings.solver.precision)
         summary = summarise(distributed.unshard([prediction.score for prediction in predictions]))
         if summary["lesion"]["scans"]:
             values[DICE] = summary["lesion"]["dice"]["mean"]

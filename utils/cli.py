@@ -12,7 +12,6 @@ from typing import TextIO
 
 import torch
 
-from datasets.io.grid import MAX_VOXELS
 from utils import distributed
 from utils.errors import GasnetError
 from utils.manifest import project_version
@@ -50,23 +49,6 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``."""
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes CUDA where there is one (default)"
-    )
-
-
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Add ``--series`` and ``--max-voxels``, which say how raw scans are read."""
-    parser.add_argument(
-        "--series",
-        metavar="UID|NUMBER|TEXT",
-        help="of DICOM folders with several CT series, take the one with this SeriesInstanceUID, SeriesNumber or part "
-        "of its SeriesDescription (default: the one with the most slices)",
-    )
-    parser.add_argument(
-        "--max-voxels",
-        type=int,
-        default=MAX_VOXELS,
-        metavar="N",
-        help=f"refuse larger volumes before taking memory for them (default {MAX_VOXELS}, 512x512x2048)",
     )
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from utils.errors import GasnetError
+from utils.errors import GasnetError, one_line
 from utils.files import lock_folder
 
 T = TypeVar("T")
@@ -163,7 +163,7 @@ def _exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise GasnetError(
             f"lost another process of this command ({reason}); if it printed no error, check what killed it: memory, "
             "time limits, the network"

@@ -32,3 +32,8 @@ class CheckpointError(GasnetError):
 
 class TrainingError(GasnetError):
     """Training cannot go on."""
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Flatten the text of an error into one line of at most `limit` characters; its type if it has no text."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.errors import one_line
+
 
 class TorchFileError(ValueError):
     """A file of torch.save is damaged or unsafe; the message says what is wrong, the file is named by who reads it."""
@@ -40,7 +42,7 @@ def read_torch_file(path: Path) -> Any:
             "not a file of torch.save, or one that holds more than tensors and plain values, which is never run"
         ) from None
     except Exception as error:  # what is not such a file makes the reader raise whatever comes to it
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = one_line(error)
         raise TorchFileError(f"damaged, or not a file of torch.save ({reason})") from None
     return content
 

@@ -22,12 +22,13 @@ from scipy import ndimage
 
 from benchmarks.speed.timing import alternate, compared
 from benchmarks.speed.worker_process import process, requests
-from datasets.crop import CROP_SIZE, LINEAR, NEAREST, Box, LungMaskCrop, crop_to_lungs, map_window
+from datasets.crop import CROP_SIZE, LINEAR, NEAREST, Box, LungMaskCrop, crop_to_lungs
+from datasets.crop_scans import crop_scans
 from datasets.io.grid import Grid
 from datasets.io.volume import read_ct, read_geometry, read_labels, read_volume, write_volume
 from datasets.lungs import segment_by_threshold
-from lungCrop import crop_scans
-from post_processing import restore_mask
+from datasets.window import map_window
+from evaluation.paste_back import restore_mask
 from utils.memory import peak_memory_mib
 
 SHAPE, QUICK_SHAPE = (300, 512, 512), (75, 128, 128)

@@ -25,10 +25,10 @@ from benchmarks.weak_supervision.rows import ROWS, row_settings
 from benchmarks.weak_supervision.table import read_results
 from configs.settings import Settings
 from datasets.cohort import Case, read_cohort
-from datasets.crop import WINDOW
 from datasets.samples import normalise, scan_input
+from datasets.window import WINDOW
 from evaluation.figures import save_figure, slice_to_show
-from evaluation.inference import predict_scans
+from evaluation.inference import predict_cohort
 from models.generator import generate_scan
 from models.objectives import synthesise
 from training.checkpoint import SegmenterInput, find_states, load_generator, load_segmenter
@@ -87,7 +87,7 @@ def _columns(case: Case, split: str, runs: Mapping[str, Settings]) -> tuple[dict
     for name, settings in runs.items():
         default = SegmenterInput(settings.image.size, WINDOW, settings.image.normalization)
         segmenter, trained_on = load_segmenter(settings.exp.folder / "segmenter_best.pth", default)
-        (prediction,) = predict_scans(segmenter, [case], split, trained_on.normalization)
+        (prediction,) = predict_cohort(segmenter, [case], split, trained_on.normalization)
         volumes = prediction.volumes
         columns.setdefault("input", normalise(volumes.image, "window"))
         columns.setdefault("true", volumes.lesion.astype(float))

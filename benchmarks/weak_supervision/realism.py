@@ -24,11 +24,11 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from benchmarks.weak_supervision.cohort import draw_variety
-from datasets.crop import WINDOW
 from datasets.io.grid import Grid
 from datasets.io.volume import read_ct
 from datasets.lungs import segment_by_threshold
 from datasets.phantom import LESION_KINDS, Phantom, make_phantom
+from datasets.window import WINDOW
 from evaluation.figures import save_figure, slice_to_show
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.files import write_text

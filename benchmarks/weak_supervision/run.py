@@ -28,8 +28,8 @@ from benchmarks.weak_supervision.cohort import SIZES, write_cohort
 from benchmarks.weak_supervision.rows import ROWS, row_settings
 from configs.settings import Settings, read_settings, recorded_settings
 from datasets.cohort import read_cohort
-from datasets.crop import WINDOW
-from evaluation.inference import predict_scans
+from datasets.window import WINDOW
+from evaluation.inference import predict_cohort
 from evaluation.metrics import summarise
 from models.layers import place
 from train import train, used_splits
@@ -81,7 +81,7 @@ def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
     scores = [
         prediction.score
         for key, cases in cohort.items()
-        for prediction in predict_scans(segmenter, cases, key, trained_on.normalization)
+        for prediction in predict_cohort(segmenter, cases, key, trained_on.normalization)
     ]
     rows = [{name: value for name, value in score.row().items() if value is not None} for score in scores]
     return {**summarise(scores), "rows": rows}

@@ -18,7 +18,7 @@ import pydicom
 from pydicom.misc import is_dicom
 
 from datasets.io.grid import Grid, check_grid
-from utils.errors import VolumeError
+from utils.errors import VolumeError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def _read_slices(folder: Path) -> tuple[list[Slice], dict[str, Path]]:
         except VolumeError:
             raise
         except Exception as error:  # pydicom raises what it comes across
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error)
             raise VolumeError(f"{path}: damaged, or not DICOM ({reason}); copy the slice again") from None
         if one is None:
             others[series] = path

@@ -20,6 +20,7 @@ from datasets.io.decoder import Decoder, DecoderError
 from datasets.io.dicom import find_series
 from datasets.io.grid import MAX_VOXELS, Grid, check_grid
 from datasets.io.text_headers import check_data_length
+from datasets.window import unmap_window
 from utils.errors import VolumeError
 from utils.files import atomic_write
 
@@ -119,10 +120,23 @@ def read_ct(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
     Raises:
         VolumeError: as `read_volume`, or the values cannot be HU.
     """
-    image = read_volume(path, reading)
+    return as_ct(path, read_volume(path, reading), reading)
+
+
+def as_ct(name: object, image: sitk.Image, reading: Reading = DEFAULT) -> sitk.Image:
+    """Check that the values of an image can be HU; map grey values back to HU if `reading` says how.
+
+    Args:
+        name: of the image, for error messages.
+        image: three-dimensional, one value per voxel.
+        reading: its `grey_window` is used.
+
+    Raises:
+        VolumeError: the values cannot be HU.
+    """
     values = sitk.GetArrayViewFromImage(image)
     lowest, highest = float(values.min()), float(values.max())
-    found = f"{path}: values of {lowest:g}..{highest:g} are not HU"
+    found = f"{name}: values of {lowest:g}..{highest:g} are not HU"
     if lowest == highest:
         raise VolumeError(f"{found}, all are the same; leave the scan out")
     if not (lowest >= _LOWEST_HU and highest <= _HIGHEST_HU):
@@ -133,8 +147,7 @@ def read_ct(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
                 f"{found}, but as if mapped to 0..255; state the HU of 0 and 255 with --grey-window, for the CovidSeg "
                 "scans from Radiopaedia -1250 250"
             )
-        low, high = reading.grey_window
-        return Grid.of(image).image((low + values.astype(np.float32) * ((high - low) / 255)).astype(np.float32))
+        return Grid.of(image).image(unmap_window(values, reading.grey_window))
     if lowest > _AIR_HU:
         raise VolumeError(f"{found} (no air): as if an intercept of -1024 were lost; restore it or leave the scan out")
     return image

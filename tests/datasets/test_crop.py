@@ -13,12 +13,12 @@ from datasets.crop import (
     bounding_box,
     crop_grid,
     crop_to_lungs,
-    map_window,
     paste_back,
     remove_small_components,
     resize,
 )
 from datasets.io.grid import Grid
+from datasets.window import map_window
 from tests import reference
 from tests.volumes import crop_to_box, geometry, image_of, pixels, refused, rotation, write
 from utils.errors import VolumeError

@@ -4,10 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import lungCrop
 import train
 from configs.settings import read_settings
-from datasets import public
+from datasets import lung_finders, public
 from datasets.cohort import read_id_list
 from datasets.public import main, make_lists
 from datasets.public_sets import PublicScan, patient_of
@@ -103,7 +102,7 @@ def lungmask(monkeypatch):
 
         return segment
 
-    monkeypatch.setattr(lungCrop, "load_lungmask", load)
+    monkeypatch.setattr(lung_finders, "load_lungmask", load)
     return found
 
 

@@ -8,6 +8,7 @@ import pytest
 from datasets.scans import result_name
 from evaluation import prediction_folder
 from evaluation.burden import NOTICE, Burden
+from evaluation.lesion_segmenter import FullSize, RawScan
 from evaluation.prediction_folder import (
     COLUMNS,
     Wanted,
@@ -21,7 +22,6 @@ from evaluation.prediction_folder import (
     write_results,
     write_summary,
 )
-from evaluation.raw_scans import FullSize, RawScan
 from reports.cases import encode_case
 from tests.volumes import image_of, pixels
 from utils.errors import VolumeError
@@ -31,7 +31,7 @@ MADE_BY = {"model": "0123456789abcdef01", "threshold": 0.5}
 
 @pytest.fixture
 def wanted(tmp_path):
-    return Wanted(tmp_path / "out", MADE_BY, 0.5, probabilities=False, dicom_seg=False, report=False)
+    return Wanted(tmp_path / "out", MADE_BY, report=False)
 
 
 def row(case_id, lesion_ml=12.0, percent=3.0, hu=-300.0, severity="CT-1"):
@@ -46,7 +46,7 @@ def found(lesion=True, probabilities=False):
 
 
 def written(wanted, case_id, scan="scan.nii.gz", one=None, values=None, view=None):
-    write_results(values or row(case_id), wanted.output / scan, one or found(), None, view, wanted)
+    write_results(values or row(case_id), wanted.output / scan, one or found(), view, wanted)
 
 
 def view_of(case_id):

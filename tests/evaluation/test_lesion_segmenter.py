@@ -1,7 +1,3 @@
-import gc
-import threading
-import weakref
-
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -9,55 +5,11 @@ import torch
 
 from datasets.crop import LungMaskCrop
 from datasets.phantom import write_phantoms
-from evaluation.raw_scans import one_ahead, predict_scan, prepare_scan
+from evaluation.lesion_segmenter import LesionSegmenter, predict_scan, prepare_scan
 from models import Segmenter
 from tests.volumes import geometry, pixels, write
+from training.checkpoint import SegmenterInput, save_segmenter
 from utils.errors import VolumeError
-
-
-class Prepared:
-    """Something that can be watched."""
-
-
-def test_one_item_is_prepared_ahead_and_no_more_than_two_are_held():
-    alive = weakref.WeakSet()
-    started, most = [], []
-
-    def prepare(item):
-        started.append(item)
-        made = Prepared()
-        alive.add(made)
-        return made
-
-    for number, (item, ready) in enumerate(one_ahead(list("abcdef"), prepare)):
-        ready.result()
-        assert item == "abcdef"[number]
-        # Nothing after the next one may be started, however long this one takes.
-        threading.Event().wait(0.05)
-        assert started == list("abcdef"[: number + 2])
-        gc.collect()
-        most.append(len(alive))
-    assert max(most) == 2
-
-
-def test_what_goes_wrong_with_an_item_is_raised_where_it_is_taken_and_the_others_go_on():
-    def prepare(item):
-        if item == 1:
-            raise VolumeError("one is bad")
-        return item * 10
-
-    found = []
-    for item, ready in one_ahead([0, 1, 2], prepare):
-        if item == 1:
-            with pytest.raises(VolumeError, match="one is bad"):
-                ready.result()
-        else:
-            found.append(ready.result())
-    assert found == [0, 20]
-
-
-def test_no_items():
-    assert list(one_ahead([], lambda item: item)) == []
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +58,7 @@ def test_a_scan_that_shows_one_value_is_refused(tmp_path):
     lung[2:6, 4:16, 4:16] = 1
     path = write(tmp_path / "flat.nii.gz", hu)
     cropper = LungMaskCrop(lambda ct: None, (8, 8, 8))
-    with pytest.raises(VolumeError, match=r"flat.nii.gz: all in the box around its lungs is the same"):
+    with pytest.raises(VolumeError, match=r"flat.nii.gz: all voxels in the box around its lungs have one value"):
         prepare_scan(path, cropper, write(tmp_path / "lung.nii.gz", lung))
 
 
@@ -118,3 +70,36 @@ def test_the_window_of_the_model_is_that_of_the_crop(phantom):
     ]
     hu = crops[0] * (1500 / 255) - 1250
     np.testing.assert_allclose(crops[1], (np.clip(hu, -1000, 0) + 1000) * 0.255, atol=0.01)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("model") / "segmenter.pth"
+    save_segmenter(path, Segmenter(2), SegmenterInput((16, 32, 32), (-1250.0, 250.0), "minmax"), 1, None)
+    return path
+
+
+def test_three_lines_segment_a_path_and_an_image_alike(phantom, model):
+    path, lungs = (phantom / kind / "diseased_000.nii.gz" for kind in ("ct", "lung"))
+    segmenter = LesionSegmenter(model, lungs="threshold", device="cpu", threshold=0.45)
+    mask = segmenter.apply(path)
+    assert geometry(mask) == geometry(path)
+    assert 0 < pixels(mask).sum() < mask.GetNumberOfPixels()
+    for scan in (str(path), sitk.ReadImage(str(path))):
+        np.testing.assert_array_equal(pixels(segmenter.apply(scan)), pixels(mask))
+    given = [pixels(segmenter.apply(path, mask)) for mask in (lungs, str(lungs), sitk.ReadImage(str(lungs)))]
+    np.testing.assert_array_equal(given[0], given[1])
+    np.testing.assert_array_equal(given[0], given[2])
+    outside = pixels(lungs) == 0
+    assert (given[0][~outside] > 0).any()
+
+
+def test_images_are_checked_like_files(phantom, model):
+    segmenter = LesionSegmenter(model, lungs="threshold", device="cpu")
+    ct = sitk.ReadImage(str(phantom / "ct" / "diseased_000.nii.gz"))
+    with pytest.raises(VolumeError, match=r"the image: values of .* are not HU"):
+        segmenter.apply(ct + 1024)
+    smaller = sitk.ReadImage(str(phantom / "lung" / "diseased_000.nii.gz"))[:, :, 1:]
+    with pytest.raises(VolumeError, match="the mask: "):
+        segmenter.apply(ct, smaller)

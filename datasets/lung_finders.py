@@ -1,0 +1,94 @@
+"""The ways of finding lungs that a command can choose by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from datasets.lungs import load_lungmask, segment_by_threshold
+from utils.checksums import sha256
+
+FindLungs = Callable[[sitk.Image], np.ndarray]
+"""From a CT in HU to lung labels, uint8 (z, y, x): 0 outside, 1 right, 2 left."""
+
+
+@dataclass(frozen=True)
+class Lungs:
+    """Where lung masks come from.
+
+    Attributes:
+        source: key of `LUNG_FINDERS`, or a folder of lung masks.
+        model: model of lungmask.
+        weights: file with the weights of that model; None downloads them on first use.
+    """
+
+    source: str = "lungmask"
+    model: str = "R231"
+    weights: Path | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of given lung masks; None if lungs are found by a method."""
+        return None if self.source in LUNG_FINDERS else Path(self.source)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether finding lungs can use a GPU."""
+        return self.folder is None and LUNG_FINDERS[self.source].on_gpu
+
+    @property
+    def name(self) -> str:
+        """What results call this source."""
+        return str(self.folder.resolve()) if self.folder else LUNG_FINDERS[self.source].name(self)
+
+    @property
+    def fingerprint(self) -> str:
+        """The name, with the checksum of given weights: results of other weights are other results."""
+        if self.source == "lungmask" and self.weights is not None and self.weights.is_file():
+            return f"lungmask {sha256(self.weights)}"
+        return self.name
+
+    def finder(self, device: torch.device) -> FindLungs:
+        """Make the function that finds lungs.
+
+        Args:
+            device: to run networks on.
+
+        Raises:
+            ValueError: lung masks are given.
+            VolumeError: the weights of lungmask are not available.
+        """
+        if self.folder is not None:
+            raise ValueError(f"lung masks are given in {self.folder}")
+        return LUNG_FINDERS[self.source].make(self, device)
+
+
+@dataclass(frozen=True)
+class LungFinder:
+    """One way of finding lungs.
+
+    Attributes:
+        make: makes the function, from the choice and the device.
+        name: what results call it.
+        on_gpu: whether it can use a GPU.
+    """
+
+    make: Callable[[Lungs, torch.device], FindLungs]
+    name: Callable[[Lungs], str]
+    on_gpu: bool = False
+
+
+LUNG_FINDERS = {
+    "lungmask": LungFinder(
+        make=lambda lungs, device: load_lungmask(lungs.model, lungs.weights, force_cpu=device.type == "cpu"),
+        name=lambda lungs: f"lungmask {lungs.model}",
+        on_gpu=True,
+    ),
+    "threshold": LungFinder(make=lambda lungs, device: segment_by_threshold, name=lambda lungs: "threshold"),
+}
+"""All ways of finding lungs, by the name that ``--lungs`` takes."""

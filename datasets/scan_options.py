@@ -1,0 +1,109 @@
+"""Command-line options of the commands that read raw scans."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from datasets.crop import CROP_SIZE
+from datasets.io.grid import MAX_VOXELS
+from datasets.io.volume import Reading
+from datasets.lung_finders import LUNG_FINDERS, Lungs
+from datasets.window import WINDOW
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add ``--series`` and ``--max-voxels``: which volumes are read."""
+    parser.add_argument(
+        "--series",
+        metavar="UID|NUMBER|TEXT",
+        help="of DICOM folders with several CT series, take the one with this SeriesInstanceUID, SeriesNumber or part "
+        "of its SeriesDescription (default: the one with the most slices)",
+    )
+    parser.add_argument(
+        "--max-voxels",
+        type=int,
+        default=MAX_VOXELS,
+        metavar="N",
+        help=f"refuse larger volumes before taking memory for them (default {MAX_VOXELS}, 512x512x2048)",
+    )
+
+
+def add_grey_window(parser: argparse.ArgumentParser) -> None:
+    """Add ``--grey-window``, for CTs that are no longer in HU."""
+    parser.add_argument(
+        "--grey-window",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="map CTs of 0..255 back to HU, of which LOW became 0 and HIGH 255 (CovidSeg's Radiopaedia: -1250 250)",
+    )
+
+
+def add_lungs(parser: argparse.ArgumentParser) -> None:
+    """Add ``--lungs``, ``--lungmask-model`` and ``--weights``: how lungs are found."""
+    parser.add_argument(
+        "--lungs",
+        default="lungmask",
+        metavar="|".join((*LUNG_FINDERS, "DIR")),
+        help="how the lungs are found: the network of lungmask (default), classical thresholding, or masks in a folder",
+    )
+    add_lungmask(parser)
+
+
+def add_lungmask(parser: argparse.ArgumentParser) -> None:
+    """Add ``--lungmask-model`` and ``--weights``."""
+    parser.add_argument("--lungmask-model", default="R231", help="model of lungmask (default R231)")
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="weights of lungmask, if they cannot be downloaded"
+    )
+
+
+def add_crop_size(parser: argparse.ArgumentParser) -> None:
+    """Add ``--size``, the size of the crops."""
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=3,
+        default=CROP_SIZE,
+        metavar=("DEPTH", "HEIGHT", "WIDTH"),
+        help="voxels of a crop (default {} {} {})".format(*CROP_SIZE),
+    )
+
+
+def add_window(parser: argparse.ArgumentParser) -> None:
+    """Add ``--window``, the HU window of the crops."""
+    parser.add_argument(
+        "--window",
+        type=float,
+        nargs=2,
+        default=WINDOW,
+        metavar=("LOW", "HIGH"),
+        help="HU that become 0 and 255, as in IMAGE.WINDOW of the settings (default {:g} {:g})".format(*WINDOW),
+    )
+
+
+def check_size(parser: argparse.ArgumentParser, size: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return ``--size`` as a tuple; a size that no crop can have is a usage error."""
+    if min(size) < 2:
+        parser.error("--size needs at least 2 voxels along each axis")
+    return tuple(size)
+
+
+def check_window(parser: argparse.ArgumentParser, option: str, window: tuple[float, float]) -> tuple[float, float]:
+    """Return a window as a tuple; one that is empty or infinite is a usage error."""
+    if not -math.inf < window[0] < window[1] < math.inf:
+        parser.error(f"{option} needs the lower HU first")
+    return tuple(window)
+
+
+def chosen_reading(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Reading:
+    """How raw scans are read, from the options of `add_reading` and `add_grey_window`."""
+    window = getattr(options, "grey_window", None)
+    return Reading(options.max_voxels, options.series, window and check_window(parser, "--grey-window", window))
+
+
+def chosen_lungs(options: argparse.Namespace) -> Lungs:
+    """Where lung masks come from, from the options of `add_lungs`."""
+    return Lungs(options.lungs, options.lungmask_model, options.weights)

@@ -1,0 +1,212 @@
+"""Segment lesions in raw chest CTs: lungs, crop, S, and back onto the scan's grid.
+
+    segmenter = LesionSegmenter("segmenter_best.pth")
+    mask = segmenter.apply("scan.nii.gz")
+
+The steps are those of lungCrop.py, test.py and post_processing.py, and so are the masks, voxel for voxel.
+"""
+
+from __future__ import annotations
+
+import time
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from datasets.crop import LungMaskCrop, crop_to_mask, paste_back, paste_probabilities_back, remove_small_components
+from datasets.io.grid import Grid
+from datasets.io.volume import DEFAULT, Reading
+from datasets.lung_finders import Lungs
+from datasets.lungs import with_sides
+from evaluation.burden import Burden, measure_burden
+from evaluation.inference import segment
+from evaluation.metrics import THRESHOLD
+from models import Segmenter
+from models.layers import place
+from training.checkpoint import SegmenterInput, find_segmenter, load_segmenter
+from training.model_card import PUBLISHED_INPUT
+from utils.cli import choose_device
+from utils.errors import VolumeError
+
+
+@dataclass(frozen=True)
+class RawScan:
+    """A scan that is ready for S.
+
+    Attributes:
+        ct: in HU, in its own orientation.
+        lungs: uint8 (z, y, x) on the CT's grid: 0 outside, 1 right, 2 left, 3 lung of unknown side; without the small
+            components that the crop drops.
+        image: the crop, float32, 0..255.
+        lung: the crop of the lung mask, uint8, 0 or 1.
+        seconds: time taken to prepare it.
+    """
+
+    ct: sitk.Image
+    lungs: np.ndarray
+    image: sitk.Image
+    lung: sitk.Image
+    seconds: float
+
+    @property
+    def hu(self) -> np.ndarray:
+        """The CT's values, (z, y, x), not copied."""
+        return sitk.GetArrayViewFromImage(self.ct)
+
+
+@dataclass(frozen=True)
+class FullSize:
+    """The prediction for a raw scan, on the scan's grid.
+
+    Attributes:
+        mask: uint8, 0 or 1.
+        probabilities: float32, from which the mask is cut; None if not requested.
+        burden: volumes and shares of the mask.
+    """
+
+    mask: sitk.Image
+    probabilities: sitk.Image | None
+    burden: Burden
+
+
+def prepare_scan(scan: Path | sitk.Image, cropper: LungMaskCrop, lungs: Path | sitk.Image | None = None) -> RawScan:
+    """Read a CT, find its lungs and crop it.
+
+    Args:
+        scan: CT in HU in any orientation: a file, a folder with a DICOM series, or an image.
+        cropper: reads, finds lungs, and sets the size and window of the crop.
+        lungs: lung labels on the CT's grid; None finds the lungs.
+
+    Raises:
+        VolumeError: as `LungMaskCrop.crop`, or all voxels of the crop have one value.
+    """
+    start = time.monotonic()
+    name = "the image" if isinstance(scan, sitk.Image) else scan
+    ct, labels = cropper.read(scan, lungs)
+    labels[~remove_small_components(labels)] = 0
+    try:
+        image, lung = crop_to_mask(ct, labels, size=cropper.size, window=cropper.window)
+    except VolumeError as error:
+        raise VolumeError(f"{name}: {error}") from None
+    values = sitk.GetArrayViewFromImage(image)
+    if values.min() == values.max():
+        raise VolumeError(f"{name}: all voxels in the box around its lungs have one value; leave the scan out")
+    # A lung finder labels the sides; given masks may not.
+    labels = labels if lungs is None else with_sides(labels, Grid.of(ct))
+    return RawScan(ct, labels, image, lung, time.monotonic() - start)
+
+
+def predict_scan(
+    segmenter: Segmenter,
+    scan: RawScan,
+    normalization: str,
+    threshold: float = THRESHOLD,
+    with_probabilities: bool = False,
+) -> FullSize:
+    """Run S on the crop of a scan and paste its output back onto the scan's grid.
+
+    Args:
+        segmenter: S, on its device.
+        scan: the prepared scan.
+        normalization: IMAGE.NORMALIZATION of the training.
+        threshold: probabilities above it are lesion.
+        with_probabilities: return the probabilities, too (4 bytes per voxel).
+    """
+    image, lung = (sitk.GetArrayViewFromImage(crop) for crop in (scan.image, scan.lung))
+    crop = Grid.of(scan.image).image(segment(segmenter, image, lung, normalization))
+    grid = Grid.of(scan.ct)
+    mask = paste_back(crop, grid, threshold)
+    lesion = sitk.GetArrayViewFromImage(mask) > 0
+    return FullSize(
+        mask,
+        paste_probabilities_back(crop, grid) if with_probabilities else None,
+        measure_burden(lesion, scan.lungs, scan.hu, grid.voxel_ml),
+    )
+
+
+class LesionSegmenter:
+    """A trained segmenter, ready for raw chest CTs.
+
+    Args:
+        model: checkpoint of a segmenter, folder of a run or a release, or a published ``checkpointU_*.pth``.
+        lungs: how lungs are found: ``"lungmask"`` (downloads its weights on first use), ``"threshold"``, or `Lungs`.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+        threshold: probabilities above it are lesion.
+        reading: how files are read.
+        assumed: input of the segmenter if its file does not say it, as published ones do not.
+
+    Raises:
+        CheckpointError: the model cannot be read.
+        GasnetError: there is no such device.
+    """
+
+    def __init__(
+        self,
+        model: Path | str,
+        lungs: Lungs | str = "lungmask",
+        device: str = "auto",
+        threshold: float = THRESHOLD,
+        reading: Reading = DEFAULT,
+        assumed: SegmenterInput = PUBLISHED_INPUT,
+    ) -> None:
+        self.model = find_segmenter(Path(model))
+        segmenter, self.trained_on = load_segmenter(self.model, assumed)
+        self.device = choose_device(device)
+        self.segmenter = place(segmenter, self.device)
+        self.lungs = Lungs(lungs) if isinstance(lungs, str) else lungs
+        self.threshold = threshold
+        self.reading = reading
+
+    @cached_property
+    def cropper(self) -> LungMaskCrop:
+        """Reads scans, finds lungs and crops; made on first use, since lungmask may download weights."""
+        finder = self.lungs.finder(self.device) if self.lungs.folder is None else None
+        return LungMaskCrop(finder, self.trained_on.size, self.reading, self.trained_on.window)
+
+    def apply(self, scan: Path | str | sitk.Image, lungs: Path | str | sitk.Image | None = None) -> sitk.Image:
+        """Segment the lesions of a CT.
+
+        Args:
+            scan: CT in HU: a file, a folder with a DICOM series, or an image.
+            lungs: lung mask on the CT's grid; None finds the lungs.
+
+        Returns:
+            uint8, 0 or 1, with the CT's size, spacing, origin and direction.
+
+        Raises:
+            VolumeError: the CT cannot be read, is not in HU, or shows no lung.
+        """
+        return self.predict(self.prepare(scan, lungs)).mask
+
+    def prepare(
+        self,
+        scan: Path | str | sitk.Image,
+        lungs: Path | str | sitk.Image | None = None,
+        series: str | None = None,
+    ) -> RawScan:
+        """Read, find lungs and crop; may run in a thread of its own.
+
+        Args:
+            scan: as for `apply`.
+            lungs: as for `apply`.
+            series: SeriesInstanceUID to take from a DICOM folder; None leaves the choice to `reading`.
+
+        Raises:
+            VolumeError: as `apply`.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # per thread
+        cropper = self.cropper
+        if series is not None:
+            cropper = copy(cropper)
+            cropper.reading = replace(self.reading, series=series)
+        return prepare_scan(Path(scan) if isinstance(scan, str) else scan, cropper, lungs)
+
+    def predict(self, scan: RawScan, with_probabilities: bool = False) -> FullSize:
+        """Run S on a prepared scan; returns mask, burden and, on request, probabilities on the scan's grid."""
+        return predict_scan(self.segmenter, scan, self.trained_on.normalization, self.threshold, with_probabilities)
