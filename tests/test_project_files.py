@@ -141,6 +141,7 @@ def test_the_environment_of_the_image_is_made_from_what_was_copied_before(tmp_pa
             break
     calls = log.read_text()
     assert f"install --quiet --disable-pip-version-check -r {image}/requirements.txt" in calls
+    assert "requirements-dev" not in calls
     assert "--force-reinstall --no-deps opencv-python-headless==4.13" in calls
     assert (image / ".venv" / "bin" / "python").exists()
 
