@@ -36,12 +36,11 @@ def test_the_map_lists_every_script_and_folder_of_modules_and_only_what_exists()
     there = {path if "/" not in path else path.rpartition("/")[0] + "/" for path in modules()}
     assert {"train.py", "models/", "datasets/io/"} <= there
     assert there - set(listed) == set()
+    assert [path for path in listed if not (ROOT / path).exists()] == []
     for paths, content in rows:
-        folder = re.findall(r"`([^`]+)`", paths)[0]
-        for name in listed + [
-            name if (ROOT / name).exists() else folder + name for name in re.findall(r"`([\w./]+)`", content)
-        ]:
-            assert (ROOT / name).exists(), name
+        folder = re.search(r"`([^`]+)`", paths)[1]
+        for name in re.findall(r"`([\w/]+\.\w+|[\w/]+/)`", content):
+            assert (ROOT / name).exists() or (ROOT / folder / name).exists(), name
 
 
 def instructions():
