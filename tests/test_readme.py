@@ -4,11 +4,19 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
+
+from datasets.lungs import segment_by_threshold
+from models import Segmenter
+from tests.volumes import geometry
+from training.checkpoint import SegmenterInput, save_segmenter
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -48,6 +56,20 @@ def test_the_steps_in_the_docs_run_as_they_stand_there(tmp_path):
     assert (example / "output").is_dir()
     assert len(list((example / "masks").glob("*.nii.gz"))) == 1
     assert (example / "test" / "metrics.csv").is_file()
+
+
+def test_the_readme_segments_a_scan_in_python(tmp_path, monkeypatch, phantoms):
+    scan = next((phantoms / "ct").glob("diseased_*"))
+    shutil.copy(scan, tmp_path / "scan.nii.gz")
+    small = SegmenterInput((16, 32, 32), (-1250.0, 250.0), "minmax")
+    save_segmenter(tmp_path / "segmenter_best.pth", Segmenter(2), small, None, None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.crop.load_lungmask", lambda: segment_by_threshold)  # needs no weights
+    (code,) = code_blocks(ROOT / "README.md", "python")
+    found = {}
+    exec(code, found)
+    assert geometry(scan) == geometry(found["mask"])
+    assert set(np.unique(sitk.GetArrayFromImage(found["mask"]))) <= {0, 1}
 
 
 def headings(page):
