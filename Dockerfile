@@ -1,7 +1,7 @@
 # GASNet in a container. For research use only; not a medical device.
 #
-# Written where no container engine was at hand: the steps are tested one by one (tests/test_project_files.py), the
-# image as a whole has not been built there.
+# The steps are tested one by one (tests/test_project_files.py); the image as a whole has never been built, for want of
+# a container engine.
 #
 #     docker build -t gasnet .
 #     docker run --rm gasnet train.py --help
@@ -9,12 +9,12 @@
 #         -v /data/covid:/data -v "$PWD/output:/output" \
 #         gasnet train.py --config-path configs/Gan.yaml --is-validation DATASET.ROOT=/data EXP.OUTPUT_DIR=/output
 #
-# Without a GPU leave --gpus out; with one, the host needs the NVIDIA Container Toolkit and nothing else of CUDA, which
-# comes with PyTorch. Mounted folders are written as the user that --user names. lungmask fetches its weights to
-# /tmp/.cache/torch; mount a folder there (-v "$HOME/.cache/torch:/tmp/.cache/torch") to fetch them once.
+# Omit --gpus to run on the CPU. A GPU needs the NVIDIA Container Toolkit on the host; CUDA itself comes with PyTorch.
+# Mounted folders are written as the user given by --user. lungmask downloads its weights to /tmp/.cache/torch; mount a
+# folder there (-v "$HOME/.cache/torch:/tmp/.cache/torch") to keep them.
 FROM python:3.12-slim
 
-# HOME may be written by whichever user --user names; USER, as some libraries ask for a name that it need not have.
+# Any user given by --user can write to HOME. Some libraries need USER, since that user may have no name.
 ENV PIP_NO_CACHE_DIR=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -22,8 +22,8 @@ ENV PIP_NO_CACHE_DIR=1 \
     USER=gasnet
 WORKDIR /gasnet
 
-# The environment first: it is built again only when the requirements change. The script also sees to it that the
-# OpenCV without windows wins, so no libGL is needed.
+# The environment first, so that it is rebuilt only when the requirements change. The script installs the headless
+# OpenCV, which needs no libGL.
 COPY requirements.txt ./
 COPY scripts/environment.sh scripts/
 RUN sh scripts/environment.sh

@@ -1,20 +1,19 @@
 #!/bin/sh
 # The whole method on synthetic chest CTs, on the CPU, in minutes: sh demo.sh [FOLDER]
-# Phantoms -> crop -> splits -> training -> test -> masks on the scans' own grids; then a GASNet that was trained on a
-# GPU (pretrained/phantoms) on crops of the published size. FOLDER (default: demo/ in the project's folder) is made
-# anew.
+# Phantoms -> crop -> splits -> training -> test -> masks on the scans' own grids; then a GASNet trained on a GPU
+# (pretrained/phantoms) on crops of the published size. FOLDER (default: demo/ in the project's folder) is replaced.
 set -eu
 root=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$root/scripts/environment.sh"
 
 folder=${1:-"$root/demo"}
 if [ -e "$folder" ] && [ ! -e "$folder/demo.txt" ]; then
-    fail "$folder exists and is not a demo's; name another folder"
+    fail "$folder exists and was not made by demo.sh; name another folder"
 fi
 rm -rf "$folder"
 mkdir -p "$folder"
 folder=$(CDPATH= cd -- "$folder" && pwd)
-echo "Made by demo.sh, which removes this folder when it runs again." > "$folder/demo.txt"
+echo "Made by demo.sh, which replaces this folder when it runs again." > "$folder/demo.txt"
 config="$root/configs/demo.yaml"
 set -- "EXP.OUTPUT_DIR=$folder/output" "DATASET.ROOT=$folder/cohort"
 run="$folder/output/demo_recons_origImgToD_genImgToD_perception_MIL"
@@ -32,7 +31,7 @@ echo "3/7 splits: which scans train, validate and test"
     --labeled 14 --valid 6 --validh 2 --test 8 --testh 4
 
 echo "4/7 training: train.py"
-# The untrained segmenter is the one that the same seed starts from; its learning rate is next to nothing.
+# The untrained segmenter: one iteration from the same seed, with a learning rate of almost zero.
 "$python" train.py --config-path "$config" --device cpu --quiet "$@" "EXP.OUTPUT_DIR=$folder/untrained" EXP.ID=demo \
     SOLVER.ITER_MAX=1 SOLVER.OPTIMIZER.U.LR=1e-12
 "$python" train.py --config-path "$config" --device cpu --is-validation "$@"
@@ -75,9 +74,9 @@ cat <<END
 
 masks on the scans' own grids:  $folder/masks
 scans to lay them over:         $folder/raw/ct
-table, a row a scan:            $folder/test/metrics.csv
-page of the test scans:         $folder/test/report.html
-page of the training:           $run/report.html
+table, one row per scan:        $folder/test/metrics.csv
+report of the test:             $folder/test/report.html
+report of the training:         $run/report.html
 figures of the test scans:      $folder/test/figures
 pictures of the training:       $run/pictures
 the GASNet trained on a GPU:    $large/test/report.html

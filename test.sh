@@ -1,8 +1,8 @@
 #!/bin/sh
 # Tests a segmenter: sh test.sh [CONFIG] [MODEL] [KEY=VALUE ...] [--split TEST] [--save-vis] ...
-# CONFIG is configs/Gan.yaml unless another is given, MODEL (a file, or the folder of a
-# release or a run) the best segmenter of that config's run. Results go to
-# the folder test/ beside the model unless --output names another. Everything else goes to test.py.
+# CONFIG: default configs/Gan.yaml. MODEL: a segmenter file, or the folder of a run or a release; default: the best
+# segmenter of the config's run. Results go to test/ beside the model, or to --output. All other arguments are passed
+# to test.py.
 set -eu
 root=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$root/scripts/environment.sh"

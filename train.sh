@@ -1,6 +1,6 @@
 #!/bin/sh
 # Trains GASNet, with validation: sh train.sh [CONFIG] [KEY=VALUE ...] [--resume] [--quiet] ...
-# CONFIG is configs/Gan.yaml unless another is given; everything else goes to train.py.
+# CONFIG: default configs/Gan.yaml. All other arguments are passed to train.py.
 set -eu
 root=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 . "$root/scripts/environment.sh"

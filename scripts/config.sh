@@ -1,4 +1,4 @@
-# Sourced by train.sh and test.sh: takes the config from the front of the arguments, configs/Gan.yaml if none is there.
+# Sourced by train.sh and test.sh: sets $config to the first argument if that is a YAML file, else to configs/Gan.yaml.
 
 config="$root/configs/Gan.yaml"
 case "${1-}" in

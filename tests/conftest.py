@@ -106,9 +106,15 @@ def run_folder(tmp_path):
     return Path(tmp_path) / "output" / "sample1_recons_origImgToD_genImgToD_perception_MIL"
 
 
-def pytest_collection_modifyitems(items):
-    """Let reports of tests carry the cases of docs/faults.md that they show."""
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skip slow tests unless asked for, and attach the cases of docs/faults.md to the tests that show them."""
     for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow; runs with --slow"))
         for mark in item.iter_markers("fault"):
             item.user_properties.append(("fault", case_of(mark.args[0])))
 

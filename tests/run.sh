@@ -1,11 +1,13 @@
 #!/bin/sh
-# Checks style and runs all tests: sh tests/run.sh [PYTEST ARGUMENTS]
+# Checks style and runs the tests: sh tests/run.sh [--slow] [PYTEST ARGUMENTS]
+# --slow includes the tests that only a release needs.
 set -eu
 root=$(CDPATH= cd -- "$(dirname -- "$0")/.." && pwd)
+development=yes
 . "$root/scripts/environment.sh"
 
 cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-# A process a core, each with whole files of tests, whose fixtures are then made once.
+# One process per core. A file's tests share a process, so that its fixtures are made once.
 exec "$python" -m pytest -n auto --dist loadfile "$@"

@@ -1,6 +1,5 @@
-"""The files around the code: contributor page, container, citation, changelog."""
+"""The files around the code: the map, the container, the citation, the changelog."""
 
-import ast
 import re
 import shutil
 import subprocess
@@ -19,52 +18,29 @@ def read(name):
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def houses():
-    """Every Python file but __init__.py, and every folder that holds files, outside of tests."""
-    found = set()
-    for path in ROOT.rglob("*"):
-        parts = path.relative_to(ROOT).parts
-        if parts[0] in PASSED_OVER or any(part.startswith((".", "__")) for part in parts):
-            continue
-        name = "/".join(parts)
-        if path.suffix == ".py":
-            found.add(name)
-        elif path.is_dir() and any(p.is_file() for p in path.iterdir()):
-            found.add(name + "/")
-    return found
+def modules():
+    """Every Python file outside of tests, as a path in the project."""
+    found = (path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+    return {
+        path.as_posix()
+        for path in found
+        if path.parts[0] not in PASSED_OVER and not any(part.startswith((".", "__")) for part in path.parts[:-1])
+    }
 
 
-def test_every_file_is_in_the_map_and_the_map_names_nothing_else():
+def test_the_map_lists_every_script_and_folder_of_modules_and_only_what_exists():
     lines = read("CONTRIBUTING.md").split("## Map")[1].split("\n## ")[0].splitlines()
-    rows = [re.match(r"\| `([^`]+)` \| (.+) \|$", line) for line in lines if line.startswith("| `")]
-    assert None not in rows
-    names = [row[1] for row in rows]
-    assert len(names) == len(set(names))
-    there = houses()
-    assert {"train.py", "models/losses.py", "datasets/", "benchmarks/results/"} <= there
-    assert sorted(there - set(names)) == []
-    assert sorted(set(names) - there) == []
-
-
-def test_what_the_recipes_name_is_there():
-    recipes = read("CONTRIBUTING.md").split("## How to add a constraint loss")[1]
-    for name in re.findall(r"`([\w/]+\.(?:py|yaml))`", recipes):
-        assert list(ROOT.rglob(name)), name
-    for path, names in (
-        ("configs/settings.py", ("CONSTRAINTS", "LossSettings", "NotNegative")),
-        ("models/objectives.py", ("joint_objective", "objective", "add", "method", "loss", "diseased")),
-        ("tests/models/test_objectives.py", ("in_joint", "in_discriminator")),
-        ("datasets/scans.py", ("LABEL_SUFFIXES",)),
-        ("datasets/io/volume.py", ("EXTENSIONS",)),
-        ("evaluation/metrics.py", ("Counts", "RATIOS", "Score", "score_scan", "_ratio")),
-    ):
-        known = {
-            name
-            for node in ast.walk(ast.parse(read(path)))
-            for name in (getattr(node, "id", None), getattr(node, "name", None), getattr(node, "arg", None))
-        }
-        for name in names:
-            assert name in known, f"{path}: {name}"
+    rows = [line.strip("| ").split(" | ", 1) for line in lines if line.startswith("| `")]
+    listed = [path for paths, _ in rows for path in re.findall(r"`([^`]+)`", paths)]
+    assert len(listed) == len(set(listed))
+    there = {path if "/" not in path else path.rpartition("/")[0] + "/" for path in modules()}
+    assert {"train.py", "models/", "datasets/io/"} <= there
+    assert there - set(listed) == set()
+    assert [path for path in listed if not (ROOT / path).exists()] == []
+    for paths, content in rows:
+        folder = re.search(r"`([^`]+)`", paths)[1]
+        for name in re.findall(r"`([\w/]+\.\w+|[\w/]+/)`", content):
+            assert (ROOT / name).exists() or (ROOT / folder / name).exists(), name
 
 
 def instructions():
@@ -91,7 +67,7 @@ def test_what_the_image_copies_exists_and_what_it_runs_is_in_it():
     assert sources == ["requirements.txt", "scripts/environment.sh", "."]
     for source in sources:
         assert (ROOT / source).exists()
-    tracked = [path for path in houses() if path.endswith(".py")] + ["configs/Gan.yaml", "requirements.txt"]
+    tracked = [*modules(), "configs/Gan.yaml", "requirements.txt"]
     tracked += ["pyproject.toml", "scripts/environment.sh", "pretrained/phantoms/networks.pth"]
     assert [path for path in tracked if is_ignored(path)] == []
     for path in (".git/config", ".venv/bin/python", "data/images/a.nii.gz", "output/run/x.yaml", "my/weights.pth"):
@@ -110,7 +86,7 @@ def test_the_image_runs_the_scripts_as_a_user_with_few_rights():
     assert kinds.index("USER") > max(n for n, kind in enumerate(kinds) if kind == "RUN")
     assert steps["ENTRYPOINT"] == f'["{steps["WORKDIR"]}/.venv/bin/python"]'
     assert yaml.safe_load(steps["CMD"]) == ["train.py", "--help"]
-    # Packages come from requirements.txt alone, by the script that every other command uses.
+    # Packages come from requirements.txt alone, through scripts/environment.sh.
     runs = [rest for kind, rest in instructions() if kind == "RUN"]
     assert not any("pip" in run or "apt" in run for run in runs)
     assert "PIP_NO_CACHE_DIR=1" in steps["ENV"]
@@ -141,6 +117,7 @@ def test_the_environment_of_the_image_is_made_from_what_was_copied_before(tmp_pa
             break
     calls = log.read_text()
     assert f"install --quiet --disable-pip-version-check -r {image}/requirements.txt" in calls
+    assert "requirements-dev" not in calls
     assert "--force-reinstall --no-deps opencv-python-headless==4.13" in calls
     assert (image / ".venv" / "bin" / "python").exists()
 

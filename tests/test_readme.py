@@ -1,20 +1,29 @@
+import argparse
+import importlib
+import importlib.util
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
+
+from datasets.lungs import segment_by_threshold
+from models import Segmenter
+from tests.volumes import geometry
+from training.checkpoint import SegmenterInput, save_segmenter
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def project_in(folder):
-    """Links to everything in the project, so that commands run as in its folder and leave nothing there."""
-    for path in ROOT.iterdir():
-        if path.name not in (".git", "demo", "data", "output", "example"):
-            (folder / path.name).symlink_to(path)
+def environment_for(folder):
+    """Environment variables under which `python` is the interpreter of the tests; a link to it is kept in a folder."""
     programs = folder / "programs"
     programs.mkdir()
     (programs / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
@@ -22,8 +31,21 @@ def project_in(folder):
     return {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "OMP_NUM_THREADS": "2"}
 
 
-def test_the_steps_in_the_readme_run_as_they_stand_there(tmp_path):
-    commands = re.search(r"runs this block -->\n```sh\n(.*?)```", README, re.DOTALL).group(1)
+def project_in(folder):
+    """Link the project into a folder, so that commands run as in the project's but write nothing there."""
+    for path in ROOT.iterdir():
+        if path.name not in (".git", "demo", "data", "output", "example"):
+            (folder / path.name).symlink_to(path)
+    return environment_for(folder)
+
+
+def code_blocks(page, language="sh"):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_steps_in_the_docs_run_as_they_stand_there(tmp_path):
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    commands = re.search(r"runs this block -->\n```sh\n(.*?)```", page, re.DOTALL).group(1)
     environment = project_in(tmp_path)
     done = subprocess.run(
         ["sh", "-euc", commands], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
@@ -36,15 +58,82 @@ def test_the_steps_in_the_readme_run_as_they_stand_there(tmp_path):
     assert (example / "test" / "metrics.csv").is_file()
 
 
-def test_files_and_folders_in_the_readme_exist():
-    table = README.split("## Where things are")[1].split("## Results")[0]
-    folder = ""
-    for cell in re.findall(r"`([\w./]+)`", table):
-        if cell.endswith("/"):
-            folder = cell
-        assert (ROOT / cell).exists() or (ROOT / folder / cell).exists(), cell
-    for link in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
-        assert (ROOT / link.split("#")[0]).exists(), link
+def test_the_readme_segments_a_scan_in_python(tmp_path, monkeypatch, phantoms):
+    scan = next((phantoms / "ct").glob("diseased_*"))
+    shutil.copy(scan, tmp_path / "scan.nii.gz")
+    small = SegmenterInput((16, 32, 32), (-1250.0, 250.0), "minmax")
+    save_segmenter(tmp_path / "segmenter_best.pth", Segmenter(2), small, None, None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.crop.load_lungmask", lambda: segment_by_threshold)  # needs no weights
+    (code,) = code_blocks(ROOT / "README.md", "python")
+    found = {}
+    exec(code, found)
+    assert geometry(scan) == geometry(found["mask"])
+    assert set(np.unique(sitk.GetArrayFromImage(found["mask"]))) <= {0, 1}
+
+
+def headings(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!http)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target), link
+
+
+def test_every_page_is_in_the_table_of_contents():
+    listed = set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "README.md").read_text(encoding="utf-8")))
+    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+
+
+class Parsed(Exception):
+    """The options of a command were understood."""
+
+
+def python_commands(page):
+    """The arguments after `python` of every command on a page."""
+    for block in code_blocks(page):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.replace("$set", "B").replace("$run", "output/run"), comments=True)
+            for start in ("python", "torchrun"):
+                if start in words:
+                    words = words[words.index(start) + 1 :]
+                    if start == "torchrun":
+                        words = words[words.index("--nproc-per-node") + 2 :]
+                    yield words[: words.index("||")] if "||" in words else words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_options_of_every_command_exist(page, monkeypatch):
+    def parse(method):
+        def parse_only(parser, *arguments, **named):
+            method(parser, *arguments, **named)
+            raise Parsed
+
+        return parse_only
+
+    for name in ("parse_args", "parse_intermixed_args"):
+        monkeypatch.setattr(argparse.ArgumentParser, name, parse(getattr(argparse.ArgumentParser, name)))
+    for words in python_commands(page):
+        if words[0] == "-m":
+            if words[1] == "pytest":
+                continue
+            module, arguments = importlib.import_module(words[1]), words[2:]
+        else:
+            specification = importlib.util.spec_from_file_location("script", ROOT / words[0])
+            module, arguments = importlib.util.module_from_spec(specification), words[1:]
+            specification.loader.exec_module(module)
+        with pytest.raises(Parsed):
+            module.main(arguments)
 
 
 @pytest.mark.parametrize(

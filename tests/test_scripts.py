@@ -1,4 +1,4 @@
-"""The shell scripts, with a stand-in for Python that tells how it was called."""
+"""The shell scripts, run with a stub of Python that prints its arguments."""
 
 import os
 import shutil
@@ -13,12 +13,13 @@ SHELL = shutil.which("dash") or "sh"
 
 @pytest.fixture
 def project(tmp_path):
-    """A copy of the scripts in a folder with spaces, with an environment that is complete."""
+    """A copy of the scripts in a folder with spaces, with a complete environment for users (not for tests)."""
     root = tmp_path / "a folder with spaces"
     for name in (
         "train.sh",
         "test.sh",
         "requirements.txt",
+        "requirements-dev.txt",
         "scripts/environment.sh",
         "scripts/config.sh",
         "tests/run.sh",
@@ -29,9 +30,14 @@ def project(tmp_path):
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\nprintf "<%s>" "$@"\necho\n')
     python.chmod(0o755)
-    sums = subprocess.run(["cksum"], stdin=(root / "requirements.txt").open(), capture_output=True, check=True).stdout
-    (root / ".venv" / "requirements.cksum").write_bytes(sums)
+    mark_as_installed(root, "requirements")
     return root
+
+
+def mark_as_installed(root, name):
+    with (root / f"{name}.txt").open() as file:
+        sums = subprocess.run(["cksum"], stdin=file, capture_output=True, check=True).stdout
+    (root / ".venv" / f"{name}.cksum").write_bytes(sums)
 
 
 def called(script, *arguments, cwd, **environment):
@@ -64,6 +70,7 @@ def test_test_takes_a_config_and_a_model(project, tmp_path):
 
 
 def test_run_checks_style_and_runs_the_tests_from_the_projects_folder(project, tmp_path):
+    mark_as_installed(project, "requirements-dev")
     code, out, _ = called(project / "tests" / "run.sh", "-k", "a b", cwd=tmp_path)
     assert code == 0
     assert out.splitlines() == [
@@ -84,7 +91,7 @@ def test_a_missing_python_is_one_line(project, tmp_path):
         [shell, str(project / "train.sh")], cwd=tmp_path, env={"PATH": str(programs)}, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: no Python 3.11 or 3.12 here")
+    assert done.stderr.startswith("error: Python 3.11 or 3.12 not found")
     assert not (project / ".venv").exists()
 
 
@@ -97,6 +104,51 @@ def test_changed_requirements_are_installed_again(project, tmp_path):
     assert f"<-m><pip><install><--quiet><--disable-pip-version-check><-r><{project}/requirements.txt>" in out
     _, _, err = called(project / "train.sh", cwd=tmp_path)
     assert err == ""
+
+
+def installed_by(out, project):
+    """The requirement files that a script installed, by name."""
+    prefix = f"<-m><pip><install><--quiet><--disable-pip-version-check><-r><{project}/"
+    return [line.removeprefix(prefix).rstrip(">") for line in out.splitlines() if line.startswith(prefix)]
+
+
+def test_only_the_tests_install_what_tests_need(project, tmp_path):
+    _, out, err = called(project / "train.sh", cwd=tmp_path)
+    assert (installed_by(out, project), err) == ([], "")
+    _, out, _ = called(project / "tests" / "run.sh", cwd=tmp_path)
+    assert installed_by(out, project) == ["requirements-dev.txt"]
+    for script in ("tests/run.sh", "train.sh", "test.sh", "tests/run.sh"):  # back and forth: both stay installed
+        _, out, err = called(project / script, cwd=tmp_path)
+        assert (installed_by(out, project), err) == ([], "")
+
+
+def test_the_environment_alone_with_and_without_what_tests_need(project, tmp_path):
+    environment = project / "scripts" / "environment.sh"
+    assert called(environment, cwd=tmp_path) == (0, "", "")
+    code, out, _ = called(environment, "--dev", cwd=tmp_path)
+    assert (code, installed_by(out, project)) == (0, ["requirements-dev.txt"])
+    assert called(environment, "--dev", cwd=tmp_path) == (0, "", "")
+    assert called(environment, "--developer", cwd=tmp_path)[0] == 2
+
+
+def test_new_requirements_of_users_are_checked_against_those_of_the_tests(project, tmp_path):
+    mark_as_installed(project, "requirements-dev")
+    with (project / "requirements.txt").open("a") as file:
+        file.write("another-package\n")
+    _, out, _ = called(project / "train.sh", cwd=tmp_path)
+    assert installed_by(out, project) == ["requirements.txt"]
+    _, out, _ = called(project / "tests" / "run.sh", cwd=tmp_path)
+    assert installed_by(out, project) == ["requirements-dev.txt"]
+
+
+def test_changed_requirements_of_the_tests_are_installed_again(project, tmp_path):
+    mark_as_installed(project, "requirements-dev")
+    with (project / "requirements-dev.txt").open("a") as file:
+        file.write("another-package\n")
+    _, out, _ = called(project / "train.sh", cwd=tmp_path)
+    assert installed_by(out, project) == []
+    _, out, _ = called(project / "tests" / "run.sh", cwd=tmp_path)
+    assert installed_by(out, project) == ["requirements-dev.txt"]
 
 
 def test_a_failing_installation_is_an_error_and_tried_again(project, tmp_path):
