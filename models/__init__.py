@@ -1,7 +1,7 @@
-"""The three networks of GASNet, their losses, and how they are joined.
+"""The three networks of GASNet, their losses and objectives.
 
-S, the segmenter, finds the lesions; G, the generator, paints healthy lung in their place; D, the
-discriminator, judges whether the result passes for a healthy volume.
+The segmenter S finds the lesions, the generator G replaces them by healthy lung, and the discriminator D classifies the
+result as healthy or not.
 """
 
 from models.discriminator import Discriminator

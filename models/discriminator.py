@@ -1,4 +1,4 @@
-"""The discriminator D: does this volume pass for a healthy one?"""
+"""The discriminator D: is this volume healthy?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The generator G: what would this lung look like if it were healthy?"""
+"""The generator G: the same lungs without lesions."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def _decode(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Generator(nn.Module):
-    """A U-Net of five levels; the first halves the plane only.
+    """A U-Net with five levels; the first downsamples in-plane only.
 
     Args:
-        width: channels of the first level, doubled at each level below. The published one is 32.
+        width: channels of the first level, doubled at each lower level; 32 as published.
     """
 
     def __init__(self, width: int = 32) -> None:
@@ -49,11 +49,11 @@ class Generator(nn.Module):
         self.predict = nn.Sequential(upsample((1, 2, 2)), nn.Conv3d(2 * width, 1, 3, padding=1, bias=False), nn.Tanh())
 
     def forward(self, x: Tensor) -> Tensor:
-        """The generated volume in [-1, 1], of the shape of x.
+        """Generate a volume in [-1, 1], of the shape of x.
 
         Args:
             x: volumes in [-1, 1], (batch, 1, depth, height, width); depth a multiple of 16, height and
-                width of 32, and 16x32x32 itself too small for the lowest instance norm.
+                width of 32, and more than 16x32x32 voxels, which the lowest instance norm needs.
 
         Raises:
             ValueError: the shape does not fit.
@@ -72,9 +72,9 @@ class Generator(nn.Module):
 
 @torch.no_grad()
 def generate_scan(generator: Generator, scan: Tensor, slices: int) -> Tensor:
-    """Generated volume of a scan with more slices than G takes.
+    """Generate the volume of a scan with more slices than G takes.
 
-    G runs on stacks of `slices` slices that together cover the scan; where they overlap, their mean counts.
+    G runs on stacks of `slices` slices that cover the scan; where stacks overlap, the results are averaged.
 
     Args:
         generator: G.

@@ -1,11 +1,11 @@
 """The losses of GASNet as pure functions on logits.
 
-Computing from the logit x instead of the probability p = sigmoid(x) is exact where p rounds to 0 or 1:
-log p = logsigmoid(x) and log(1 - p) = logsigmoid(-x). All of them compute in float32, whatever comes in.
-Equations: GASNet (arXiv 2010.09456) and its published code.
+Computed from the logit x instead of the probability p = sigmoid(x), log p = logsigmoid(x) and log(1 - p) =
+logsigmoid(-x) stay exact where p rounds to 0 or 1. All losses compute in float32, whatever the input type. The
+equations are those of the published code of GASNet (arXiv 2010.09456).
 
-Of several processes, each has a share of the batch, of equal size. Numbers of voxels are those of the whole batch, so
-that the mean of a loss over the processes is the loss of the whole batch.
+With several ranks, each has an equal share of the batch. Voxels are counted over the whole batch, so that the mean of a
+loss over ranks is the loss of the whole batch.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ HEALTHY, OTHER = 0.0, 1.0
 """Classes of the discriminator."""
 
 IGNORED = -1.0
-"""Target value of a voxel that a loss leaves out (any value that is neither 0 nor 1 is)."""
+"""Target value of an ignored voxel; losses ignore any value other than 0 and 1."""
 
 _LOGIT_FLOOR = -100.0
-"""The logit of "surely no lesion": the loss of a probability of 0 is 100, as in PyTorch's BCE, not infinite."""
+"""Smallest logit: it bounds the loss of a probability of 0 to 100, as in PyTorch's BCE."""
 
 
 def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """The loss F on voxels: cross-entropy with the weight of a wrong voxel up to four times that of a right one.
+    """The loss F: cross-entropy in which a misclassified voxel weighs up to four times as much as a correct one.
 
     F(p, y) = -[y (2-p)^2 log p + (1-y) (1+p)^2 log(1-p)], summed over the voxels with y in {0, 1} and divided
-    by their number (0 where there is none).
+    by their number (0 if there are none).
 
     Args:
         logits: any shape.
-        target: 1 lesion, 0 none, anything else ignored; of the shape of `logits`.
+        target: 1 lesion, 0 background, anything else ignored; of the shape of `logits`.
 
     Returns:
         A scalar, float32.
@@ -48,7 +48,7 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def weighted_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """The loss FL on voxel-labelled volumes: focal, with lesion voxels weighted by their rarity.
+    """The loss FL: focal loss with lesion voxels weighted by their rarity, for voxel-labelled volumes.
 
     FL(p, y) = 2 mean(-[w y (1-p)^2 log p + (1-y) p^2 log(1-p)]) with w = N(y=0) / (N(y=1) + 1).
 
@@ -73,7 +73,7 @@ def adversarial_loss(logits: Tensor, label: float) -> Tensor:
 
     Args:
         logits: (batch, 1).
-        label: the class that all volumes of the batch are to be taken for.
+        label: the target class of all volumes.
 
     Returns:
         The mean over the batch, float32.
@@ -83,7 +83,7 @@ def adversarial_loss(logits: Tensor, label: float) -> Tensor:
 
 
 def reconstruction_loss(generated: Tensor, volume: Tensor) -> Tensor:
-    """Mean absolute difference of a generated volume and the volume it was made from, float32."""
+    """Mean absolute difference between a generated volume and its input, float32."""
     return (generated.float() - volume.float()).abs().mean()
 
 
@@ -92,12 +92,12 @@ def multiple_instance_loss(logits: Tensor, lung: Tensor, share: float = 0.0) -> 
 
     Binary cross-entropy of max over voxels of (M * L) against 1, with M = sigmoid(logits) and L the lung mask:
     -log of the highest probability inside the lungs, at most 100. With a share, the mean of -log over that share of the
-    voxels of the lungs, those with the highest probabilities.
+    lung voxels, those with the highest probabilities.
 
     Args:
         logits: (batch, 1, depth, height, width).
         lung: 0 or 1, of the shape of `logits`.
-        share: of the lungs that is lesion at least, 0..1; 0 takes the highest voxel alone.
+        share: smallest share of the lungs that is lesion, 0..1; 0 takes the maximum alone.
 
     Returns:
         The mean over the batch, float32.

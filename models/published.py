@@ -1,4 +1,4 @@
-"""Weights of the published code: its parameter names, mapped to ours."""
+"""Load weights of the published code: maps its parameter names to ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from models.generator import Generator
 from models.segmenter import Segmenter
 from utils.errors import CheckpointError
 
-# our module -> the published one. A published separable pair holds its four convolutions at 0, 1, 4, 5.
+# Our module -> the published one. A published separable pair has its four convolutions at 0, 1, 4 and 5.
 _PAIRS = {"encode1": "conv1", "encode2": "cov2", "encode3": "cov3", "decode2": "de_cov2", "decode1": "de_cov1"}
 _PAIR_POSITIONS = {"0.0": "0", "0.1": "1", "1.0": "4", "1.1": "5"}
 _SEGMENTER = {
@@ -52,14 +52,14 @@ _MODULES: dict[type[nn.Module], dict[str, str]] = {
     Discriminator: _DISCRIMINATOR,
 }
 
-# Layers that the published forward pass never reaches.
+# Layers that the published forward pass does not use.
 _DEAD: dict[type[nn.Module], tuple[str, ...]] = {
     Segmenter: ("max_cov4", "cov4", "up_cov3", "de_cov3"),
     Generator: ("out_2", "out_3", "out_4"),
     Discriminator: ("cov13", "flat_conv2", "out_conv", "att"),
 }
 
-# The published spectral norm and PyTorch's parametrization keep the same three tensors.
+# The published spectral norm and PyTorch's parametrization store the same three tensors.
 _SPECTRAL_NORM = {
     "parametrizations.weight.original": "weight_orig",
     "parametrizations.weight.0._u": "weight_u",
@@ -75,10 +75,10 @@ def _published_name(network: nn.Module, name: str) -> str:
 
 
 def without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without ``module.`` and ``_orig_mod.`` in its names, which data-parallel and compiled modules add.
+    """Strip the prefixes ``module.`` and ``_orig_mod.`` of wrapped modules from the names of a state dict.
 
     Raises:
-        CheckpointError: two entries then have the same name.
+        CheckpointError: two entries would get the same name.
     """
     plain = {re.sub(r"(?<![^.])(module|_orig_mod)\.", "", name): tensor for name, tensor in state_dict.items()}
     if len(plain) < len(state_dict):
@@ -87,23 +87,23 @@ def without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether the names of a state dict are those of the published code for this network."""
+    """Whether a state dict has the parameter names of the published code for this network."""
     first = _published_name(network, next(iter(network.state_dict())))
     return any(name.startswith(first.split(".")[0]) for name in without_wrappers(state_dict))
 
 
 def load_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Fill a network with weights under the names of the published code.
+    """Load weights of the published code into a network.
 
-    Entries of layers that the published forward pass never reaches are ignored; what wrappers add to the names
-    is dropped; a spectral norm may be stored in the old way (``weight_orig``) or as a parametrization.
+    Entries of layers that the published forward pass does not use are ignored, and prefixes of wrappers are stripped. A
+    spectral norm may be stored in the old form (``weight_orig``) or as a parametrization.
 
     Args:
-        network: a Segmenter, Generator or Discriminator; filled only if everything fits.
-        state_dict: published names to tensors.
+        network: a Segmenter, Generator or Discriminator; unchanged unless all weights fit.
+        state_dict: tensors by published name.
 
     Raises:
-        CheckpointError: an entry is missing, unknown, or of another shape.
+        CheckpointError: an entry is missing, unknown, or has a different shape.
     """
     kind = type(network).__name__.lower()
     dead = _DEAD[type(network)]

@@ -1,4 +1,4 @@
-"""The segmenter S: where is the lesion?"""
+"""The segmenter S: the probability of lesion at each voxel."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def _convolution(inputs: int, outputs: int, stride: int = 1, bias: bool = False)
 
 
 class Segmenter(nn.Module):
-    """A U-Net of three levels with separable convolutions and strided downsampling.
+    """A U-Net with three levels, separable convolutions and strided downsampling.
 
     Args:
-        width: channels at full resolution, doubled at each level below. The published one is 20.
+        width: channels at full resolution, doubled at each lower level; 20 as published.
     """
 
     def __init__(self, width: int = 20) -> None:
@@ -50,7 +50,7 @@ class Segmenter(nn.Module):
         self.predict = nn.Conv3d(width, 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of lesion, (batch, 1, depth, height, width).
+        """Compute the logits of lesion, (batch, 1, depth, height, width).
 
         Args:
             x: volumes in [-1, 1], (batch, 1, depth, height, width), each size a multiple of 4.

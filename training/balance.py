@@ -1,4 +1,4 @@
-"""Whether the discriminator and the other two networks are still a match for each other."""
+"""Detect a discriminator that dominates or has collapsed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _ADVICE = {
 
 
 class DiscriminatorBalance:
-    """Notices that D wins, or tells healthy and synthetic volumes no longer apart, for many log entries in a row.
+    """Warns if D classifies nearly all volumes correctly, or none better than chance, for many log entries in a row.
 
     Args:
-        window: entries in a row that make a verdict; none is made before there are so many.
-        sure: D wins where it is right with a higher probability, on healthy and on synthetic volumes.
-        chance: D has collapsed where it is right with a lower probability, over both; a coin has 0.5.
+        window: number of consecutive log entries for a verdict.
+        sure: D wins if its probability of the correct class is higher, on healthy and on synthetic volumes.
+        chance: D has collapsed if its probability of the correct class, over both, is lower; guessing has 0.5.
     """
 
     def __init__(self, window: int = 10, sure: float = 0.95, chance: float = 0.505) -> None:
@@ -28,14 +28,14 @@ class DiscriminatorBalance:
         self._reported: str | None = None
 
     def add(self, entry: Mapping[str, float]) -> str | None:
-        """Take an entry of the log into account.
+        """Add a log entry.
 
         Args:
-            entry: mean terms of the objectives by name; one without a step of D is passed over. The probability that
-                D gives to the right answer is, in the geometric mean, exp(-BCE).
+            entry: mean terms of the objectives by name; entries without a step of D are skipped. The geometric mean of
+                D's probability of the correct class is exp(-BCE).
 
         Returns:
-            What there is to say: once when it begins, and once when it has ended.
+            A warning when the state begins and another when it ends, otherwise None.
         """
         if "discriminator/healthy" not in entry or "discriminator/synthetic" not in entry:
             return None

@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, TensorBoard, metrics.jsonl and pictures."""
+"""The log of a run: progress bar, TensorBoard, metrics.jsonl and pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.progress import progress_bar
 
 
 class RunningMeans:
-    """Means of the terms of the objectives between two looks; stays on the device until then."""
+    """Means of the terms of the objectives since the last log entry, accumulated on the device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -28,9 +28,9 @@ class RunningMeans:
         """Add the terms of a step.
 
         Args:
-            objective: its name stands before those of the terms.
-            terms: scalars on the device.
-            counted: boolean scalar; a step that was skipped does not count.
+            objective: name of the objective, the prefix of the term names.
+            terms: scalars on the device, by name.
+            counted: boolean scalar; False for a step that was skipped.
         """
         for name, value in terms.items():
             name = f"{objective}/{name}"
@@ -39,7 +39,7 @@ class RunningMeans:
             self._counts[name] = self._counts[name] + counted if name in self._counts else counted.int()
 
     def take(self) -> dict[str, float]:
-        """The means since the last call, by name; waits for the device once."""
+        """Return the means since the last call, by name; synchronises with the device once."""
         if not self._sums:
             return {}
         names = list(self._sums)
@@ -53,9 +53,9 @@ class RunLog:
     """The log of a run: progress bar, TensorBoard events and ``metrics.jsonl`` in the run's folder.
 
     Args:
-        folder: of the run.
-        first: iterations that are done; later entries, of a part of the run that is done again, are dropped.
-        last: iteration that ends the run.
+        folder: output folder of the run.
+        first: iterations done so far; later entries, which a resumed run repeats, are dropped.
+        last: last iteration of the run.
         progress: show the progress bar.
     """
 
@@ -73,7 +73,7 @@ class RunLog:
         with name_in_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"iteration": iteration, **values}) + "\n")
             file.flush()
-            os.fsync(file.fileno())  # the state that follows is the end of what is done again
+            os.fsync(file.fileno())  # a resumed run starts from the next state, and would not repeat this entry
 
     def losses(self, iteration: int, values: Mapping[str, float]) -> None:
         """Log the losses, and show the totals of the objectives beside the progress bar."""
@@ -82,31 +82,31 @@ class RunLog:
         self.bar.set_postfix(shown, refresh=False)
 
     def picture(self, iteration: int, grid: Tensor) -> None:
-        """Save a picture grid, (3, height, width) in [0, 1], as a file and for TensorBoard."""
+        """Save a picture grid, (3, height, width) in [0, 1], as a file and in TensorBoard."""
         with atomic_write(self.pictures / f"{iteration:07d}.png") as temporary:
             save_image(grid, temporary)
         self._events.add_image("pictures", grid, iteration)
 
     def close(self) -> None:
-        """End the bar and write out what is buffered."""
+        """Close the progress bar and flush TensorBoard."""
         self.bar.close()
         self._events.close()
 
 
 class SilentLog(RunLog):
-    """The log of a process that does not write: none."""
+    """The log of ranks other than 0, which writes nothing."""
 
     def __init__(self) -> None:
         self.bar = progress_bar(None, "training", unit="iteration", shown=False)
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def picture(self, iteration: int, grid: Tensor) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def _drop_after(path: Path, done: int) -> None:
@@ -124,12 +124,12 @@ def _drop_after(path: Path, done: int) -> None:
 
 @torch.no_grad()
 def picture_grid(networks: Networks, image: Tensor, lung: Tensor) -> Tensor:
-    """Axial slices of volumes, one row a volume: I, M, I_s, I_g.
+    """Draw the middle slice of each volume, one row per volume: I, M, I_s, I_g.
 
     Args:
-        networks: S and G are used.
+        networks: S, G and D; S and G are used.
         image: (n, 1, depth, height, width) in [-1, 1].
-        lung: 0 or 1, of the same shape.
+        lung: lung masks, 0 or 1, of the same shape.
 
     Returns:
         (3, height, width) in [0, 1].

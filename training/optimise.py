@@ -1,4 +1,4 @@
-"""Optimisers, learning rates, and steps that never let a NaN or Inf reach the weights."""
+"""Optimisers, learning rates, and optimiser steps guarded against NaN and Inf."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.errors import TrainingError
 
 
 def build_optimizers(networks: Networks, solver: SolverSettings) -> dict[str, Optimizer]:
-    """One optimiser a network, by the network's name."""
+    """Build one optimiser per network, by name of the network."""
     settings = (solver.optimizer.u, solver.optimizer.g, solver.optimizer.d)
     return {
         name: _build(list(network.parameters()), optimizer)
@@ -25,7 +25,7 @@ def build_optimizers(networks: Networks, solver: SolverSettings) -> dict[str, Op
 
 
 def _build(parameters: list[Tensor], settings: OptimizerSettings) -> Optimizer:
-    # capturable keeps Adam's step counter on the GPU, where a step that is taken back is taken back without waiting.
+    # capturable keeps Adam's step counter on the GPU, so that a step can be reverted without a synchronisation.
     options = {"lr": settings.lr, "weight_decay": settings.weight_decay, "capturable": parameters[0].is_cuda}
     return {"Adam": Adam, "RMSprop": RMSprop}[settings.name](parameters, **options)
 
@@ -36,7 +36,7 @@ def learning_rate(base: float, scheduler: SchedulerSettings, iteration: int) -> 
 
 
 def set_learning_rates(optimizers: Mapping[str, Optimizer], solver: SolverSettings, iteration: int) -> None:
-    """Give every optimiser its learning rate at an iteration."""
+    """Set the learning rate of every optimiser for an iteration."""
     settings = (solver.optimizer.u, solver.optimizer.g, solver.optimizer.d)
     schedulers = (solver.lr_scheduler_u, solver.lr_scheduler_g, solver.lr_scheduler_d)
     for name, optimizer, scheduler in zip(Networks._fields, settings, schedulers, strict=True):
@@ -45,19 +45,19 @@ def set_learning_rates(optimizers: Mapping[str, Optimizer], solver: SolverSettin
 
 
 def gradients(optimizers: Sequence[Optimizer]) -> list[Tensor]:
-    """The gradients of the parameters of some optimisers."""
+    """Return the gradients of the parameters of some optimisers."""
     return [p.grad for p in _parameters(optimizers)]
 
 
 def gradient_norms(weighted: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The 2-norm of each term's gradient over the parameters of a network, as ``gradient_<term>``.
+    """Compute the 2-norm of each term's gradient over the parameters of a network, as ``gradient_<term>``.
 
-    Terms that the network has no part in are left out; genImgToD, which shares a pass of D with the adversarial term,
-    is 0 for the segmenter. The graph stays for the backward pass that follows.
+    Terms that do not depend on the network are left out; genImgToD, which shares a forward pass of D with the
+    adversarial term, is 0 for the segmenter. The graph is retained for the backward pass.
 
     Args:
-        weighted: terms as they stand in an objective, scalars.
-        network: its parameters require gradients.
+        weighted: weighted terms of an objective, scalars.
+        network: a network whose parameters require gradients.
     """
     parameters = list(network.parameters())
     norms = {}
@@ -69,21 +69,21 @@ def gradient_norms(weighted: Mapping[str, Tensor], network: nn.Module) -> dict[s
 
 
 CHECKED = ("loss", "gradient", "optimiser state or weights")
-"""What `guarded_step` looks at, in the order in which one that is not finite spoils the next."""
+"""What `guarded_step` checks; a value that is not finite spoils the ones after it."""
 
 
 @torch.no_grad()
 def guarded_step(optimizers: Sequence[Optimizer], total: Tensor) -> Tensor:
-    """One step of some optimisers, taken back where NaN or Inf goes into it or comes out of it.
+    """Take a step of some optimisers, and revert it if NaN or Inf goes in or comes out.
 
-    Weights and optimiser states then are what they were before. Nothing here waits for the device.
+    Reverting restores weights and optimiser states. There is no synchronisation with the device.
 
     Args:
-        optimizers: their gradients are ready.
+        optimizers: optimisers whose gradients are ready.
         total: the objective, a scalar.
 
     Returns:
-        Booleans on the device: whether each of `CHECKED` is finite. The step counts where all are.
+        Booleans on the device: whether each of `CHECKED` is finite. The step counts if all are.
     """
     parameters = _parameters(optimizers)
     gradient = _all_finite(gradients(optimizers))
@@ -93,17 +93,17 @@ def guarded_step(optimizers: Sequence[Optimizer], total: Tensor) -> Tensor:
     after = _tensors(optimizers, parameters)
     finite = torch.stack([torch.isfinite(total), gradient, _all_finite(after)])
     counts = finite.all()
-    if counts.is_cpu and counts:  # a GPU would have to be waited for
+    if counts.is_cpu and counts:  # on a GPU, this would synchronise
         return finite
     for tensor in after:
-        # A state that the first step made was all zeros before it.
+        # A state created by the first step was all zeros before.
         old = before[id(tensor)] if id(tensor) in before else torch.zeros_like(tensor)
         tensor.copy_(torch.where(counts, tensor, old))
     return finite
 
 
 def _all_finite(tensors: Sequence[Tensor]) -> Tensor:
-    # Both ends of a range with NaN are NaN; a sum or norm may overflow where everything is finite.
+    # aminmax propagates NaN; a sum or norm may overflow although all values are finite.
     return torch.isfinite(torch.stack([end for tensor in tensors for end in tensor.aminmax()])).all()
 
 
@@ -124,10 +124,10 @@ def _tensors(optimizers: Sequence[Optimizer], parameters: Sequence[Tensor]) -> l
 
 @dataclass
 class SkippedSteps:
-    """Counts the steps that were taken back and knows their batches; looks at the device only in `check`.
+    """Counts the steps that were reverted, with their batches; synchronises with the device only in `check`.
 
     Args:
-        limit: steps that may be skipped in a run.
+        limit: skipped steps that a run tolerates.
         count: steps skipped so far.
     """
 
@@ -136,14 +136,14 @@ class SkippedSteps:
     _pending: list[tuple[Tensor, Tensor, str, Sequence[str]]] = field(default_factory=list)
 
     def record(self, finite: Tensor, total: Tensor, iteration: int, objective: str, ids: Sequence[str]) -> None:
-        """Remember what `guarded_step` found, and this process's part in it: its own total, and its batch."""
+        """Record the result of `guarded_step`, with the total and the batch of this rank."""
         step = f"{objective} objective of iteration {iteration}"
         self._pending.append((finite, torch.isfinite(total), step, ids))
 
     def check(self) -> list[str]:
-        """The steps skipped since the last check: what was not finite first, and of which batch.
+        """Return the steps skipped since the last check: the first value that was not finite, and the batch.
 
-        Of several processes, those whose total was not finite name their batches, or all where there is none.
+        With several ranks, the batches of those whose own total was not finite; if there are none, of all.
 
         Raises:
             TrainingError: more than `limit` steps have been skipped in this run.
@@ -160,7 +160,7 @@ class SkippedSteps:
         self.count += len(skipped)
         if self.count > self.limit:
             raise TrainingError(
-                f"NaN or Inf in {self.count} steps, the last in the {skipped[-1]}; the weights are untouched: look at "
+                f"NaN or Inf in {self.count} steps, the last in the {skipped[-1]}; the weights are unchanged: check "
                 "these scans, lower SOLVER.OPTIMIZER.*.LR, or use SOLVER.PRECISION=fp32"
             )
         return skipped

@@ -93,21 +93,8 @@ class TrainingRun:
         self.device = device
         self.folder = settings.exp.folder
         self.validate = validate
-        if settings.solver.batch_size % distributed.world_size():
-            raise SettingsError(
-                f"SOLVER.BATCH_SIZE: {settings.solver.batch_size} volumes cannot be split over "
-                f"{distributed.world_size()} ranks; make it a multiple"
-            )
-        if find_states(self.folder) and not resume:
-            raise TrainingError(
-                f"{self.folder}: already holds a run; resume it with --resume, or start another with a new EXP.ID"
-            )
-        if settings.speed.keep_memory and device.type == "cpu":
-            keep_freed_memory()
-        random.seed(settings.exp.seed)
-        torch.manual_seed(settings.exp.seed)
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.allow_tf32 = settings.solver.precision != "fp32"
+        self._refuse_what_cannot_run(resume)
+        _prepare_torch(settings, device)
         self.method = Method(settings.exp.constraints, settings.solver.iter_max, settings.loss, settings.gate)
         self.networks = _build_networks(settings, initialise=not resume).to(device, settings.speed.channels_last)
         if settings.speed.compile:
@@ -122,16 +109,7 @@ class TrainingRun:
         positions = dict.fromkeys(TRAINING, 0)
         if resume:
             positions = self._restore(load_latest_state(self.folder))
-        self._streams = {
-            split: BatchStream(
-                Samples(cohort[split], split, settings.image, settings.exp.seed, settings.dataloader.cache_mb),
-                settings.solver.batch_size,
-                settings.dataloader,
-                device,
-                positions[split],
-            )
-            for split in TRAINING
-        }
+        self._streams = {split: self._open_stream(split, positions[split]) for split in TRAINING}
         if distributed.is_rank_zero():
             write_text(self.folder / "settings.yaml", settings.to_yaml())
             self._log = RunLog(self.folder, self.iteration, settings.solver.iter_max, progress)
@@ -142,6 +120,22 @@ class TrainingRun:
         self._last_log = (self.iteration, time.monotonic())
         self._next_page = time.monotonic() + 1 / _PAGE_SHARE  # as if a page had just taken a second
         self.stop = StopSignal()
+
+    def _refuse_what_cannot_run(self, resume: bool) -> None:
+        batch_size, ranks = self.settings.solver.batch_size, distributed.world_size()
+        if batch_size % ranks:
+            raise SettingsError(
+                f"SOLVER.BATCH_SIZE: {batch_size} volumes cannot be split over {ranks} ranks; make it a multiple"
+            )
+        if find_states(self.folder) and not resume:
+            raise TrainingError(
+                f"{self.folder}: already holds a run; resume it with --resume, or start another with a new EXP.ID"
+            )
+
+    def _open_stream(self, split: str, position: int) -> BatchStream:
+        settings = self.settings
+        samples = Samples(self.cohort[split], split, settings.image, settings.exp.seed, settings.dataloader.cache_mb)
+        return BatchStream(samples, settings.solver.batch_size, settings.dataloader, self.device, position)
 
     def iterations(self) -> Iterator[int]:
         """Iterate over the remaining iterations t; log, validate and save in between.
@@ -336,6 +330,15 @@ class TrainingRun:
         if not _recorded_as(state["settings"], self.settings):
             log.warning("resuming with settings that differ from those of the saved run")
         return positions
+
+
+def _prepare_torch(settings: Settings, device: torch.device) -> None:
+    if settings.speed.keep_memory and device.type == "cpu":
+        keep_freed_memory()
+    random.seed(settings.exp.seed)
+    torch.manual_seed(settings.exp.seed)
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = settings.solver.precision != "fp32"
 
 
 def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:

@@ -140,7 +140,7 @@ def test_skipped_steps_are_counted_named_and_limited():
     with pytest.raises(
         TrainingError,
         match="NaN or Inf in 3 steps, the last in the optimiser state or weights of the discriminator objective of "
-        "iteration 7, batch e, f; the weights are untouched",
+        "iteration 7, batch e, f; the weights are unchanged",
     ):
         skipped.check()
 
