@@ -1,9 +1,4 @@
-import logging
-import os
-import pickle
-import warnings
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -14,7 +9,6 @@ from datasets.io.grid import Grid
 from datasets.lungs import (
     _distance_in_slice,
     _shrink,
-    load_lungmask,
     segment_by_threshold,
     split_left_right,
     with_sides,
@@ -196,154 +190,6 @@ def test_split_falls_back_to_the_middle_plane_and_to_the_side_of_a_single_lung()
     single[1:5, 4:16, 24:36] = True
     assert set(np.unique(split_left_right(single))) == {0, 2}
     assert not split_left_right(np.zeros((3, 4, 5))).any()
-
-
-# ---------------------------------------------------------------------------------------------- lungmask
-
-
-def _network(classes):
-    import torch
-    from lungmask.resunet import UNet
-
-    torch.manual_seed(3)
-    return UNet(n_classes=classes, padding=True, depth=5, up_mode="upsample", batch_norm=True, residual=False)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    import torch
-
-    path = tmp_path_factory.mktemp("lungmask") / "random.pth"
-    network = _network(3).eval()
-    with torch.inference_mode():  # without this one class wins everywhere
-        level = network(torch.full((1, 1, 64, 64), 0.55)).mean((0, 2, 3))
-    network.last.bias.data -= level
-    torch.save(network.state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def thin_ct():
-    return _phantom(0, (16, 32, 32))[0][:, :, 6:8]
-
-
-def test_lungmask_gives_what_its_own_interface_gives(weights, thin_ct, capsys):
-    filters = list(warnings.filters)
-    segment = load_lungmask(weights=weights, force_cpu=True, batch_size=2)
-    assert warnings.filters == filters
-    turned = sitk.DICOMOrient(thin_ct, "RAS")
-    labels = segment(turned)
-    assert capsys.readouterr().out == ""
-
-    from lungmask import LMInferer
-
-    direct = LMInferer(modelpath=str(weights), force_cpu=True, tqdm_disable=True).apply(turned)
-    np.testing.assert_array_equal(labels, direct)
-    assert labels.shape == turned.GetSize()[::-1]
-    assert labels.dtype == np.uint8
-    assert set(np.unique(labels)) == {0, 1, 2}
-    assert logging.getLogger("lungmask").level == logging.WARNING
-
-
-def _one_line(match, **arguments):
-    with pytest.raises(VolumeError, match=match) as caught:
-        load_lungmask(force_cpu=True, **arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_damaged_weights(weights, tmp_path):
-    half = tmp_path / "half.pth"
-    half.write_bytes(weights.read_bytes()[:100_000])
-    text = tmp_path / "page.pth"
-    text.write_text("<html>404</html>")
-    empty = tmp_path / "empty.pth"
-    empty.touch()
-    flipped = tmp_path / "flipped.pth"  # in the middle of a tensor: torch alone loads it
-    content = bytearray(weights.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    flipped.write_bytes(content)
-    for path in (half, text, empty, flipped):
-        _one_line(path.name, weights=path)
-    _one_line("no such file", weights=tmp_path / "missing.pth")
-
-
-@pytest.mark.fault("NaN or Inf in weights")
-def test_weights_with_nan(weights, tmp_path):
-    import torch
-
-    state = torch.load(weights)
-    state["last.bias"][1] = float("nan")
-    torch.save(state, tmp_path / "nan.pth")
-    _one_line(r"nan\.pth: NaN or Inf in its entry 'last.bias'", weights=tmp_path / "nan.pth")
-
-
-@pytest.mark.fault("another architecture, missing")
-def test_weights_of_another_network(tmp_path):
-    import torch
-
-    other = tmp_path / "other.pth"
-    torch.save(torch.nn.Linear(4, 3).state_dict(), other)
-    _one_line(r"other\.pth.*another network", weights=other)
-    lobes = tmp_path / "lobes.pth"
-    torch.save(_network(6).state_dict(), lobes)
-    _one_line(r"lobes\.pth.*6 classes", weights=lobes)
-    for content in ([1, 2], {}, {"a": 3}, {"a": torch.tensor(1.0)}):
-        torch.save(content, other)
-        _one_line(r"other\.pth", weights=other)
-
-
-def test_models_of_lobes_are_rejected():
-    assert "R231" in _one_line("LTRCLobes", model="LTRCLobes")
-
-
-class _Payload:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.fault("a pickle that would")
-@pytest.mark.parametrize("forced", [False, True])
-def test_malicious_weights_run_nothing(tmp_path, monkeypatch, forced):
-    import torch
-
-    if forced:
-        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    bait = tmp_path / "bait"
-    plain, legacy, archive = (tmp_path / f"{name}.pth" for name in ("plain", "legacy", "archive"))
-    plain.write_bytes(pickle.dumps({"last.bias": _Payload(bait)}))
-    torch.save({"last.bias": _Payload(bait)}, legacy, _use_new_zipfile_serialization=False)
-    torch.save({"last.bias": _Payload(bait)}, archive)
-    for path in (plain, legacy, archive):
-        assert "never run" in _one_line(path.name, weights=path)
-    assert not bait.exists()
-
-
-@pytest.mark.fault("lungmask's weights out")
-def test_without_weights_and_network_both_remedies_are_named(monkeypatch, tmp_path):
-    import torch
-
-    def refuse(*_args, **_kwargs):
-        raise URLError("[Errno -3] Temporary failure\nin name resolution")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    message = _one_line("cannot be fetched")
-    assert "--weights FILE" in message
-    assert "--lungs threshold" in message
-
-
-def test_weights_in_the_cache_are_used_and_checked(monkeypatch, tmp_path):
-    import torch
-
-    cached = tmp_path / "checkpoints" / "unet_r231-d5d2fc3d.pth"
-    cached.parent.mkdir()
-    cached.write_text("not weights")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    _one_line("unet_r231")
 
 
 def two_boxes():

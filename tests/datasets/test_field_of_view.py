@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from datasets.lungs import segment_by_threshold
+from tests.datasets.gas_phantoms import healthy, in_round_field, with_noise
+
+ALL = slice(None)
+
+
+def check(scan, least):
+    """Both lungs, as far as they are in the image, reach a Dice of ``least``."""
+    labels = segment_by_threshold(scan.image())
+    for side in (1, 2):
+        expected = scan.lung == side
+        assert 2 * ((labels == side) & expected).sum() / ((labels == side).sum() + expected.sum()) > least
+
+
+@pytest.mark.fault("a lung that the edge of the image cuts")
+@pytest.mark.parametrize(
+    "box",
+    [
+        (ALL, ALL, slice(26, None)),
+        (ALL, ALL, slice(36, None)),
+        (ALL, ALL, slice(0, -26)),
+        (ALL, ALL, slice(26, -26)),
+        (ALL, slice(31, None), ALL),
+        (ALL, slice(26, 88), slice(26, -26)),
+    ],
+    ids=["right", "most of the right", "left", "both", "front", "heart"],
+)
+def test_lung_cut_by_the_edge_of_the_image(box):
+    scan = healthy(3)
+    cut = scan.cut(*box)
+    lost = [scan.ml(scan.lung == side) - scan.ml(cut.lung == side) for side in (1, 2)]
+    assert max(lost) > 20
+    check(cut, 0.975)
+
+
+def test_lung_cut_in_a_noisy_scan():
+    check(with_noise(healthy(5).cut(ALL, ALL, slice(26, None)), 40), 0.975)
+
+
+@pytest.mark.parametrize("padding", [-1024, -2000])
+def test_lung_cut_by_a_round_field_of_view(padding):
+    scan = in_round_field(healthy(5), 110, padding)
+    assert scan.ml(scan.lung) < 0.95 * scan.ml(healthy(5).lung)
+    check(scan, 0.97)
+
+
+def test_couch_and_air_around_the_body_are_no_lung():
+    scan = healthy(3)
+    outline = np.nonzero((scan.hu > -200).any(0).sum(0) > 20)[0]
+    # The couch reaches the edges of this image; the body nearly does.
+    tight = scan.cut(ALL, slice(8, -8), slice(max(0, outline[0] - 1), outline[-1] + 2))
+    check(tight, 0.975)
