@@ -63,9 +63,9 @@ def pad_channels(weight: Tensor, outputs: int, inputs: int, parts: int = 1) -> T
     return blocks.flatten(1, 2)
 
 
-def upsample(x: Tensor, scale: Scale) -> Tensor:
-    """Trilinear upsampling; on CUDA with a gradient that is gathered, and so deterministic."""
-    if x.is_cuda:
+def upsample(x: Tensor, scale: Scale, fused: bool) -> Tensor:
+    """Trilinear upsampling; if `fused`, on CUDA with a gradient that is gathered, and so deterministic."""
+    if fused and x.is_cuda:
         from models.fast.kernels import Upsample
 
         return Upsample.apply(x, scale)
@@ -154,9 +154,9 @@ class _Face:
         """The two voxels of the small map that the face depends on."""
         return x.narrow(self.axis, x.shape[self.axis] - 2 if self.last else 0, 2)
 
-    def convolve(self, slab: Tensor, weight: Tensor, scale: Scale) -> Tensor:
+    def convolve(self, slab: Tensor, weight: Tensor, scale: Scale, fused: bool) -> Tensor:
         """The face from its slab: two of the upsampled slab's four voxels and two of the kernel's three."""
-        u = upsample(slab, scale).narrow(self.axis, 2 if self.last else 0, 2)
+        u = upsample(slab, scale, fused).narrow(self.axis, 2 if self.last else 0, 2)
         kernel = weight.narrow(self.axis, 0 if self.last else 1, 2)
         padding = [0 if axis == self.axis else 1 for axis in _AXES]
         return conv3d(u, kernel.contiguous(memory_format=LAST), padding=padding)
@@ -179,23 +179,24 @@ class UpsampledConvolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, scale: Scale) -> Tensor:
-        """See the class. `x` and `weight` have the same type; `scale` is 1 or 2 along each axis."""
+    def forward(ctx, x: Tensor, weight: Tensor, scale: Scale, fused: bool) -> Tensor:
+        """See the class. `weight` may be more precise than `x`; `scale` is 1 or 2 per axis; `fused`: see `upsample`."""
         padded = _continue_by_border(x, scale).contiguous(memory_format=LAST)
-        kernel = phase_kernel(weight, scale).contiguous(memory_format=LAST)
         ctx.padding = [0 if factor == 2 else 1 for factor in scale]
-        y = _interleave(conv3d(padded, kernel, padding=ctx.padding), scale)
-        for face in _faces(scale):
-            face.of(y).copy_(face.convolve(face.slab(x), weight, scale))
+        with torch.autocast(x.device.type, enabled=False):  # kernels are combined in their own precision
+            kernel = phase_kernel(weight, scale).to(x.dtype).contiguous(memory_format=LAST)
+            y = _interleave(conv3d(padded, kernel, padding=ctx.padding), scale)
+            for face in _faces(scale):
+                face.of(y).copy_(face.convolve(face.slab(x), weight.to(x.dtype), scale, fused))
         ctx.save_for_backward(x, weight, padded, kernel)
-        ctx.scale = scale
+        ctx.scale, ctx.fused = scale, fused
         return y
 
     @staticmethod
-    def backward(ctx, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         """Gradients of map and kernel."""
         x, weight, padded, kernel = ctx.saved_tensors
-        scale, (need_x, need_weight, _) = ctx.scale, ctx.needs_input_grad
+        scale, (need_x, need_weight, *_) = ctx.scale, ctx.needs_input_grad
         inner = _by_phase(g, scale)
         for face in _faces(scale):  # faces do not come from the phases
             place = [slice(None)] * 8
@@ -208,8 +209,7 @@ class UpsampledConvolution(torch.autograd.Function):
         if need_x:
             g_x = _continue_by_border_gradient(g_x, scale).contiguous(memory_format=LAST)
         if need_weight:
-            # Gradients of parameters are summed in float32 at least.
-            g_weight = _phase_kernel_gradient(g_weight, scale, torch.promote_types(weight.dtype, torch.float32))
+            g_weight = _phase_kernel_gradient(g_weight, scale, weight.dtype)
         seen: list[_Face] = []
         for face in _faces(scale):
             g_face = face.of(g).clone()
@@ -221,11 +221,10 @@ class UpsampledConvolution(torch.autograd.Function):
                 slab = face.slab(x).detach().requires_grad_(need_x)
                 own = weight.detach().requires_grad_(need_weight)
                 wanted = [tensor for tensor in (slab, own) if tensor.requires_grad]
-                found = dict(
-                    zip(wanted, torch.autograd.grad(face.convolve(slab, own, scale), wanted, g_face), strict=True)
-                )
+                y = face.convolve(slab, own.to(x.dtype), scale, ctx.fused)
+                found = dict(zip(wanted, torch.autograd.grad(y, wanted, g_face), strict=True))
             if need_x:
                 face.slab(g_x).add_(found[slab])
             if need_weight:
                 g_weight += found[own]
-        return g_x, None if g_weight is None else g_weight.to(weight.dtype), None
+        return g_x, g_weight, None, None

@@ -75,21 +75,25 @@ def test_upsampled_convolution_by_phases(scale, shape):
     torch.manual_seed(0)
     x, weight = random(*shape).contiguous(memory_format=LAST), random(5, shape[1], 3, 3, 3)
     assert fits_phases(x, scale)
-    assert agree(lambda x, w: UpsampledConvolution.apply(x, w, scale), lambda x, w: upsampled(x, w, scale), x, weight)
-    assert UpsampledConvolution.apply(x, weight, scale).is_contiguous(memory_format=LAST)
+    assert agree(
+        lambda x, w: UpsampledConvolution.apply(x, w, scale, False), lambda x, w: upsampled(x, w, scale), x, weight
+    )
+    assert UpsampledConvolution.apply(x, weight, scale, False).is_contiguous(memory_format=LAST)
 
 
 def test_upsampled_convolution_with_one_gradient_alone():
     torch.manual_seed(0)
     x, weight = random(1, 3, 3, 4, 5).contiguous(memory_format=LAST), random(2, 3, 3, 3, 3)
-    assert agree(lambda x: UpsampledConvolution.apply(x, weight, (2, 2, 2)), lambda x: upsampled(x, weight, 2), x)
-    assert agree(lambda w: UpsampledConvolution.apply(x, w, (2, 2, 2)), lambda w: upsampled(x, w, 2), weight)
+    assert agree(
+        lambda x: UpsampledConvolution.apply(x, weight, (2, 2, 2), False), lambda x: upsampled(x, weight, 2), x
+    )
+    assert agree(lambda w: UpsampledConvolution.apply(x, w, (2, 2, 2), False), lambda w: upsampled(x, w, 2), weight)
 
 
 def test_the_graph_may_be_kept():
     torch.manual_seed(0)
     x, weight = random(1, 3, 3, 4, 5).requires_grad_(), random(2, 3, 3, 3, 3).requires_grad_()
-    y = UpsampledConvolution.apply(x, weight, (2, 2, 2))
+    y = UpsampledConvolution.apply(x, weight, (2, 2, 2), False)
     g = torch.ones_like(y)
     first = torch.autograd.grad(y, (x, weight), g, retain_graph=True)
     second = torch.autograd.grad(y, (x, weight), g)
