@@ -233,6 +233,12 @@ class SpeedSettings(_Section):
     keep_memory: bool = True
     channels_last: bool | None = None
     compile: bool = False
+    planes: bool = False
+    padded_channels: bool = False
+    phases: bool = False
+    fused: bool = False
+    flat_step: bool = False
+    graphs: bool = False
 
 
 class IntervalSettings(_Section):

@@ -10,6 +10,8 @@ loss over ranks is the loss of the whole batch.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
@@ -106,6 +108,9 @@ def multiple_instance_loss(logits: Tensor, lung: Tensor, share: float = 0.0) -> 
     if not share:
         highest = inside.amax(dim=1).clamp(min=_LOGIT_FLOOR)
         return softplus(-highest).mean()
-    counts = (share * (lung != 0).flatten(1).sum(dim=1)).ceil().clamp(min=1).int().tolist()
-    tops = [volume.topk(count).values for volume, count in zip(inside, counts, strict=True)]
-    return torch.stack([softplus(-top.clamp(min=_LOGIT_FLOOR)).mean() for top in tops]).mean()
+    # Shapes do not depend on the data, and nothing waits for the device: CUDA graphs need both.
+    most = max(1, math.ceil(share * inside.shape[1]))
+    counts = (share * (lung != 0).flatten(1).sum(dim=1)).ceil().clamp(min=1, max=most)
+    top = inside.topk(most, dim=1).values.clamp(min=_LOGIT_FLOOR)
+    counted = torch.arange(most, device=top.device) < counts[:, None]
+    return ((softplus(-top) * counted).sum(dim=1) / counts).mean()

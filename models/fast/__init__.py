@@ -1,0 +1,1 @@
+"""Exact, faster ways of computing the networks on CUDA."""
