@@ -28,7 +28,7 @@ import argparse
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,7 @@ from evaluation.prediction_folder import (
     write_report,
     write_summary,
 )
-from training.checkpoint import fingerprint
-from training.model_card import PUBLISHED_INPUT
+from models.checkpoint import PUBLISHED_INPUT, fingerprint
 from utils import distributed
 from utils.cli import add_device, add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, VolumeError
@@ -229,7 +228,7 @@ def _load_segmenter(options: argparse.Namespace) -> LesionSegmenter:
         device=options.device,
         threshold=options.threshold,
         reading=options.reading,
-        assumed=replace(PUBLISHED_INPUT, **given),
+        assumed=PUBLISHED_INPUT.model_copy(update=given),
     )
     for name, value in given.items():
         if (trained := getattr(segmenter.trained_on, name)) != value:

@@ -43,11 +43,11 @@ from evaluation.results import (
 )
 from evaluation.surface import TOLERANCE_MM
 from models import Generator, Segmenter
+from models.checkpoint import BEST, SegmenterInput, find_segmenter, load_generator, load_segmenter
 from models.layers import place
 from reports.cases import CaseView
 from reports.page import made_with
 from reports.scores import write_score_report
-from training.checkpoint import BEST, SegmenterInput, find_segmenter, load_generator, load_segmenter
 from utils import distributed
 from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
 from utils.errors import CheckpointError, CohortError
@@ -152,7 +152,9 @@ def check(options: argparse.Namespace) -> Job:
         keep_freed_memory()
     model = find_segmenter(options.model_path) if options.model_path else settings.exp.folder / BEST
     image = settings.image
-    segmenter, trained_on = load_segmenter(model, SegmenterInput(image.size, image.window, image.normalization))
+    segmenter, trained_on = load_segmenter(
+        model, SegmenterInput(size=image.size, window=image.window, normalization=image.normalization)
+    )
     for name, what in (("size", "crops of"), ("window", "crops with the window")):
         if (trained := getattr(trained_on, name)) != (wanted := getattr(image, name)):
             raise CheckpointError(

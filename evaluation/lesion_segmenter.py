@@ -27,9 +27,8 @@ from evaluation.burden import Burden, measure_burden
 from evaluation.inference import segment
 from evaluation.metrics import THRESHOLD
 from models import Segmenter
+from models.checkpoint import PUBLISHED_INPUT, SegmenterInput, find_segmenter, load_segmenter
 from models.layers import place
-from training.checkpoint import SegmenterInput, find_segmenter, load_segmenter
-from training.model_card import PUBLISHED_INPUT
 from utils.cli import choose_device
 from utils.errors import VolumeError
 

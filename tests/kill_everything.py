@@ -32,8 +32,9 @@ import torch
 from datasets import make_splits
 from datasets.phantom import write_phantoms
 from models import Segmenter
+from models.checkpoint import SegmenterFacts, SegmenterInput, load, save_segmenter
 from tests.test_train import states_equal
-from training.checkpoint import SegmenterInput, find_states, load, save_segmenter
+from training.states import find_states
 from utils import manifest
 from utils.cli import new_parser, run
 from utils.errors import CheckpointError
@@ -103,7 +104,14 @@ def make_jobs(folder: Path, iterations: int) -> dict[str, Job]:
     with redirect_stdout(io.StringIO()):
         make_splits.main([str(cohort), "--healthy", "healthy_*", "--labeled", "1", "--valid", "1", "--validh", "1"])
     torch.manual_seed(0)
-    save_segmenter(model, Segmenter(2), SegmenterInput(tuple(map(int, SIZE)), (-1250, 250), "minmax"), 0, None)
+    save_segmenter(
+        model,
+        Segmenter(2),
+        SegmenterFacts(
+            trained_on=SegmenterInput(size=tuple(map(int, SIZE)), window=(-1250, 250), normalization="minmax"),
+            iteration=0,
+        ),
+    )
     settings = ["--config-path", str(ROOT / "configs" / "demo.yaml"), "--device", "cpu", "--quiet"]
     overrides = [
         f"DATASET.ROOT={cohort}",

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -15,9 +16,7 @@ import yaml
 import export
 import test
 from models import Discriminator, Generator, Segmenter, load_published
-from models.objectives import Networks
-from tests import reference
-from training.checkpoint import (
+from models.checkpoint import (
     SegmenterFacts,
     SegmenterInput,
     Training,
@@ -28,14 +27,24 @@ from training.checkpoint import (
     read_segmenter,
     save,
     save_segmenter,
-    save_state,
 )
+from models.objectives import Networks
+from tests import reference
+from training import release as export_module
+from training.states import save_state
+from utils.checksums import write_checksums
 from utils.cli import run
-from utils.errors import GasnetError
+from utils.errors import CheckpointError, GasnetError
 
-TRAINED_ON = SegmenterInput((20, 64, 64), (-1000.0, 400.0), "window")
-TRAINING = Training("covid", {"LABELED": 1, "VALID": 2}, "EXP: {ID: mine}\nDATASET: {ROOT: covid}\n", "CPU", {})
-NOWHERE = SegmenterInput((4, 4, 4), (0.0, 1.0), "minmax")
+TRAINED_ON = SegmenterInput(size=(20, 64, 64), window=(-1000.0, 400.0), normalization="window")
+TRAINING = Training(
+    cohort="covid",
+    scans={"LABELED": 1, "VALID": 2},
+    settings="EXP: {ID: mine}\nDATASET: {ROOT: covid}\n",
+    device="CPU",
+    versions={},
+)
+NOWHERE = SegmenterInput(size=(4, 4, 4), window=(0.0, 1.0), normalization="minmax")
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +53,9 @@ def run_file(tmp_path_factory):
     segmenter = Segmenter(4)
     load_published(segmenter, reference.published_state(reference.load("segmenter_base4")))
     path = tmp_path_factory.mktemp("run") / "segmenter_best.pth"
-    save_segmenter(path, segmenter, TRAINED_ON, 1234, 0.5, TRAINING)
+    save_segmenter(
+        path, segmenter, SegmenterFacts(trained_on=TRAINED_ON, iteration=1234, valid_dice=0.5, training=TRAINING)
+    )
     return path
 
 
@@ -113,7 +124,7 @@ def test_an_onnx_file_is_one_valid_file_that_says_what_it_takes(released):
 
 
 def test_metadata_of_a_published_checkpoint():
-    told = export.metadata(SegmenterFacts(None))
+    told = export_module.metadata(SegmenterFacts())
     found = [told[key] for key in ("crop_size", "window_hu", "normalization", "iteration", "valid_dice")]
     assert found == ["[40, 160, 160]", "[-1250.0, 250.0]", "minmax", "null", "null"]
     assert told["input_known_from"].startswith("the published code")
@@ -157,7 +168,7 @@ def test_a_release_holds_what_one_needs_and_no_more(released, run_file):
     assert done.stdout.count(": OK") == len(names) - 1
     original, facts = read_segmenter(run_file)
     segmenter, kept = read_segmenter(released)
-    assert kept == facts == SegmenterFacts(TRAINED_ON, 1234, 0.5, TRAINING)
+    assert kept == facts == SegmenterFacts(trained_on=TRAINED_ON, iteration=1234, valid_dice=0.5, training=TRAINING)
     assert all(torch.equal(a, b) for a, b in zip(original.parameters(), segmenter.parameters(), strict=True))
     assert "optimizers" not in load(released / "segmenter.pth")
     assert yaml.safe_load((released / "settings.yaml").read_text())["EXP"]["ID"] == "mine"
@@ -220,11 +231,18 @@ def test_the_example_in_the_card_of_a_release_runs(released, monkeypatch):
 
 def test_test_takes_a_release(config, cohort, run_file, released, tmp_path, capsys):
     arguments = ["--config-path", str(config), "--quiet", "--device", "cpu"]
-    for name, model in (("a", run_file.parent), ("b", released)):
-        assert test.main([*arguments, "--model-path", str(model), "--output", str(tmp_path / name)]) == 0
+    for name, model in (("a", run_file), ("b", released / "segmenter.pth")):
+        folder = shutil.copytree(model.parent, tmp_path / f"model {name}")
+        content = load(model)
+        content["input"]["window"] = (-1250.0, 250.0)  # that of the cohort
+        save(content, folder / model.name)
+        write_checksums(folder)
+        assert test.main([*arguments, "--model-path", str(folder), "--output", str(tmp_path / name)]) == 0
     tables = {(tmp_path / name / "metrics.csv").read_text() for name in "ab"}
     assert len(tables) == 1
-    assert json.loads((tmp_path / "b" / "summary.json").read_text())["model"] == str(released / "segmenter.pth")
+    assert json.loads((tmp_path / "b" / "summary.json").read_text())["model"] == str(folder / "segmenter.pth")
+    with pytest.raises(CheckpointError, match=r"was trained on crops with the window \(-1000.0, 400.0\)"):
+        test.main([*arguments, "--model-path", str(released), "--output", str(tmp_path / "c")])
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(run_file, tmp_path, capsys):
@@ -237,25 +255,25 @@ def test_a_folder_that_is_not_empty_is_left_alone(run_file, tmp_path, capsys):
 @pytest.fixture
 def quick(monkeypatch):
     """Nothing is really exported: a file says what network it would be."""
-    monkeypatch.setattr(export, "export_program", lambda segmenter: None)
-    for form in export.SUFFIXES:
-        monkeypatch.setitem(export.WRITERS, form, lambda program, facts, path, form=form: path.write_text(form))
-    monkeypatch.setattr(export, "runner", lambda path, form: lambda volume: torch.full_like(volume, torch.nan))
-    monkeypatch.setattr(export, "largest_difference", lambda segmenter, exported, shapes: 0.0)
+    monkeypatch.setattr(export_module, "export_program", lambda segmenter: None)
+    for form in export_module.SUFFIXES:
+        monkeypatch.setitem(export_module.WRITERS, form, lambda program, facts, path, form=form: path.write_text(form))
+    monkeypatch.setattr(export_module, "runner", lambda path, form: lambda volume: torch.full_like(volume, torch.nan))
+    monkeypatch.setattr(export_module, "largest_difference", lambda segmenter, exported, shapes: 0.0)
 
 
 def test_a_release_of_a_published_checkpoint_says_only_what_is_known(tmp_path, quick, capsys):
     path, folder = tmp_path / "checkpointU_1000.pth", tmp_path / "release"
     save(reference.published_state(reference.load("segmenter_base4")), path)
     assert export.main([str(path), "--release", str(folder), "--format", "torch_export"]) == 0
-    assert "does not say what it was trained on" in capsys.readouterr().err
+    assert "does not say its input" in capsys.readouterr().err
     assert {p.name for p in folder.iterdir()} == {"segmenter.pth", "segmenter.pt2", "model_card.md", "SHA256SUMS"}
     card = (folder / "model_card.md").read_text()
     assert "Settings: unknown." in card
     assert "segmenter.pt2" in card
     assert "segmenter.onnx" not in card
     segmenter, trained_on = load_segmenter(folder, NOWHERE)
-    assert trained_on == SegmenterInput((40, 160, 160), (-1250.0, 250.0), "minmax")
+    assert trained_on == SegmenterInput(size=(40, 160, 160), window=(-1250.0, 250.0), normalization="minmax")
     assert segmenter.width == 4
 
 
@@ -299,7 +317,7 @@ def test_arguments_that_contradict_each_other(run_file, tmp_path, monkeypatch, a
 @pytest.mark.parametrize("difference", [2e-3, math.nan])
 @pytest.mark.parametrize("where", ["--output", "--release"])
 def test_a_file_that_does_not_agree_is_not_kept(run_file, tmp_path, quick, monkeypatch, capsys, difference, where):
-    monkeypatch.setattr(export, "largest_difference", lambda segmenter, exported, shapes: difference)
+    monkeypatch.setattr(export_module, "largest_difference", lambda segmenter, exported, shapes: difference)
     assert run(lambda: export.main([str(run_file), where, str(tmp_path / "out"), "--quiet"])) == 1
     assert "segmenter.onnx: probabilities differ by up to" in capsys.readouterr().err
     left = {p.name for p in tmp_path.rglob("*") if p.is_file()}
@@ -322,26 +340,28 @@ def test_the_largest_difference_is_over_all_shapes_and_sees_nan():
 
         return exported
 
-    assert export.largest_difference(segmenter, off(0.0), shapes) == 0
-    assert export.largest_difference(segmenter, off(0.25), shapes) == pytest.approx(0.5)
-    assert math.isnan(export.largest_difference(segmenter, off(math.nan), shapes))
+    assert export_module.largest_difference(segmenter, off(0.0), shapes) == 0
+    assert export_module.largest_difference(segmenter, off(0.25), shapes) == pytest.approx(0.5)
+    assert math.isnan(export_module.largest_difference(segmenter, off(math.nan), shapes))
 
 
 def test_without_onnxruntime_the_file_is_checked_and_that_is_said(run_file, released, tmp_path, monkeypatch, capsys):
-    found = export.importlib.util.find_spec
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
+    found = export_module.importlib.util.find_spec
+    monkeypatch.setattr(
+        export_module.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name)
+    )
     exported = (released / "segmenter.onnx").read_bytes()
-    assert export.runner(released / "segmenter.onnx", "onnx") is None
-    monkeypatch.setattr(export, "export_program", lambda segmenter: None)
-    monkeypatch.setitem(export.WRITERS, "onnx", lambda program, facts, path: path.write_bytes(exported))
+    assert export_module.runner(released / "segmenter.onnx", "onnx") is None
+    monkeypatch.setattr(export_module, "export_program", lambda segmenter: None)
+    monkeypatch.setitem(export_module.WRITERS, "onnx", lambda program, facts, path: path.write_bytes(exported))
     assert export.main([str(run_file), "--output", str(tmp_path / "s.onnx"), "--quiet"]) == 0
     assert "s.onnx: 0.1 MiB; checked with onnx.checker only" in capsys.readouterr().out
 
 
 def test_without_onnx_it_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(export_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(GasnetError, match=r"--format onnx: needs onnx and onnxscript; pip install -r requirements"):
-        export.write_onnx(None, SegmenterFacts(None), tmp_path / "s.onnx")
+        export_module.write_onnx(None, SegmenterFacts(), tmp_path / "s.onnx")
     assert not (tmp_path / "s.onnx").exists()
 
 

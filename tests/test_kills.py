@@ -17,7 +17,7 @@ import test
 import train
 from tests import kill_everything
 from tests.utils.test_files import holder
-from training.checkpoint import find_states
+from training.states import find_states
 from utils.cli import run
 from utils.files import lock_folder
 

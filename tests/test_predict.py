@@ -20,10 +20,10 @@ from datasets.lungs import segment_by_threshold
 from evaluation import lesion_segmenter, prediction_folder
 from evaluation.burden import NOTICE
 from models import Segmenter
+from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests import reference
 from tests.several import on_processes
 from tests.volumes import geometry, pixels, write, write_dicom
-from training.checkpoint import SegmenterInput, save_segmenter
 from utils.cli import run
 
 SIZE = (8, 32, 32)
@@ -45,7 +45,13 @@ def model(tmp_path_factory):
 
 def save_model(path, seed, size=SIZE):
     torch.manual_seed(seed)
-    save_segmenter(path, Segmenter(2), SegmenterInput(size, (-1250.0, 250.0), "minmax"), 0, None)
+    save_segmenter(
+        path,
+        Segmenter(2),
+        SegmenterFacts(
+            trained_on=SegmenterInput(size=size, window=(-1250.0, 250.0), normalization="minmax"), iteration=0
+        ),
+    )
     return path
 
 

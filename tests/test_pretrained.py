@@ -14,8 +14,8 @@ from datasets.phantom import make_phantom
 from datasets.samples import as_input, normalise
 from evaluation.inference import segment
 from models import Discriminator
+from models.checkpoint import load_generator, load_weights, read_segmenter
 from models.generator import generate_scan
-from training.checkpoint import load_generator, load_weights, read_segmenter
 
 FOLDER = Path(__file__).parents[1] / "pretrained" / "phantoms"
 

@@ -15,8 +15,8 @@ import SimpleITK as sitk
 
 from datasets.lungs import segment_by_threshold
 from models import Segmenter
+from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests.volumes import geometry
-from training.checkpoint import SegmenterInput, save_segmenter
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,8 +61,8 @@ def test_the_steps_in_the_docs_run_as_they_stand_there(tmp_path):
 def test_the_readme_segments_a_scan_in_python(tmp_path, monkeypatch, phantoms):
     scan = next((phantoms / "ct").glob("diseased_*"))
     shutil.copy(scan, tmp_path / "scan.nii.gz")
-    small = SegmenterInput((16, 32, 32), (-1250.0, 250.0), "minmax")
-    save_segmenter(tmp_path / "segmenter_best.pth", Segmenter(2), small, None, None)
+    small = SegmenterInput(size=(16, 32, 32), window=(-1250.0, 250.0), normalization="minmax")
+    save_segmenter(tmp_path / "segmenter_best.pth", Segmenter(2), SegmenterFacts(trained_on=small))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.crop.load_lungmask", lambda: segment_by_threshold)  # needs no weights
     (code,) = code_blocks(ROOT / "README.md", "python")

@@ -12,8 +12,8 @@ import post_processing
 import predict
 import test
 from models import Segmenter
+from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests.volumes import geometry, pixels
-from training.checkpoint import SegmenterInput, save_segmenter
 
 CT = Path(__file__).resolve().parents[2] / "shared" / "ct"
 SCANS = {"thorax_cta_1.5mm": "thorax_cta_1.5mm.nii.gz", "lung_lesion_5mm": "lung_lesion_5mm.nrrd"}
@@ -32,7 +32,13 @@ def test_real_cts_through_crop_test_and_paste_back(tmp_path, capsys):
     (root / "id_txt" / "real.txt").write_text("\n".join(SCANS))
     torch.manual_seed(0)
     model = tmp_path / "segmenter.pth"
-    save_segmenter(model, Segmenter(2), SegmenterInput((40, 160, 160), (-1250.0, 250.0), "minmax"), 0, None)
+    save_segmenter(
+        model,
+        Segmenter(2),
+        SegmenterFacts(
+            trained_on=SegmenterInput(size=(40, 160, 160), window=(-1250.0, 250.0), normalization="minmax"), iteration=0
+        ),
+    )
     config = Path(__file__).parents[1] / "configs" / "Gan.yaml"
     overrides = [f"DATASET.ROOT={root}", "DATASET.SPLIT.VALIDWL=real"]
     command = ["--config-path", str(config), "--model-path", str(model), "--quiet", "--device", "cpu", "--save-vis"]

@@ -12,16 +12,17 @@ import post_processing
 import test
 from evaluation import results
 from models import Discriminator, Generator, Segmenter, load_published
+from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests import reference
 from tests.several import on_processes
 from tests.volumes import pixels
-from training.checkpoint import SegmenterInput, save_segmenter, save_state
+from training.states import save_state
 from utils.cli import run
 
 OF_A_RUN = (".lock", "manifest.json")
 """Files that differ from run to run."""
 
-TRAINED_ON = SegmenterInput((20, 64, 64), (-1250.0, 250.0), "minmax")
+TRAINED_ON = SegmenterInput(size=(20, 64, 64), window=(-1250.0, 250.0), normalization="minmax")
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def model(tmp_path):
     """A segmenter whose predictions are neither empty nor full: bright voxels are lesion."""
     torch.manual_seed(1)
     path = tmp_path / "run" / "segmenter_best.pth"
-    save_segmenter(path, Segmenter(2), TRAINED_ON, 0, None)
+    save_segmenter(path, Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON, iteration=0))
     return path
 
 
@@ -110,7 +111,14 @@ def test_the_intensity_settings_come_from_the_model(config, cohort, tmp_path):
     found = []
     for normalization in ("minmax", "window"):
         path = tmp_path / normalization / "segmenter_best.pth"
-        save_segmenter(path, segmenter, SegmenterInput((20, 64, 64), (-1250.0, 250.0), normalization), 0, None)
+        save_segmenter(
+            path,
+            segmenter,
+            SegmenterFacts(
+                trained_on=SegmenterInput(size=(20, 64, 64), window=(-1250.0, 250.0), normalization=normalization),
+                iteration=0,
+            ),
+        )
         found.append(read(results_of(config, path) / "probabilities" / "sick_4.nii.gz"))
     image = read(cohort / "images" / "sick_4.nii.gz") / 255 * 2 - 1
     with torch.no_grad():
@@ -155,7 +163,7 @@ def test_the_best_model_of_the_run_is_the_default(config, run_folder, capsys):
     arguments = ["--config-path", str(config), "--quiet", "--device", "cpu"]
     assert run(lambda: test.main(arguments)) == 1
     assert f"{run_folder / 'segmenter_best.pth'}: no such file" in capsys.readouterr().err
-    save_segmenter(run_folder / "segmenter_best.pth", Segmenter(2), TRAINED_ON, 0, None)
+    save_segmenter(run_folder / "segmenter_best.pth", Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON, iteration=0))
     assert test.main(arguments) == 0
     assert (run_folder / "test" / "metrics.csv").is_file()
 

@@ -17,13 +17,13 @@ from datasets import samples
 from datasets.cohort import read_cohort
 from datasets.samples import Samples
 from evaluation import inference as predict
+from models.checkpoint import SegmenterInput, load, load_segmenter, save
 from models.objectives import Networks, discriminator_objective, joint_objective, segmenter_objective
 from tests import reference
 from tests.several import Ended, in_double_precision, on_processes
 from training import run as training_run
 from training import validation
 from training.balance import DiscriminatorBalance
-from training.checkpoint import SegmenterInput, load, load_segmenter, save
 from training.run import TrainingRun
 from utils import distributed
 from utils.cli import run
@@ -109,8 +109,10 @@ def test_a_run_leaves_everything_that_it_promises(config, run_folder):
     } <= logged  # fmt: skip
     best = max(entry["valid/dice"] for entry in entries if "valid/dice" in entry)
     assert load(run_folder / "segmenter_best.pth")["valid_dice"] == best
-    _, trained_on = load_segmenter(run_folder / "segmenter_last.pth", SegmenterInput((1, 1, 1), (0, 0), ""))
-    assert trained_on == SegmenterInput((20, 64, 64), (-1250.0, 250.0), "minmax")
+    _, trained_on = load_segmenter(
+        run_folder / "segmenter_last.pth", SegmenterInput(size=(1, 1, 1), window=(0, 0), normalization="minmax")
+    )
+    assert trained_on == SegmenterInput(size=(20, 64, 64), window=(-1250.0, 250.0), normalization="minmax")
 
 
 def test_the_window_of_the_data_is_written_into_every_checkpoint(config, run_folder, capsys):
@@ -675,7 +677,9 @@ def test_the_moving_average_is_kept_validated_and_resumed(config, run_folder, tm
 
     training.minimise = follow
     train.train(training)
-    kept, _ = load_segmenter(run_folder / "segmenter_best.pth", SegmenterInput((1, 1, 1), (0, 0), ""))
+    kept, _ = load_segmenter(
+        run_folder / "segmenter_best.pth", SegmenterInput(size=(1, 1, 1), window=(0, 0), normalization="minmax")
+    )
     for found, by_hand in zip(kept.parameters(), expected[-1], strict=True):
         torch.testing.assert_close(found, by_hand)
     assert len(expected) == 8  # joint and own steps of four iterations

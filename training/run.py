@@ -24,20 +24,10 @@ from datasets.cohort import TRAINING, Case, read_volumes
 from datasets.samples import BatchStream, Samples, scan_input
 from evaluation.inference import autocast
 from models import Discriminator, Generator, Segmenter
+from models.checkpoint import BEST, LAST, SegmenterFacts, SegmenterInput, load_weights, save_segmenter
 from models.objectives import Batch, Method, Networks, Objective
 from reports.training import write_training_report
 from training.balance import DiscriminatorBalance
-from training.checkpoint import (
-    BEST,
-    LAST,
-    SegmenterFacts,
-    SegmenterInput,
-    find_states,
-    load_latest_state,
-    load_weights,
-    save_segmenter,
-    save_state,
-)
 from training.log import RunLog, RunningMeans, SilentLog, picture_grid
 from training.model_card import describe_training, write_model_card
 from training.optimise import (
@@ -49,6 +39,7 @@ from training.optimise import (
     set_learning_rates,
 )
 from training.signals import StopSignal
+from training.states import find_states, load_latest_state, save_state
 from training.validation import DICE, validate
 from utils import distributed
 from utils.errors import CheckpointError, SettingsError, TrainingError, one_line
@@ -277,13 +268,17 @@ class TrainingRun:
 
     def _save_segmenter(self, name: str, dice: float | None) -> None:
         image = self.settings.image
-        trained_on = SegmenterInput(image.size, image.window, image.normalization)
-        training = describe_training(self.settings, self.cohort, self.device)
-        segmenter, facts = self.segmenter, SegmenterFacts(trained_on, self.iteration, dice, training)
-        save_segmenter(self.folder / name, segmenter, trained_on, self.iteration, dice, training)
+        trained_on = SegmenterInput(size=image.size, window=image.window, normalization=image.normalization)
+        facts = SegmenterFacts(
+            trained_on=trained_on,
+            iteration=self.iteration,
+            valid_dice=dice,
+            training=describe_training(self.settings, self.cohort, self.device),
+        )
+        save_segmenter(self.folder / name, self.segmenter, facts)
         # The card describes the segmenter that a user would take.
         if name == BEST or self.best_dice is None:
-            write_model_card(self.folder / name, segmenter, facts)
+            write_model_card(self.folder / name, self.segmenter, facts)
 
     def _save(self) -> None:
         self._save_segmenter(LAST, None)

@@ -29,9 +29,10 @@ from datasets.samples import normalise, scan_input
 from datasets.window import WINDOW
 from evaluation.figures import save_figure, slice_to_show
 from evaluation.inference import predict_cohort
+from models.checkpoint import SegmenterInput, load_generator, load_segmenter
 from models.generator import generate_scan
 from models.objectives import synthesise
-from training.checkpoint import SegmenterInput, find_states, load_generator, load_segmenter
+from training.states import find_states
 from utils.cli import new_parser, run
 from utils.errors import GasnetError
 
@@ -85,7 +86,7 @@ def _columns(case: Case, split: str, runs: Mapping[str, Settings]) -> tuple[dict
     """Volumes of one scan by title, index of the slice to show, and pixel aspect ratio (height / width)."""
     columns: dict[str, np.ndarray] = {}
     for name, settings in runs.items():
-        default = SegmenterInput(settings.image.size, WINDOW, settings.image.normalization)
+        default = SegmenterInput(size=settings.image.size, window=WINDOW, normalization=settings.image.normalization)
         segmenter, trained_on = load_segmenter(settings.exp.folder / "segmenter_best.pth", default)
         (prediction,) = predict_cohort(segmenter, [case], split, trained_on.normalization)
         volumes = prediction.volumes

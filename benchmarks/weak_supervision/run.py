@@ -31,10 +31,11 @@ from datasets.cohort import read_cohort
 from datasets.window import WINDOW
 from evaluation.inference import predict_cohort
 from evaluation.metrics import summarise
+from models.checkpoint import SegmenterInput, load, load_segmenter
 from models.layers import place
 from train import train, used_splits
-from training.checkpoint import SegmenterInput, find_states, load, load_segmenter
 from training.run import TrainingRun
+from training.states import find_states
 from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
 from utils.errors import GasnetError, SettingsError
 from utils.files import lock_folder, write_text
@@ -74,7 +75,7 @@ def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
     Scores that are undefined for a scan are left out of its row.
     """
     split = settings.dataset.split
-    default = SegmenterInput(settings.image.size, WINDOW, settings.image.normalization)
+    default = SegmenterInput(size=settings.image.size, window=WINDOW, normalization=settings.image.normalization)
     segmenter, trained_on = load_segmenter(settings.exp.folder / "segmenter_best.pth", default)
     cohort = read_cohort(settings.dataset.root, {"TEST": split.test, "TESTH": split.testh}, settings.image.size)
     place(segmenter, device)

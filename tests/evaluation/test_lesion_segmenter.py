@@ -7,8 +7,8 @@ from datasets.crop import LungMaskCrop
 from datasets.phantom import write_phantoms
 from evaluation.lesion_segmenter import LesionSegmenter, predict_scan, prepare_scan
 from models import Segmenter
+from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests.volumes import geometry, pixels, write
-from training.checkpoint import SegmenterInput, save_segmenter
 from utils.errors import VolumeError
 
 
@@ -76,7 +76,13 @@ def test_the_window_of_the_model_is_that_of_the_crop(phantom):
 def model(tmp_path_factory):
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("model") / "segmenter.pth"
-    save_segmenter(path, Segmenter(2), SegmenterInput((16, 32, 32), (-1250.0, 250.0), "minmax"), 1, None)
+    save_segmenter(
+        path,
+        Segmenter(2),
+        SegmenterFacts(
+            trained_on=SegmenterInput(size=(16, 32, 32), window=(-1250.0, 250.0), normalization="minmax"), iteration=1
+        ),
+    )
     return path
 
 

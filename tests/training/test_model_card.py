@@ -9,13 +9,13 @@ import train
 from configs.settings import parse_settings, read_settings
 from datasets.cohort import Case
 from models import Segmenter
+from models.checkpoint import SegmenterFacts, SegmenterInput, find_segmenter, load, read_segmenter, save, save_segmenter
 from tests import reference
-from training.checkpoint import SegmenterInput, find_segmenter, load, read_segmenter, save, save_segmenter
 from training.model_card import describe_training, model_card, shareable, write_model_card
 from utils.manifest import project_version
 
 ROOT = Path(__file__).parents[2]
-TRAINED_ON = SegmenterInput((20, 64, 96), (-1000.0, 400.0), "window")
+TRAINED_ON = SegmenterInput(size=(20, 64, 96), window=(-1000.0, 400.0), normalization="window")
 OVERRIDES = (
     "EXP.ID=mine_recons_MIL",
     "EXP.OUTPUT_DIR=/home/someone/results",
@@ -38,7 +38,11 @@ COHORT = {"LABELED": cases("Doe^John"), "HEALTHY": cases("4711", "4712"), "VALID
 def card(tmp_path):
     """The card of a segmenter whose training is known, and its file."""
     training = describe_training(read_settings(None, OVERRIDES), COHORT, torch.device("cpu"))
-    save_segmenter(tmp_path / "segmenter_best.pth", Segmenter(2), TRAINED_ON, 1234, 0.56789, training)
+    save_segmenter(
+        tmp_path / "segmenter_best.pth",
+        Segmenter(2),
+        SegmenterFacts(trained_on=TRAINED_ON, iteration=1234, valid_dice=0.56789, training=training),
+    )
     return card_of(tmp_path / "segmenter_best.pth")
 
 
@@ -67,7 +71,7 @@ def test_a_card_says_what_the_file_says(card):
         "| device | CPU |",
         "Cohort: `covid`.",
         "(3 in VALID), at the crop's resolution: 0.5679.",
-        "chosen by that very Dice",
+        "selected among all validated iterations by that Dice",
         "resized to 20x64x96 voxels",
         "HU from -1000 to 400 become v from 0 to 255",
         "| normalization | `window`: x = 2 v / 255 - 1 |",
@@ -105,13 +109,24 @@ def test_the_card_of_a_published_checkpoint_says_no_more_than_is_known(tmp_path)
         assert line in card, line
 
 
-def test_settings_of_a_later_version_are_unknown(card, tmp_path):
-    content = load(tmp_path / "segmenter_best.pth")
-    content["training"]["settings"] = "EXP: {ID: a, NEW: 1}\n"
-    save(content, tmp_path / "segmenter_best.pth")
-    later = card_of(tmp_path / "segmenter_best.pth")
-    assert "Settings: unknown." in later
-    assert "| VALID | validation, with voxel labels | 3 |" in later
+def test_settings_of_other_versions_are_told_as_far_as_they_are_known(card, tmp_path):
+    path = tmp_path / "segmenter_best.pth"
+    content = load(path)
+    recorded = content["training"]["settings"]
+    content["training"]["settings"] = recorded.replace("SOLVER:\n", "SOLVER:\n  WARM_UP: 200\n  LATER: 1\n").replace(
+        "DISCRIMINATOR_STEPS", "OTHER_NAME"
+    )
+    save(content, path)
+    other = card_of(path)
+    assert "| steps of D | unknown |" in other
+    assert "| volumes in a batch | 3 |" in other
+    assert "This run also used settings that later versions removed: SOLVER.WARM_UP 200." in other
+    assert "removed" not in card
+    for text in ("- a list\n", "EXP: [\n"):
+        content["training"]["settings"] = text
+        save(content, path)
+        assert "Settings: unknown." in card_of(path)
+    assert "| VALID | validation, with voxel labels | 3 |" in card_of(path)
 
 
 def test_settings_are_handed_on_without_folders(tmp_path, monkeypatch):
@@ -127,7 +142,7 @@ def test_settings_are_handed_on_without_folders(tmp_path, monkeypatch):
 
 
 def test_the_licence_and_the_exported_files_stand_in_the_card(tmp_path):
-    save_segmenter(tmp_path / "s.pth", Segmenter(2), TRAINED_ON, None, None)
+    save_segmenter(tmp_path / "s.pth", Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON))
     card = model_card(*read_segmenter(tmp_path / "s.pth"), "s.pth", {"segmenter.onnx": "as ONNX"}, "CC BY 4.0")
     assert "Weights: CC BY 4.0;" in card
     assert "| `segmenter.onnx` | as ONNX |" in card

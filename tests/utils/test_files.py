@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from datasets.io.volume import write_volume
+from models.checkpoint import save
 from tests.volumes import image_of
-from training.checkpoint import save
 from utils import files
 from utils.errors import FolderError, GasnetError
 from utils.files import atomic_folder, atomic_write, lock_folder, write_text

@@ -5,29 +5,26 @@ import zipfile
 import pytest
 import torch
 
-from models import Discriminator, Generator, Segmenter
-from tests import reference
-from training import checkpoint
-from training.checkpoint import (
+from models import Discriminator, Generator, Segmenter, checkpoint
+from models.checkpoint import (
     SegmenterFacts,
     SegmenterInput,
     Training,
-    find_states,
     load,
     load_generator,
-    load_latest_state,
     load_segmenter,
     load_weights,
     read_segmenter,
     save,
     save_segmenter,
-    save_state,
 )
+from tests import reference
+from training.states import find_states, load_latest_state, save_state
 from utils.checksums import write_checksums
 from utils.errors import CheckpointError
 
-TRAINED_ON = SegmenterInput((16, 64, 64), (-1250.0, 250.0), "window")
-OTHER = SegmenterInput((40, 160, 160), (-1250.0, 250.0), "minmax")
+TRAINED_ON = SegmenterInput(size=(16, 64, 64), window=(-1250.0, 250.0), normalization="window")
+OTHER = SegmenterInput(size=(40, 160, 160), window=(-1250.0, 250.0), normalization="minmax")
 
 
 RESUMABLE = {
@@ -47,7 +44,7 @@ def equal(a, b):
 
 def test_a_segmenter_file_is_enough_to_use_it(tmp_path):
     segmenter = Segmenter(3)
-    save_segmenter(tmp_path / "s.pth", segmenter, TRAINED_ON, iteration=7, valid_dice=0.5)
+    save_segmenter(tmp_path / "s.pth", segmenter, SegmenterFacts(trained_on=TRAINED_ON, iteration=7, valid_dice=0.5))
     loaded, trained_on = load_segmenter(tmp_path / "s.pth", OTHER)
     assert loaded.width == 3
     assert equal(loaded, segmenter)
@@ -88,7 +85,7 @@ def test_a_network_compiled_in_part_loads_but_not_one_that_is_given_twice(tmp_pa
 def test_weights_that_are_not_finite_are_refused(tmp_path, bad):
     segmenter = Segmenter(2)
     segmenter.stem[0].weight.data[0] = bad
-    save_segmenter(tmp_path / "ours.pth", segmenter, TRAINED_ON, 0, None)
+    save_segmenter(tmp_path / "ours.pth", segmenter, SegmenterFacts(trained_on=TRAINED_ON, iteration=0))
     state = reference.published_state(reference.load("segmenter_base4"))
     save({**state, "conv.weight": state["conv.weight"] * bad}, tmp_path / "published.pth")
     for name, entry in (("ours.pth", "stem.0.weight"), ("published.pth", "conv.weight")):
@@ -133,7 +130,7 @@ def test_a_training_state_gives_each_network(tmp_path):
 
 @pytest.mark.fault("another architecture, missing")
 def test_weights_that_do_not_fit_are_one_line(tmp_path):
-    save_segmenter(tmp_path / "s.pth", Segmenter(3), TRAINED_ON, 0, None)
+    save_segmenter(tmp_path / "s.pth", Segmenter(3), SegmenterFacts(trained_on=TRAINED_ON, iteration=0))
     for network, message in ((Segmenter(2), "does not fit"), (Generator(2), "holds a segmenter alone")):
         with pytest.raises(CheckpointError, match=rf"s\.pth: {message}") as caught:
             load_weights(network, tmp_path / "s.pth")
@@ -171,7 +168,7 @@ MISSING = object()
 @pytest.mark.parametrize("value", [MISSING, None, 1, "minimax", [1, 2], (1, 2), (1, -2, 0.5), {"w": "no tensor"}])
 def test_entries_of_a_segmenter_that_are_missing_or_wrong_are_named(tmp_path, entry, value):
     path = tmp_path / "s.pth"
-    save_segmenter(path, Segmenter(2), TRAINED_ON, 0, None)
+    save_segmenter(path, Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON, iteration=0))
     content = load(path)
     save(changed(content, entry, value), path)
     if entry == "input.window" and value == (1, 2):
@@ -200,7 +197,7 @@ def test_a_state_without_what_resuming_needs_is_named_and_passed_over(tmp_path, 
 
 @pytest.mark.fault("a segmenter alone given")
 def test_a_segmenter_alone_cannot_be_resumed_from(tmp_path, caplog):
-    save_segmenter(tmp_path / "state_0000009.pth", Segmenter(2), TRAINED_ON, 9, None)
+    save_segmenter(tmp_path / "state_0000009.pth", Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON, iteration=9))
     with pytest.raises(CheckpointError, match="no training state to resume from"):
         load_latest_state(tmp_path)
     assert "state_0000009.pth: not a training state" in caplog.text
@@ -238,7 +235,7 @@ def damaged_files(path):
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("damage", ["half", "empty", "text", "flipped", "pickle"])
 def test_a_damaged_checkpoint_is_noticed(tmp_path, damage):
-    save_segmenter(tmp_path / "good.pth", Segmenter(4), TRAINED_ON, 0, None)
+    save_segmenter(tmp_path / "good.pth", Segmenter(4), SegmenterFacts(trained_on=TRAINED_ON, iteration=0))
     path = tmp_path / "bad.pth"
     path.write_bytes(damaged_files(tmp_path / "good.pth")[damage])
     with pytest.raises(CheckpointError, match=r"bad\.pth: ") as caught:
@@ -298,17 +295,27 @@ def test_the_last_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path,
         load_latest_state(tmp_path / "empty")
 
 
-TRAINING = Training("covid", {"LABELED": 1, "HEALTHY": 3}, "EXP: {ID: a}\n", "CPU", {"torch": "2.11.0"})
+TRAINING = Training(
+    cohort="covid",
+    scans={"LABELED": 1, "HEALTHY": 3},
+    settings="EXP: {ID: a}\n",
+    device="CPU",
+    versions={"torch": "2.11.0"},
+)
 
 
 def test_what_trained_a_segmenter_is_read_back(tmp_path):
-    save_segmenter(tmp_path / "s.pth", Segmenter(2), TRAINED_ON, 7, 0.5, TRAINING)
+    save_segmenter(
+        tmp_path / "s.pth",
+        Segmenter(2),
+        SegmenterFacts(trained_on=TRAINED_ON, iteration=7, valid_dice=0.5, training=TRAINING),
+    )
     _, facts = read_segmenter(tmp_path / "s.pth")
-    assert facts == SegmenterFacts(TRAINED_ON, 7, 0.5, TRAINING)
+    assert facts == SegmenterFacts(trained_on=TRAINED_ON, iteration=7, valid_dice=0.5, training=TRAINING)
 
 
 def test_files_that_do_not_say_it_leave_it_unknown(tmp_path):
-    save_segmenter(tmp_path / "s.pth", Segmenter(2), TRAINED_ON, None, None)
+    save_segmenter(tmp_path / "s.pth", Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON))
     content = load(tmp_path / "s.pth")
     for entry in ("iteration", "valid_dice", "training"):  # as earlier versions wrote it
         del content[entry]
@@ -316,12 +323,16 @@ def test_files_that_do_not_say_it_leave_it_unknown(tmp_path):
     save(reference.published_state(reference.load("segmenter_base4")), tmp_path / "published.pth")
     for name, trained_on in (("s.pth", TRAINED_ON), ("old.pth", TRAINED_ON), ("published.pth", None)):
         _, facts = read_segmenter(tmp_path / name)
-        assert facts == SegmenterFacts(trained_on, None, None, None)
+        assert facts == SegmenterFacts(trained_on=trained_on)
 
 
 @pytest.mark.parametrize("entry", ["cohort", "scans", "settings", "device", "versions"])
 def test_entries_of_the_training_that_are_wrong_are_named(tmp_path, entry):
-    save_segmenter(tmp_path / "s.pth", Segmenter(2), TRAINED_ON, 7, 0.5, TRAINING)
+    save_segmenter(
+        tmp_path / "s.pth",
+        Segmenter(2),
+        SegmenterFacts(trained_on=TRAINED_ON, iteration=7, valid_dice=0.5, training=TRAINING),
+    )
     save(changed(load(tmp_path / "s.pth"), f"training.{entry}", {"VALID": -1}), tmp_path / "s.pth")
     with pytest.raises(CheckpointError, match=rf"s\.pth: its entry training\.{entry}.* is missing or wrong"):
         read_segmenter(tmp_path / "s.pth")
@@ -329,10 +340,14 @@ def test_entries_of_the_training_that_are_wrong_are_named(tmp_path, entry):
 
 def test_a_folder_of_a_release_or_a_run_stands_for_its_segmenter(tmp_path):
     release, run = Segmenter(2), Segmenter(3)
-    save_segmenter(tmp_path / "segmenter_best.pth", run, TRAINED_ON, 7, 0.5)
-    save_segmenter(tmp_path / "segmenter_last.pth", Segmenter(4), TRAINED_ON, 8, None)
+    save_segmenter(
+        tmp_path / "segmenter_best.pth", run, SegmenterFacts(trained_on=TRAINED_ON, iteration=7, valid_dice=0.5)
+    )
+    save_segmenter(tmp_path / "segmenter_last.pth", Segmenter(4), SegmenterFacts(trained_on=TRAINED_ON, iteration=8))
     assert equal(load_segmenter(tmp_path, OTHER)[0], run)
-    save_segmenter(tmp_path / "segmenter.pth", release, TRAINED_ON, 7, 0.5)
+    save_segmenter(
+        tmp_path / "segmenter.pth", release, SegmenterFacts(trained_on=TRAINED_ON, iteration=7, valid_dice=0.5)
+    )
     segmenter, trained_on = load_segmenter(tmp_path, OTHER)
     assert equal(segmenter, release)
     assert trained_on == TRAINED_ON
@@ -342,7 +357,7 @@ def test_a_folder_of_a_release_or_a_run_stands_for_its_segmenter(tmp_path):
 
 
 def test_a_folder_without_a_segmenter_to_use_is_one_line(tmp_path):
-    save_segmenter(tmp_path / "segmenter_last.pth", Segmenter(2), TRAINED_ON, 8, None)
+    save_segmenter(tmp_path / "segmenter_last.pth", Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON, iteration=8))
     with pytest.raises(CheckpointError, match=r"neither a release .* nor a run .*; name the file itself") as caught:
         load_segmenter(tmp_path, OTHER)
     assert "\n" not in str(caught.value)
@@ -351,10 +366,12 @@ def test_a_folder_without_a_segmenter_to_use_is_one_line(tmp_path):
 
 def test_a_segmenter_that_is_not_that_of_its_checksum_is_refused_by_folder_and_by_file(tmp_path):
     path = tmp_path / "segmenter.pth"
-    save_segmenter(path, Segmenter(2), TRAINED_ON, 7, 0.5)
+    save_segmenter(path, Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON, iteration=7, valid_dice=0.5))
     write_checksums(tmp_path)
     load_segmenter(tmp_path, OTHER)
-    save_segmenter(path, Segmenter(2), TRAINED_ON, 7, 0.5)  # whole, but another
+    save_segmenter(
+        path, Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON, iteration=7, valid_dice=0.5)
+    )  # whole, but another
     for given in (tmp_path, path):
         with pytest.raises(CheckpointError, match=r"segmenter\.pth: is not the file whose checksum") as caught:
             load_segmenter(given, OTHER)

@@ -1,0 +1,319 @@
+"""Checkpoints of networks: the file of a segmenter, and the weights inside training states and published files.
+
+Files are written atomically, and reading one never runs code in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from torch import Tensor, nn
+
+from configs.settings import ImageSettings
+from models.generator import Generator
+from models.published import is_published, load_published, without_wrappers
+from models.segmenter import Segmenter
+from utils.checksums import check_listed
+from utils.errors import CheckpointError, one_line
+from utils.files import atomic_write
+from utils.torch_files import TorchFileError, read_torch_file
+
+SEGMENTER_FORMAT = "GASNet segmenter"
+STATE_FORMAT = "GASNet training state"
+VERSION = 1
+
+BEST, LAST, RELEASED = "segmenter_best.pth", "segmenter_last.pth", "segmenter.pth"
+"""File names of segmenters: best validation and last save of a run, and release."""
+
+NETWORKS = "networks.pth"
+"""File name of S, G and D in a release."""
+
+_WIDEST = 1024
+_FACTS = ("input", "iteration", "valid_dice", "training")
+
+
+class Entries(BaseModel):
+    """Required entries of a checkpoint; unknown entries, of later versions, are ignored."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, populate_by_name=True
+    )
+
+
+class SegmenterInput(Entries):
+    """The input that a segmenter was trained on, so that it can be used without the settings of its training.
+
+    Attributes:
+        size: (z, y, x) of the crops.
+        window: HU that became 0 and 255 in the crops.
+        normalization: IMAGE.NORMALIZATION.
+    """
+
+    size: tuple[PositiveInt, PositiveInt, PositiveInt]
+    window: tuple[float, float]
+    normalization: Literal["minmax", "window"]
+
+
+class Training(Entries):
+    """How a segmenter was trained, for its model card. Contains no ids of scans and no paths.
+
+    Attributes:
+        cohort: name of the cohort's folder.
+        scans: number of scans by key of DATASET.SPLIT.
+        settings: settings of the experiment, as YAML.
+        device: device of the training.
+        versions: version by package.
+    """
+
+    cohort: str
+    scans: dict[str, NonNegativeInt]
+    settings: str
+    device: str
+    versions: dict[str, str]
+
+
+class SegmenterFacts(Entries):
+    """What the file of a segmenter says about it; None for what it does not say.
+
+    Attributes:
+        trained_on: its input.
+        iteration: training iteration.
+        valid_dice: mean Dice on the validation scans.
+        training: how it was trained.
+    """
+
+    trained_on: SegmenterInput | None = Field(None, alias="input")
+    iteration: NonNegativeInt | None = None
+    valid_dice: float | None = None
+    training: Training | None = None
+
+
+PUBLISHED_INPUT = SegmenterInput(
+    size=ImageSettings().size, window=ImageSettings().window, normalization=ImageSettings().normalization
+)
+"""Input of the published code, whose checkpoints do not say it."""
+
+
+class _SegmenterFile(SegmenterFacts):
+    trained_on: SegmenterInput = Field(alias="input")
+    weights: dict[str, Tensor]
+
+
+class _NetworkWeights(Entries):
+    segmenter: dict[str, Tensor]
+    generator: dict[str, Tensor]
+    discriminator: dict[str, Tensor]
+
+
+class StateFile(Entries):
+    """What every training state holds; `training.states` adds what resuming needs."""
+
+    networks: _NetworkWeights
+
+
+_ENTRIES = {SEGMENTER_FORMAT: _SegmenterFile, STATE_FORMAT: StateFile}
+
+
+def save(content: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint atomically; if anything fails, an earlier file stays.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    try:
+        with atomic_write(path) as temporary:
+            torch.save(dict(content), temporary)
+    except (OSError, RuntimeError) as error:
+        reason = one_line(error)
+        raise CheckpointError(f"{path}: cannot be written ({reason}); check the folder and the disk") from None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, contains more than tensors and plain values, or NaN or Inf,
+            or has one of our formats without its required entries.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected a checkpoint such as segmenter_best.pth")
+    try:
+        content = read_torch_file(path)
+    except TorchFileError as error:
+        raise CheckpointError(f"{path}: {error}; copy the file again, or save its state_dict alone") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds {type(content).__name__}; expected a checkpoint")
+    if (kind := content.get("format")) in list(_ENTRIES):
+        version = content.get("version")
+        if type(version) is not int or version != VERSION:
+            raise CheckpointError(f"{path}: has version {str(version)[:20]}, this code reads {VERSION}; update it")
+        check_entries(content, _ENTRIES[kind], path)
+    return content
+
+
+def check_entries(content: Mapping[str, Any], expected: type[Entries], path: Path) -> None:
+    """Check that a checkpoint has the required entries.
+
+    Raises:
+        CheckpointError: one is missing or has a wrong type.
+    """
+    try:
+        expected.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        entry = ".".join(str(part) for part in first["loc"])[:100]
+        raise CheckpointError(
+            f"{path}: its entry {entry} is missing or wrong ({first['msg'].lower()}); take another checkpoint"
+        ) from None
+
+
+def save_segmenter(path: Path, segmenter: Segmenter, facts: SegmenterFacts) -> None:
+    """Write a segmenter for use.
+
+    Args:
+        path: path of the file.
+        segmenter: S.
+        facts: stored with it; its input is required.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    if facts.trained_on is None:
+        raise ValueError("a segmenter is saved with the input it was trained on")
+    content = {"format": SEGMENTER_FORMAT, "version": VERSION, "width": segmenter.width}
+    save({**content, **facts.model_dump(by_alias=True), "weights": segmenter.state_dict()}, path)
+
+
+def find_segmenter(path: Path) -> Path:
+    """The file of a segmenter: `path` itself or, for a folder, the segmenter of the release or training run in it.
+
+    If SHA256SUMS beside the file lists it, its checksum is compared.
+
+    Raises:
+        CheckpointError: the folder has no segmenter, or the checksum differs.
+        OSError: a file cannot be read.
+    """
+    if path.is_dir():
+        found = [path / name for name in (RELEASED, BEST) if (path / name).is_file()]
+        if not found:
+            raise CheckpointError(
+                f"{path}: neither a release ({RELEASED}) nor a run with validation ({BEST}); name the file itself"
+            )
+        path = found[0]
+    if path.is_file():
+        check_listed(path)
+    return path
+
+
+def load_segmenter(path: Path, default: SegmenterInput) -> tuple[Segmenter, SegmenterInput]:
+    """Load a segmenter from its file, a training state, or a published ``checkpointU_*.pth``.
+
+    Args:
+        path: the file, or the folder of a release or a training run (see `find_segmenter`).
+        default: assumed input if the file does not say it, as published ones and training states do not.
+
+    Returns:
+        The segmenter on the CPU, and its input.
+
+    Raises:
+        CheckpointError: the file cannot be read, its checksum differs, or it holds no segmenter.
+    """
+    segmenter, facts = read_segmenter(path)
+    return segmenter, facts.trained_on or default
+
+
+def read_segmenter(path: Path) -> tuple[Segmenter, SegmenterFacts]:
+    """Load a segmenter as `load_segmenter` does, with everything its file says about it.
+
+    Raises:
+        CheckpointError: as `load_segmenter`.
+    """
+    path = find_segmenter(path)
+    content = load(path)
+    known = content.get("format") == SEGMENTER_FORMAT
+    facts = SegmenterFacts(**{key: content.get(key) for key in _FACTS}) if known else SegmenterFacts()
+    weights = _weights(content, "segmenter", path)
+    width = _width(weights, "stem.0.weight", "conv.weight")
+    if width is None:
+        raise CheckpointError(f"{path}: not the weights of a segmenter; its first entry is {next(iter(weights), None)}")
+    segmenter = Segmenter(width)
+    _fill(segmenter, weights, path)
+    return segmenter, facts
+
+
+def fingerprint(network: nn.Module) -> str:
+    """SHA-256, in hexadecimal, of the names and values of a network's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_generator(path: Path) -> Generator:
+    """Load a generator from a training state or a published ``checkpointG_*.pth``.
+
+    Raises:
+        CheckpointError: the file cannot be read or holds no generator.
+    """
+    weights = _weights(load(path), "generator", path)
+    width = _width(weights, "encode1.0.weight", "conv1.0.weight")
+    if width is None:
+        raise CheckpointError(f"{path}: not the weights of a generator; use state_*.pth or a checkpointG_*.pth")
+    generator = Generator(width)
+    _fill(generator, weights, path)
+    return generator
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load the weights of a network from one of our files or a published one; a segmenter also from a folder.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its weights do not fit.
+    """
+    kind = type(network).__name__.lower()
+    if kind == "segmenter":
+        path = find_segmenter(path)
+    content = load(path)
+    if content.get("format") == SEGMENTER_FORMAT and kind != "segmenter":
+        raise CheckpointError(f"{path}: holds a segmenter alone; for the {kind} use a state_*.pth")
+    _fill(network, _weights(content, kind, path), path)
+
+
+def _weights(content: Mapping[str, Any], network: str, path: Path) -> dict[str, Tensor]:
+    """The state dict of one network; a file without our format is read as a published state dict."""
+    if content.get("format") == STATE_FORMAT:
+        weights = content["networks"][network]
+    elif content.get("format") == SEGMENTER_FORMAT:
+        weights = content["weights"]
+    else:
+        weights = {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    try:
+        return without_wrappers(weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}; save its state_dict anew") from None
+
+
+def _width(weights: Mapping[str, Tensor], ours: str, published: str) -> int | None:
+    """The width of a network, from its first convolution under our or the published name; None for other networks."""
+    first = weights.get(ours, weights.get(published))
+    fits = first is not None and first.ndim == 5 and first.shape[1] == 1 and 0 < first.shape[0] <= _WIDEST
+    return first.shape[0] if fits else None
+
+
+def _fill(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        if is_published(network, weights):
+            load_published(network, weights)
+        else:
+            network.load_state_dict(weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except RuntimeError as error:
+        reason = one_line(error)
+        raise CheckpointError(f"{path}: does not fit ({reason}); check MODEL.WIDTH and IMAGE.SLICES") from None
