@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.settings import Settings, misspelt_constraints, read_settings
-from datasets.cohort import TRAINING, read_cohort
+from datasets.cohort import read_cohort
 from models.objectives import discriminator_objective, joint_objective, segmenter_objective
 from training.run import TrainingRun
 from utils import distributed
@@ -38,16 +38,16 @@ def train(training: TrainingRun) -> None:
     |        | segmenter     | S      | I_h, I_l | 1                          |
     | odd    | discriminator | D      | I, I_h   | SOLVER.DISCRIMINATOR_STEPS |
 
-    With SOLVER.SEGMENTER_ONLY (ours), every iteration is a step of the segmenter's own objective.
+    Every step takes fresh batches. With SOLVER.SEGMENTER_ONLY (ours), every iteration is a step of the segmenter's own
+    objective.
     """
     solver, batch = training.settings.solver, training.batch
     for t in training.iterations():
         if solver.segmenter_only:
             training.minimise(segmenter_objective, batch("HEALTHY"), batch("LABELED"), trains=("segmenter",))
         elif (t // 2) % 2 == 0:
-            healthy = batch("HEALTHY")
-            training.minimise(joint_objective, batch("WO_LABEL"), healthy, trains=("segmenter", "generator"))
-            training.minimise(segmenter_objective, healthy, batch("LABELED"), trains=("segmenter",))
+            training.minimise(joint_objective, batch("WO_LABEL"), batch("HEALTHY"), trains=("segmenter", "generator"))
+            training.minimise(segmenter_objective, batch("HEALTHY"), batch("LABELED"), trains=("segmenter",))
         else:
             for _ in range(solver.discriminator_steps):
                 training.minimise(
@@ -57,7 +57,7 @@ def train(training: TrainingRun) -> None:
 
 def used_splits(settings: Settings, validate: bool) -> dict[str, str | None]:
     """The lists that training reads, by key of DATASET.SPLIT; those of validation only if `validate`."""
-    keys = (*TRAINING, *(("VALID", "VALIDWL", "VALIDH") if validate else ()))
+    keys = (*settings.training_splits, *(("VALID", "VALIDWL", "VALIDH") if validate else ()))
     return {key: getattr(settings.dataset.split, key.lower()) for key in keys}
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from configs.published_format import looks_published
 from utils.errors import SettingsError
 from utils.strict_yaml import parse_yaml, read_text, shorten
 
@@ -72,8 +73,8 @@ class SplitSettings(_Section):
     """DATASET.SPLIT: names of the id lists. The key defines the role of a list, not its name."""
 
     labeled: FileName = "train_id_L"
-    wo_label: FileName = "train_id_WL"
-    healthy: FileName = "train_id_H"
+    wo_label: FileName | None = "train_id_WL"
+    healthy: FileName | None = "train_id_H"
     valid: FileName | None = "valid_id_L"
     validwl: FileName | None = None
     validh: FileName | None = None
@@ -130,9 +131,10 @@ class WidthSettings(_Section):
 
 
 class ModelSettings(_Section):
-    """MODEL: the size of the networks."""
+    """MODEL: the networks."""
 
     width: WidthSettings = WidthSettings()
+    discriminator_heads: Annotated[int, Field(ge=1, le=2)] = 1
 
 
 class InitModelSettings(_Section):
@@ -179,6 +181,7 @@ class LossSettings(_Section):
     perception_start: Annotated[int, Field(ge=0)] = 10_000
     perception_lesion: Probability = 0.8
     perception_background: Probability = 0.2
+    healthy: NotNegative = 1.0
     adversarial_segmenter: NotNegative = 1.0
     mil_share: Probability = 0.0
     perception_ramp: Annotated[int, Field(ge=0)] = 0
@@ -220,11 +223,18 @@ class SolverSettings(_Section):
     lr_scheduler_u: SchedulerSettings = SchedulerSettings(step=20_000)
     lr_scheduler_g: SchedulerSettings = SchedulerSettings(step=30_000)
     lr_scheduler_d: SchedulerSettings = SchedulerSettings(step=30_000)
+    stop_after: Annotated[int, Field(ge=0)] = 0
+    fill_labelled_batch: bool = False
     segmenter_only: bool = False
     segmenter_average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     patience: Annotated[int, Field(ge=0)] = 0
     max_skipped: Annotated[int, Field(ge=0)] = 10
     precision: Literal["bf16", "bf16_anywhere", "fp32"] = "bf16"
+
+    @property
+    def last_iteration(self) -> int:
+        """The iteration after which a run ends."""
+        return min(self.iter_max, self.stop_after or self.iter_max)
 
 
 class SpeedSettings(_Section):
@@ -265,6 +275,23 @@ class Settings(_Section):
     gate: GatesSettings = GatesSettings()
     speed: SpeedSettings = SpeedSettings()
     interval: IntervalSettings = IntervalSettings()
+
+    @model_validator(mode="after")
+    def _training_has_its_splits(self) -> Settings:
+        for key in self.training_splits:
+            if getattr(self.dataset.split, key.lower()) is None:
+                raise ValueError(
+                    f"DATASET.SPLIT.{key} must name a list; only SOLVER.SEGMENTER_ONLY does without WO_LABEL, and with "
+                    "LOSS.HEALTHY=0 without HEALTHY"
+                )
+        return self
+
+    @property
+    def training_splits(self) -> tuple[str, ...]:
+        """Keys of DATASET.SPLIT that training reads batches from."""
+        if not self.solver.segmenter_only:
+            return ("LABELED", "WO_LABEL", "HEALTHY")
+        return ("LABELED", "HEALTHY") if self.loss.healthy else ("LABELED",)
 
     def to_yaml(self) -> str:
         """YAML of all settings, including defaults; `read_settings` reads it back."""
@@ -323,11 +350,32 @@ def read_settings(path: Path | str | None = None, overrides: Sequence[str] = ())
         overrides: ``KEY.SUB=value`` assignments, applied in order; the value is parsed as YAML.
 
     Raises:
-        SettingsError: the file cannot be read, or a key is unknown, removed, repeated, of the wrong type or out of
-            range. The message is one line that names the key and the expected value.
+        SettingsError: the file cannot be read or is one of the published code, or a key is unknown, removed, repeated,
+            of the wrong type or out of range. The message is one line that names the key and the expected value.
     """
-    source = "settings" if path is None else str(path)
-    tree = {} if path is None else _tree(read_text(Path(path)), source)
+    if path is None:
+        return read_settings_text("", "settings", overrides)
+    text = read_text(Path(path))
+    if looks_published(text):
+        raise SettingsError(
+            f"{path}: a config file of the published code; translate it with python -m configs.translate {path} "
+            "--output NEW.yaml (docs/published_config.md)"
+        )
+    return read_settings_text(text, str(path), overrides)
+
+
+def read_settings_text(text: str, source: str, overrides: Sequence[str] = ()) -> Settings:
+    """Read and check settings from YAML.
+
+    Args:
+        text: YAML; missing keys have their published values.
+        source: where the text comes from, for error messages.
+        overrides: as in `read_settings`.
+
+    Raises:
+        SettingsError: as in `read_settings`.
+    """
+    tree = _tree(text, source)
     for assignment in overrides:
         _override(tree, assignment)
     return _validated(tree, source)

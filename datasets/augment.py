@@ -18,13 +18,22 @@ NOISE = 0.005
 """Half-width of the uniform noise on intensities in [0, 1]."""
 
 
+def build_affine() -> iaa.Augmenter:
+    """Build the published affine transform.
+
+    Beyond its border, the image is continued with black, its edge, a mirror image or its other side, drawn anew for
+    each sample. Masks are always continued with 0, so mirrored tissue carries no label.
+    """
+    scale = {"x": (1.0, 1.05), "y": (1.0, 1.05)}
+    return iaa.Affine(scale=scale, rotate=(-5, 5), order=[0, 1], mode=imgaug.ALL)
+
+
 def build_augmenter() -> iaa.Augmenter:
     """Build the published pipeline: a flip, and four augmentations with probability 0.2 each, in random order."""
-    affine = iaa.Affine(scale={"x": (1.0, 1.05), "y": (1.0, 1.05)}, rotate=(-5, 5), order=[0, 1])
     blur = iaa.OneOf([iaa.GaussianBlur(sigma=(0.0, 0.8)), iaa.AverageBlur(k=(0, 3))])
     elastic = iaa.ElasticTransformation(alpha=(0.0, 0.4), sigma=0.0005)
     perspective = iaa.PerspectiveTransform(scale=(0.01, 0.03))
-    sometimes = [iaa.Sometimes(0.2, augmenter) for augmenter in (affine, blur, elastic, perspective)]
+    sometimes = [iaa.Sometimes(0.2, augmenter) for augmenter in (build_affine(), blur, elastic, perspective)]
     return iaa.Sequential([iaa.Fliplr(0.5), *sometimes], random_order=True)
 
 
@@ -32,6 +41,8 @@ def augment(
     augmenter: iaa.Augmenter, rng: np.random.Generator, image: np.ndarray, *masks: np.ndarray
 ) -> tuple[np.ndarray, ...]:
     """Augment a volume together with its masks.
+
+    Noise is added first, and then transformed with the image, as published.
 
     Args:
         augmenter: the pipeline of `build_augmenter`. Its random state is seeded from `rng`, so that the result depends
@@ -43,6 +54,7 @@ def augment(
     Returns:
         The image, float32 in [0, 1], and the masks, uint8.
     """
+    noisy = (image + rng.uniform(-NOISE, NOISE, image.shape)).astype(np.float32)
     # Some parameters draw from imgaug's global state, so seeding the augmenter alone is not enough.
     seed = int(rng.integers(2**31))
     imgaug.seed(seed)
@@ -52,10 +64,9 @@ def augment(
     for bit, mask in enumerate(masks):
         bits |= mask.astype(np.int32) << bit
     maps = SegmentationMapsOnImage(np.moveaxis(bits, 0, -1), shape=image.shape[1:])
-    augmented, maps = augmenter(image=np.ascontiguousarray(np.moveaxis(image, 0, -1)), segmentation_maps=maps)
-    augmented = np.moveaxis(augmented, -1, 0) + rng.uniform(-NOISE, NOISE, image.shape)
+    augmented, maps = augmenter(image=np.ascontiguousarray(np.moveaxis(noisy, 0, -1)), segmentation_maps=maps)
     labels = np.moveaxis(maps.arr, -1, 0)
     return (
-        np.clip(augmented, 0, 1).astype(np.float32),
+        np.ascontiguousarray(np.clip(np.moveaxis(augmented, -1, 0), 0, 1)),
         *(np.ascontiguousarray(labels >> bit & 1).astype(np.uint8) for bit in range(len(masks))),
     )

@@ -93,8 +93,12 @@ def _check_inside(folder: Path, path: Path) -> None:
         raise CohortError(f"{path}: leads out of {folder} to {target}; put the file itself there")
 
 
-def read_id_list(path: Path) -> list[str]:
-    """The ids in a list: one a line; blank lines and line ends of any system are ignored.
+def read_id_list(path: Path, repeats: bool = False) -> list[str]:
+    """Read a list of ids, one per line; blank lines and line ends of any system are ignored.
+
+    Args:
+        path: the list.
+        repeats: keep an id that is listed twice, with a warning.
 
     Raises:
         CohortError: the list cannot be read, names an id twice, or an id that is not a plain file name.
@@ -115,7 +119,9 @@ def read_id_list(path: Path) -> list[str]:
             )
     if len(set(ids)) < len(ids):
         twice = next(case_id for case_id in ids if ids.count(case_id) > 1)
-        raise CohortError(f"{path}: the id {twice} is listed twice; list it once")
+        if not repeats:
+            raise CohortError(f"{path}: the id {twice} is listed twice; list it once")
+        log.warning("%s: the id %s is listed more than once; it is drawn as often in each epoch", path, twice)
     return ids
 
 
@@ -188,7 +194,7 @@ def read_cohort(
         path = root / "id_txt" / (name if name.endswith(".txt") else f"{name}.txt")
         try:
             _check_inside(root / "id_txt", path)
-            ids[key] = read_id_list(path)
+            ids[key] = read_id_list(path, repeats=key == "LABELED")
             if not ids[key]:
                 problems.append(f"{path}: empty; {key} needs at least one id")
         except CohortError as error:

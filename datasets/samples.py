@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from configs.settings import DataloaderSettings, ImageSettings
+from configs.settings import DataloaderSettings, ImageSettings, SolverSettings
 from datasets.augment import augment, build_augmenter
 from datasets.cohort import HELD_OUT, TRAINING, Case, Volumes, read_volumes
+from models.losses import IGNORED
 from models.objectives import Batch
 from utils import distributed
 from utils.errors import TrainingError
@@ -37,6 +38,17 @@ MASKS = {"LABELED": ("lesion",), "WO_LABEL": ("lung",), "HEALTHY": ("lung",)}
 
 _POLL_S = 2.0  # between checks of the workers while waiting for a batch
 _STREAMS = {key: number for number, key in enumerate((*TRAINING, *HELD_OUT))}
+
+
+def batch_size(split: str, scans: int, solver: SolverSettings) -> int:
+    """Volumes in a batch of a split, over all ranks.
+
+    As published, a labelled batch has at most as many volumes as there are labelled scans, unless
+    SOLVER.FILL_LABELLED_BATCH.
+    """
+    if split == "LABELED" and not solver.fill_labelled_batch:
+        return min(scans, solver.batch_size)
+    return solver.batch_size
 
 
 def normalise(image: np.ndarray, normalization: str) -> np.ndarray:
@@ -179,14 +191,14 @@ class Samples(Dataset):
 
 
 class _Endless(Sampler[int]):
-    """The positions of one rank: `share` samples at `offset` of every batch."""
+    """The positions of one rank: `share` samples at `offset` of every batch, which repeats beyond its end."""
 
     def __init__(self, start: int, batch_size: int, offset: int, share: int) -> None:
-        self.firsts = count(start + offset, batch_size)
-        self.share = share
+        self.firsts = count(start, batch_size)
+        self.places = [place % batch_size for place in range(offset, offset + share)]
 
     def __iter__(self) -> Iterator[int]:
-        return (position for first in self.firsts for position in range(first, first + self.share))
+        return (first + place for first in self.firsts for place in self.places)
 
 
 def _collate(samples: list[dict[str, Any] | _Failure]) -> Batch | _Failure:
@@ -211,7 +223,8 @@ def _start_worker(number: int) -> None:
 class BatchStream:
     """An endless stream of full batches of one split.
 
-    With several ranks, each gets its share of every batch.
+    With several ranks, each gets an equal share of every batch. A labelled batch whose size is not a multiple of their
+    number is padded with repeated volumes, in which every voxel of the lesion mask is `IGNORED` by the loss.
 
     Args:
         samples: samples of the split.
@@ -233,7 +246,7 @@ class BatchStream:
         self.device = device
         self.position = position
         self._batch_size = batch_size
-        self._share = batch_size // distributed.world_size()
+        self._share = -(-batch_size // distributed.world_size())
         self._offset = distributed.rank() * self._share
         workers = settings.num_workers
         self._timeout = settings.timeout or math.inf
@@ -274,7 +287,10 @@ class BatchStream:
             raise TrainingError(f"{self.samples.split}: cannot load the sample {batch.id} ({batch.reason})")
         self.position += self._batch_size
         image, lung, lesion = (None if x is None else x.to(self.device, non_blocking=True).float() for x in batch[:3])
-        return Batch(image, lung, lesion, tuple(batch.ids))
+        counted = max(self._batch_size - self._offset, 0)
+        if lesion is not None:
+            lesion[counted:] = IGNORED
+        return Batch(image, lung, lesion, tuple(batch.ids[:counted]))
 
     def _wait(self) -> Batch | _Failure:
         deadline = time.monotonic() + self._timeout
@@ -290,8 +306,8 @@ class BatchStream:
     def _unfinished(self) -> str:
         """What dead workers were loading or, if all are alive, what is missing of the awaited batch."""
         alive = {0, *(process.pid for process in multiprocessing.active_children())}  # 0: not started yet
-        first = self.position + self._offset
-        awaited = range(first, first + self._share)
+        places = range(self._offset, self._offset + self._share)
+        awaited = [self.position + place % self._batch_size for place in places]
         under_way = self.samples.under_way.tolist()
         lost = [position for pid, position in under_way if pid not in alive]
         positions = [position for position in lost if position >= 0]

@@ -11,6 +11,7 @@ loss over ranks is the loss of the whole batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -52,36 +53,38 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
 def weighted_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     """The loss FL: focal loss with lesion voxels weighted by their rarity, for voxel-labelled volumes.
 
-    FL(p, y) = 2 mean(-[w y (1-p)^2 log p + (1-y) p^2 log(1-p)]) with w = N(y=0) / (N(y=1) + 1).
+    FL(p, y) = 2 mean(-[w y (1-p)^2 log p + (1-y) p^2 log(1-p)]) with w = N(y=0) / (N(y=1) + 1), mean and numbers over
+    the voxels with y in {0, 1}.
 
     Args:
         logits: any shape.
-        target: 0 or 1, of the shape of `logits`.
+        target: 1 lesion, 0 background, anything else ignored; of the shape of `logits`.
 
     Returns:
         A scalar, float32.
     """
-    logits, target = logits.float(), target.float()
+    logits = logits.float()
     p = logits.sigmoid()
-    lesion = distributed.sum_over_ranks(target.sum())
-    weight = (target.numel() * distributed.world_size() - lesion) / (lesion + 1)
-    return -2 * torch.mean(
-        weight * target * (1 - p) ** 2 * logsigmoid(logits) + (1 - target) * p**2 * logsigmoid(-logits)
-    )
+    lesion, background = target == 1, target == 0
+    lesions, others = distributed.sum_over_ranks(torch.stack([lesion.sum(), background.sum()])).to(logits.dtype)
+    weight = others / (lesions + 1)
+    loss = -(weight * lesion * (1 - p) ** 2 * logsigmoid(logits) + background * p**2 * logsigmoid(-logits))
+    return 2 * loss.sum() * distributed.world_size() / (lesions + others).clamp(min=1)
 
 
-def adversarial_loss(logits: Tensor, label: float) -> Tensor:
+def adversarial_loss(logits: Tensor | Sequence[Tensor], label: float) -> Tensor:
     """Binary cross-entropy of the discriminator's logits against one class, `HEALTHY` or `OTHER`.
 
     Args:
-        logits: (batch, 1).
+        logits: logits of any shape, or a sequence with those of each head. The losses of the heads, each a mean over
+            its elements, are added.
         label: the target class of all volumes.
 
     Returns:
-        The mean over the batch, float32.
+        A scalar, float32.
     """
-    logits = logits.float()
-    return binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
+    heads = [head.float() for head in ((logits,) if isinstance(logits, Tensor) else logits)]
+    return sum(binary_cross_entropy_with_logits(head, torch.full_like(head, label)) for head in heads)
 
 
 def reconstruction_loss(generated: Tensor, volume: Tensor) -> Tensor:

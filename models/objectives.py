@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from configs.settings import GateSettings, GatesSettings, LossSettings
+from configs.settings import GateSettings, GatesSettings, ImageSettings, LossSettings, ModelSettings
 from models.discriminator import Discriminator
 from models.generator import Generator
 from models.layers import place
@@ -43,20 +43,27 @@ class Networks(NamedTuple):
         return Networks(*(place(network, device, channels_last) for network in self))
 
 
+def build_networks(model: ModelSettings, image: ImageSettings) -> Networks:
+    """Build the networks with random weights."""
+    width = model.width
+    discriminator = Discriminator(width.d, (image.slices, *image.size[1:]), model.discriminator_heads)
+    return Networks(Segmenter(width.unet), Generator(width.g), discriminator)
+
+
 class Batch(NamedTuple):
     """Volumes of one kind, (batch, 1, depth, height, width) each.
 
     Attributes:
-        image: in [-1, 1].
+        image: in [-1, 1]; None in a batch without volumes.
         lung: lung masks, 0 or 1; None if no objective reads them.
         lesion: lesion masks, 0 or 1; None if no objective reads them.
         ids: the scans, for messages.
     """
 
-    image: Tensor
-    lung: Tensor | None
-    lesion: Tensor | None
-    ids: tuple[str, ...]
+    image: Tensor | None = None
+    lung: Tensor | None = None
+    lesion: Tensor | None = None
+    ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,10 +142,12 @@ def _gate_factor(value: Tensor, gate: GateSettings, gates: GatesSettings) -> flo
     return torch.where(over_ranks < gate.below, gate.factor, 1.0)
 
 
-def _judge(discriminator: Discriminator, volumes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Logits of D by name, from one forward pass, so that its weights are normalised only once."""
+def _judge(discriminator: Discriminator, volumes: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
+    """Logits of each head of D by name, from one forward pass, so that its weights are normalised only once."""
     logits = discriminator(torch.cat(list(volumes.values())))
-    return dict(zip(volumes, logits.chunk(len(volumes)), strict=True))
+    heads = logits if isinstance(logits, tuple) else (logits,)
+    by_volume = zip(*(head.chunk(len(volumes)) for head in heads), strict=True)
+    return dict(zip(volumes, by_volume, strict=True))
 
 
 def joint_objective(networks: Networks, diseased: Batch, healthy: Batch, method: Method, iteration: int) -> Objective:
@@ -198,19 +207,20 @@ def segmenter_objective(
 ) -> Objective:
     """Objective of the segmenter alone: no lesion in healthy volumes, the labelled ones in labelled volumes.
 
-    segmentation * [F(S(I_h), 0) + labelled * FL(S(I_l), Y)]
+    segmentation * [healthy * F(S(I_h), 0) + labelled * FL(S(I_l), Y)]
 
     Args:
         networks: S is used.
-        healthy: I_h.
+        healthy: I_h; not used if its weight is 0.
         labelled: I_l, with lesion masks.
         method: weights and gates.
         iteration: t; this objective does not depend on it.
     """
     loss = method.loss
-    logits = networks.segmenter(healthy.image)
     objective = Objective("segmenter")
-    objective.add("healthy", focal_loss(logits, torch.zeros_like(logits)), loss.segmentation)
+    if loss.healthy:
+        logits = networks.segmenter(healthy.image)
+        objective.add("healthy", focal_loss(logits, torch.zeros_like(logits)), loss.segmentation * loss.healthy)
     objective.add(
         "labelled",
         weighted_focal_loss(networks.segmenter(labelled.image), labelled.lesion),

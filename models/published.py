@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -11,6 +13,8 @@ from models.discriminator import Discriminator
 from models.generator import Generator
 from models.segmenter import Segmenter
 from utils.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 # Our module -> the published one. A published separable pair has its four convolutions at 0, 1, 4 and 5.
 _PAIRS = {"encode1": "conv1", "encode2": "cov2", "encode3": "cov3", "decode2": "de_cov2", "decode1": "de_cov1"}
@@ -33,7 +37,7 @@ _GENERATOR = {
     **{f"decode{level}.1": f"up_conv{level}.1" for level in range(1, 5)},
     "predict.1": "out_G.output_conv",
 }
-_DISCRIMINATOR = {
+_ONE_HEAD = {
     "first.0": "cov_init.0",
     "plane1.0": "cov1.0",
     "down2.0": "cov3.0",
@@ -45,19 +49,40 @@ _DISCRIMINATOR = {
     "down5.0": "cov12.0",
     "judge": "layer",
 }
-
-_MODULES: dict[type[nn.Module], dict[str, str]] = {
-    Segmenter: _SEGMENTER,
-    Generator: _GENERATOR,
-    Discriminator: _DISCRIMINATOR,
+_TWO_HEADS = {name: published for name, published in _ONE_HEAD.items() if name != "plane4.0"} | {
+    "squeeze.0": "flat_conv2.0",
+    "judge_patches": "out_conv",
 }
 
-# Layers that the published forward pass does not use.
-_DEAD: dict[type[nn.Module], tuple[str, ...]] = {
-    Segmenter: ("max_cov4", "cov4", "up_cov3", "de_cov3"),
-    Generator: ("out_2", "out_3", "out_4"),
-    Discriminator: ("cov13", "flat_conv2", "out_conv", "att"),
+
+@dataclass(frozen=True)
+class _Published:
+    """A network of the published code.
+
+    Attributes:
+        title: its name in messages.
+        modules: our modules and their published names.
+        unused: layers that its forward pass does not use.
+    """
+
+    title: str
+    modules: Mapping[str, str]
+    unused: tuple[str, ...]
+
+
+_PUBLISHED_SEGMENTER = _Published("segmenter", _SEGMENTER, ("max_cov4", "cov4", "up_cov3", "de_cov3"))
+_PUBLISHED_GENERATOR = _Published("generator", _GENERATOR, ("out_2", "out_3", "out_4"))
+_PUBLISHED_DISCRIMINATORS = {
+    1: _Published("discriminator with one head", _ONE_HEAD, ("cov13", "flat_conv2", "out_conv", "att")),
+    2: _Published("discriminator with two heads", _TWO_HEADS, ("cov11", "cov13", "att")),
 }
+
+
+def _published(network: nn.Module) -> _Published:
+    if isinstance(network, Discriminator):
+        return _PUBLISHED_DISCRIMINATORS[network.heads]
+    return {Segmenter: _PUBLISHED_SEGMENTER, Generator: _PUBLISHED_GENERATOR}[type(network)]
+
 
 # The published spectral norm and PyTorch's parametrization store the same three tensors.
 _SPECTRAL_NORM = {
@@ -67,8 +92,7 @@ _SPECTRAL_NORM = {
 }
 
 
-def _published_name(network: nn.Module, name: str) -> str:
-    modules = _MODULES[type(network)]
+def _published_name(modules: Mapping[str, str], name: str) -> str:
     module = next(module for module in modules if name.startswith(module + "."))
     tensor = name.removeprefix(module + ".")
     return f"{modules[module]}.{_SPECTRAL_NORM.get(tensor, tensor)}"
@@ -88,11 +112,27 @@ def without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def is_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
     """Whether a state dict has the parameter names of the published code for this network."""
-    first = _published_name(network, next(iter(network.state_dict())))
+    first = _published_name(_published(network).modules, next(iter(network.state_dict())))
     return any(name.startswith(first.split(".")[0]) for name in without_wrappers(state_dict))
 
 
-def load_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+def published_heads(state_dict: Mapping[str, Tensor]) -> int | None:
+    """The number of heads of a published discriminator, None if the weights are of another network.
+
+    The layers of the second head are in the state dict of either. With one head, the last linear layer takes all
+    features, a multiple of the channels of the lowest level; with two, it takes one value per patch: 50 as published.
+
+    Args:
+        state_dict: tensors by published name.
+    """
+    plain = without_wrappers(state_dict)
+    layer, lowest = plain.get("layer.weight"), plain.get("cov12.0.bias")
+    if layer is None or lowest is None or layer.ndim != 2 or not len(lowest):
+        return None
+    return 2 if layer.shape[1] % len(lowest) else 1
+
+
+def load_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
     """Load weights of the published code into a network.
 
     Entries of layers that the published forward pass does not use are ignored, and prefixes of wrappers are stripped. A
@@ -102,24 +142,32 @@ def load_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> None
         network: a Segmenter, Generator or Discriminator; unchanged unless all weights fit.
         state_dict: tensors by published name.
 
+    Returns:
+        What the weights are: ``segmenter``, ``generator``, ``discriminator with one head`` or ``... two heads``.
+
     Raises:
-        CheckpointError: an entry is missing, unknown, or has a different shape.
+        CheckpointError: an entry is missing, unknown, or has a different shape, or the weights are those of a
+            discriminator with another number of heads.
     """
-    kind = type(network).__name__.lower()
-    dead = _DEAD[type(network)]
+    published = _published(network)
+    if isinstance(network, Discriminator) and (heads := published_heads(state_dict)) not in (None, network.heads):
+        raise CheckpointError(
+            f"the weights of a published {_PUBLISHED_DISCRIMINATORS[heads].title}, this network has {network.heads}; "
+            f"set MODEL.DISCRIMINATOR_HEADS={heads}"
+        )
     given: dict[str, Tensor] = {}
     for name, tensor in without_wrappers(state_dict).items():
-        if name.split(".")[0] not in dead:
+        if name.split(".")[0] not in published.unused:
             for ours, theirs in _SPECTRAL_NORM.items():
                 name = name.replace(ours, theirs)
             given[name] = tensor
     own = network.state_dict()
-    wanted = {_published_name(network, name): name for name in own}
+    wanted = {_published_name(published.modules, name): name for name in own}
     missing = sorted(wanted.keys() - given.keys())
     extra = sorted(given.keys() - wanted.keys())
     if missing or extra:
         raise CheckpointError(
-            f"not the weights of a published {kind}: "
+            f"not the weights of a published {published.title}: "
             + "; ".join(
                 f"{len(names)} entries {what}, the first {names[0]}"
                 for what, names in (("missing", missing), ("unknown", extra))
@@ -129,7 +177,9 @@ def load_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> None
     for name, ours in wanted.items():
         if given[name].shape != own[ours].shape:
             raise CheckpointError(
-                f"{name} of the published {kind} has shape {tuple(given[name].shape)}, this network needs "
+                f"{name} of the published {published.title} has shape {tuple(given[name].shape)}, this network needs "
                 f"{tuple(own[ours].shape)}; build the network with the width (and input size) of the weights"
             )
     network.load_state_dict({ours: given[name] for name, ours in wanted.items()})
+    log.info("loaded the weights of a published %s", published.title)
+    return published.title

@@ -84,7 +84,7 @@ def test_the_schedule_steps_the_networks_in_turn(config):
             expected += [(t, discriminator_objective, {"discriminator"})] * 2
     assert [call[:3] for call in calls] == expected
     assert all(call[2] == call[3] for call in calls)
-    assert sorted(split for t, split in taken if t == 0) == ["HEALTHY", "LABELED", "WO_LABEL"]
+    assert sorted(split for t, split in taken if t == 0) == ["HEALTHY", "HEALTHY", "LABELED", "WO_LABEL"]
     assert [split for t, split in taken if t == 2] == ["WO_LABEL", "HEALTHY"] * 2
 
 
@@ -589,7 +589,7 @@ def test_two_processes_take_the_steps_of_one_stop_together_and_go_on_as_one(conf
 
     (alone,), (together,) = ((tmp_path / n).glob("*/state_0000005.pth") for n in ("alone", "together"))
     alone, together = load(alone), load(together)
-    assert together["position"] == alone["position"] == {"LABELED": 6, "WO_LABEL": 10, "HEALTHY": 10}
+    assert together["position"] == alone["position"] == {"LABELED": 3, "WO_LABEL": 10, "HEALTHY": 16}
     for network, weights in alone["networks"].items():
         for name, weight in weights.items():
             # Biases before an instance norm change nothing, and their gradients are nothing but rounding.
@@ -659,6 +659,61 @@ def test_a_run_of_an_earlier_version_can_be_resumed(config, run_folder, capsys):
         save({**content, "settings": settings}, path)
         assert started(config, "SOLVER.ITER_MAX=1", resume=True).iteration == 1
         assert ("settings that differ" in capsys.readouterr().err) is warned
+
+
+def test_a_segmenter_on_labels_alone_needs_no_other_scans(config, run_folder):
+    overrides = ["SOLVER.SEGMENTER_ONLY=true", "LOSS.HEALTHY=0", "SOLVER.ITER_MAX=4"]
+    overrides += ["DATASET.SPLIT.HEALTHY=null", "DATASET.SPLIT.WO_LABEL=null"]
+    training = started(config, *overrides)
+    steps, _ = named(training)
+    train.train(training)
+    assert steps == [(segmenter_objective, "segmenter")] * 4
+    entries = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    terms = {name for entry in entries for name in entry if name.startswith("segmenter/")}
+    assert terms == {"segmenter/labelled", "segmenter/total"}
+    state = load(run_folder / "state_0000004.pth")
+    assert state["position"] == {"LABELED": 4}
+    assert load(run_folder / "segmenter_last.pth")["training"]["scans"]["LABELED"] == 1
+    train.train(started(config, *overrides[:1], "LOSS.HEALTHY=0", "SOLVER.ITER_MAX=5", resume=True))
+
+
+def test_every_step_of_the_segmenter_takes_a_fresh_healthy_batch_and_the_labelled_scans_there_are(config):
+    for fill, labelled in ((False, ("sick_0",)), (True, ("sick_0", "sick_0"))):
+        output = f"EXP.OUTPUT_DIR={config.parent / str(fill)}"
+        training = started(config, f"SOLVER.FILL_LABELLED_BATCH={fill}", "SOLVER.ITER_MAX=2", output, validate=False)
+        minimise, seen = training.minimise, []
+        training.minimise = lambda *rest, trains, seen=seen, minimise=minimise: (
+            seen.append(rest) or minimise(*rest, trains=trains)
+        )
+        train.train(training)
+        joint, own, *_ = seen
+        assert (joint[0], own[0]) == (joint_objective, segmenter_objective)
+        assert not torch.equal(joint[2].image, own[1].image)
+        assert own[2].ids == labelled
+        assert own[2].image.shape[0] == len(labelled)
+
+
+def test_a_run_stops_after_the_iteration_that_was_asked_for_on_the_whole_schedule(config, run_folder):
+    training = started(config, "SOLVER.STOP_AFTER=3", "INTERVAL.LOG=1", validate=False)
+    train.train(training)
+    assert training.iteration == 3
+    assert (run_folder / "state_0000003.pth").is_file()
+    assert training.method.last_iteration == 8
+
+
+def test_a_run_with_a_discriminator_of_two_heads(config, run_folder, tmp_path):
+    published = reference.published_state(reference.load("discriminator_two_heads_base2"))
+    training = started(config, "MODEL.DISCRIMINATOR_HEADS=2", "SOLVER.ITER_MAX=4", validate=False)
+    before = parameters(training)
+    train.train(training)
+    assert changed(before, parameters(training)) == set(Networks._fields)
+    # One head begins near log 2 a term, two near twice that.
+    entries = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert 1 < next(entry["discriminator/healthy"] for entry in entries if "discriminator/healthy" in entry) < 2
+    assert started(config, "MODEL.DISCRIMINATOR_HEADS=2", "SOLVER.ITER_MAX=4", resume=True).iteration == 4
+    torch.save(published, tmp_path / "checkpointD_1.pth")
+    with pytest.raises(GasnetError, match=r"checkpointD_1.pth: the weights of .* two heads, .* set MODEL.DISC"):
+        started(config, f"INIT_MODEL.D={tmp_path / 'checkpointD_1.pth'}", "EXP.ID=x")
 
 
 def test_the_moving_average_is_kept_validated_and_resumed(config, run_folder, tmp_path):

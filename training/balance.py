@@ -16,12 +16,14 @@ class DiscriminatorBalance:
     """Warns if D classifies nearly all volumes correctly, or none better than chance, for many log entries in a row.
 
     Args:
+        heads: heads of D, over which its terms are summed.
         window: number of consecutive log entries for a verdict.
         sure: D wins if its probability of the correct class is higher, on healthy and on synthetic volumes.
         chance: D has collapsed if its probability of the correct class, over both, is lower; guessing has 0.5.
     """
 
-    def __init__(self, window: int = 10, sure: float = 0.95, chance: float = 0.505) -> None:
+    def __init__(self, heads: int = 1, window: int = 10, sure: float = 0.95, chance: float = 0.505) -> None:
+        self.heads = heads
         self.sure = sure
         self.chance = chance
         self._verdicts: deque[str | None] = deque(maxlen=window)
@@ -32,14 +34,16 @@ class DiscriminatorBalance:
 
         Args:
             entry: mean terms of the objectives by name; entries without a step of D are skipped. The geometric mean of
-                D's probability of the correct class is exp(-BCE).
+                D's probability of the correct class is exp(-BCE), BCE being the mean over its heads.
 
         Returns:
             A warning when the state begins and another when it ends, otherwise None.
         """
         if "discriminator/healthy" not in entry or "discriminator/synthetic" not in entry:
             return None
-        healthy, synthetic = (math.exp(-entry[f"discriminator/{kind}"]) for kind in ("healthy", "synthetic"))
+        healthy, synthetic = (
+            math.exp(-entry[f"discriminator/{kind}"] / self.heads) for kind in ("healthy", "synthetic")
+        )
         verdict = self._verdict(healthy, synthetic)
         self._verdicts.append(verdict)
         right = f"it is right with probability {healthy:.3f} on healthy and {synthetic:.3f} on synthetic volumes"

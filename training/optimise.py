@@ -31,8 +31,11 @@ def _build(parameters: list[Tensor], settings: OptimizerSettings) -> Optimizer:
 
 
 def learning_rate(base: float, scheduler: SchedulerSettings, iteration: int) -> float:
-    """Learning rate at an iteration: base * gamma^floor(iteration / step)."""
-    return base * scheduler.gamma ** (iteration // scheduler.step)
+    """Learning rate of an iteration: base * gamma^floor((iteration - 1) / step).
+
+    The published schedulers are stepped after an iteration with its number, so a rate falls one iteration late.
+    """
+    return base * scheduler.gamma ** (max(iteration - 1, 0) // scheduler.step)
 
 
 def set_learning_rates(optimizers: Mapping[str, Optimizer], solver: SolverSettings, iteration: int) -> None:

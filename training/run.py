@@ -20,12 +20,12 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from configs.settings import Settings, parse_settings
-from datasets.cohort import TRAINING, Case, read_volumes
-from datasets.samples import BatchStream, Samples, scan_input
+from datasets.cohort import Case, read_volumes
+from datasets.samples import BatchStream, Samples, batch_size, scan_input
 from evaluation.inference import autocast
-from models import Discriminator, Generator, Segmenter
+from models import Segmenter
 from models.checkpoint import BEST, LAST, SegmenterFacts, SegmenterInput, load_weights, save_segmenter
-from models.objectives import Batch, Method, Networks, Objective
+from models.objectives import Batch, Method, Networks, Objective, build_networks
 from reports.training import write_training_report
 from training.balance import DiscriminatorBalance
 from training.log import RunLog, RunningMeans, SilentLog, picture_grid
@@ -87,7 +87,7 @@ class TrainingRun:
         self._refuse_what_cannot_run(resume)
         _prepare_torch(settings, device)
         self.method = Method(settings.exp.constraints, settings.solver.iter_max, settings.loss, settings.gate)
-        self.networks = _build_networks(settings, initialise=not resume).to(device, settings.speed.channels_last)
+        self.networks = _initial_networks(settings, initialise=not resume).to(device, settings.speed.channels_last)
         if settings.speed.compile:
             self.networks.segmenter.compile()
             self.networks.generator.compile()
@@ -97,26 +97,26 @@ class TrainingRun:
         self.best_dice: float | None = None
         self._stale = 0
         self.skipped = SkippedSteps(settings.solver.max_skipped)
-        positions = dict.fromkeys(TRAINING, 0)
+        positions: dict[str, int] = {}
         if resume:
             positions = self._restore(load_latest_state(self.folder))
-        self._streams = {split: self._open_stream(split, positions[split]) for split in TRAINING}
+        self._streams = {split: self._open_stream(split, positions.get(split, 0)) for split in settings.training_splits}
         if distributed.is_rank_zero():
             write_text(self.folder / "settings.yaml", settings.to_yaml())
-            self._log = RunLog(self.folder, self.iteration, settings.solver.iter_max, progress)
+            self._log = RunLog(self.folder, self.iteration, settings.solver.last_iteration, progress)
         else:
             self._log = SilentLog()
         self._means = RunningMeans()
-        self._balance = DiscriminatorBalance()
+        self._balance = DiscriminatorBalance(settings.model.discriminator_heads)
         self._last_log = (self.iteration, time.monotonic())
         self._next_page = time.monotonic() + 1 / _PAGE_SHARE  # as if a page had just taken a second
         self.stop = StopSignal()
 
     def _refuse_what_cannot_run(self, resume: bool) -> None:
-        batch_size, ranks = self.settings.solver.batch_size, distributed.world_size()
-        if batch_size % ranks:
+        volumes, ranks = self.settings.solver.batch_size, distributed.world_size()
+        if volumes % ranks:
             raise SettingsError(
-                f"SOLVER.BATCH_SIZE: {batch_size} volumes cannot be split over {ranks} ranks; make it a multiple"
+                f"SOLVER.BATCH_SIZE: {volumes} volumes cannot be split over {ranks} ranks; make it a multiple"
             )
         if find_states(self.folder) and not resume:
             raise TrainingError(
@@ -126,7 +126,8 @@ class TrainingRun:
     def _open_stream(self, split: str, position: int) -> BatchStream:
         settings = self.settings
         samples = Samples(self.cohort[split], split, settings.image, settings.exp.seed, settings.dataloader.cache_mb)
-        return BatchStream(samples, settings.solver.batch_size, settings.dataloader, self.device, position)
+        size = batch_size(split, len(samples.cases), settings.solver)
+        return BatchStream(samples, size, settings.dataloader, self.device, position)
 
     def iterations(self) -> Iterator[int]:
         """Iterate over the remaining iterations t; log, validate and save in between.
@@ -146,7 +147,7 @@ class TrainingRun:
 
     def _finished(self) -> bool:
         solver = self.settings.solver
-        return self.iteration >= solver.iter_max or 0 < solver.patience <= self._stale
+        return self.iteration >= solver.last_iteration or 0 < solver.patience <= self._stale
 
     @property
     def segmenter(self) -> Segmenter:
@@ -154,8 +155,8 @@ class TrainingRun:
         return self.networks.segmenter if self._average is None else self._average.module
 
     def batch(self, split: str) -> Batch:
-        """Return the next batch of a training split, on the device."""
-        return self._streams[split].next()
+        """Return the next batch of a training split, on the device; without volumes if this run does not read it."""
+        return self._streams[split].next() if split in self._streams else Batch()
 
     def minimise(self, objective: Callable[..., Objective], first: Batch, second: Batch, trains: Sequence[str]) -> None:
         """Take one optimiser step on some networks; the others are frozen.
@@ -260,6 +261,8 @@ class TrainingRun:
         middle = slice(first, first + settings.slices)
         images, lungs = [], []
         for split in ("WO_LABEL", "HEALTHY", "LABELED"):
+            if split not in self._streams:
+                continue
             volumes = read_volumes(self.cohort[split][0])
             images.append(scan_input(volumes, settings.normalization)[:, :, middle])
             lungs.append(torch.from_numpy(volumes.lung)[None, None, middle].float())
@@ -359,13 +362,8 @@ def _moving_average(segmenter: Segmenter, decay: float) -> AveragedModel | None:
     return AveragedModel(segmenter, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
 
 
-def _build_networks(settings: Settings, initialise: bool) -> Networks:
-    width, size = settings.model.width, settings.image.size
-    networks = Networks(
-        Segmenter(width.unet),
-        Generator(width.g),
-        Discriminator(width.d, (settings.image.slices, *size[1:])),
-    )
+def _initial_networks(settings: Settings, initialise: bool) -> Networks:
+    networks = build_networks(settings.model, settings.image)
     start = settings.init_model
     for network, path in zip(networks, (start.unet, start.g, start.d), strict=True):
         if path is not None and initialise:

@@ -19,11 +19,9 @@ from benchmarks.speed.reading_speed import read_written_cohort, write_cohort
 from benchmarks.speed.timing import compared
 from benchmarks.speed.worker_process import process, requests
 from configs.settings import Settings, read_settings
-from datasets.cohort import TRAINING
-from datasets.samples import BatchStream, Samples
+from datasets.samples import BatchStream, Samples, batch_size
 from evaluation.inference import autocast
-from models import Discriminator, Generator, Segmenter
-from models.objectives import Batch, Method, Networks, Objective
+from models.objectives import Batch, Method, Objective, build_networks
 from training.optimise import build_optimizers
 from training.run import TrainingRun
 from utils.memory import peak_memory_mib
@@ -32,18 +30,21 @@ PHASES = {"generator+segmenter": 1, "discriminator": 2}
 """One iteration of each phase in which all terms are active."""
 
 SCANS = 4
+LABELLED = 1
+"""Labelled scans, as in the published experiment; so many volumes are in a labelled batch."""
 
 
 class _OneByOne(nn.Module):
     """Calls D once per batch instead of once for all, like the published code."""
 
-    def __init__(self, discriminator: Discriminator, batch_size: int) -> None:
+    def __init__(self, discriminator: nn.Module, batch_size: int) -> None:
         super().__init__()
         self.discriminator = discriminator
         self.batch_size = batch_size
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.discriminator(batch) for batch in x.split(self.batch_size)])
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        logits = [self.discriminator(batch) for batch in x.split(self.batch_size)]
+        return tuple(map(torch.cat, zip(*logits, strict=True))) if isinstance(logits[0], tuple) else torch.cat(logits)
 
 
 class PublishedTraining:
@@ -58,19 +59,20 @@ class PublishedTraining:
         torch.manual_seed(settings.exp.seed)
         torch.autograd.set_detect_anomaly(True, check_nan=True)
         torch.backends.cudnn.benchmark = True
-        width, size, batch_size = settings.model.width, settings.image.size, settings.solver.batch_size
-        discriminator = Discriminator(width.d, (settings.image.slices, *size[1:]))
-        plain = Networks(Segmenter(width.unet), Generator(width.g), discriminator).to(device, channels_last=False)
+        plain = build_networks(settings.model, settings.image).to(device, channels_last=False)
         self.settings = settings
         self.iteration = 0
         self.method = Method(settings.exp.constraints, settings.solver.iter_max, settings.loss, settings.gate)
         self.optimizers = build_optimizers(plain, settings.solver)
-        self.networks = plain._replace(discriminator=_OneByOne(plain.discriminator, batch_size))
+        self.networks = plain._replace(discriminator=_OneByOne(plain.discriminator, settings.solver.batch_size))
         self._streams = {
             split: BatchStream(
-                Samples(cases, split, settings.image, settings.exp.seed), batch_size, settings.dataloader, device
+                Samples(cases, split, settings.image, settings.exp.seed),
+                batch_size(split, len(cases), settings.solver),
+                settings.dataloader,
+                device,
             )
-            for split, cases in read_written_cohort(root, size).items()
+            for split, cases in read_written_cohort(root, settings.image.size).items()
         }
 
     def batch(self, split: str) -> Batch:
@@ -169,7 +171,7 @@ def _compare(name: str, overrides: list[str], device: torch.device, repetitions:
     with TemporaryDirectory() as folder, ExitStack() as stack:
         settings = read_settings(None, overrides)
         root = Path(folder) / "cohort"
-        write_cohort(root, settings.image.size, SCANS)
+        write_cohort(root, settings.image.size, SCANS, LABELLED)
         asked = {}
         for number, (way, (kind, more)) in enumerate(ways.items()):
             own = read_settings(None, [*overrides, *more, f"EXP.OUTPUT_DIR={folder}/{number}"])
@@ -181,7 +183,8 @@ def _compare(name: str, overrides: list[str], device: torch.device, repetitions:
                     if turn:
                         measured[way][phase].append(answer)
     batch, steps = settings.solver.batch_size, settings.solver.discriminator_steps
-    volumes = {"generator+segmenter": len(TRAINING) * batch, "discriminator": 2 * steps * batch}
+    # Joint: diseased and healthy; segmenter: healthy and labelled; D: diseased and healthy.
+    volumes = {"generator+segmenter": 3 * batch + LABELLED, "discriminator": 2 * steps * batch}
     # The schedule alternates between the phases in equal numbers.
     for result in measured.values():
         pairs = zip(*(result[phase] for phase in PHASES), strict=True)

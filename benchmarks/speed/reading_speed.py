@@ -21,13 +21,14 @@ from datasets.samples import Samples
 SPACING = (2.0, 1.5, 6.0)
 
 
-def write_cohort(root: Path, size: tuple[int, int, int], scans: int) -> None:
+def write_cohort(root: Path, size: tuple[int, int, int], scans: int, labelled: int | None = None) -> None:
     """Write a cohort of noisy ellipsoid lungs with a bright lesion; files have a realistic size.
 
     Args:
         root: cohort folder.
         size: crop size, (z, y, x).
         scans: number of scans in each of LABELED, WO_LABEL and HEALTHY.
+        labelled: number of scans in LABELED, if different.
     """
     rng = np.random.default_rng(0)
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in size), indexing="ij")
@@ -35,7 +36,8 @@ def write_cohort(root: Path, size: tuple[int, int, int], scans: int) -> None:
     lesion = lung & ((x - 0.5) ** 2 + y**2 + z**2 < 0.1)
     (root / "id_txt").mkdir(parents=True)
     for split in TRAINING:
-        ids = [f"{split.lower()}_{number}" for number in range(scans)]
+        number = labelled if split == "LABELED" and labelled is not None else scans
+        ids = [f"{split.lower()}_{place}" for place in range(number)]
         for case_id in ids:
             noise = 20 * ndimage.gaussian_filter(rng.standard_normal(size, np.float32), 0.7)
             image = np.clip(200 - 120 * lung + 80 * (lesion & (split != "HEALTHY")) + noise, 0, 255)

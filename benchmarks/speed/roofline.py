@@ -17,16 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed.iteration_speed import PHASES, SCANS, cases, serve
+from benchmarks.speed.iteration_speed import LABELLED, PHASES, SCANS, cases, serve
 from benchmarks.speed.reading_speed import write_cohort
 from benchmarks.speed.worker_process import process
 from configs.settings import Settings, read_settings
 from evaluation.inference import autocast
-from models import Discriminator, Generator, Segmenter
 from models.objectives import (
     Batch,
     Method,
-    Networks,
+    build_networks,
     discriminator_objective,
     joint_objective,
     segmenter_objective,
@@ -97,7 +96,7 @@ def count(settings: Settings, device: torch.device) -> dict[str, tuple[int, int]
         settings: sizes, widths and precision.
         device: device that decides whether mixed precision is available.
     """
-    width, (_, *plane), slices = settings.model.width, settings.image.size, settings.image.slices
+    (_, *plane), slices = settings.image.size, settings.image.slices
     method = Method(settings.exp.constraints, settings.solver.iter_max, settings.loss, settings.gate)
     mixed = autocast(device, settings.solver.precision)._enabled
     t = max(PHASES.values())
@@ -108,14 +107,16 @@ def count(settings: Settings, device: torch.device) -> dict[str, tuple[int, int]
     }
     counted = {}
     with FakeTensorMode():
-        networks = Networks(Segmenter(width.unet), Generator(width.g), Discriminator(width.d, (slices, *plane)))
+        networks = build_networks(settings.model, settings.image)
         batch = Batch(*(torch.rand(settings.solver.batch_size, 1, slices, *plane) for _ in range(3)), ())
+        labelled = Batch(*(volumes[:LABELLED] for volumes in batch[:3]), ())
         for name, (trained, objective) in objectives.items():
             for network_name, network in networks._asdict().items():
                 network.requires_grad_(network_name in trained)
             with FlopCounterMode(display=False) as flops, BytesMode() as moved:
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
-                    value = objective(networks, batch, batch, method, t)
+                    second = labelled if name == "segmenter" else batch
+                    value = objective(networks, batch, second, method, t)
                 value.total.backward()
             counted[name] = flops.get_total_flops(), moved.total
     return counted
@@ -197,7 +198,7 @@ def rows(device: torch.device, quick: bool) -> list[dict[str, Any]]:
     for name, overrides in cases(device, quick).items():
         with TemporaryDirectory() as folder:
             settings = read_settings(None, [*overrides, f"EXP.OUTPUT_DIR={folder}"])
-            write_cohort(Path(folder) / "cohort", settings.image.size, SCANS)
+            write_cohort(Path(folder) / "cohort", settings.image.size, SCANS, LABELLED)
             with process(serve, "ours", settings, Path(folder) / "cohort", device) as ours:
                 measured = {phase: [ours(t) for _ in range(4)][1:] for phase, t in PHASES.items()}
         seconds = {phase: median(total - waited for total, waited, _ in turns) for phase, turns in measured.items()}

@@ -38,6 +38,7 @@ def test_the_published_numbers():
     settings = read_settings(CONFIGS / "Gan.yaml")
     solver, loss, gate = settings.solver, settings.loss, settings.gate
     assert (solver.batch_size, solver.iter_max, solver.discriminator_steps) == (4, 300_000, 5)
+    assert not solver.fill_labelled_batch
     assert [(o.name, o.lr, o.weight_decay) for o in (solver.optimizer.u, solver.optimizer.g, solver.optimizer.d)] == [
         ("Adam", 1e-4, 1e-3),
         ("Adam", 1e-5, 0),
@@ -78,7 +79,7 @@ def test_settings_of_ours_are_marked_and_stand_in_one_block_of_their_section():
             above += line
     # In SPLIT, the two test splits are deeper; NORMALIZATION has a published value and one of ours.
     del ours["IMAGE"], ours["DATASET"]
-    assert sum(map(sum, ours.values())) >= 18
+    assert sum(map(sum, ours.values())) >= 21
     for section, marks in ours.items():
         assert sorted(marks[1:]) == marks[1:], section
 
@@ -163,6 +164,10 @@ def test_overrides_are_applied_in_order_over_the_file(tmp_path):
         ("SOLVER: 3", "SOLVER: "),
         ("IMAGE: {WINDOW: [250, -1250]}", "IMAGE: WINDOW must give the lower HU first, got .250.0, -1250.0"),
         ("IMAGE: {WINDOW: [0]}", "IMAGE.WINDOW.1: "),
+        ("LOSS: {HEALTHY: 0}\nDATASET: {SPLIT: {HEALTHY: null}}", "DATASET.SPLIT.HEALTHY must name a list; only"),
+        ("DATASET: {SPLIT: {WO_LABEL: null}}", "DATASET.SPLIT.WO_LABEL must name a list; only"),
+        ("SOLVER: {SEGMENTER_ONLY: true}\nDATASET: {SPLIT: {HEALTHY: null}}", "DATASET.SPLIT.HEALTHY must name a list"),
+        ("MODEL: {DISCRIMINATOR_HEADS: 3}", "MODEL.DISCRIMINATOR_HEADS: .*less than or equal to 2"),
         *((f"{key.replace('.', ': {')}: 0}}", f"{key}: was removed, .*; delete it") for key in REMOVED),
     ],
 )
@@ -278,3 +283,31 @@ def test_settings_that_an_earlier_version_recorded_are_read_unless_they_use_what
     assert parse_settings(recorded, "checkpoint") == Settings()
     with pytest.raises(SettingsError, match=r"checkpoint: SOLVER\.WARM_UP: was removed"):
         parse_settings(recorded.replace("WARM_UP: 0", "WARM_UP: 200"), "checkpoint")
+
+
+def test_the_splits_that_training_reads():
+    def splits(*overrides):
+        return read_settings(None, overrides).training_splits
+
+    assert splits() == splits("LOSS.HEALTHY=0") == ("LABELED", "WO_LABEL", "HEALTHY")
+    assert splits("SOLVER.SEGMENTER_ONLY=true", "DATASET.SPLIT.WO_LABEL=null") == ("LABELED", "HEALTHY")
+    labels_only = read_settings(CONFIGS / "labels_only.yaml")
+    assert labels_only.training_splits == ("LABELED",)
+    # But for what makes them what they are, the two baselines are one.
+    supervised = read_settings(CONFIGS / "supervised.yaml")
+    same = {"exp": labels_only.exp, "dataset": labels_only.dataset, "loss": labels_only.loss}
+    assert supervised.model_copy(update=same) == labels_only
+    assert supervised.loss.model_copy(update={"healthy": 0.0}) == labels_only.loss
+
+
+def test_what_the_authors_ran():
+    settings = read_settings(CONFIGS / "published.yaml")
+    assert settings.exp.constraints == {"recons", "origImgToD", "genImgToD", "perception"}
+    assert settings.model.discriminator_heads == 2
+    assert (settings.solver.last_iteration, settings.solver.iter_max, settings.loss.perception_start) == (
+        20_000,
+        300_000,
+        10_000,
+    )
+    for name in ("mosmed.yaml", "mosmed_finetune.yaml"):
+        assert "MIL" not in read_settings(CONFIGS / name).exp.constraints

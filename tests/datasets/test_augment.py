@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from datasets.augment import NOISE, augment, build_augmenter
+from datasets.augment import NOISE, augment, build_affine, build_augmenter
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +74,45 @@ def test_the_flip_is_drawn_half_of_the_time_and_most_samples_are_not_warped(augm
     assert 0.35 < mirrored / (exact + mirrored) < 0.65
 
 
-def test_the_noise_is_uniform_within_its_width(augmenter):
-    flat = np.full((4, 64, 64), 0.5, np.float32)
-    # A constant image shows no blur; elastic and affine may fill the border with 0.
-    noise = np.concatenate(
-        [augment(augmenter, np.random.default_rng(k), flat)[0][:, 24:40, 24:40].ravel() - 0.5 for k in range(20)]
-    )
-    assert np.abs(noise).max() <= NOISE + 1e-6
-    assert noise.std() == pytest.approx(NOISE / np.sqrt(3), rel=0.03)
-    assert abs(noise.mean()) < 1e-4
+def test_the_noise_is_drawn_first_and_warped_with_the_image(augmenter):
+    flat = np.full((2, 64, 64), 0.5, np.float32)
+    untouched, mirrored, spreads = 0, 0, []
+    for seed in range(300):
+        noise = np.random.default_rng(seed).uniform(-NOISE, NOISE, flat.shape)
+        found = augment(augmenter, np.random.default_rng(seed), flat)[0] - 0.5
+        untouched += np.abs(found - noise).max() < 1e-6
+        mirrored += np.abs(found - noise[:, :, ::-1]).max() < 1e-6
+        spreads.append(found[:, 24:40, 24:40].std() / (NOISE / np.sqrt(3)))
+    # No warp or blur with probability 0.8^4 = 0.41; average blur of 0 or 1, Gaussian blur of almost 0 and elastic with
+    # almost no displacement leave the noise as it is, too. Half of these are flips. Four standard deviations are 0.11.
+    assert 0.35 < (untouched + mirrored) / 300 < 0.75
+    assert 0.35 < mirrored / (untouched + mirrored) < 0.65
+    # Blur and interpolation average over neighbours: where noise came last, its spread would always be 1.
+    assert 0.15 < np.mean(np.array(spreads) < 0.9) < 0.5
+    assert max(spreads) < 1.1
+
+
+def test_the_fill_of_the_affine_is_drawn_from_all_modes():
+    affine, white = build_affine(), np.ones((1, 160, 160), np.float32)
+    black, mask_black = [], []
+    for seed in range(400):
+        image, mask = augment(affine, np.random.default_rng(seed), white, white.astype(np.uint8))
+        black.append((image < 0.5).mean())
+        mask_black.append((mask == 0).mean())
+    # 71 % of the draws move something in over the border, 0.77 % of the slice in the mean over all; a fifth of them is
+    # filled with black. Four standard deviations of a share of 400 draws are 0.07 to 0.09. The mask's fill is always 0.
+    assert 0.08 < np.mean(np.array(black) > 0) < 0.23
+    assert 0.0007 < np.mean(black) < 0.003
+    assert 0.6 < np.mean(np.array(mask_black) > 0) < 0.82
+    assert 0.005 < np.mean(mask_black) < 0.011
+
+
+def test_other_fills_repeat_the_image():
+    # Columns that count up: what comes in is the edge column again, the image mirrored, or its other side.
+    affine = build_affine()
+    ramp = np.tile(np.linspace(0.2, 0.9, 160, dtype=np.float32), (1, 160, 1))
+    corners = [augment(affine, np.random.default_rng(seed), ramp)[0][0, [0, -1]][:, [0, -1]] for seed in range(200)]
+    left, right = (np.stack(corners)[:, :, side].ravel() for side in (0, 1))
+    wrapped = (left > 0.7).mean(), ((right > 0.15) & (right < 0.4)).mean()
+    assert all(0.02 < share < 0.2 for share in wrapped)
+    assert ((left > 0.15) & (left < 0.3)).mean() > 0.7

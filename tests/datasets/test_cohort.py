@@ -48,6 +48,21 @@ def test_a_good_cohort(root):
     assert cohort["WO_LABEL"][0].lesion is None
 
 
+@pytest.mark.fault("an id twice, with folders")
+def test_an_id_that_labeled_names_twice_is_drawn_twice_and_warned_of(root, caplog):
+    for name in ("train_id_L", "train_id_WL"):
+        (root / "id_txt" / f"{name}.txt").write_text(
+            "sick_0\nsick_1\nsick_0\n" if "WL" not in name else "sick_2\nsick_2"
+        )
+    with pytest.raises(CohortError, match=r"train_id_WL.txt: the id sick_2 is listed twice; list it once"):
+        read_cohort(root, SPLITS, SIZE)
+    (root / "id_txt" / "train_id_WL.txt").write_text("sick_2")
+    caplog.clear()
+    cases = read_cohort(root, SPLITS, SIZE)["LABELED"]
+    assert [case.id for case in cases] == ["sick_0", "sick_1", "sick_0"]
+    assert "train_id_L.txt: the id sick_0 is listed more than once; it is drawn as often in each epoch" in caplog.text
+
+
 @pytest.mark.fault("crops with another window")
 def test_crops_with_another_window_than_that_of_the_settings_are_named(root):
     path = root / "images" / "sick_2.nii.gz"

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from configs.settings import DataloaderSettings, ImageSettings
+from configs.settings import DataloaderSettings, ImageSettings, SolverSettings
 from datasets import samples as module
 from datasets.cohort import read_cohort, read_volumes
-from datasets.samples import BatchStream, Samples, as_input, normalise, scan_input
+from datasets.samples import BatchStream, Samples, as_input, batch_size, normalise, scan_input
+from models.losses import IGNORED
 from models.objectives import Batch
 from tests.volumes import pixels
 from utils import distributed
@@ -271,6 +272,35 @@ def test_processes_share_out_every_batch(cases, monkeypatch, workers):
         for a, b in zip(*shares, strict=True)
     ]
     assert same(joined, expected)
+
+
+def test_a_batch_that_cannot_be_split_evenly_is_padded_with_volumes_that_the_loss_ignores(cases, monkeypatch):
+    samples = Samples(cases["LABELED"], "LABELED", IMAGE, seed=0)
+    whole = taken(BatchStream(samples, 3, NO_WORKERS, CPU, position=6), 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    for rank in range(4):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        stream = BatchStream(samples, 3, NO_WORKERS, CPU, position=6)
+        batches = taken(stream, 2)
+        assert stream.position == 12
+        for expected, found in zip(whole, batches, strict=True):
+            assert found.image.shape[0] == 1
+            if rank < 3:
+                assert torch.equal(found.image[0], expected.image[rank])
+                assert torch.equal(found.lesion[0], expected.lesion[rank])
+                assert found.ids == (expected.ids[rank],)
+            else:
+                assert (found.lesion == IGNORED).all()
+                assert found.ids == ()
+
+
+@pytest.mark.parametrize(
+    ("split", "scans", "fill", "expected"),
+    [("LABELED", 1, False, 1), ("LABELED", 3, False, 3), ("LABELED", 9, False, 4), ("LABELED", 1, True, 4),
+     ("WO_LABEL", 1, False, 4), ("HEALTHY", 1, False, 4)],
+)  # fmt: skip
+def test_a_labelled_batch_has_as_many_volumes_as_its_list_unless_it_is_filled(split, scans, fill, expected):
+    assert batch_size(split, scans, SolverSettings(batch_size=4, fill_labelled_batch=fill)) == expected
 
 
 def test_the_share_of_a_process_is_named_when_it_is_missing(cases, monkeypatch):

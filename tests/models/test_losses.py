@@ -7,6 +7,7 @@ from torch.nn.functional import softplus
 
 from models.losses import (
     HEALTHY,
+    IGNORED,
     OTHER,
     adversarial_loss,
     focal_loss,
@@ -54,6 +55,15 @@ def test_weighted_focal_loss_by_hand():
     expected = 2 * (weight * 0.75**2 * math.log(4) + 3 * 0.25 * math.log(2)) / 4
     value = weighted_focal_loss(logits, torch.tensor([1.0, 0.0, 0.0, 0.0]))
     assert value.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_weighted_focal_loss_ignores_voxels_that_are_neither_lesion_nor_background():
+    logits = torch.logit(torch.tensor([0.25, 0.5, 0.5, 0.5]))
+    target = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    expected = weighted_focal_loss(logits, target)
+    padded = weighted_focal_loss(torch.cat([logits, logits]), torch.cat([target, torch.full((4,), IGNORED)]))
+    torch.testing.assert_close(padded, expected)
+    assert weighted_focal_loss(logits, torch.full((4,), IGNORED)).item() == 0
 
 
 def test_losses_stay_finite_where_the_probability_rounds_to_0_or_1():

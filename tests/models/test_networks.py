@@ -4,7 +4,8 @@ import torch
 
 from models import Discriminator, Generator, Segmenter, load_published
 from models.generator import generate_scan
-from models.published import is_published
+from models.losses import HEALTHY, OTHER, adversarial_loss
+from models.published import is_published, published_heads
 from tests import reference
 from utils.errors import CheckpointError
 
@@ -12,6 +13,7 @@ NETWORKS = {
     "segmenter_base4": lambda: Segmenter(width=4),
     "generator_base4": lambda: Generator(width=4),
     "discriminator_base2": lambda: Discriminator(width=2),
+    "discriminator_two_heads_base2": lambda: Discriminator(width=2, heads=2),
 }
 
 
@@ -26,11 +28,16 @@ def filled(name):
 def test_outputs_and_input_gradients_agree_with_the_published_networks(name):
     network, arrays = filled(name)
     x = reference.wave(tuple(arrays["input_shape"]), float(arrays["input_phase"])).requires_grad_()
-    output = network(x)
+    output, phase = network(x), float(arrays["grad_phase"])
     if name.startswith("segmenter"):
         output = output.sigmoid()
-    np.testing.assert_allclose(output.detach().numpy(), arrays["output"], atol=1e-4)
-    (output * reference.wave(tuple(output.shape), float(arrays["grad_phase"]))).sum().backward()
+    outputs = output if isinstance(output, tuple) else (output,)
+    expected = [arrays[key] for key in ("output", "patches") if key in arrays]
+    assert [tuple(o.shape) for o in outputs] == [e.shape for e in expected]
+    for found, numbers in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(found.detach().numpy(), numbers, atol=1e-4)
+    waves = [reference.wave(tuple(o.shape), phase + 0.5 * number) for number, o in enumerate(outputs)]
+    sum((o * wave).sum() for o, wave in zip(outputs, waves, strict=True)).backward()
     gradient = x.grad.numpy()
     scale = np.abs(arrays["input_grad_sample"]).max()
     np.testing.assert_allclose(gradient.ravel()[::997], arrays["input_grad_sample"], atol=1e-4 * scale)
@@ -41,7 +48,13 @@ def test_outputs_and_input_gradients_agree_with_the_published_networks(name):
 
 
 @pytest.mark.parametrize(
-    ("network", "parameters"), [(Segmenter, 484_701), (Generator, 10_564_768), (Discriminator, 11_952_065)]
+    ("network", "parameters"),
+    [
+        (Segmenter, 484_701),
+        (Generator, 10_564_768),
+        (Discriminator, 11_952_065),
+        (lambda: Discriminator(heads=2), 11_337_461),
+    ],
 )
 def test_the_published_widths_have_the_published_numbers_of_parameters(network, parameters):
     assert sum(p.numel() for p in network().parameters()) == parameters
@@ -64,6 +77,32 @@ def test_weights_of_the_published_code_that_do_not_fit_are_refused_whole(name):
         load_published(network, state | {first: torch.zeros(1, 2)})
     for key, value in network.state_dict().items():
         assert torch.equal(value, before[key])
+
+
+def test_losses_of_two_heads_are_added():
+    network, arrays = filled("discriminator_two_heads_base2")
+    x = reference.wave(tuple(arrays["input_shape"]), float(arrays["input_phase"]))
+    heads = network(x)
+    assert heads[1].shape == (2, 1, 2, 5, 5)
+    for label, name in ((HEALTHY, "adversarial_healthy"), (OTHER, "adversarial_others")):
+        assert adversarial_loss(heads, label).item() == pytest.approx(float(arrays[name]), abs=1e-4)
+        apart = [adversarial_loss(head, label).item() for head in heads]
+        assert sum(apart) == pytest.approx(float(arrays[name]), abs=1e-4)
+
+
+def test_published_discriminators_with_one_head_and_with_two_are_told_apart():
+    for name, heads, other in (("discriminator_base2", 1, 2), ("discriminator_two_heads_base2", 2, 1)):
+        state = reference.published_state(reference.load(name))
+        assert published_heads(state) == heads
+        words = {1: "discriminator with one head", 2: "discriminator with two heads"}
+        assert load_published(Discriminator(width=2, heads=heads), state) == words[heads]
+        wrapped = {f"module.{key}": value for key, value in state.items()}
+        with pytest.raises(CheckpointError, match=f"{words[heads]}, .* set MODEL.DISCRIMINATOR_HEADS={heads}"):
+            load_published(Discriminator(width=2, heads=other), wrapped)
+
+
+def test_other_weights_have_no_number_of_heads():
+    assert published_heads(reference.published_state(reference.load("segmenter_base4"))) is None
 
 
 def test_wrapped_names_and_parametrized_spectral_norm_load_too():
@@ -137,6 +176,14 @@ def test_a_scan_is_generated_from_stacks_that_overlap():
     torch.testing.assert_close(generated[:, :, :8], first[:, :, :8])
     torch.testing.assert_close(generated[:, :, 8:16], (first[:, :, 8:] + last[:, :, :8]) / 2)
     torch.testing.assert_close(generated[:, :, 16:], last[:, :, 8:])
+
+
+def test_a_discriminator_has_one_head_or_two():
+    with pytest.raises(ValueError, match="1 or 2 heads, got 3"):
+        Discriminator(2, (16, 64, 64), heads=3)
+    scalar, patches = Discriminator(2, (32, 64, 96), heads=2)(reference.wave((3, 1, 32, 64, 96), 0.1))
+    assert scalar.shape == (3, 1)
+    assert patches.shape == (3, 1, 2, 2, 3)
 
 
 def test_spectral_norms_are_computed_once_a_pass_and_in_single_precision():

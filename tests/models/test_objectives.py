@@ -2,6 +2,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from torch.nn.functional import softplus
 
 from configs.settings import CONSTRAINTS, GateSettings, GatesSettings, LossSettings
 from models import Discriminator, Generator, Segmenter, load_published
@@ -139,6 +140,41 @@ def test_each_constraint_adds_its_own_term_only(small, constraint):
     in_discriminator = {constraint} & {"origImgToD", "genImgToD"}
     assert set(joint.terms) == {"adversarial"} | in_joint
     assert set(discriminator.terms) == {"synthetic", "healthy"} | in_discriminator
+
+
+def test_adversarial_terms_of_a_discriminator_with_two_heads_are_sums_over_both(small):
+    networks, batch = small
+    torch.manual_seed(1)
+    other = batch._replace(image=reference.wave(batch.image.shape, 0.7))
+    networks = networks._replace(discriminator=Discriminator(2, (16, 64, 64), heads=2).eval())
+    method = Method(frozenset({"genImgToD", "origImgToD"}), last_iteration=20_000, gate=NO_GATES)
+
+    def by_hand(image, label):
+        scalar, patches = networks.discriminator(image)
+        return sum(softplus((1 - 2 * label) * logits).mean() for logits in (scalar, patches)).item()
+
+    generated = networks.generator(batch.image)
+    inside = networks.segmenter(batch.image).sigmoid() * batch.lung
+    synthetic = inside * generated + (1 - inside) * batch.image
+    found = discriminator_objective(networks, batch, other, method, 10_000).terms
+    expected = {
+        "synthetic": by_hand(synthetic, 1), "healthy": by_hand(other.image, 0), "origImgToD": by_hand(batch.image, 1),
+        "genImgToD": by_hand(generated, 1),
+    }  # fmt: skip
+    assert {name: term.item() for name, term in found.items()} == pytest.approx(expected, rel=1e-4)
+    joint = joint_objective(networks, batch, other, method, 10_000).terms
+    assert joint["adversarial"].item() == pytest.approx(by_hand(synthetic, 0), rel=1e-4)
+    assert joint["genImgToD"].item() == pytest.approx(by_hand(generated, 0), rel=1e-4)
+
+
+def test_without_its_term_on_healthy_volumes_the_segmenter_learns_from_labels_alone(small):
+    networks, batch = small
+    whole = segmenter_objective(networks, batch, batch, with_loss(), 0)
+    alone = segmenter_objective(networks, Batch(), batch, with_loss(healthy=0.0), 0)
+    assert set(alone.terms) == {"labelled"}
+    assert alone.total.item() == pytest.approx(500 * whole.terms["labelled"].item(), rel=1e-5)
+    half = segmenter_objective(networks, batch, batch, with_loss(healthy=0.5), 0)
+    assert half.weighted["healthy"].item() == pytest.approx(50 * whole.terms["healthy"].item(), rel=1e-5)
 
 
 def test_perception_and_mil_begin_after_their_iteration(small):

@@ -71,3 +71,12 @@ def test_a_fair_fight_is_passed_over(e):
 def test_entries_without_a_step_of_d_do_not_count():
     other = {"joint/adversarial": 1.0}
     assert list(said([WINS, other] * WINDOW)) == [2 * WINDOW - 1]
+
+
+def test_of_two_heads_the_mean_counts():
+    # Each head is right with probability 0.96 to 0.98: their sums alone would say 0.92 to 0.96.
+    entry = {f"discriminator/{kind}": -math.log(0.96) - math.log(0.98) for kind in ("healthy", "synthetic")}
+    one, two = DiscriminatorBalance(1, window=1), DiscriminatorBalance(2, window=1)
+    assert one.add(entry) is None
+    assert "the discriminator wins" in two.add(entry)
+    assert "probability 0.970 on healthy" in DiscriminatorBalance(2, window=1).add(entry)

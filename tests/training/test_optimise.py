@@ -36,8 +36,10 @@ def test_every_network_has_its_published_optimiser(networks):
     assert optimizers["discriminator"].defaults["momentum"] == 0
 
 
-@pytest.mark.parametrize(("iteration", "expected"), [(0, 1e-4), (19_999, 1e-4), (20_000, 5e-5), (60_000, 1.25e-5)])
-def test_learning_rates_are_halved_at_their_iterations(iteration, expected):
+@pytest.mark.parametrize(
+    ("iteration", "expected"), [(0, 1e-4), (20_000, 1e-4), (20_001, 5e-5), (60_000, 2.5e-5), (60_001, 1.25e-5)]
+)
+def test_learning_rates_are_halved_one_iteration_after_their_steps(iteration, expected):
     assert learning_rate(1e-4, SchedulerSettings(step=20_000), iteration) == pytest.approx(expected)
 
 
