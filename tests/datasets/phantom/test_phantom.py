@@ -15,7 +15,7 @@ from datasets.phantom.lesions import LesionKind
 from datasets.phantom.lungs import dependent_density
 from utils.errors import SettingsError
 
-SIZE = (28, 92, 92)
+SIZE = (32, 96, 96)
 
 
 def _make(seed, size=(20, 48, 48), diseased=True):
