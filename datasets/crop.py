@@ -1,12 +1,13 @@
-"""From a scan to a crop around its lungs, and from a crop back onto the scan's grid.
+"""Crop a scan to its lungs, and paste a crop back onto the scan's grid.
 
-The centres of the first and last voxel of the lungs' box and of the crop coincide, so that a crop's spacing is
-``spacing * (n_box - 1) / (n_crop - 1)`` and its origin the box's first voxel. Written into the header, this lays a
-crop over its scan in any viewer, and is all that pasting back needs.
+The first and last voxel centres of the lungs' box and of the crop coincide, so the crop's spacing is
+``spacing * (n_box - 1) / (n_crop - 1)`` and its origin is the box's first voxel. With this in the header, any viewer
+overlays the crop on its scan, and pasting back needs nothing else.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Collection, Iterator
 from functools import cached_property, lru_cache
@@ -23,11 +24,13 @@ from datasets.lungs import load_lungmask
 from datasets.window import WINDOW, map_window
 from utils.errors import VolumeError
 
+log = logging.getLogger(__name__)
+
 CROP_SIZE = (40, 160, 160)
 """Depth, height, width of a crop."""
 
 SMALLEST_COMPONENT = 1e-3
-"""Components of the lungs below this share of the scan are not lung."""
+"""Components of found lungs below this share of the scan's voxels are removed."""
 
 NEAREST, LINEAR = 0, 1
 """Orders of interpolation: nearest for masks, linear for CTs and probabilities."""
@@ -35,15 +38,14 @@ NEAREST, LINEAR = 0, 1
 Box = tuple[slice, slice, slice]
 
 _ALIGNED = 0.05
-"""How far, in voxels, a crop's corner may lie from a voxel centre of its scan; headers keep single precision."""
-
+"""Tolerance in voxels between a crop's corner and a voxel centre of its scan; headers have single precision."""
 
 _WINDOW_NOTE = "GASNet crop, {!r} to {!r} HU as 0 to 255"
 _NUMBER = r"(-?[0-9.]+(?:e[-+][0-9]+)?)"
 
 
 def recorded_window(path: Path) -> tuple[float, float]:
-    """The window that a crop's header records; the published one if it records none.
+    """Read the window from a crop's header; without a record it is the published one.
 
     Args:
         path: a NIfTI file.
@@ -56,56 +58,67 @@ def recorded_window(path: Path) -> tuple[float, float]:
     return WINDOW if match is None else (float(match[1]), float(match[2]))
 
 
-def remove_small_components(mask: np.ndarray, share: float = SMALLEST_COMPONENT) -> np.ndarray:
-    """A mask without its connected components below a share of the volume.
+def remove_small_components(lungs: np.ndarray, share: float = SMALLEST_COMPONENT) -> np.ndarray:
+    """Remove small components from lung labels, if there are more than two components.
+
+    Components are 26-connected. With labels 1 (right) and 2 (left), components of the two sides are separate even where
+    they touch; with more labels, such as lobes, all labels count as one lung.
 
     Args:
-        mask: (z, y, x), not 0 inside.
-        share: of all voxels of the volume.
+        lungs: labels (z, y, x), 0 outside.
+        share: components below this share of all voxels of the volume are removed. For a matrix of 512x512 this is the
+            published rule.
 
     Returns:
-        bool.
+        The labels without small components; the same array if there are none.
     """
-    cleaned = np.zeros(mask.shape, bool)
-    box = bounding_box(mask)
-    if box is not None:
-        # The margin keeps runs of voxels from touching across the ends of rows and planes.
-        inside = np.pad(mask[box] != 0, 1)
-        starts, stops, components = _label_runs(inside)
-        small = np.bincount(components, stops - starts) < share * mask.size
-        flat = inside.reshape(-1)
-        for run in np.flatnonzero(small[components]):
-            flat[starts[run] : stops[run]] = False
-        cleaned[box] = inside[1:-1, 1:-1, 1:-1]
+    sides = [lungs == 1, lungs == 2] if lungs.max(initial=0) == 2 else [lungs != 0]
+    found = [(box, *_components(side[box])) for side in sides if (box := bounding_box(side)) is not None]
+    if sum(len(sizes) for *_, sizes in found) <= 2:
+        return lungs
+    cleaned = lungs.copy()
+    for box, (starts, stops, components), sizes in found:
+        small = np.zeros([s.stop - s.start + 2 for s in box], bool)  # with the margin of `_components`
+        flat = small.reshape(-1)
+        for run in np.flatnonzero((sizes < share * lungs.size)[components]):
+            flat[starts[run] : stops[run]] = True
+        cleaned[box][small[1:-1, 1:-1, 1:-1]] = 0
     return cleaned
 
 
-def _label_runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Starts and stops, in the flattened mask, of runs of voxels along x, and to which component each run belongs.
+def _components(mask: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """Label the 26-connected components of a mask.
 
-    A run of a lung stands for some hundred voxels, so that joining runs is faster than labelling voxels, and needs no
-    memory of the size of the volume.
+    A run of voxels along x stands for about a hundred voxels of a lung, so joining runs is faster than labelling voxels
+    and needs little memory.
 
     Args:
-        mask: (z, y, x), bool, False at its faces.
+        mask: (z, y, x), bool.
+
+    Returns:
+        Start, stop and component of each run, as indices into the flattened mask with a margin of one voxel; and the
+        number of voxels of each component.
     """
-    flat = mask.reshape(-1)
+    padded = np.pad(mask, 1)  # runs never touch across the ends of rows and planes
+    flat = padded.reshape(-1)
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     starts, stops = edges[::2], edges[1::2]
+    row, plane = padded.shape[2], padded.shape[1] * padded.shape[2]
     pairs = []
-    for step in (mask.shape[2], mask.shape[1] * mask.shape[2]):
-        # The runs that overlap with one of the row, or plane, before lie side by side: count of them from first on.
-        first = np.searchsorted(stops, starts + step, "right")
-        count = np.searchsorted(starts, stops + step, "left") - first
-        before = np.repeat(np.arange(len(starts)), count)
-        pairs.append((before, np.arange(len(before)) + np.repeat(first - np.cumsum(count) + count, count)))
+    for step in (row, plane - row, plane, plane + row):
+        # Runs that touch a run of an earlier row, also diagonally, are consecutive: `count` from `first` on.
+        first = np.searchsorted(stops, starts + step, "left")
+        count = np.searchsorted(starts, stops + step, "right") - first
+        earlier = np.repeat(np.arange(len(starts)), count)
+        pairs.append((earlier, np.arange(len(earlier)) + np.repeat(first - np.cumsum(count) + count, count)))
     rows, columns = np.concatenate(pairs, axis=1)
     touching = sparse.coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(starts), len(starts)))
-    return starts, stops, sparse.csgraph.connected_components(touching, directed=False)[1]
+    components = sparse.csgraph.connected_components(touching, directed=False)[1]
+    return (starts, stops, components), np.bincount(components, stops - starts)
 
 
 def bounding_box(mask: np.ndarray) -> Box | None:
-    """Slices of the smallest box around the voxels that are not 0, or None where there are none."""
+    """Slices of the smallest box around the non-zero voxels, or None if there are none."""
     outline = mask.any(0)
     if not outline.any():
         return None
@@ -114,23 +127,23 @@ def bounding_box(mask: np.ndarray) -> Box | None:
 
 
 def resize(array: np.ndarray, size: tuple[int, int, int], order: int) -> np.ndarray:
-    """Resample an array so that its first and last voxel centres stay where they are.
+    """Resample an array with fixed first and last voxel centres.
 
     Args:
         array: (z, y, x).
-        size: of the result, at least 2 along each axis.
+        size: shape of the result, at least 2 along each axis.
         order: `NEAREST` or `LINEAR`.
 
     Returns:
-        Of the array's type; linear, of float32 or, where that cannot hold the array's values, float64.
+        The array's type for nearest; float32 for linear, or float64 if float32 cannot represent the values.
     """
     return np.stack(list(resized_planes(array, size, order)))
 
 
 def resized_planes(array: np.ndarray, size: tuple[int, int, int], order: int) -> Iterator[np.ndarray]:
-    """The planes along z of what `resize` returns, one by one, for results that are too large to be held.
+    """Yield the planes along z of the result of `resize`, for results too large for memory.
 
-    Only the voxels that a plane needs are looked at, so that of a large array that is made small most are never read.
+    Only the voxels that a plane needs are read.
     """
     z, y, x = (np.linspace(0, old - 1, new) for old, new in zip(array.shape, size, strict=True))
     if order == NEAREST:
@@ -144,11 +157,11 @@ def resized_planes(array: np.ndarray, size: tuple[int, int, int], order: int) ->
 
 
 def crop_grid(grid: Grid, box: Box, size: tuple[int, int, int]) -> Grid:
-    """The grid that lays a box of another grid, resized, over it.
+    """The grid of a resized box of another grid.
 
     Args:
-        grid: in which the box is.
-        box: slices along (z, y, x), at least two voxels long each.
+        grid: grid that contains the box.
+        box: slices along (z, y, x), at least two voxels each.
         size: (z, y, x) of the crop.
     """
     lengths = [s.stop - s.start for s in reversed(box)]
@@ -164,33 +177,22 @@ def crop_to_lungs(
     size: tuple[int, int, int] = CROP_SIZE,
     window: tuple[float, float] = WINDOW,
 ) -> tuple[sitk.Image, ...]:
-    """Remove small components of a lung mask and crop to the box around the rest; arguments as for `crop_to_mask`."""
-    return crop_to_mask(ct, remove_small_components(lungs), lesion, size, window)
-
-
-def crop_to_mask(
-    ct: sitk.Image,
-    lungs: np.ndarray,
-    lesion: np.ndarray | None = None,
-    size: tuple[int, int, int] = CROP_SIZE,
-    window: tuple[float, float] = WINDOW,
-) -> tuple[sitk.Image, ...]:
-    """Crop a CT, its lung mask and, if given, its lesion label to the box around the lung mask.
+    """Crop a CT, its lung mask and optionally its lesion label to the box around the lungs.
 
     Args:
-        ct: in HU, in any orientation.
-        lungs: (z, y, x), on the CT's grid; every label above 0 is lung.
-        lesion: likewise; every label above 0 is lesion.
+        ct: CT in HU, in any orientation.
+        lungs: lung labels (z, y, x) on the CT's grid; every label above 0 is lung.
+        lesion: lesion labels on the CT's grid; every label above 0 is lesion.
         size: (z, y, x) of the crops, at least 2 each.
         window: HU that become 0 and 255.
 
     Returns:
-        As `LungMaskCrop.crop`.
+        Like `LungMaskCrop.crop`.
 
     Raises:
         VolumeError: the lung mask is empty.
     """
-    # Only views are turned, and only voxels in the box are converted, so that no scan is copied as a whole.
+    # Only views are reoriented, and only the box is converted, so no whole scan is copied.
     scan = Grid.of(ct)
     lung = scan.uprighted(lungs)
     box = bounding_box(lung)
@@ -207,18 +209,18 @@ def crop_to_mask(
 
 
 def paste_back(crop: sitk.Image, scan: Grid, threshold: float | None = None) -> sitk.Image:
-    """A cropped mask on the grid of its scan, 0 outside the lungs' box.
+    """Paste a cropped mask onto the grid of its scan; 0 outside the lungs' box.
 
     Args:
         crop: a mask (nearest neighbour), or with a threshold a probability or soft mask (linear interpolation).
-        scan: size, spacing, origin and direction of the scan.
+        scan: grid of the scan.
         threshold: values above it are lesion.
 
     Returns:
         uint8, 0 or 1 (with a threshold) or the mask's labels, with exactly the geometry of the scan.
 
     Raises:
-        VolumeError: the crop was not cut from a scan of this geometry.
+        VolumeError: the crop does not fit a scan of this geometry.
     """
     pasted = np.zeros(scan.shape, np.uint8)
     for part, plane in _pasted_planes(crop, scan, pasted, NEAREST if threshold is None else LINEAR):
@@ -227,17 +229,17 @@ def paste_back(crop: sitk.Image, scan: Grid, threshold: float | None = None) -> 
 
 
 def lay_over(scan: Path, grid: Grid, crop: sitk.Image, name: object, threshold: float | None = None) -> sitk.Image:
-    """A crop on the grid of its scan, see `paste_back`.
+    """Paste a crop onto the grid of its scan, see `paste_back`; errors name both files.
 
     Args:
-        scan: for the message.
-        grid: of the scan.
+        scan: path of the scan, for the message.
+        grid: grid of the scan.
         crop: a mask or, with a threshold, a probability.
-        name: of the crop, for the message.
+        name: name of the crop, for the message.
         threshold: values above it are lesion.
 
     Raises:
-        VolumeError: the crop was not cut from this scan.
+        VolumeError: the crop does not fit this scan.
     """
     try:
         return paste_back(crop, grid, threshold)
@@ -246,17 +248,17 @@ def lay_over(scan: Path, grid: Grid, crop: sitk.Image, name: object, threshold: 
 
 
 def paste_probabilities_back(crop: sitk.Image, scan: Grid) -> sitk.Image:
-    """Cropped probabilities on the grid of their scan: what `paste_back` compares with its threshold.
+    """Paste cropped probabilities onto the grid of their scan, as `paste_back` does before its threshold.
 
     Args:
-        crop: float32.
-        scan: size, spacing, origin and direction of the scan.
+        crop: probabilities, float32.
+        scan: grid of the scan.
 
     Returns:
         float32, 0 outside the lungs' box, with exactly the geometry of the scan.
 
     Raises:
-        VolumeError: the crop was not cut from a scan of this geometry.
+        VolumeError: the crop does not fit a scan of this geometry.
     """
     pasted = np.zeros(scan.shape, np.float32)
     for part, plane in _pasted_planes(crop, scan, pasted, LINEAR):
@@ -267,7 +269,7 @@ def paste_probabilities_back(crop: sitk.Image, scan: Grid) -> sitk.Image:
 def _pasted_planes(
     crop: sitk.Image, scan: Grid, pasted: np.ndarray, order: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The planes of a crop, resized to its box, each with the part of an array on the scan's grid where it belongs."""
+    """Planes of a crop, resized to its box, each after its place in ``pasted``, an array on the scan's grid."""
     box = _box_of(Grid.of(crop), scan.upright())
     size = tuple(s.stop - s.start for s in box)
     planes = resized_planes(sitk.GetArrayViewFromImage(crop), size, order)
@@ -293,19 +295,19 @@ def _nearest(positions: np.ndarray) -> np.ndarray:
 
 
 def _neighbours(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The indices below positions, and how far these lie beyond them."""
+    """Integer and fractional parts of positions."""
     below = positions.astype(int)
     return below, positions - below
 
 
 def _mix(low: np.ndarray, high: np.ndarray, share: np.ndarray | float) -> np.ndarray:
-    """Values between two arrays, a share of the way from `low` to `high`."""
+    """Interpolate between two arrays; ``share`` 0 gives ``low``, 1 gives ``high``."""
     low = low.astype(np.result_type(low, np.float32), copy=False)
     return low + (high - low) * np.asarray(share, low.dtype)
 
 
 def _between(plane: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
-    """Values at positions along an axis of a plane."""
+    """Interpolate a plane linearly at positions along an axis."""
     below, share = _neighbours(positions)
     above = np.minimum(below + 1, plane.shape[axis] - 1)
     return _mix(plane.take(below, axis), plane.take(above, axis), share[:, None] if axis == 0 else share)
@@ -315,16 +317,16 @@ class LungMaskCrop:
     """Crops CTs, lung masks and lesion labels to the lungs.
 
     Args:
-        lungs: gives the lung labels (1 right, 2 left; uint8, (z, y, x)) of a CT in HU. By default lungmask's model
-            R231, which fetches its weights on first use.
+        lungs: returns the lung labels (1 right, 2 left; uint8, (z, y, x)) of a CT in HU. By default lungmask's model
+            R231, which downloads its weights on first use.
         size: (z, y, x) of the crops, at least 2 each.
-        reading: how the scans are read.
+        reading: how scans are read.
         window: HU that become 0 and 255.
-        lung_labels: labels that are lung in lung masks that are given; by default every label above 0.
-        lesion_labels: labels that are lesion in lesion labels; by default every label above 0.
+        lung_labels: labels that count as lung in given lung masks; by default every label above 0.
+        lesion_labels: labels that count as lesion; by default every label above 0.
 
     Raises:
-        VolumeError: lungmask's weights cannot be had.
+        VolumeError: lungmask's weights are not available.
     """
 
     def __init__(
@@ -351,19 +353,19 @@ class LungMaskCrop:
     def crop(
         self, imagepath: Path | str, labelpath: Path | str | None = None, lungpath: Path | str | None = None
     ) -> tuple[sitk.Image, ...]:
-        """Crop one CT, and its lesion label where there is one.
+        """Crop one CT, and optionally its lesion label.
 
         Args:
             imagepath: CT in HU, a file or a folder with a DICOM series, in any orientation.
             labelpath: lesion labels on the CT's grid.
-            lungpath: lung labels on the CT's grid, to be used instead of finding the lungs.
+            lungpath: lung labels on the CT's grid, used instead of finding the lungs.
 
         Returns:
-            image (float32, 0..255), lung and, with a label, lesion (uint8, 0 or 1), all in LPS orientation with the
-            geometry that lays them over the CT.
+            image (float32, 0..255), lung and, with a label, lesion (uint8, 0 or 1), in LPS orientation and with a
+            geometry that overlays them on the CT.
 
         Raises:
-            VolumeError: a file cannot be read, does not fit the CT, or shows no lung.
+            VolumeError: a file cannot be read, does not fit the CT, or no lung was found.
         """
         imagepath = Path(imagepath)
         ct, lungs = self.read(imagepath, lungpath)
@@ -378,12 +380,15 @@ class LungMaskCrop:
     ) -> tuple[sitk.Image, np.ndarray]:
         """Read a CT and find its lungs.
 
+        Small components of lungs that were found are removed, see `remove_small_components`; given labels stay as they
+        are, with a warning if small components enlarge their box.
+
         Args:
             scan: a path as for `crop`, or an image in HU.
             lungs: lung labels on the CT's grid, a path or an image; None finds the lungs.
 
         Returns:
-            The CT in HU, and its lung labels, (z, y, x) on the CT's grid, components of all sizes included.
+            The CT in HU, and its lung labels, (z, y, x) on the CT's grid.
 
         Raises:
             VolumeError: a file cannot be read, does not fit the CT, or no lung was found.
@@ -391,9 +396,12 @@ class LungMaskCrop:
         name = "the image" if isinstance(scan, sitk.Image) else scan
         ct = as_ct(name, scan, self.reading) if isinstance(scan, sitk.Image) else read_ct(scan, self.reading)
         if lungs is not None:
-            return ct, self._read_fitting(lungs, name, ct, self.lung_labels)
+            given = self._read_fitting(lungs, name, ct, self.lung_labels)
+            if bounding_box(remove_small_components(given)) != bounding_box(given):
+                log.warning("%s: small components of its lung mask enlarge the box; remove what is not lung", name)
+            return ct, given
         try:
-            return ct, self.lungs(ct)
+            return ct, remove_small_components(self.lungs(ct))
         except VolumeError as error:
             raise VolumeError(f"{name}: {error}") from None
 

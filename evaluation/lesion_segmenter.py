@@ -18,7 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from datasets.crop import LungMaskCrop, crop_to_mask, paste_back, paste_probabilities_back, remove_small_components
+from datasets.crop import LungMaskCrop, crop_to_lungs, paste_back, paste_probabilities_back
 from datasets.io.grid import Grid
 from datasets.io.volume import DEFAULT, Reading
 from datasets.lung_finders import Lungs
@@ -87,9 +87,8 @@ def prepare_scan(scan: Path | sitk.Image, cropper: LungMaskCrop, lungs: Path | s
     start = time.monotonic()
     name = "the image" if isinstance(scan, sitk.Image) else scan
     ct, labels = cropper.read(scan, lungs)
-    labels[~remove_small_components(labels)] = 0
     try:
-        image, lung = crop_to_mask(ct, labels, size=cropper.size, window=cropper.window)
+        image, lung = crop_to_lungs(ct, labels, size=cropper.size, window=cropper.window)
     except VolumeError as error:
         raise VolumeError(f"{name}: {error}") from None
     values = sitk.GetArrayViewFromImage(image)

@@ -1,4 +1,4 @@
-"""Volumes as DICOM series, one file a slice, as scanners export them: for phantoms, which stand for such scans."""
+"""Writes a volume as a DICOM CT series, one file per slice, as scanners export it; used for phantoms."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from utils.errors import VolumeError
 from utils.files import atomic_folder
 
 _INTERCEPT = -1024
-"""HU of the stored value 0."""
+"""HU of stored value 0."""
 
 
 def write_series(ct: sitk.Image, folder: Path, patient: str, seed: str) -> None:
-    """Write a CT as a DICOM series; the folder appears whole or not at all.
+    """Write a CT as a DICOM series; the folder is created atomically.
 
     Args:
-        ct: in HU, whole numbers from -1024 on.
-        folder: of the slices, which must not be there yet.
+        ct: CT in HU, whole numbers of at least -1024.
+        folder: folder of the slices, which must not exist yet.
         patient: PatientID and PatientName.
-        seed: the UIDs depend on it alone.
+        seed: the UIDs depend only on this text.
 
     Raises:
         VolumeError: the folder cannot be written.
@@ -51,7 +51,7 @@ def write_series(ct: sitk.Image, folder: Path, patient: str, seed: str) -> None:
 
 
 def _header(patient: str, uids: dict[str, str], instance: str) -> pydicom.Dataset:
-    """What all slices of a series say, and one's own UID."""
+    """Attributes that all slices of a series share, and one slice's own UID."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
     meta.MediaStorageSOPInstanceUID = instance
@@ -63,6 +63,8 @@ def _header(patient: str, uids: dict[str, str], instance: str) -> pydicom.Datase
     header.Modality, header.SeriesNumber, header.SeriesDescription = "CT", 1, "synthetic chest CT"
     header.PatientID = header.PatientName = patient
     header.PatientBirthDate = header.PatientSex = header.StudyDate = header.StudyTime = ""
+    header.BodyPartExamined, header.PatientPosition, header.AcquisitionNumber = "CHEST", "HFS", 1
+    header.PositionReferenceIndicator, header.KVP = "", None  # may be empty; CHEST is unpaired, so no Laterality
     header.StudyID = header.AccessionNumber = header.ReferringPhysicianName = header.Manufacturer = ""
     header.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
     header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"

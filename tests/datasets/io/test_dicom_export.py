@@ -1,3 +1,6 @@
+import shutil
+import subprocess
+
 import numpy as np
 import pydicom
 import pytest
@@ -50,3 +53,13 @@ def test_phantoms_as_dicom_are_those_of_nifti(tmp_path):
     before = (tmp_path / "dicom" / "ct" / "healthy_000").stat().st_mtime_ns
     write_phantoms(tmp_path / "dicom", 1, 0, size, dicom=True)
     assert (tmp_path / "dicom" / "ct" / "healthy_000").stat().st_mtime_ns == before
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dciodvfy of dicom3tools")
+@pytest.mark.parametrize("direction", [np.eye(3), rotation(0.1, -0.2, 0.3)], ids=["axial", "oblique"])
+def test_every_slice_conforms_to_the_standard(tmp_path, direction):
+    write_series(image_of(np.zeros((3, 4, 5), np.int16), direction=direction), tmp_path / "case", "case", "seed")
+    for path in sorted((tmp_path / "case").iterdir()):
+        found = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+        assert [line for line in found.stderr.splitlines() if line.startswith("Error")] == []
+        assert "CTImage" in found.stderr.splitlines()  # what it was checked as

@@ -7,20 +7,24 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from datasets import phantom as module
-from datasets.phantom import make_phantom, write_phantoms
+from datasets.phantom import LESION_KINDS, MIN_LESION_ML, Variety, lesions, make_phantom, write_phantoms
+from datasets.phantom.__main__ import main
+from datasets.phantom.anatomy import draw_anatomy
+from datasets.phantom.frame import draw_frame
+from datasets.phantom.lesions import LesionKind
+from datasets.phantom.lungs import dependent_density
 from utils.errors import SettingsError
 
 SIZE = (32, 96, 96)
 
 
-def _make(seed, size=SIZE, diseased=True):
+def _make(seed, size=(20, 48, 48), diseased=True):
     return make_phantom(np.random.default_rng(seed), size, diseased)
 
 
 @pytest.fixture(scope="module")
 def cases():
-    return {(seed, diseased): _make(seed, SIZE, diseased) for seed in range(4) for diseased in (False, True)}
+    return {(seed, diseased): _make(seed, SIZE, diseased) for seed in range(3) for diseased in (False, True)}
 
 
 def _millilitres(mask, spacing):
@@ -51,7 +55,7 @@ def test_masks_are_nested_and_typed(cases):
 def test_only_diseased_phantoms_have_lesions(cases):
     for (_, diseased), case in cases.items():
         volume = _millilitres(case.lesion, case.spacing)
-        assert volume >= module.MIN_LESION_ML if diseased else volume == 0
+        assert volume >= MIN_LESION_ML if diseased else volume == 0
 
 
 def test_geometry_is_that_of_a_chest_ct(cases):
@@ -99,10 +103,10 @@ def test_lung_is_denser_at_the_back(cases):
     ],
 )
 def test_lesions_have_the_measured_statistics(kind, mean, sd):
-    variety = module.Variety(shares=tuple(float(k == kind) for k in module.LESION_KINDS))
+    variety = Variety(shares=tuple(float(k == kind) for k in LESION_KINDS))
     values = []
     for seed in (101, 103, 104):
-        case = make_phantom(np.random.default_rng(seed), (40, 128, 128), variety=variety)
+        case = make_phantom(np.random.default_rng(seed), (28, 104, 104), variety=variety)
         values.append(case.ct[case.lesion > 0])
     values = np.concatenate(values)
     assert mean[0] < values.mean() < mean[1]
@@ -159,7 +163,7 @@ def test_finished_cases_are_kept(tmp_path):
 
 def test_command_writes_quietly_and_explains_itself(tmp_path, capsys):
     arguments = ["--healthy", "1", "--diseased", "0", "--size", "16", "32", "32", "--quiet"]
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-m", "datasets.phantom", str(tmp_path), *arguments],
         cwd=root,
@@ -170,16 +174,16 @@ def test_command_writes_quietly_and_explains_itself(tmp_path, capsys):
     assert done.stdout == done.stderr == ""
     assert (tmp_path / "ct/healthy_000.nii.gz").exists()
     with pytest.raises(SystemExit) as stop:
-        module.main(["--help"])
+        main(["--help"])
     assert stop.value.code == 0
     assert "Examples:" in capsys.readouterr().out
     for arguments in (["--healthy", "-1"], ["--healthy", "1", "--size", "8", "32", "32"]):
         with pytest.raises(SettingsError, match="--size" if "--size" in arguments else "--healthy"):
-            module.main([str(tmp_path), *arguments, "--diseased", "0"])
+            main([str(tmp_path), *arguments, "--diseased", "0"])
 
 
 def test_a_variety_says_which_lesions_there_are():
-    only = module.Variety(shares=(0.0, 0.0, 1.0, 0.0))
+    only = Variety(shares=(0.0, 0.0, 1.0, 0.0))
     case = make_phantom(np.random.default_rng(2), (24, 64, 64), True, only)
     assert case.kinds == ("crazy paving",)
     assert make_phantom(np.random.default_rng(2), (16, 32, 32), False, only).kinds == ()
@@ -187,7 +191,7 @@ def test_a_variety_says_which_lesions_there_are():
 
 def test_a_variety_changes_noise_sharpness_and_scale():
     def muscle(**changes):
-        case = make_phantom(np.random.default_rng(4), (24, 64, 64), False, module.Variety(**changes))
+        case = make_phantom(np.random.default_rng(4), (24, 64, 64), False, Variety(**changes))
         return case.ct.astype(float)
 
     quiet, loud = (muscle(noise=(sd, sd + 1e-6)) for sd in (1.0, 80.0))
@@ -199,14 +203,23 @@ def test_a_variety_changes_noise_sharpness_and_scale():
 
 
 def test_dependent_lung_is_denser_at_the_pleura_of_the_back_and_nowhere_else():
-    size = (32, 96, 96)
+    size = SIZE
     case = _make(1, size, diseased=False)
     rng = np.random.default_rng(0)
-    body = module._draw_anatomy(rng)
-    grid = module._draw_grid(rng, size, body)
-    added = module._dependent(np.random.default_rng(1), case.lung, grid, most=170.0)
+    body = draw_anatomy(rng)
+    frame = draw_frame(rng, size, body)
+    added = dependent_density(np.random.default_rng(1), case.lung, frame, most=170.0)
     assert added.min() >= 0
     assert 20 < added[case.lung > 0].max() < 170 * 1.4
-    depth = ndimage.distance_transform_edt(case.lung > 0, sampling=grid.spacing[::-1])
+    depth = ndimage.distance_transform_edt(case.lung > 0, sampling=frame.spacing[::-1])
     assert added[(depth > 25) & (case.lung > 0)].max() < 170 * 1.4 * np.exp(-25 / 11)
-    assert added[(grid.y < 15) & (case.lung > 0)].max() == 0
+    assert added[(frame.y < 15) & (case.lung > 0)].max() == 0
+
+
+def test_a_new_kind_of_lesion_is_one_row_of_the_table(monkeypatch):
+    dense = LesionKind(0.0, (-50.0, -50.0), 0.0, 2.0, fill=lambda rng, value, spot: np.full_like(value, 60.0))
+    monkeypatch.setitem(lesions.LESION_KINDS, "rock", dense)
+    variety = Variety(shares=(0.0, 0.0, 0.0, 0.0, 1.0), sharpness=(0.1, 0.1001), noise=(1.0, 1.001))
+    case = make_phantom(np.random.default_rng(3), (20, 64, 64), True, variety)
+    assert case.kinds == ("rock",)
+    assert np.quantile(case.ct[ndimage.binary_erosion(case.lesion > 0)], 0.25) > 0

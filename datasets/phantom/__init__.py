@@ -1,0 +1,24 @@
+"""Synthetic raw chest CTs in HU, healthy or with COVID-19-like lesions, with exact lung and lesion masks.
+
+No public COVID-19 CT can be distributed with the code, so tests, examples and timing use these phantoms. They are
+schematic: they show that the path from a raw scan to a mask works and that training learns, not how accurate a method
+is on patients.
+
+Everything is built from implicit functions (approximate distance in mm, negative inside) on coordinates that are
+rotated and gently warped, trees of tapering tubes (vessels, bronchi), and correlated random fields (texture, lesion
+borders, noise).
+"""
+
+from datasets.phantom.lesions import LESION_KINDS, LESION_SHARES, MIN_LESION_ML
+from datasets.phantom.make import Phantom, make_phantom, write_phantoms
+from datasets.phantom.variety import Variety
+
+__all__ = [
+    "LESION_KINDS",
+    "LESION_SHARES",
+    "MIN_LESION_ML",
+    "Phantom",
+    "Variety",
+    "make_phantom",
+    "write_phantoms",
+]

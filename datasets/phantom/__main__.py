@@ -1,0 +1,62 @@
+"""Writes synthetic raw chest CTs in HU, healthy or with COVID-19-like lesions, with exact lung and lesion masks.
+
+The command writes OUTPUT/ct, OUTPUT/lung and OUTPUT/lesion, each with <id>.nii.gz; the ids are healthy_000,
+healthy_001, .. and diseased_000, .. Existing cases are kept. Case k depends only on the seed and k, not on the number
+of cases.
+
+The phantoms are schematic: they show that the path from a raw scan to a mask works and that training learns, not how
+accurate a method is on patients.
+
+Examples:
+  python -m datasets.phantom phantoms --healthy 4 --diseased 8
+  python -m datasets.phantom phantoms --healthy 0 --diseased 1 --size 200 512 512 --seed 7
+  python -m datasets.phantom phantoms --healthy 1 --diseased 1 --dicom
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets.phantom.make import SMALLEST_SIDE, write_phantoms
+from utils.cli import add_quiet, new_parser, run, start_logging
+from utils.errors import SettingsError
+from utils.manifest import recording
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m datasets.phantom``.
+
+    Raises:
+        GasnetError: a number is out of range or a file cannot be written.
+    """
+    parser = new_parser(__doc__, "python -m datasets.phantom")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for ct/, lung/ and lesion/")
+    parser.add_argument("--healthy", type=int, required=True, metavar="N", help="number of cases without lesions")
+    parser.add_argument("--diseased", type=int, required=True, metavar="N", help="number of cases with lesions")
+    parser.add_argument(
+        "--size", type=int, nargs=3, default=(64, 128, 128), metavar=("Z", "Y", "X"), help="default 64 128 128"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the set (default 0)")
+    parser.add_argument("--dicom", action="store_true", help="write each CT as a folder with a DICOM series")
+    add_quiet(parser)
+    options = parser.parse_args(arguments)
+    start_logging(options.quiet)
+    for name in ("healthy", "diseased", "seed"):
+        if getattr(options, name) < 0:
+            raise SettingsError(f"--{name} {getattr(options, name)}: must not be negative")
+    if min(options.size) < SMALLEST_SIDE:
+        raise SettingsError(f"--size {options.size}: at least {SMALLEST_SIDE} voxels are needed along each axis")
+    size = tuple(options.size)
+    numbers = options.healthy, options.diseased
+    with recording(options.output, seed=options.seed):
+        write_phantoms(options.output, *numbers, size, options.seed, not options.quiet, options.dicom)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
