@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import cv2
 import numpy as np
@@ -36,6 +37,7 @@ from utils.errors import TrainingError
 MASKS = {"LABELED": ("lesion",), "WO_LABEL": ("lung",), "HEALTHY": ("lung",)}
 """Masks that the objectives read, by split."""
 
+_FORK = multiprocessing.get_context("fork")
 _POLL_S = 2.0  # between checks of the workers while waiting for a batch
 _STREAMS = {key: number for number, key in enumerate((*TRAINING, *HELD_OUT))}
 
@@ -145,7 +147,7 @@ class Samples(Dataset):
         self.masks = MASKS[split]
         self.augmenter = build_augmenter() if image.augmentation else None
         self._cache = _Cache(self.cases, image.size, len(self.masks), cache_mb * 2**20)
-        self.under_way = torch.zeros(0, 2, dtype=torch.int64)
+        self.under_way = np.zeros((0, 2), np.int64)
 
     def _rng(self, purpose: int, index: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, _STREAMS[self.split], purpose, index])
@@ -186,8 +188,8 @@ class Samples(Dataset):
         if self.augmenter is not None:
             arrays = augment(self.augmenter, rng, *arrays)
         image, *masks = arrays
-        named = {name: torch.from_numpy(mask[None]) for name, mask in zip(self.masks, masks, strict=True)}
-        return {"image": as_input(image), **named, "id": case.id}
+        named = {name: mask[None] for name, mask in zip(self.masks, masks, strict=True)}
+        return {"image": as_input(image).numpy(), **named, "id": case.id}
 
 
 class _Endless(Sampler[int]):
@@ -201,23 +203,94 @@ class _Endless(Sampler[int]):
         return (first + place for first in self.firsts for place in self.places)
 
 
-def _collate(samples: list[dict[str, Any] | _Failure]) -> Batch | _Failure:
-    for sample in samples:
-        if isinstance(sample, _Failure):
-            return sample
-    stacked = {name: torch.stack([s[name] for s in samples]) for name in samples[0] if name != "id"}
-    return Batch(stacked["image"], stacked.get("lung"), stacked.get("lesion"), tuple(s["id"] for s in samples))
+_PREFETCHED = 2  # batches that a worker prepares ahead
+_IN_USE = _PREFETCHED + 1  # and one that the main process is copying
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A batch in a slot of the buffer that the main process shares with its workers."""
+
+    buffer: int
+    worker: int
+    slot: int
+    ids: tuple[str, ...]
+
+    def copied(self, pin: bool = False) -> Batch:
+        arrays = _Buffer.of_process[self.buffer].arrays
+        copies = {name: torch.from_numpy(array[self.worker, self.slot]) for name, array in arrays.items()}
+        copies = {name: x.pin_memory() if pin else x.clone() for name, x in copies.items()}
+        return Batch(copies["image"], copies.get("lung"), copies.get("lesion"), self.ids)
+
+    def pin_memory(self) -> Batch:
+        """Called by the loader, in a thread of its own, if batches go to a GPU."""
+        return self.copied(pin=True)
+
+
+class _Buffer:
+    """Memory in which workers, forked from the main process, leave their batches.
+
+    Torch would send tensors through files in /dev/shm, which is small in containers.
+
+    Args:
+        samples: samples of the split.
+        share: volumes per batch.
+        workers: number of workers; 0 if the main process loads.
+
+    Attributes:
+        arrays: by name, (workers, slots, share, 1, z, y, x).
+    """
+
+    of_process: ClassVar[WeakValueDictionary[int, _Buffer]] = WeakValueDictionary()
+    _keys = count()
+
+    def __init__(self, samples: Samples, share: int, workers: int) -> None:
+        self._key = next(self._keys)
+        self._taken = count()
+        self.of_process[self._key] = self
+        image = samples.image
+        shape = (max(workers, 1), _IN_USE, share, 1, image.slices, *image.size[1:])
+        types = {"image": np.float32, **dict.fromkeys(samples.masks, np.uint8)}
+        self.arrays = {name: _shared_array(shape, dtype) for name, dtype in types.items()}
+
+    def collate(self, loaded: list[dict[str, Any] | _Failure]) -> _Loaded | _Failure:
+        """Put the samples of a batch into the next slot of this worker."""
+        for sample in loaded:
+            if isinstance(sample, _Failure):
+                return sample
+        info = get_worker_info()
+        worker, slot = 0 if info is None else info.id, next(self._taken) % _IN_USE
+        for name, array in self.arrays.items():
+            np.stack([sample[name] for sample in loaded], out=array[worker, slot])
+        return _Loaded(self._key, worker, slot, tuple(sample["id"] for sample in loaded))
+
+
+def _shared_array(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Zeros in anonymous memory shared with forked processes."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, math.prod(shape)).reshape(shape)
 
 
 def _start_worker(number: int) -> None:
     get_worker_info().dataset.under_way[number, 0] = os.getpid()
     # PR_SET_PDEATHSIG: workers die with the main process, however it ends, even if they hang.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    # Ctrl-C and torchrun signal the whole process group; workers must keep running until the main process has saved.
+    # Ctrl-C, a closed terminal and torchrun signal the whole process group; workers must keep running until the main
+    # process has saved.
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cv2.setNumThreads(0)
+
+
+def _try_semaphores(workers: int) -> None:
+    """Raise OSError if /dev/shm has no room for the semaphores of a loader's queues, a page each.
+
+    Nothing else of a loader needs /dev/shm. A loader that runs out of room itself prints a traceback when deleted.
+    """
+    if workers:
+        [_FORK.Queue() for _ in range(workers + 3)]
 
 
 class BatchStream:
@@ -250,24 +323,40 @@ class BatchStream:
         self._offset = distributed.rank() * self._share
         workers = settings.num_workers
         self._timeout = settings.timeout or math.inf
-        if workers:
-            samples.under_way = torch.tensor([[0, -1]] * workers).share_memory_()
-        loader = DataLoader(
-            samples,
-            batch_size=self._share,
-            sampler=_Endless(position, batch_size, self._offset, self._share),
-            num_workers=workers,
-            collate_fn=_collate,
-            worker_init_fn=_start_worker,
-            timeout=min(self._timeout, _POLL_S) if workers else 0,
-            pin_memory=device.type == "cuda",
-            # Its own generator leaves torch's global random state untouched.
-            generator=torch.Generator(),
-        )
+        samples.under_way = _shared_array((workers, 2), np.int64)
+        samples.under_way[:, 1] = -1
         # torch would raise the death of a worker anywhere in the main process; `next` detects it instead.
         handler = signal.getsignal(signal.SIGCHLD)
-        self._batches = iter(loader)
-        signal.signal(signal.SIGCHLD, handler)
+        try:
+            _try_semaphores(workers)
+            self._batches = iter(self._loader(workers))
+        except OSError as error:
+            raise TrainingError(
+                f"{samples.split}: cannot start {workers} loaders ({error.strerror}); check the limits on memory and "
+                "processes and that /dev/shm is writable, or set DATALOADER.NUM_WORKERS=0"
+            ) from None
+        finally:
+            signal.signal(signal.SIGCHLD, handler)
+
+    def _loader(self, workers: int) -> DataLoader:
+        self._buffer = _Buffer(self.samples, self._share, workers)
+        forked = {
+            "multiprocessing_context": _FORK,  # the cache and the buffer are shared with forked processes only
+            "prefetch_factor": _PREFETCHED,
+            "timeout": min(self._timeout, _POLL_S),
+        }
+        return DataLoader(
+            self.samples,
+            batch_size=self._share,
+            sampler=_Endless(self.position, self._batch_size, self._offset, self._share),
+            num_workers=workers,
+            collate_fn=self._buffer.collate,
+            worker_init_fn=_start_worker,
+            pin_memory=self.device.type == "cuda",
+            # Its own generator leaves torch's global random state untouched.
+            generator=torch.Generator(),
+            **(forked if workers else {}),
+        )
 
     def next(self) -> Batch:
         """Return the next batch, on the device; masks as float32.
@@ -285,6 +374,8 @@ class BatchStream:
             ) from None
         if isinstance(batch, _Failure):
             raise TrainingError(f"{self.samples.split}: cannot load the sample {batch.id} ({batch.reason})")
+        if isinstance(batch, _Loaded):
+            batch = batch.copied()
         self.position += self._batch_size
         image, lung, lesion = (None if x is None else x.to(self.device, non_blocking=True).float() for x in batch[:3])
         counted = max(self._batch_size - self._offset, 0)
@@ -292,7 +383,7 @@ class BatchStream:
             lesion[counted:] = IGNORED
         return Batch(image, lung, lesion, tuple(batch.ids[:counted]))
 
-    def _wait(self) -> Batch | _Failure:
+    def _wait(self) -> Batch | _Loaded | _Failure:
         deadline = time.monotonic() + self._timeout
         while True:
             try:

@@ -223,7 +223,7 @@ def begun(command, run_folder):
 
 
 @pytest.mark.fault("Ctrl-C, SIGTERM")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_and_sigterm_save_before_the_end(config, run_folder, number):
     command = [sys.executable, str(ROOT / "train.py"), "--config-path", str(config), "--quiet", "--device", "cpu"]
     process = begun(command, run_folder)

@@ -132,8 +132,8 @@ class TrainingRun:
     def iterations(self) -> Iterator[int]:
         """Iterate over the remaining iterations t; log, validate and save in between.
 
-        After Ctrl-C or SIGTERM on any rank, the current iteration is completed, the state is saved, and SystemExit is
-        raised on all ranks.
+        After Ctrl-C, SIGTERM or SIGHUP on any rank, the current iteration is completed, the state is saved, and
+        SystemExit is raised on all ranks.
         """
         try:
             with self.stop.caught():

@@ -1,10 +1,12 @@
-"""Stop a run at the next safe point after Ctrl-C or SIGTERM."""
+"""Stop a run at the next safe point after Ctrl-C, SIGTERM, or SIGHUP, which the closing of a terminal sends."""
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -12,7 +14,7 @@ from utils import distributed
 
 
 class StopSignal:
-    """Remembers that SIGINT or SIGTERM arrived, instead of raising.
+    """Remembers that SIGINT, SIGTERM or SIGHUP arrived, instead of raising.
 
     Attributes:
         number: the signal that arrived; 0 if none did.
@@ -25,7 +27,10 @@ class StopSignal:
     @contextmanager
     def caught(self) -> Iterator[None]:
         """Catch the signals inside the block."""
-        self._handlers = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        caught = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+            caught.append(signal.SIGHUP)
+        self._handlers = {number: signal.signal(number, self.receive) for number in caught}
         try:
             yield
         finally:
@@ -34,6 +39,8 @@ class StopSignal:
     def receive(self, number: int, _: FrameType | None = None) -> None:
         """Handle a signal."""
         self.number = number
+        if number == signal.SIGHUP:
+            _leave_terminal()
         # A second signal has its usual effect, so that nobody has to wait for a loader that hangs. Under torchrun, a
         # second one may be the same signal passed on, and torchrun itself kills what hangs.
         if distributed.world_size() == 1:
@@ -46,3 +53,13 @@ class StopSignal:
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+
+
+def _leave_terminal() -> None:
+    """Discard output to a terminal: once it is closed, writing to it fails."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)

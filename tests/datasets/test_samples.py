@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from itertools import islice
 
@@ -118,7 +120,7 @@ def test_every_scan_comes_once_an_epoch_each_time_in_another_order(cases):
 
 def test_a_scan_is_augmented_differently_each_time(cases):
     samples = Samples(cases["LABELED"], "LABELED", IMAGE, seed=0)
-    images = {samples[position]["image"].numpy().tobytes() for position in range(12)}
+    images = {samples[position]["image"].tobytes() for position in range(12)}
     assert len(images) == 12
 
 
@@ -234,11 +236,11 @@ def test_a_worker_that_ends_between_samples_is_noticed_when_a_batch_is_missing(c
 
 @pytest.mark.fault("a sample that cannot")
 def test_a_stop_iteration_outside_of_a_sample_is_no_short_epoch(cases, monkeypatch):
-    def stop(_):
+    def stop(*_):
         raise StopIteration
 
     for workers in (0, 1):
-        monkeypatch.setattr(module, "_collate", stop)
+        monkeypatch.setattr(module._Buffer, "collate", stop)
         stream = stream_of(cases, settings=DataloaderSettings(num_workers=workers))
         with pytest.raises(TrainingError, match=r"a loader failed while loading the batch sick_\d, sick_\d"):
             stream.next()
@@ -306,7 +308,7 @@ def test_a_labelled_batch_has_as_many_volumes_as_its_list_unless_it_is_filled(sp
 def test_the_share_of_a_process_is_named_when_it_is_missing(cases, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
-    monkeypatch.setattr(module, "_collate", lambda _: next(iter(())))
+    monkeypatch.setattr(module._Buffer, "collate", lambda *_: next(iter(())))
     stream = stream_of(cases)
     second = stream.samples.case(1).id
     with pytest.raises(TrainingError, match=rf"a loader failed while loading the batch {second} \("):
@@ -318,3 +320,64 @@ def test_a_signal_to_the_group_of_processes_does_not_reach_the_workers(cases):
     stream.next()
     worker = int(stream.samples.under_way[0, 0])
     assert os.getpgid(worker) == worker != os.getpgid(0)
+
+
+IN_SMALL_SHARED_MEMORY = """
+import multiprocessing
+import sys
+from pathlib import Path
+
+import torch
+
+from configs.settings import DataloaderSettings, ImageSettings
+from datasets.cohort import read_cohort
+from datasets.samples import BatchStream, Samples
+from utils.errors import TrainingError
+
+multiprocessing.set_start_method(sys.argv[2])
+image = ImageSettings(size=(20, 64, 64), slices=16)
+cases = read_cohort(Path(sys.argv[1]), {"WO_LABEL": "train_id_WL"}, image.size)
+try:
+    stream = BatchStream(
+        Samples(cases["WO_LABEL"], "WO_LABEL", image, 0), 4, DataloaderSettings(num_workers=2), torch.device("cpu")
+    )
+    print([float(stream.next().image.double().sum()) for _ in range(8)])
+except TrainingError as error:
+    print(error)
+"""
+
+
+def in_small_shared_memory(cohort, size, method):
+    """What eight batches of 1 MiB add up to in a process with a small /dev/shm, or its error."""
+    mount = f"mount -t tmpfs -o size={size} tmpfs /dev/shm"
+    inside = ["unshare", "--mount", "--map-root-user", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("no mounting here")
+    command = [*inside, sys.executable, "-W", "ignore", "-c", IN_SMALL_SHARED_MEMORY, cohort, method]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.stderr == ""
+    return result.stdout.strip()
+
+
+@pytest.mark.fault("/dev/shm of 64 MB or 1 MB")
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_batches_do_not_pass_through_shared_memory(cases, cohort, method):
+    samples = Samples(cases["WO_LABEL"], "WO_LABEL", IMAGE, 0)
+    expected = [float(batch.image.double().sum()) for batch in taken(BatchStream(samples, 4, NO_WORKERS, CPU), 8)]
+    assert in_small_shared_memory(cohort, "512k", method) == str(expected)
+
+
+@pytest.mark.fault("a full or read-only /dev/shm")
+def test_loaders_without_any_shared_memory(cohort):
+    message = in_small_shared_memory(cohort, "16k", "fork")
+    assert message.startswith("WO_LABEL: cannot start 2 loaders (No space left on device)")
+    assert "DATALOADER.NUM_WORKERS=0" in message
+
+
+def test_a_batch_stays_as_it_is_while_others_are_loaded(cases):
+    stream = stream_of(cases, settings=DataloaderSettings(num_workers=1))
+    first = stream.next()
+    before = first.image.clone()
+    later = taken(stream, 6)
+    torch.testing.assert_close(first.image, before, rtol=0, atol=0)
+    assert not any(torch.equal(first.image, batch.image) for batch in later)
