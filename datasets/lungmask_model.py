@@ -39,6 +39,11 @@ def _fetch_weights(model: str, url: str) -> Path:
     import torch
 
     cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if cached.parts[0] == "~":
+        raise VolumeError(
+            "lungmask's weights have no cache folder because this user has no home; set TORCH_HOME to a writable "
+            "folder, or pass a local file with --weights FILE"
+        )
     if cached.is_file():
         return cached
     try:

@@ -15,6 +15,7 @@ import torch
 from utils import distributed
 from utils.errors import GasnetError
 from utils.manifest import project_version
+from utils.terminal import tolerant_output
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,18 @@ def run(main: Callable[[], int]) -> int:
     Returns:
         The exit code: what `main` returned, 1 after an error, 130 after Ctrl-C.
     """
+    with tolerant_output() as output:
+        code = _without_traceback(main)
+        output.flush()
+        if output.error is not None:
+            _print_error(
+                f"standard output: {output.error.strerror}; results are in their files, but not all lines were printed"
+            )
+            return code or 1
+        return code
+
+
+def _without_traceback(main: Callable[[], int]) -> int:
     try:
         return _with_others(main)
     except GasnetError as error:
@@ -125,7 +138,8 @@ def run(main: Callable[[], int]) -> int:
         return 1
     except OSError as error:
         if error.filename is None:
-            raise
+            _print_error(f"{error.strerror or error}; check the disk, the temporary folder and the limits on memory")
+            return 1
         _print_error(f"{error.filename}: {error.strerror}; check the path, its rights and the disk")
         return 1
     except torch.OutOfMemoryError as error:
