@@ -381,3 +381,15 @@ def test_a_batch_stays_as_it_is_while_others_are_loaded(cases):
     later = taken(stream, 6)
     torch.testing.assert_close(first.image, before, rtol=0, atol=0)
     assert not any(torch.equal(first.image, batch.image) for batch in later)
+
+
+def test_a_batch_is_pinned_as_the_loaders_thread_does_it(cases, monkeypatch):
+    stream = stream_of(cases, settings=DataloaderSettings(num_workers=1))
+    loaded = next(stream._batches)
+    expected = loaded.copied()
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x.clone()) or pinned[-1])
+    batch = torch.utils.data._utils.pin_memory.pin_memory(loaded)
+    assert same([batch], [expected])
+    assert batch.image is pinned[0]
+    assert batch.lung is pinned[1]
