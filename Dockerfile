@@ -5,7 +5,7 @@
 #
 #     docker build -t gasnet .
 #     docker run --rm gasnet train.py --help
-#     docker run --rm --gpus all --shm-size 2g --user "$(id -u):$(id -g)" \
+#     docker run --rm --gpus all --user "$(id -u):$(id -g)" \
 #         -v /data/covid:/data -v "$PWD/output:/output" \
 #         gasnet train.py --config-path configs/Gan.yaml --is-validation DATASET.ROOT=/data EXP.OUTPUT_DIR=/output
 #
