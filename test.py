@@ -49,7 +49,7 @@ from reports.cases import CaseView
 from reports.page import made_with
 from reports.scores import write_score_report
 from utils import distributed
-from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
+from utils.cli import add_device, add_published_crops, add_quiet, choose_device, new_parser, run, start_logging
 from utils.errors import CheckpointError, CohortError
 from utils.manifest import recording
 from utils.memory import keep_freed_memory
@@ -117,6 +117,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, metavar="RAW", help="raw scans; score on their grids too")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="lesion labels of the raw scans, named like them")
     add_reading(parser)
+    add_published_crops(parser)
     parser.add_argument("--no-report", dest="report", action="store_false", help="leave out report.html")
     add_device(parser)
     add_quiet(parser)
@@ -162,7 +163,7 @@ def check(options: argparse.Namespace) -> Job:
                 f"{name} and set IMAGE.{name.upper()}"
             )
     generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
-    cohort = distributed.on_rank_zero(lambda: _read_splits(settings, options.split, progress=not options.quiet))
+    cohort = distributed.on_rank_zero(lambda: _read_splits(settings, options))
     raw = None if options.images is None else find_raw_scans(options.images, options.labels, options.reading)
     return Job(
         settings=settings,
@@ -227,14 +228,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return test(check(options))
 
 
-def _read_splits(settings: Settings, keys: Sequence[str], progress: bool) -> dict:
-    splits = {key: getattr(settings.dataset.split, key.lower()) for key in keys}
+def _read_splits(settings: Settings, options: argparse.Namespace) -> dict[str, tuple[Case, ...]]:
+    splits = {key: getattr(settings.dataset.split, key.lower()) for key in options.split}
     unset = [key for key, name in splits.items() if name is None]
     if unset:
         raise CohortError(
             f"--split {unset[0]}: DATASET.SPLIT.{unset[0]} names no list; set it, or choose another split"
         )
-    return read_cohort(settings.dataset.root, splits, settings.image.size, settings.image.window, progress)
+    return read_cohort(
+        settings.dataset.root,
+        splits,
+        settings.image.size,
+        settings.image.window,
+        progress=not options.quiet,
+        published_crops=options.published_crops,
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from datasets.cohort import read_cohort
 from models.objectives import discriminator_objective, joint_objective, segmenter_objective
 from training.run import TrainingRun
 from utils import distributed
-from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
+from utils.cli import add_device, add_published_crops, add_quiet, choose_device, new_parser, run, start_logging
 from utils.manifest import recording
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--is-validation", action="store_true", help="validate, and keep the best segmenter")
     parser.add_argument("--resume", action="store_true", help="resume from the latest state of this run")
     parser.add_argument("--dry-run", action="store_true", help="check settings and cohort, print them, and exit")
+    add_published_crops(parser)
     add_device(parser)
     add_quiet(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that override the file")
@@ -81,7 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     splits = used_splits(settings, options.is_validation)
     cohort = distributed.on_rank_zero(
         lambda: read_cohort(
-            settings.dataset.root, splits, settings.image.size, settings.image.window, progress=not options.quiet
+            settings.dataset.root,
+            splits,
+            settings.image.size,
+            settings.image.window,
+            progress=not options.quiet,
+            published_crops=options.published_crops,
         )
     )
     if options.dry_run:

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -35,6 +35,9 @@ WITH_LESION = ("LABELED", "VALID", "TEST")
 HEALTHY = ("HEALTHY", "VALIDH", "TESTH")
 """Splits whose scans have no lesion."""
 
+_TURNED = ("cor", "mos")
+"""Parts of an id that make the published code turn a crop along y."""
+
 _MAX_LISTED = 20
 _NO_FILE_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")  # folders and control characters
 _LONGEST_ID = 240  # bytes; file systems take names of 255
@@ -48,6 +51,10 @@ class Case:
     image: Path
     lung: Path
     lesion: Path | None
+    turned: bool = False
+    """turn all volumes along y when reading them"""
+    highest_lesion: int = 1
+    """lesion labels from 1 to this one are lesion, higher ones an error"""
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,15 @@ def read_volumes(case: Case) -> Volumes:
     lung = _read_mask(case.lung, case.image, grid, highest=2)
     if not lung.any():
         raise VolumeError(f"{case.lung}: empty; expected the lungs of the scan")
-    lesion = np.zeros_like(lung) if case.lesion is None else _read_mask(case.lesion, case.image, grid, highest=1)
+    lesion = (
+        np.zeros_like(lung) if case.lesion is None else _read_mask(case.lesion, case.image, grid, case.highest_lesion)
+    )
+    if case.turned:
+        # The grid still lays the turned arrays, and masks made from them, over the file.
+        direction = np.reshape(grid.direction, (3, 3)) * (1, -1, 1)
+        origin = grid.point([0, grid.size[1] - 1, 0])
+        grid = Grid(grid.size, grid.spacing, tuple(origin.tolist()), tuple(direction.ravel().tolist()))
+        values, lung, lesion = (np.ascontiguousarray(array[:, ::-1]) for array in (values, lung, lesion))
     return Volumes(values, lung, lesion, grid)
 
 
@@ -162,6 +177,7 @@ def read_cohort(
     size: tuple[int, int, int],
     window: tuple[float, float] = WINDOW,
     progress: bool = False,
+    published_crops: bool = False,
 ) -> dict[str, tuple[Case, ...]]:
     """Find and check all scans of a cohort.
 
@@ -171,6 +187,8 @@ def read_cohort(
         size: (z, y, x) that all volumes must have.
         window: HU that must have become 0 and 255 in all crops; crops that do not say it have the published window.
         progress: show a progress bar while the volumes are read.
+        published_crops: read crops of the published code as it does: those whose id contains ``cor`` or ``mos`` are
+            turned along y, and in held-out splits every lesion label above 0 is lesion.
 
     Returns:
         The cases of each split that has a list.
@@ -219,6 +237,8 @@ def read_cohort(
                 cases.append(Case(case_id, files["images"], files["lung"], files.get("lesion")))
         cohort[key] = tuple(cases)
 
+    cohort = _with_published_crops(root, cohort, published_crops)
+
     # A scan with and without its voxel label is one set of files; the one with the label says more.
     distinct = {case.image: case for case in sorted(_all(cohort), key=lambda case: case.lesion is not None)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -230,6 +250,48 @@ def read_cohort(
     if problems:
         raise CohortError("\n".join([f"{root}: {len(problems)} problem(s) in this cohort", *_shortened(problems)]))
     return cohort
+
+
+def _with_published_crops(
+    root: Path, cohort: Mapping[str, tuple[Case, ...]], as_published: bool
+) -> dict[str, tuple[Case, ...]]:
+    """Warn about crops of the published code and, if asked to, set how they are read."""
+    found = {case.id: case.image for case in _all(cohort)}
+    published = {case_id for case_id, image in found.items() if _has_no_geometry(image)}
+    turned = {case_id for case_id in published if any(part in case_id for part in _TURNED)}
+    if not published:
+        return dict(cohort)
+    names = " or ".join(_TURNED)
+    follows = ["volumes in ml are meaningless"]
+    if turned and as_published:
+        follows.append(f"the {len(turned)} whose id contains {names} are turned along y")
+    elif turned:
+        follows.append(
+            f"the {len(turned)} whose id contains {names} lie upside down against the others; --published-crops turns "
+            "them"
+        )
+    first = next(case_id for case_id in found if case_id in published)
+    log.warning(
+        "%s: %d crop(s) of the published code (spacing 1, origin 0, identity direction), the first %s: %s",
+        root, len(published), first, "; ".join(follows),
+    )  # fmt: skip
+    if not as_published:
+        return dict(cohort)
+
+    def read_as_published(case: Case, key: str) -> Case:
+        highest = 255 if key in HELD_OUT and case.id in published else case.highest_lesion
+        return replace(case, turned=case.id in turned, highest_lesion=highest)
+
+    return {key: tuple(read_as_published(case, key) for case in cases) for key, cases in cohort.items()}
+
+
+def _has_no_geometry(image: Path) -> bool:
+    try:
+        grid = read_geometry(image)
+    except GasnetError:  # reported with the other problems
+        return False
+    found = (*grid.spacing, *grid.origin, *grid.direction)
+    return np.allclose(found, (1, 1, 1, 0, 0, 0, *np.eye(3).ravel()), rtol=0, atol=1e-6)
 
 
 def _all(cohort: Mapping[str, Iterable[Case]]) -> list[Case]:

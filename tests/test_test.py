@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -175,6 +176,27 @@ def test_scans_of_unknown_truth_are_predicted_too(config, model):
     row = rows(output)["sick_4"]
     assert (row["kind"], row["dice"], row["true_ml"]) == ("unknown", "", "")
     assert float(row["predicted_ml"]) > 0
+
+
+def test_crops_of_the_published_code_are_tested_as_they_were(config, cohort, model, tmp_path, capsys):
+    root = shutil.copytree(cohort, tmp_path / "published")
+    for path in sorted(root.rglob("*.nii.gz")):
+        array = read(path)
+        path.unlink()
+        # Of the published code, scans of CovidSeg stand on their heads in the files.
+        if path.name.startswith("sick_4"):
+            array, path = array[:, ::-1], path.with_name("coronacases_004.nii.gz")
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+    (root / "id_txt" / "valid_id_L.txt").write_text("coronacases_004\nsick_5")
+    upright = rows(results_of(config, model, "--output", str(tmp_path / "upright")) and tmp_path / "upright")
+    found = {}
+    for name, option in (("as they lie", []), ("turned", ["--published-crops"])):
+        results_of(config, model, *option, "--output", str(tmp_path / name), f"DATASET.ROOT={root}")
+        found[name] = rows(tmp_path / name)
+    assert found["turned"]["coronacases_004"]["dice"] == upright["sick_4"]["dice"]
+    assert found["as they lie"]["coronacases_004"]["dice"] != upright["sick_4"]["dice"]
+    assert found["turned"]["sick_5"]["dice"] == found["as they lie"]["sick_5"]["dice"] == upright["sick_5"]["dice"]
+    assert "2 crop(s) of the published code" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

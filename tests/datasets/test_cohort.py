@@ -63,6 +63,68 @@ def test_an_id_that_labeled_names_twice_is_drawn_twice_and_warned_of(root, caplo
     assert "train_id_L.txt: the id sick_0 is listed more than once; it is drawn as often in each epoch" in caplog.text
 
 
+@pytest.fixture
+def published(root):
+    """The cohort with crops as the published code writes them; sick_4 is now a scan of CovidSeg, sick_5 of MosMed."""
+    renamed = {"sick_4": "coronacases_001", "sick_5": "mos_5"}
+    for path in sorted(root.rglob("*.nii.gz")):
+        case_id = path.name.removesuffix(".nii.gz")
+        array = pixels(path)
+        path.unlink()
+        # No geometry is set at all, as in the published code.
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(path.with_name(f"{renamed.get(case_id, case_id)}.nii.gz")))
+    (root / "id_txt" / "valid_id_L.txt").write_text("\n".join(renamed.values()))
+    return root
+
+
+@pytest.mark.fault("crops of the published code")
+def test_crops_of_the_published_code_are_named_and_turned_on_demand(published, caplog):
+    as_they_lie = read_cohort(published, SPLITS, SIZE)
+    assert (
+        f"{published}: 8 crop(s) of the published code (spacing 1, origin 0, identity direction), the first sick_0: "
+        "volumes in ml are meaningless; the 2 whose id contains cor or mos lie upside down against the others; "
+        "--published-crops"
+    ) in caplog.text
+    caplog.clear()
+    turned = read_cohort(published, SPLITS, SIZE, published_crops=True)
+    assert "the 2 whose id contains cor or mos are turned along y" in caplog.text
+    for split, cases in as_they_lie.items():
+        for before, after in zip(cases, turned[split], strict=True):
+            a, b = read_volumes(before), read_volumes(after)
+            for one, other in ((a.image, b.image), (a.lung, b.lung), (a.lesion, b.lesion)):
+                np.testing.assert_array_equal(other, one[:, ::-1] if split == "VALID" else one)
+            # A mask of the turned volume lies over the file: every voxel is at the place that it has there.
+            written = b.grid.image(b.image)
+            for index in ((0, 0, 0), (5, 7, 3), (63, 63, 19)):
+                x, y, z = index
+                there = written.TransformContinuousIndexToPhysicalPoint([x, 63 - y if split == "VALID" else y, z])
+                np.testing.assert_allclose(there, index)
+
+
+@pytest.mark.fault("crops of the published code")
+def test_lesion_labels_above_1_of_the_published_code_are_lesion_in_testing_alone(published):
+    for case_id in ("coronacases_001", "sick_0"):
+        path = published / "lesion" / f"{case_id}.nii.gz"
+        array = pixels(path)
+        sitk.WriteImage(sitk.GetImageFromArray(array * 3), str(path))
+    held_out = {"VALID": "valid_id_L"}
+    (line,) = problems(published, held_out)
+    assert "holds the label 3, expected 0 or 1" in line
+    case = read_cohort(published, held_out, SIZE, published_crops=True)["VALID"][0]
+    assert set(np.unique(read_volumes(case).lesion)) == {0, 1}
+    with pytest.raises(CohortError, match=r"sick_0.nii.gz: holds the label 3"):
+        read_cohort(published, SPLITS, SIZE, published_crops=True)
+
+
+def test_crops_with_a_geometry_are_never_turned(root, caplog):
+    for folder in ("images", "lung", "lesion"):
+        (root / folder / "sick_0.nii.gz").rename(root / folder / "cor_0.nii.gz")
+    (root / "id_txt" / "train_id_L.txt").write_text("cor_0")
+    cohort = read_cohort(root, SPLITS, SIZE, published_crops=True)
+    assert not any(case.turned for cases in cohort.values() for case in cases)
+    assert "published code" not in caplog.text
+
+
 @pytest.mark.fault("crops with another window")
 def test_crops_with_another_window_than_that_of_the_settings_are_named(root):
     path = root / "images" / "sick_2.nii.gz"
