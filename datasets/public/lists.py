@@ -63,7 +63,7 @@ def _hold_out(scans: Sequence[PublicScan], number: int, rng: np.random.Generator
         if len(drawn) + len(ids) <= number:
             drawn += ids
     if len(drawn) < number:
-        raise CohortError(f"{option} asks for {number} of {len(scans)} scans, by whole patients; ask for less")
+        raise CohortError(f"{option} asks for {number} of {len(scans)} scans, by whole patients; ask for fewer")
     return sorted(drawn, key=natural)
 
 
