@@ -68,12 +68,12 @@ def aerated_lung(rng: np.random.Generator, body: Anatomy, g: Frame, fissures: fl
 
 
 def lung_trees(
-    rng: np.random.Generator, mask: Array, body: Anatomy, g: Frame, crowding: float = 1.0
+    rng: np.random.Generator, mask: Array, body: Anatomy, g: Frame, crowding: float = 1.0, leaf: int = 1
 ) -> tuple[Array, Array, Array]:
     """Voxel fractions of vessels, bronchial walls and bronchial lumens in the lungs.
 
     Arteries and veins grow from each hilum to points throughout the lung; bronchi run along the arteries.
-    ``crowding`` scales the number of branches.
+    ``crowding`` scales the number of branches; ``leaf`` see `grow_tree`.
     """
     vessels, walls, lumens = [], [], []
     for label, side in ((1, -1), (2, 1)):
@@ -85,7 +85,7 @@ def lung_trees(
             targets = (targets + rng.uniform(-0.5, 0.5, targets.shape)) * g.spacing
             low = 0.5 if kind == "artery" else 0.42
             root = g.to_scan(np.array([(side * 40.0, depth, low * body.height)]))[0]
-            start, end, count = grow_tree(rng, root, targets)
+            start, end, count = grow_tree(rng, root, targets, leaf)
             thick = rng.uniform(0.48, 0.62) * count ** (1 / MURRAY_EXPONENT)
             vessels.append((start, end, thick, 0.82 * thick))
             if kind == "artery":
