@@ -7,6 +7,7 @@ Generates phantoms like the cohort's, each with one kind of lesion and a grid as
 Examples:
   python -m benchmarks.weak_supervision.realism output/realism
   python -m benchmarks.weak_supervision.realism output/realism --real thorax.nii.gz chest.nrrd
+  python -m benchmarks.weak_supervision.realism output/realism_hard --hard
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from datasets.io.grid import Grid
 from datasets.io.volume import read_ct
 from datasets.lungs import segment_by_threshold
 from datasets.phantom import LESION_KINDS, Phantom, make_phantom
+from datasets.phantom.hard import PLAIN_SITE, make_crop
+from datasets.phantom.stages import FILLINGS, Patient
 from datasets.window import WINDOW
 from evaluation.figures import save_figure, slice_to_show
 from utils.cli import add_quiet, new_parser, run, start_logging
@@ -124,6 +127,22 @@ def make_kinds(seed: int, number: int, progress: bool = False) -> dict[str, list
     return found
 
 
+def make_hard_kinds(seed: int, number: int, progress: bool = False) -> dict[str, list[Phantom]]:
+    """Make crops of the hard cohort with a single kind of lesion each, and healthy ones; arguments as for `make_kinds`.
+
+    They come from the site with the thinnest slices, on a fine grid.
+    """
+    found: dict[str, list[Phantom]] = {}
+    todo = [(kind, k) for kind in (HEALTHY, *FILLINGS) for k in range(number)]
+    for kind, k in progress_bar(todo, "making crops", unit="scan", shown=progress):
+        rng = np.random.default_rng([seed, k, len(found)])
+        patient = None if kind == HEALTHY else Patient(None, {kind: 1.0}, float(rng.random()))
+        crop = make_crop(rng, MATRIX, patient, PLAIN_SITE)
+        ct = np.rint(crop.hu).astype(np.int16)
+        found.setdefault(kind, []).append(Phantom(ct, crop.lung, crop.lesion, crop.spacing))
+    return found
+
+
 def tissue_mask(kind: str, phantom: Phantom) -> np.ndarray:
     """Voxels to measure: the lesion, or the lungs without their rim."""
     if kind == HEALTHY:
@@ -203,13 +222,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the table and the figures")
     parser.add_argument("--number", type=int, default=3, metavar="N", help="phantoms of each kind (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the phantoms (default 0)")
+    parser.add_argument("--hard", action="store_true", help="crops of the hard cohort")
     parser.add_argument("--real", nargs="+", type=Path, default=[], metavar="CT", help="real CTs to show")
     add_quiet(parser)
     options = parser.parse_args(arguments)
     if options.number < 1 or options.seed < 0:
         parser.error("--number must be at least 1, --seed at least 0")
     start_logging(options.quiet)
-    phantoms = make_kinds(options.seed, options.number, progress=not options.quiet)
+    make = make_hard_kinds if options.hard else make_kinds
+    phantoms = make(options.seed, options.number, progress=not options.quiet)
     table = as_markdown({kind: _pool(kind, members) for kind, members in phantoms.items()})
     write_text(options.output / "realism.md", table)
     plot_histograms(phantoms, options.output / "histograms.png")
