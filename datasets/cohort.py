@@ -1,8 +1,8 @@
-"""A cohort: folders of crops, lists of ids, and the role of each list.
+"""Find, check and read a cohort: folders of crops and lists of ids.
 
     ROOT/images/<id>.nii[.gz]   ROOT/lung/<id>.nii[.gz]   ROOT/lesion/<id>.nii[.gz]   ROOT/id_txt/<split>.txt
 
-The role of a list comes from its key in DATASET.SPLIT, never from its name.
+The role of a list is determined by its key in DATASET.SPLIT, not by its name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HELD_OUT = ("VALID", "VALIDWL", "VALIDH", "TEST", "TESTH")
 WITH_LESION = ("LABELED", "VALID", "TEST")
 """Splits whose scans need a voxel label."""
 HEALTHY = ("HEALTHY", "VALIDH", "TESTH")
-"""Splits whose scans have no lesion."""
+"""Splits of healthy scans."""
 
 _TURNED = ("cor", "mos")
 """Parts of an id that make the published code turn a crop along y."""
@@ -45,7 +45,7 @@ _LONGEST_ID = 240  # bytes; file systems take names of 255
 
 @dataclass(frozen=True)
 class Case:
-    """Files of one scan of a cohort. `lesion` is None where the scan has no voxel label."""
+    """Files of one scan of a cohort. `lesion` is None if the scan has no voxel label."""
 
     id: str
     image: Path
@@ -66,13 +66,13 @@ class Volumes:
     lung: np.ndarray
     """uint8, 0 or 1"""
     lesion: np.ndarray
-    """uint8, 0 or 1; all 0 where the case has no voxel label"""
+    """uint8, 0 or 1; all 0 if the case has no voxel label"""
     grid: Grid
     """size, spacing, origin and direction"""
 
 
 def lesion_folder(root: Path) -> Path:
-    """The folder of the lesion masks; ``leision``, as the published code spells it, is accepted with a note."""
+    """Return the folder of the lesion masks; the published spelling ``leision`` is accepted with a warning."""
     if not (root / "lesion").is_dir() and (root / "leision").is_dir():
         log.warning("%s: using this folder for the lesion masks; its usual name is lesion", root / "leision")
         return root / "leision"
@@ -80,10 +80,10 @@ def lesion_folder(root: Path) -> Path:
 
 
 def find_volume(folder: Path, case_id: str) -> Path | None:
-    """``<id>.nii.gz`` or ``<id>.nii`` in a folder, or None.
+    """Find ``<id>.nii.gz`` or ``<id>.nii`` in a folder; None if neither exists.
 
     Raises:
-        CohortError: it is a link to a file outside of the folder.
+        CohortError: the file is a link that leaves the folder.
     """
     for extension in (".nii.gz", ".nii"):
         path = folder / f"{case_id}{extension}"
@@ -94,8 +94,8 @@ def find_volume(folder: Path, case_id: str) -> Path | None:
 
 
 def _check_inside(folder: Path, path: Path) -> None:
-    """Refuse a path that leads out of a folder; the folder itself may be a link to anywhere."""
-    target = Path(os.path.realpath(path))  # unlike resolve(), it lets loops pass to whoever reads the file
+    """Refuse a path that leaves a folder; the folder itself may be a link."""
+    target = Path(os.path.realpath(path))  # unlike resolve(), realpath accepts loops; reading the file then fails
     if not target.is_relative_to(os.path.realpath(folder)):
         raise CohortError(f"{path}: leads out of {folder} to {target}; put the file itself there")
 
@@ -108,15 +108,15 @@ def read_id_list(path: Path, repeats: bool = False) -> list[str]:
         repeats: keep an id that is listed twice, with a warning.
 
     Raises:
-        CohortError: the list cannot be read, names an id twice, or an id that is not a plain file name.
+        CohortError: the list cannot be read, or contains an id twice or one that is not a plain file name.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # those of other systems become it in reading
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # universal newlines
     except UnicodeDecodeError:
-        raise CohortError(f"{path}: not UTF-8 text; expected one id a line") from None
+        raise CohortError(f"{path}: not UTF-8 text; expected one id per line") from None
     except OSError as error:
         raise CohortError(
-            f"{path}: {error.strerror}; write one id a line, or make the lists with python -m datasets.make_splits"
+            f"{path}: {error.strerror}; write one id per line, or make the lists with python -m datasets.make_splits"
         ) from None
     ids = [line.strip() for line in lines if line.strip()]
     for case_id in ids:
@@ -136,13 +136,13 @@ def read_volumes(case: Case) -> Volumes:
     """Read the arrays of a case.
 
     Raises:
-        VolumeError: a file cannot be read, does not fit the image, or holds other values than `Volumes` says.
+        VolumeError: a file cannot be read, does not fit the image, or has values that `Volumes` does not permit.
     """
     image = read_volume(case.image)
     values = sitk.GetArrayFromImage(image).astype(np.float32)
     if values.min() < 0 or values.max() > 255 or values.min() == values.max():
         raise VolumeError(
-            f"{case.image}: values of {values.min():g}..{values.max():g}; expected different ones from 0 to 255, "
+            f"{case.image}: values of {values.min():g}..{values.max():g}; expected different values from 0 to 255, "
             "as lungCrop.py writes them"
         )
     grid = Grid.of(image)
@@ -182,21 +182,20 @@ def read_cohort(
     """Find and check all scans of a cohort.
 
     Args:
-        root: the cohort folder.
-        splits: key of DATASET.SPLIT to name of its list (``.txt`` may be left out); None leaves the split out.
+        root: cohort folder.
+        splits: name of the list (``.txt`` is optional) by key of DATASET.SPLIT; None omits the split.
         size: (z, y, x) that all volumes must have.
-        window: HU that must have become 0 and 255 in all crops; crops that do not say it have the published window.
+        window: HU that became 0 and 255 in all crops; crops without a record have the published window.
         progress: show a progress bar while the volumes are read.
         published_crops: read crops of the published code as it does: those whose id contains ``cor`` or ``mos`` are
             turned along y, and in held-out splits every lesion label above 0 is lesion.
 
     Returns:
-        The cases of each split that has a list.
+        Cases by split, for all splits with a list.
 
     Raises:
-        CohortError: with all problems found, one a line: missing lists and files, empty splits, ids in both
-            training and held-out splits or both healthy and diseased, files that do not fit each other, masks that
-            are not binary.
+        CohortError: one line per problem: missing lists and files, empty splits, ids that are both in training and
+            held-out splits or both healthy and diseased, files that do not fit each other, masks that are not binary.
     """
     root = Path(root)
     if not (root / "images").is_dir():
@@ -239,7 +238,7 @@ def read_cohort(
 
     cohort = _with_published_crops(root, cohort, published_crops)
 
-    # A scan with and without its voxel label is one set of files; the one with the label says more.
+    # Check a scan that is listed with and without its voxel label once, with the label.
     distinct = {case.image: case for case in sorted(_all(cohort), key=lambda case: case.lesion is not None)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         checked = pool.map(lambda case: _problem(case, size, window), distinct.values())

@@ -1,8 +1,8 @@
-"""Makes the id lists of a cohort: which scans train, validate and test.
+"""Writes the id lists of a cohort: the scans for training, validation and test.
 
-A scan is healthy when its id matches --healthy or stands in --healthy-list; every other is diseased, and has a
-voxel label when it has a file in lesion/. Diseased scans with a voxel label are dealt to TEST, VALID and LABELED,
-what is left trains with its volume-level label alone.
+A scan is healthy if its id matches --healthy or is in --healthy-list; all others are diseased, and have a voxel label
+if lesion/ has their file. Diseased scans with a voxel label are assigned to TEST, VALID and LABELED; the rest is used
+for training with its volume-level label only.
 
 Examples:
     python -m datasets.make_splits data --healthy 'healthy_*'
@@ -35,14 +35,14 @@ LISTS = {
     "TEST": "test_id_L",
     "TESTH": "test_id_H",
 }
-"""Key in DATASET.SPLIT to the name of the list that this command writes."""
+"""Name of the written list by key in DATASET.SPLIT."""
 
 
 def amount(text: str) -> float | int:
-    """A count (``3``) or a proportion (``0.25``) from the command line.
+    """Parse a count (``3``) or a proportion (``0.25``).
 
     Raises:
-        argparse.ArgumentTypeError: neither.
+        argparse.ArgumentTypeError: the text is neither.
     """
     try:
         value = float(text) if "." in text else int(text)
@@ -55,18 +55,20 @@ def amount(text: str) -> float | int:
 
 def _seed(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, got {text}")
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
     return int(text)
 
 
 def _deal(rng: np.random.Generator, ids: Sequence[str], amounts: dict[str, float | int]) -> dict[str, list[str]]:
-    """Ids dealt at random: to each key its count or its proportion of all, in order; "" gets the rest."""
+    """Assign ids at random: to each key, in order, its count or its proportion of all; the rest to ""."""
     shuffled = [ids[i] for i in rng.permutation(len(ids))]
     dealt, start = {}, 0
     for key, wanted in amounts.items():
         number = round(wanted * len(ids)) if isinstance(wanted, float) else wanted
         if start + number > len(ids):
-            raise CohortError(f"{key} asks for {number} scans, {len(ids) - start} of {len(ids)} are left; ask for less")
+            raise CohortError(
+                f"{key} asks for {number} scans, {len(ids) - start} of {len(ids)} are left; ask for fewer"
+            )
         dealt[key] = sorted(shuffled[start : start + number])
         start += number
     return {**dealt, "": sorted(shuffled[start:])}
@@ -79,21 +81,21 @@ def make_splits(
     amounts: dict[str, float | int],
     rng: np.random.Generator,
 ) -> dict[str, list[str]]:
-    """Deal the scans of a cohort to its splits.
+    """Assign the scans of a cohort to splits.
 
     Args:
         with_label: ids of diseased scans with a voxel label.
         without_label: ids of diseased scans without.
         healthy: ids of healthy scans.
-        amounts: for LABELED, VALID and TEST of the scans with a voxel label, VALIDWL of those without, VALIDH and
-            TESTH of the healthy ones: a count (int) or a proportion (float).
-        rng: deals.
+        amounts: count (int) or proportion (float) for LABELED, VALID and TEST of the scans with a voxel label, for
+            VALIDWL of those without, and for VALIDH and TESTH of the healthy ones.
+        rng: random generator.
 
     Returns:
-        Key in DATASET.SPLIT to sorted ids. Diseased scans that are not dealt go to WO_LABEL, healthy ones to HEALTHY.
+        Sorted ids by key in DATASET.SPLIT. Remaining diseased scans go to WO_LABEL, healthy ones to HEALTHY.
 
     Raises:
-        CohortError: more scans are asked for than there are.
+        CohortError: more scans are requested than there are.
     """
     labelled = _deal(rng, sorted(with_label), {key: amounts[key] for key in ("TEST", "VALID", "LABELED")})
     unlabelled = _deal(rng, sorted(without_label), {"VALIDWL": amounts["VALIDWL"]})
@@ -111,14 +113,14 @@ def make_splits(
 
 
 def cohort_ids(root: Path, healthy: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """The ids of a cohort: diseased with a voxel label, diseased without, healthy.
+    """Return the ids of a cohort: diseased with a voxel label, diseased without, healthy.
 
     Args:
-        root: the cohort folder.
-        healthy: ids, or patterns of them as a shell has them, of the healthy scans.
+        root: cohort folder.
+        healthy: ids, or shell patterns of ids, of the healthy scans.
 
     Raises:
-        CohortError: there are no images, no id is healthy, or all are, or one of `healthy` is no id here.
+        CohortError: there are no images, no id or every id is healthy, or an item of `healthy` matches no id.
     """
     folder = root / "images"
     ids = sorted(volume_id(p) for p in folder.iterdir() if is_volume_file(p)) if folder.is_dir() else []
@@ -141,18 +143,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__, "python -m datasets.make_splits")
     parser.add_argument("root", type=Path, help="cohort folder with images/ and lesion/")
     parser.add_argument("--healthy", action="append", default=[], metavar="PATTERN", help="ids of healthy scans")
-    parser.add_argument("--healthy-list", type=Path, metavar="FILE", help="file with the ids of healthy scans")
+    parser.add_argument("--healthy-list", type=Path, metavar="FILE", help="file with the ids of the healthy scans")
     for option, default, what in (
         ("labeled", 1, "voxel-labelled scans to train with"),
         ("valid", 0.2, "voxel-labelled scans to validate with"),
-        ("validwl", 0, "diseased scans without voxel label to look at"),
+        ("validwl", 0, "diseased scans without voxel label to watch during training"),
         ("validh", 0.2, "healthy scans to validate with"),
         ("test", 0, "voxel-labelled scans to test with"),
         ("testh", 0, "healthy scans to test with"),
     ):
         help_text = f"{what}, a count or a proportion (default {default})"
         parser.add_argument(f"--{option}", type=amount, default=default, metavar="N", help=help_text)
-    parser.add_argument("--seed", type=_seed, default=0, help="deals the scans (default 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="random seed of the assignment (default 0)")
     add_quiet(parser)
     options = parser.parse_args(arguments)
     start_logging(options.quiet)

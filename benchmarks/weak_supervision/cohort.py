@@ -17,9 +17,10 @@ Examples:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,16 +138,26 @@ def _facts_path(root: Path, kind: str, number: int) -> Path:
     return root / "facts" / f"{_name(kind, number)}.json"
 
 
+def is_written(root: Path, kind: str, number: int) -> bool:
+    """Whether a scan is complete."""
+    return _facts_path(root, kind, number).is_file()
+
+
 def _write_scan(root: Path, seed: int, kind: str, number: int, size: Size) -> None:
-    facts = _facts_path(root, kind, number)
-    if facts.is_file():
+    if is_written(root, kind, number):
         return
     phantom = make_scan(seed, kind, number, size.raw)
     ct = sitk.GetImageFromArray(phantom.ct)
     ct.SetSpacing(phantom.spacing)
-    for folder, crop in zip(FOLDERS, crop_to_lungs(ct, phantom.lung, phantom.lesion, size.crop), strict=True):
+    crops = crop_to_lungs(ct, phantom.lung, phantom.lesion, size.crop)
+    write_crops(root, kind, number, crops, scan_facts(phantom))
+
+
+def write_crops(root: Path, kind: str, number: int, crops: Sequence[sitk.Image], facts: Mapping[str, Any]) -> None:
+    """Write image, lung and lesion of a scan, and its facts, which mark it as complete."""
+    for folder, crop in zip(FOLDERS, crops, strict=True):
         write_volume(crop, root / folder / f"{_name(kind, number)}.nii.gz")
-    write_text(facts, json.dumps(scan_facts(phantom)) + "\n")  # written last: marks the scan as complete
+    write_text(_facts_path(root, kind, number), json.dumps(facts) + "\n")
 
 
 def label_lists(seed: int, counts: Counts) -> dict[str, list[str]]:
@@ -184,6 +195,28 @@ def write_cohort(
         OSError: a file cannot be written.
     """
     made_from = {"seed": seed, "raw": list(size.raw), "crop": list(size.crop)}
+    write_scans(root, made_from, counts, partial(_write_scan, size=size), processes, progress)
+
+
+def write_scans(
+    root: Path,
+    made_from: Mapping[str, Any],
+    counts: Counts,
+    write_scan: Callable[[Path, int, str, int], None],
+    processes: int = 1,
+    progress: bool = False,
+) -> None:
+    """Write the scans and lists of a cohort, or the missing part; see `write_cohort`.
+
+    Args:
+        root: cohort folder.
+        made_from: what the scans depend on; ``seed`` is the cohort seed.
+        counts: number of scans of each kind.
+        write_scan: writes the scan of a cohort folder, seed, kind and number, unless it is complete.
+        processes: number of parallel processes.
+        progress: show a progress bar.
+    """
+    seed = made_from["seed"]
     scans = [(kind, number) for kind in _KINDS for number in range(getattr(counts, kind))]
     kinds = [kind for kind in _KINDS if kind != "labelled"]
     lists = {kind: [_name(kind, number) for number in range(getattr(counts, kind))] for kind in kinds}
@@ -197,7 +230,7 @@ def write_cohort(
             raise SettingsError(f"{root}: holds a cohort of {found}, not of {made_from}; choose another folder")
         write_text(root / "cohort.json", json.dumps(made_from) + "\n")
         with ProcessPoolExecutor(processes) as pool:
-            jobs = [pool.submit(_write_scan, root, seed, *scan, size) for scan in scans]
+            jobs = [pool.submit(write_scan, root, seed, *scan) for scan in scans]
             for job in progress_bar(jobs, "making the cohort", unit="scan", shown=progress):
                 job.result()
         for path, text in texts.items():

@@ -1,12 +1,13 @@
-"""How the benchmark's scans compare with real ones: HU and texture of lungs and lesions.
+"""Compares the benchmark's scans with real ones: HU and texture of lungs and lesions.
 
-Makes phantoms as the cohort does, each with lesions of one kind, on a grid as fine as that of real slices, and writes
-realism.md (mean, SD and correlation length beside those measured on axial slices of COVID-19 patients), histograms.png
-and, with --real, beside.png: slices of phantoms and of real CTs, and histograms of their lungs.
+Generates phantoms like the cohort's, each with one kind of lesion and a grid as fine as real slices. Writes realism.md
+(mean, SD and correlation length next to those measured on axial slices of COVID-19 patients), histograms.png and, with
+--real, beside.png with slices of phantoms and real CTs and the histograms of their lungs.
 
 Examples:
   python -m benchmarks.weak_supervision.realism output/realism
   python -m benchmarks.weak_supervision.realism output/realism --real thorax.nii.gz chest.nrrd
+  python -m benchmarks.weak_supervision.realism output/realism_hard --hard
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from datasets.io.grid import Grid
 from datasets.io.volume import read_ct
 from datasets.lungs import segment_by_threshold
 from datasets.phantom import LESION_KINDS, Phantom, make_phantom
+from datasets.phantom.hard import PLAIN_SITE, make_crop
+from datasets.phantom.stages import FILLINGS, Patient
 from datasets.window import WINDOW
 from evaluation.figures import save_figure, slice_to_show
 from utils.cli import add_quiet, new_parser, run, start_logging
@@ -35,7 +38,7 @@ from utils.files import write_text
 from utils.progress import progress_bar
 
 MATRIX = (24, 288, 288)
-"""Of the phantoms that are measured: pixels of 1.0 to 1.3 mm."""
+"""Matrix of the phantoms, (z, y, x): pixels of 1.0 to 1.3 mm."""
 
 HEALTHY = "aerated lung"
 
@@ -50,7 +53,7 @@ MEASURED: Mapping[str, tuple[tuple[float, float], tuple[float, float], tuple[flo
 
 @dataclass(frozen=True)
 class Texture:
-    """HU of a tissue: median, mean, SD, and the distance in mm at which the correlation in plane falls to one half."""
+    """HU of a tissue: median, mean, SD, and the in-plane distance in mm at which its autocorrelation is one half."""
 
     median: float
     mean: float
@@ -59,19 +62,19 @@ class Texture:
 
 
 def half_length(values: np.ndarray, mask: np.ndarray, spacing: tuple[float, float], longest: int = 24) -> float:
-    """The distance at which the autocorrelation in plane falls to one half.
+    """The in-plane distance at which the autocorrelation falls to one half.
 
-    The correlation at a lag is that of all pairs of voxels inside the mask which are so far apart, along rows and along
-    columns; between lags it is interpolated linearly.
+    The correlation at a lag is taken over all pairs of voxels inside the mask at that distance, along rows and along
+    columns, with linear interpolation between lags.
 
     Args:
-        values: (z, y, x).
-        mask: bool, of the same shape.
-        spacing: of columns and rows (y, x), in mm.
-        longest: lag in voxels, at most.
+        values: HU, (z, y, x).
+        mask: bool, same shape.
+        spacing: (y, x) in mm.
+        longest: maximum lag in voxels.
 
     Returns:
-        Millimetres, the mean of both directions; NaN where it does not fall so far.
+        Distance in mm, the mean of both directions; NaN if the correlation stays above one half.
     """
     found = []
     for axis, step in zip((1, 2), spacing, strict=True):
@@ -95,7 +98,7 @@ def _shifted(length: int, lag: int) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def texture(values: np.ndarray, mask: np.ndarray, spacing: tuple[float, float]) -> Texture:
-    """Statistics of the voxels inside a mask; arguments as those of `half_length`."""
+    """Statistics of the voxels inside a mask; arguments as for `half_length`."""
     inside = values[mask]
     return Texture(
         float(np.median(inside)), float(inside.mean()), float(inside.std()), half_length(values, mask, spacing)
@@ -103,26 +106,45 @@ def texture(values: np.ndarray, mask: np.ndarray, spacing: tuple[float, float]) 
 
 
 def make_kinds(seed: int, number: int, progress: bool = False) -> dict[str, list[Phantom]]:
-    """Phantoms by the only kind of lesion that they show, and healthy ones.
+    """Make phantoms with a single kind of lesion each, and healthy ones.
 
     Args:
-        seed: of everything random.
-        number: of phantoms of each kind.
+        seed: random seed.
+        number: number of phantoms of each kind.
         progress: show a progress bar.
+
+    Returns:
+        Phantoms by kind.
     """
     found: dict[str, list[Phantom]] = {}
     todo = [(kind, k) for kind in (HEALTHY, *LESION_KINDS) for k in range(number)]
     for kind, k in progress_bar(todo, "making phantoms", unit="scan", shown=progress):
         rng = np.random.default_rng([seed, k, len(found)])
         variety = draw_variety(rng, (kind,) if kind != HEALTHY else tuple(LESION_KINDS))
-        # The error of a scanner's scale is not part of the texture.
+        # The scanner's gain error is not part of the texture.
         phantom = make_phantom(rng, MATRIX, kind != HEALTHY, replace(variety, gain=0.0))
         found.setdefault(kind, []).append(phantom)
     return found
 
 
+def make_hard_kinds(seed: int, number: int, progress: bool = False) -> dict[str, list[Phantom]]:
+    """Make crops of the hard cohort with a single kind of lesion each, and healthy ones; arguments as for `make_kinds`.
+
+    They come from the site with the thinnest slices, on a fine grid.
+    """
+    found: dict[str, list[Phantom]] = {}
+    todo = [(kind, k) for kind in (HEALTHY, *FILLINGS) for k in range(number)]
+    for kind, k in progress_bar(todo, "making crops", unit="scan", shown=progress):
+        rng = np.random.default_rng([seed, k, len(found)])
+        patient = None if kind == HEALTHY else Patient(None, {kind: 1.0}, float(rng.random()))
+        crop = make_crop(rng, MATRIX, patient, PLAIN_SITE)
+        ct = np.rint(crop.hu).astype(np.int16)
+        found.setdefault(kind, []).append(Phantom(ct, crop.lung, crop.lesion, crop.spacing))
+    return found
+
+
 def tissue_mask(kind: str, phantom: Phantom) -> np.ndarray:
-    """Voxels of a phantom that are counted: its lesion, or its lungs without their rim."""
+    """Voxels to measure: the lesion, or the lungs without their rim."""
     if kind == HEALTHY:
         return ndimage.binary_erosion(phantom.lung > 0, iterations=2)
     return phantom.lesion > 0
@@ -134,7 +156,7 @@ def _pool(kind: str, phantoms: Sequence[Phantom]) -> Texture:
 
 
 def as_markdown(found: Mapping[str, Texture]) -> str:
-    """The table: what the phantoms have beside the ranges of `MEASURED`."""
+    """The table: phantoms next to the ranges of `MEASURED`."""
     lines = [
         "| tissue | HU | real | SD, HU | real | half-length, mm | real |",
         "|---|---|---|---|---|---|---|",
@@ -155,7 +177,7 @@ def _span(span: tuple[float, float]) -> str:
 
 
 def plot_histograms(phantoms: Mapping[str, Sequence[Phantom]], path: Path) -> None:
-    """Histograms of HU, a line a tissue, with the real range of its centre as a bar below."""
+    """Plot histograms of HU, one line per tissue, with the real range of its centre as a bar below."""
     figure, axis = plt.subplots(figsize=(8, 4))
     bins = np.arange(-1050, 300, 15)
     for number, (kind, members) in enumerate(phantoms.items()):
@@ -172,9 +194,9 @@ def plot_histograms(phantoms: Mapping[str, Sequence[Phantom]], path: Path) -> No
 
 
 def plot_beside(phantoms: Mapping[str, Sequence[Phantom]], real: Sequence[Path], path: Path) -> None:
-    """Slices of phantoms and of real CTs in the window of the crops, above the histograms of their lungs.
+    """Plot slices of phantoms and real CTs in the window of the crops, above the histograms of their lungs.
 
-    Of a phantom with lesions, the slice with most of them; of the others, the middle one of the lungs.
+    The slice is the one with the most lesion, or the middle of the lungs.
     """
     shown = [(kind, p.ct, p.lung > 0, p.lesion > 0) for kind, (p, *_) in phantoms.items()]
     for file in real:
@@ -197,16 +219,18 @@ def plot_beside(phantoms: Mapping[str, Sequence[Phantom]], real: Sequence[Path],
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = new_parser(__doc__, "python -m benchmarks.weak_supervision.realism")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder of the table and the figures")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the table and the figures")
     parser.add_argument("--number", type=int, default=3, metavar="N", help="phantoms of each kind (default 3)")
-    parser.add_argument("--seed", type=int, default=0, help="of the phantoms (default 0)")
-    parser.add_argument("--real", nargs="+", type=Path, default=[], metavar="CT", help="real CTs to be shown beside")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the phantoms (default 0)")
+    parser.add_argument("--hard", action="store_true", help="crops of the hard cohort")
+    parser.add_argument("--real", nargs="+", type=Path, default=[], metavar="CT", help="real CTs to show")
     add_quiet(parser)
     options = parser.parse_args(arguments)
     if options.number < 1 or options.seed < 0:
         parser.error("--number must be at least 1, --seed at least 0")
     start_logging(options.quiet)
-    phantoms = make_kinds(options.seed, options.number, progress=not options.quiet)
+    make = make_hard_kinds if options.hard else make_kinds
+    phantoms = make(options.seed, options.number, progress=not options.quiet)
     table = as_markdown({kind: _pool(kind, members) for kind, members in phantoms.items()})
     write_text(options.output / "realism.md", table)
     plot_histograms(phantoms, options.output / "histograms.png")

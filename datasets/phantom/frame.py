@@ -30,6 +30,7 @@ class Frame:
         z: see `x`.
         centre: scan position of the anatomical origin, (x, y, z) in mm from the first voxel.
         rotation: (2, 2), from the scan to the anatomical frame in the axial plane.
+        pitch: distance in mm of the points that sample tubes; None for 0.6 of the smallest voxel side.
     """
 
     spacing: tuple[float, float, float]
@@ -38,6 +39,7 @@ class Frame:
     z: Array
     centre: Array
     rotation: Array
+    pitch: float | None = None
 
     def box(self, centre: tuple[float, float, float], reach: float) -> tuple[slice, slice, slice]:
         """Slices of the voxels within ``reach`` mm of an anatomical point, plus a margin for the warp."""

@@ -1,7 +1,7 @@
 """COVID-19-like lesions of the synthetic CTs.
 
 To add a kind of lesion, add a row to `LESION_KINDS`: how often it occurs, its HU and texture, and optionally a function
-that shapes its HU further. Lesions of all kinds lie where `_lesion_centres` puts them.
+that shapes its HU further. Lesions of all kinds lie where `lesion_centres` puts them.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def falloff(edge: Array, at: float, blur: float) -> Array:
     return 1 / (1 + np.exp(np.clip((edge - at) / blur, -20, 20)))
 
 
-def _lesion_centres(rng: np.random.Generator, mask: Array, g: Frame, count: int) -> Array:
+def lesion_centres(rng: np.random.Generator, mask: Array, g: Frame, count: int) -> Array:
     """Draw voxel indices (count, 3) of lesion centres: mostly subpleural, posterior and basal."""
     stride = tuple(max(1, int(2.5 / s)) for s in g.spacing[::-1])
     coarse = np.pad(mask[:: stride[0], :: stride[1], :: stride[2]] > 0, 1)
@@ -202,10 +202,10 @@ def add_lesions(
     needed = max(1, int(np.ceil(MIN_LESION_ML * 1000 / np.prod(g.spacing[::-1]))))
     kinds = {
         _add_lesion(rng, canvas, at, radius)
-        for at, radius in zip(_lesion_centres(rng, mask, g, count), np.maximum(radii, 3.5), strict=True)
+        for at, radius in zip(lesion_centres(rng, mask, g, count), np.maximum(radii, 3.5), strict=True)
     }
     while True:
         lesion = (canvas.density > LESION_FRACTION) & (mask > 0)
         if lesion.sum() >= min(needed, (mask > 0).sum() // 4):
             return lesion.astype(np.uint8), tuple(sorted(kinds))
-        kinds.add(_add_lesion(rng, canvas, _lesion_centres(rng, mask, g, 1)[0], 30.0))
+        kinds.add(_add_lesion(rng, canvas, lesion_centres(rng, mask, g, 1)[0], 30.0))

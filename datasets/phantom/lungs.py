@@ -54,21 +54,26 @@ def fissure_distances(body: Anatomy, g: Frame) -> tuple[Array, Array]:
     return oblique, np.where((g.x < 0) & (oblique > 0), horizontal, np.float32(99))
 
 
-def aerated_lung(rng: np.random.Generator, body: Anatomy, g: Frame) -> Array:
-    """HU of aerated lung without vessels: denser towards the back, patchy, with faint fissures."""
+def aerated_lung(rng: np.random.Generator, body: Anatomy, g: Frame, fissures: float = 1.0) -> Array:
+    """HU of aerated lung without vessels: denser towards the back, patchy, with fissures scaled by ``fissures``."""
     shape, spacing = g.x.shape, np.array(g.spacing)
     hu = body.parenchyma + body.gravity * np.clip(g.y / (2 * body.half_depth), -0.6, 0.6)
     hu += 14 * smooth_field(rng, shape, g.spacing, 22)
     hu += 60 * filtered_noise(rng, shape, 1.3 / spacing[::-1])
     for fissure in fissure_distances(body, g):
-        hu += FISSURE_RISE * np.exp(-((fissure / max(0.9, 0.5 * spacing[0])) ** 2)) * min(1, 1.5 / spacing[0])
+        hu += (
+            FISSURE_RISE * fissures * np.exp(-((fissure / max(0.9, 0.5 * spacing[0])) ** 2)) * min(1, 1.5 / spacing[0])
+        )
     return hu
 
 
-def lung_trees(rng: np.random.Generator, mask: Array, body: Anatomy, g: Frame) -> tuple[Array, Array, Array]:
+def lung_trees(
+    rng: np.random.Generator, mask: Array, body: Anatomy, g: Frame, crowding: float = 1.0, leaf: int = 1
+) -> tuple[Array, Array, Array]:
     """Voxel fractions of vessels, bronchial walls and bronchial lumens in the lungs.
 
     Arteries and veins grow from each hilum to points throughout the lung; bronchi run along the arteries.
+    ``crowding`` scales the number of branches; ``leaf`` see `grow_tree`.
     """
     vessels, walls, lumens = [], [], []
     for label, side in ((1, -1), (2, 1)):
@@ -76,11 +81,11 @@ def lung_trees(rng: np.random.Generator, mask: Array, body: Anatomy, g: Frame) -
         if len(spots) == 0:
             continue
         for kind, depth in (("artery", 22), ("vein", 8)):
-            targets = spots[rng.integers(0, len(spots), rng.integers(600, 850))]
+            targets = spots[rng.integers(0, len(spots), int(crowding * rng.integers(600, 850)))]
             targets = (targets + rng.uniform(-0.5, 0.5, targets.shape)) * g.spacing
             low = 0.5 if kind == "artery" else 0.42
             root = g.to_scan(np.array([(side * 40.0, depth, low * body.height)]))[0]
-            start, end, count = grow_tree(rng, root, targets)
+            start, end, count = grow_tree(rng, root, targets, leaf)
             thick = rng.uniform(0.48, 0.62) * count ** (1 / MURRAY_EXPONENT)
             vessels.append((start, end, thick, 0.82 * thick))
             if kind == "artery":

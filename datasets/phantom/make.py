@@ -101,6 +101,30 @@ def paint_thorax(rng: np.random.Generator, body: Anatomy, g: Frame) -> Thorax:
     return Thorax(hu, lung, walls, lumens)
 
 
+def fill_lungs(thorax: Thorax, tissue: Array, trees: tuple[Array, Array, Array], blood: float, g: Frame) -> Array:
+    """Put lung tissue with vessels and bronchi into a thorax.
+
+    Args:
+        thorax: body without lung tissue; its HU change.
+        tissue: HU of the lungs with lesions; changes.
+        trees: voxel fractions, see `lung_trees`.
+        blood: HU of blood.
+        g: voxel grid.
+
+    Returns:
+        The ideal HU of the whole body.
+    """
+    branches, rims, hollows = trees
+    tissue += branches * (blood - tissue)
+    tissue += rims * np.maximum(parts.SOFT - 200 - tissue, 0)
+    tissue += hollows * (parts.AIR + 30 - tissue)
+    hu = thorax.hu
+    paint(hu, thorax.lung, tissue, g.spacing[0])
+    hu += thorax.walls * (parts.SOFT - hu)
+    hu += thorax.lumens * (parts.AIR + 10 - hu)
+    return hu
+
+
 def make_phantom(
     rng: np.random.Generator,
     size: tuple[int, int, int] = (64, 128, 128),
@@ -135,14 +159,7 @@ def make_phantom(
     lesion, kinds = np.zeros(size, np.uint8), ()
     if diseased:
         lesion, kinds = add_lesions(rng, tissue, mask, body, g, variety.shares)
-    branches, rims, hollows = lung_trees(rng, mask, body, g)
-    tissue += branches * (body.blood - tissue)
-    tissue += rims * np.maximum(parts.SOFT - 200 - tissue, 0)
-    tissue += hollows * (parts.AIR + 30 - tissue)
-    hu = thorax.hu
-    paint(hu, thorax.lung, tissue, g.spacing[0])
-    hu += thorax.walls * (parts.SOFT - hu)
-    hu += thorax.lumens * (parts.AIR + 10 - hu)
+    hu = fill_lungs(thorax, tissue, lung_trees(rng, mask, body, g), body.blood, g)
     return Phantom(scan(rng, hu, g.spacing, variety), mask, lesion, g.spacing, kinds)
 
 

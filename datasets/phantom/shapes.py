@@ -65,7 +65,7 @@ def fill_tubes(frame: Frame, start: Array, end: Array, r_start: Array, r_end: Ar
     Returns:
         float32.
     """
-    pitch = 0.6 * min(frame.spacing)
+    pitch = frame.pitch or 0.6 * min(frame.spacing)
     axis = end - start
     length = np.linalg.norm(axis, axis=1) + _TINY
     axis /= length[:, None]
@@ -108,13 +108,14 @@ def fill_path(frame: Frame, points: list, radii: list | float, grow: float = 0.0
     return fill_tubes(frame, scan[:-1], scan[1:], radii[:-1], radii[1:])
 
 
-def grow_tree(rng: np.random.Generator, root: Array, targets: Array) -> tuple[Array, Array, Array]:
+def grow_tree(rng: np.random.Generator, root: Array, targets: Array, leaf: int = 1) -> tuple[Array, Array, Array]:
     """Grow a tree from ``root`` to every target by recursively splitting the targets in two.
 
     Args:
         rng: random generator.
         root: scan position (x, y, z) in mm.
         targets: scan positions, (n, 3).
+        leaf: up to this many targets are reached from one point, without further splits.
 
     Returns:
         Start points (m, 3), end points (m, 3) and number of downstream targets (m,) of the branches.
@@ -123,6 +124,11 @@ def grow_tree(rng: np.random.Generator, root: Array, targets: Array) -> tuple[Ar
     todo = [(root, targets)]
     while todo:
         at, goals = todo.pop()
+        if 1 < len(goals) <= leaf:
+            starts += [at] * len(goals)
+            ends += list(goals)
+            counts += [1] * len(goals)
+            continue
         heading = goals.mean(0) - at
         share = 1.0 if len(goals) == 1 else rng.uniform(0.25, 0.5)
         stop = at + share * heading

@@ -183,7 +183,7 @@ def test_command_writes_quietly_and_explains_itself(tmp_path, capsys):
 
 
 def test_a_variety_says_which_lesions_there_are():
-    only = Variety(shares=(0.0, 0.0, 1.0, 0.0))
+    only = Variety(shares=tuple(float(kind == "crazy paving") for kind in LESION_KINDS))
     case = make_phantom(np.random.default_rng(2), (24, 64, 64), True, only)
     assert case.kinds == ("crazy paving",)
     assert make_phantom(np.random.default_rng(2), (16, 32, 32), False, only).kinds == ()
@@ -219,7 +219,8 @@ def test_dependent_lung_is_denser_at_the_pleura_of_the_back_and_nowhere_else():
 def test_a_new_kind_of_lesion_is_one_row_of_the_table(monkeypatch):
     dense = LesionKind(0.0, (-50.0, -50.0), 0.0, 2.0, fill=lambda rng, value, spot: np.full_like(value, 60.0))
     monkeypatch.setitem(lesions.LESION_KINDS, "rock", dense)
-    variety = Variety(shares=(0.0, 0.0, 0.0, 0.0, 1.0), sharpness=(0.1, 0.1001), noise=(1.0, 1.001))
+    shares = tuple(float(kind == "rock") for kind in LESION_KINDS)
+    variety = Variety(shares, sharpness=(0.1, 0.1001), noise=(1.0, 1.001))
     case = make_phantom(np.random.default_rng(3), (20, 64, 64), True, variety)
     assert case.kinds == ("rock",)
     assert np.quantile(case.ct[ndimage.binary_erosion(case.lesion > 0)], 0.25) > 0

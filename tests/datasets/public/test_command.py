@@ -6,16 +6,19 @@ import pytest
 
 import train
 from configs.settings import read_settings
-from datasets import lung_finders, public
+from datasets import lung_finders
 from datasets.cohort import read_id_list
-from datasets.public import main, make_lists
-from datasets.public_sets import PublicScan, patient_of
+from datasets.public import COVIDSEG, MOSMED
+from datasets.public import __main__ as command
+from datasets.public.__main__ import main
+from datasets.public.lists import make_lists
+from datasets.public.sets import PublicScan
 from tests.several import on_processes
 from tests.volumes import image_of, pixels, write
 from utils.cli import run
 from utils.errors import CohortError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHAPE = (8, 16, 16)
 LUNGS = (slice(1, 7), slice(2, 14), slice(3, 13))
 SIZE = (6, 12, 10)
@@ -212,7 +215,8 @@ def test_the_two_scans_of_one_patient_are_never_on_both_sides(tmp_path, labelled
 
 
 def scan(case_id, group):
-    return PublicScan(case_id, group, patient_of(case_id), Path(case_id))
+    public_set = COVIDSEG if case_id.startswith("covidseg") else MOSMED
+    return PublicScan(case_id, group, public_set.patient_of(case_id), Path(case_id))
 
 
 A = [
@@ -238,20 +242,20 @@ NONE_HELD_OUT = {"valid": 0, "validh": 0, "validwl": 0}
 @pytest.mark.parametrize("valid", [0, 1, 7])
 def test_whatever_is_labelled_or_held_out_lists_share_no_patient_but_those_of_tests(labelled, valid):
     for seed in range(5):
-        dealt = make_lists(A, "A", [labelled], {**NONE_HELD_OUT, "valid": valid}, seed)
+        dealt = make_lists(COVIDSEG, A, [labelled], {**NONE_HELD_OUT, "valid": valid}, seed)
         assert dealt["A_labelled"] == [labelled]
         assert len(dealt["A_valid"]) == valid
         sides = [dealt["A_labelled"], dealt["A_valid"], dealt["A_sub1"] + dealt["A_sub2"]]
-        patients = [{patient_of(case_id) for case_id in ids} for ids in sides]
+        patients = [{COVIDSEG.patient_of(case_id) for case_id in ids} for ids in sides]
         assert not patients[0] & (patients[1] | patients[2])
         assert not patients[1] & patients[2]
         in_no_list = {case.id for case in A} - {case_id for ids in dealt.values() for case_id in ids}
-        assert in_no_list == {c.id for c in A if c.patient == patient_of(labelled) and c.id != labelled}
+        assert in_no_list == {c.id for c in A if c.patient == COVIDSEG.patient_of(labelled) and c.id != labelled}
 
 
 def test_held_out_scans_are_in_no_other_list_and_the_seed_draws_them():
     amounts = {"valid": 2, "validh": 3, "validwl": 4}
-    dealt = make_lists(CD, "C", [], amounts, 0)
+    dealt = make_lists(MOSMED, CD, [], amounts, 0)
     assert {name: len(ids) for name, ids in dealt.items()} == {
         "C_labelled": 0, "C_valid": 2, "C": 4, "D_valid_healthy": 3, "D_healthy": 7, "D_valid_diseased": 4,
         "D_diseased": 10,
@@ -259,16 +263,16 @@ def test_held_out_scans_are_in_no_other_list_and_the_seed_draws_them():
     assert sorted(case_id for ids in dealt.values() for case_id in ids) == sorted(case.id for case in CD)
     assert set(dealt["C_valid"] + dealt["C"]) == {case.id for case in CD if case.group == "C"}
     assert set(dealt["D_valid_healthy"] + dealt["D_healthy"]) == {c.id for c in CD if c.group == "D_healthy"}
-    assert make_lists(CD[::-1], "C", [], amounts, 0) == dealt
-    assert any(make_lists(CD, "C", [], amounts, seed) != dealt for seed in range(1, 4))
+    assert make_lists(MOSMED, CD[::-1], [], amounts, 0) == dealt
+    assert any(make_lists(MOSMED, CD, [], amounts, seed) != dealt for seed in range(1, 4))
 
 
 def test_more_than_there_is_cannot_be_held_out():
     with pytest.raises(CohortError, match="--validh asks for 11 of 10 scans"):
-        make_lists(CD, "C", [], {**NONE_HELD_OUT, "validh": 11}, 0)
+        make_lists(MOSMED, CD, [], {**NONE_HELD_OUT, "validh": 11}, 0)
     pair = [case for case in A if "10_85902" in case.id]
     with pytest.raises(CohortError, match="by whole patients"):
-        make_lists(pair, "A", [], {**NONE_HELD_OUT, "valid": 1}, 0)
+        make_lists(COVIDSEG, pair, [], {**NONE_HELD_OUT, "valid": 1}, 0)
 
 
 def test_a_label_of_c_is_neither_tested_on_nor_in_d(tmp_path):
@@ -359,14 +363,14 @@ def test_other_rules_do_not_mix_with_what_is_done(tmp_path, capsys, monkeypatch)
     other = ["--lesion-labels", "1", "2", "3"]
     assert made("medseg", download, output) == 0
     assert run(lambda: made("medseg", download, output, *other)) == 1
-    assert "made with lesion_labels [1, 2], now [1, 2, 3]; --overwrite makes them anew" in capsys.readouterr().err
+    assert "made with lesion_labels [1, 2], now [1, 2, 3]; --overwrite replaces them" in capsys.readouterr().err
 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
     # A run that was killed leaves nothing of the old rules for the next one to skip.
     with monkeypatch.context() as patched:
-        patched.setattr(public, "crop_scans", killed)
+        patched.setattr(command, "crop_scans", killed)
         assert run(lambda: made("medseg", download, output, *other, "--overwrite")) == 130
     assert made("medseg", download, output, *other) == 0
     for case_id in ("medseg_1", "medseg_2"):
@@ -391,7 +395,7 @@ def test_files_that_are_not_as_they_should_be_cost_their_scan_alone(tmp_path, ca
     write(download / "ct_scans" / "coronacases_007.nii", hu(7))
     failed = refusals(download, tmp_path / "cohort", capsys)
     for number, reason in (
-        (2, "holds the labels 2, which the set does not have; say which labels count with --lesion-labels"),
+        (2, "holds the labels 2, which the set does not have; choose the labels that count with --lesion-labels"),
         (3, "holds no lung; use --lungs lungmask"),
         (4, "its origin"),
         (5, "as if mapped to 0..255, in a set in HU"),
@@ -414,7 +418,7 @@ def test_odd_files_are_named_and_their_scans_done(tmp_path):
     assert made("covidseg", download, output) == 0
     odd = "\n".join(report(output, "covidseg")["odd"])
     assert "coronacases_002.nii: holds no lesion" in odd
-    assert "coronacases_099.nii: no CT for it; passed over" in odd
+    assert "coronacases_099.nii: no CT for it; ignored" in odd
     assert "radiopaedia_org_covid-19-pneumonia-4_85506_1-dcm.nii: values of -1000..40, not mapped to 0..255" in odd
     image = crop(output, "images", "covidseg_radiopaedia_4_85506_1")
     np.testing.assert_allclose(image, (hu(2)[LUNGS].astype(float) + 1250) * 0.17, atol=1e-4)
@@ -441,7 +445,7 @@ def test_without_its_labelled_scan_a_set_says_so(tmp_path, capsys):
     download, output = covidseg(tmp_path / "a", coronacases=(2, 3)), tmp_path / "cohort"
     assert made("covidseg", download, output) == 0
     assert "A_labelled" not in lists(output)
-    assert "covidseg_coronacases_001: would be the labelled scan, and is not here" in capsys.readouterr().out
+    assert "covidseg_coronacases_001: would be the labelled scan, but is missing" in capsys.readouterr().out
     assert run(lambda: made("covidseg", download, output, "--label", "coronacases_001")) == 1
     assert "--label coronacases_001: no scan of CovidSeg (A) here" in capsys.readouterr().err
     assert run(lambda: made("mosmed", mosmed(tmp_path / "c"), output, "--label", "study_0001")) == 1

@@ -1,8 +1,14 @@
 import pytest
 
-from datasets.public_sets import COVIDSEG, MEDSEG, MOSMED, SETS, find_public_scans, patient_of
+from datasets.public import COVIDSEG, MEDSEG, MOSMED, SETS
+from datasets.public.find import Wanted, find_public_scans
 from tests.volumes import touched
 from utils.errors import VolumeError
+
+
+def find(public_set, download, given_lungs=True, lesion_labels=None, lung_labels=None, skip=None):
+    return find_public_scans(Wanted.of(public_set, given_lungs, lesion_labels, lung_labels), download, skip)
+
 
 RADIOPAEDIA = [
     "10_85902_1", "10_85902_3", "14_85914_0", "27_86410_0", "29_86490_1", "29_86491_1", "36_86526_0", "40_86625_0",
@@ -67,7 +73,7 @@ def mosmed(folder):
 @pytest.mark.parametrize("nested", ["", "archive", "archive/deeper"])
 def test_both_layouts_of_covidseg(tmp_path, layout, ct, lung, lesion, nested):
     layout(tmp_path / nested)
-    found = find_public_scans(COVIDSEG, tmp_path)
+    found = find(COVIDSEG, tmp_path)
     assert sorted(found.scans) == sorted(f"covidseg_{name}" for name in SHORT)
     assert (found.failed, found.odd) == ({}, [])
     assert [found.counts[f"CTs of {half}"] for half in ("coronacases", "radiopaedia")] == [(10, 10), (10, 10)]
@@ -77,7 +83,7 @@ def test_both_layouts_of_covidseg(tmp_path, layout, ct, lung, lesion, nested):
     for case_id, scan in found.scans.items():
         half = "A_sub2" if "radiopaedia" in case_id else "A_sub1"
         assert (scan.group, scan.grey) == (half, half == "A_sub2")
-        assert (scan.lung.counted, scan.lesion.counted) == ({1, 2}, {1})
+        assert (scan.lung.labels.counted, scan.lesion.labels.counted) == ({1, 2}, {1})
 
 
 @pytest.mark.parametrize(
@@ -108,12 +114,16 @@ def test_names_of_the_others():
 
 
 def test_scans_of_one_case_of_radiopaedia_are_one_patient():
-    patients = {patient_of(f"covidseg_{name}") for name in SHORT}
+    patients = {COVIDSEG.patient_of(f"covidseg_{name}") for name in SHORT}
     # 10_85902_1 and _3; 29_86490_1 and 29_86491_1
     assert len(patients) == 18
-    assert patient_of("covidseg_radiopaedia_10_85902_1") == patient_of("covidseg_radiopaedia_10_85902_3")
-    assert patient_of("covidseg_radiopaedia_4_85506_1") != patient_of("covidseg_radiopaedia_40_86625_0")
-    assert patient_of("mosmed_study_0001") != patient_of("mosmed_study_0002")
+    assert COVIDSEG.patient_of("covidseg_radiopaedia_10_85902_1") == COVIDSEG.patient_of(
+        "covidseg_radiopaedia_10_85902_3"
+    )
+    assert COVIDSEG.patient_of("covidseg_radiopaedia_4_85506_1") != COVIDSEG.patient_of(
+        "covidseg_radiopaedia_40_86625_0"
+    )
+    assert MOSMED.patient_of("mosmed_study_0001") != MOSMED.patient_of("mosmed_study_0002")
 
 
 @pytest.mark.fault("missing masks")
@@ -122,11 +132,11 @@ def test_masks_of_both_stand_in_for_missing_folders(tmp_path):
     for folder in ("lung_mask", "infection_mask"):
         (tmp_path / folder / "coronacases_001.nii").unlink()
     (tmp_path / "lung_mask" / "coronacases_002.nii").unlink()
-    found = find_public_scans(COVIDSEG, tmp_path)
+    found = find(COVIDSEG, tmp_path)
     both = tmp_path / "lung_and_infection_mask"
     scan = found.scans["covidseg_coronacases_001"]
-    assert (scan.lung.path, scan.lung.counted) == (both / "coronacases_001.nii", {1, 2, 3})
-    assert (scan.lesion.path, scan.lesion.counted) == (both / "coronacases_001.nii", {3})
+    assert (scan.lung.path, scan.lung.labels.counted) == (both / "coronacases_001.nii", {1, 2, 3})
+    assert (scan.lesion.path, scan.lesion.labels.counted) == (both / "coronacases_001.nii", {3})
     assert found.scans["covidseg_coronacases_002"].lesion.path.parent.name == "infection_mask"
     assert found.failed == {}
     assert [line.split(";")[0] for line in found.odd] == [
@@ -137,20 +147,20 @@ def test_masks_of_both_stand_in_for_missing_folders(tmp_path):
 
 
 def test_medseg(tmp_path):
-    found = find_public_scans(MEDSEG, medseg(tmp_path / "unpacked"))
+    found = find(MEDSEG, medseg(tmp_path / "unpacked"))
     assert sorted(found.scans) == [f"medseg_{k}" for k in range(1, 10)]
     assert (found.failed, found.odd) == ({}, [])
     assert set(found.counts.values()) == {(9, 9)}
     scan = found.scans["medseg_7"]
     assert (scan.group, scan.grey) == ("B", False)
-    assert (scan.lung.counted, scan.lesion.counted) == ({1, 2}, {1, 2})
+    assert (scan.lung.labels.counted, scan.lesion.labels.counted) == ({1, 2}, {1, 2})
     assert [path.parent.name for path in (scan.ct, scan.lung.path, scan.lesion.path)] == [
         "rp_im", "rp_lung_msk", "rp_msk"
     ]  # fmt: skip
 
 
 def test_mosmed(tmp_path):
-    found = find_public_scans(MOSMED, mosmed(tmp_path / "COVID19_1110"), given_lungs=False)
+    found = find(MOSMED, mosmed(tmp_path / "COVID19_1110"), given_lungs=False)
     groups = [scan.group for scan in found.scans.values()]
     assert {group: groups.count(group) for group in set(groups)} == {"C": 50, "D_healthy": 254, "D_diseased": 806}
     assert (found.failed, found.odd) == ({}, [])
@@ -162,9 +172,9 @@ def test_mosmed(tmp_path):
 
 
 def test_labels_of_ones_own_choice(tmp_path):
-    scan = find_public_scans(MEDSEG, medseg(tmp_path), lesion_labels=[1, 2, 3], lung_labels=[2]).scans["medseg_1"]
-    assert (scan.lesion.counted, scan.lung.counted) == ({1, 2, 3}, {2})
-    assert 200 in scan.lesion.known
+    scan = find(MEDSEG, medseg(tmp_path), lesion_labels=[1, 2, 3], lung_labels=[2]).scans["medseg_1"]
+    assert (scan.lesion.labels.counted, scan.lung.labels.counted) == ({1, 2, 3}, {2})
+    assert 200 in scan.lesion.labels.known
 
 
 @pytest.mark.fault("missing masks")
@@ -172,12 +182,12 @@ def test_missing_masks_cost_their_scans(tmp_path):
     second_layout(tmp_path)
     (tmp_path / "Lung_Mask" / "coronacases_001.nii.gz").unlink()
     (tmp_path / "Infection_Mask" / "coronacases_002.nii.gz").unlink()
-    found = find_public_scans(COVIDSEG, tmp_path)
+    found = find(COVIDSEG, tmp_path)
     assert len(found.scans) == 18
     assert "no lung mask for it" in found.failed["covidseg_coronacases_001"]
     assert "no lesion mask for it" in found.failed["covidseg_coronacases_002"]
     assert found.counts["lung masks"] == (19, 20)
-    found = find_public_scans(COVIDSEG, tmp_path, given_lungs=False)
+    found = find(COVIDSEG, tmp_path, given_lungs=False)
     assert list(found.failed) == ["covidseg_coronacases_002"]
 
 
@@ -186,7 +196,7 @@ def test_two_files_for_one_thing_are_never_chosen_from(tmp_path):
     mosmed(tmp_path)
     touched(tmp_path / "studies", "CT-2/study_0001.nii.gz", "CT-1/study_0300.nii")
     touched(tmp_path / "masks", "study_0256_mask.nii")
-    found = find_public_scans(MOSMED, tmp_path, given_lungs=False)
+    found = find(MOSMED, tmp_path, given_lungs=False)
     assert set(found.failed) == {f"mosmed_study_{k}" for k in ("0001", "0300", "0256")}
     assert not set(found.failed) & set(found.scans)
     assert "studies/CT-0/study_0001.nii.gz" in found.failed["mosmed_study_0001"]
@@ -197,14 +207,14 @@ def test_two_files_for_one_thing_are_never_chosen_from(tmp_path):
 def test_a_lesion_mask_of_a_scan_without_findings_is_a_contradiction(tmp_path):
     mosmed(tmp_path)
     touched(tmp_path / "masks", "study_0003_mask.nii.gz")
-    found = find_public_scans(MOSMED, tmp_path, given_lungs=False)
+    found = find(MOSMED, tmp_path, given_lungs=False)
     assert "without findings by its folder" in found.failed["mosmed_study_0003"]
 
 
 def test_missing_masks_of_c_are_warned_of(tmp_path):
     mosmed(tmp_path)
     (tmp_path / "masks" / "study_0255_mask.nii.gz").rename(tmp_path / "masks" / "255.nii.gz")
-    found = find_public_scans(MOSMED, tmp_path, given_lungs=False)
+    found = find(MOSMED, tmp_path, given_lungs=False)
     assert found.scans["mosmed_study_0255"].group == "D_diseased"
     assert any(line.startswith("lesion masks are missing") for line in found.odd)
     assert any("255.nii.gz: not a name of MosMed" in line for line in found.odd)
@@ -215,14 +225,14 @@ def test_what_belongs_to_nothing_is_named(tmp_path):
     medseg(tmp_path)
     touched(tmp_path, "rp_msk/10.nii.gz", "rp_im/notes.txt", "elsewhere/1.nii.gz", "rp_im.zip", "rp_im/x.nii.gz")
     touched(tmp_path, "__MACOSX/rp_im/1.nii.gz", "rp_im/._1.nii.gz")
-    found = find_public_scans(MEDSEG, tmp_path)
+    found = find(MEDSEG, tmp_path)
     assert (len(found.scans), found.failed) == (9, {})
     told = {line.split(": ")[0].removeprefix(f"{tmp_path}/"): line.split(": ")[1] for line in found.odd}
     assert told == {
-        "rp_msk/10.nii.gz": "no CT for it; passed over",
+        "rp_msk/10.nii.gz": "no CT for it; ignored",
         "rp_im/notes.txt": "no volume",
-        "rp_im/x.nii.gz": "not a name of MedSeg (B); passed over",
-        "elsewhere/1.nii.gz": "in no folder of MedSeg (B); passed over",
+        "rp_im/x.nii.gz": "not a name of MedSeg (B); ignored",
+        "elsewhere/1.nii.gz": "in no folder of MedSeg (B); ignored",
         "rp_im.zip": "an archive; unpack it if its files are missing",
     }
 
@@ -234,17 +244,17 @@ def test_links_to_folders_are_followed_but_not_in_circles_nor_into_the_cohort(tm
         (tmp_path / "download" / folder).symlink_to(tmp_path / "disk" / folder)
     (tmp_path / "download" / "again").symlink_to(tmp_path / "download")
     touched(tmp_path / "download" / "cohort", "images/medseg_1.nii.gz")
-    found = find_public_scans(MEDSEG, tmp_path / "download", skip=tmp_path / "download" / "cohort")
+    found = find(MEDSEG, tmp_path / "download", skip=tmp_path / "download" / "cohort")
     assert (len(found.scans), found.failed, found.odd) == (9, {}, [])
 
 
 @pytest.mark.parametrize("public_set", SETS.values(), ids=SETS)
 def test_a_folder_of_something_else(tmp_path, public_set):
     with pytest.raises(VolumeError, match="no such folder; expected the unpacked download"):
-        find_public_scans(public_set, tmp_path / "nowhere")
+        find(public_set, tmp_path / "nowhere")
     touched(tmp_path, "scans/1.nii.gz")
     with pytest.raises(VolumeError, match=r"no CT of .* here; expected"):
-        find_public_scans(public_set, tmp_path)
+        find(public_set, tmp_path)
     touched(tmp_path, "all.zip")
     with pytest.raises(VolumeError, match="unpack the archives in it"):
-        find_public_scans(public_set, tmp_path)
+        find(public_set, tmp_path)

@@ -1,0 +1,288 @@
+"""Makes a cohort of a public data set of the paper: CovidSeg (A), MedSeg (B) or MosMed (C, D).
+
+DOWNLOAD is the folder in which the set's archives were unpacked, however deep. Its scans are cropped as by lungCrop.py,
+and the lists of the paper's experiments are written to id_txt/:
+
+  covidseg   A_labelled, the labelled scan; A_sub1 and A_sub2, the other scans in HU and in grey values
+  medseg     B
+  mosmed     C, the scans with voxel labels; D_healthy and D_diseased, the others, for training
+
+Several sets can share one ROOT. Lesion is what the set's authors label: infection (CovidSeg, MosMed), ground glass and
+consolidation (MedSeg, 1 and 2); pleural effusion (MedSeg, 3) lies outside the lung and is excluded unless
+--lesion-labels includes it. Lungs are the masks distributed with CovidSeg and MedSeg, without MedSeg's artefacts (3);
+MosMed has none, so lungmask finds them. The published pre-processing used lungmask for all sets, like --lungs lungmask.
+
+A patient of a labelled scan is in no other list, and neither are scans held out for validation (--valid); no scan of C
+is in D. What was found, is missing or odd is printed and written to ROOT/public_SET.json. Scans that are done are
+skipped. A scan that fails does not stop the others; it is named at the end, and the exit code is then 1.
+
+Examples:
+    python -m datasets.public covidseg downloads/covidseg --output data_public --dry-run
+    python -m datasets.public covidseg downloads/covidseg --output data_public
+    python -m datasets.public covidseg downloads/covidseg --output data_public --label radiopaedia_10_85902_1
+    python -m datasets.public medseg downloads/medseg --output data_public --lesion-labels 1 2 3
+    python -m datasets.public mosmed downloads/COVID19_1110 --output data_public --weights unet_r231-d5d2fc3d.pth
+    python -m datasets.public mosmed downloads/COVID19_1110 --output data_public --valid 5 --validh 10
+    torchrun --nproc-per-node 2 -m datasets.public mosmed downloads/COVID19_1110 --output data_public
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets.cohort import find_volume
+from datasets.crop import LungMaskCrop
+from datasets.crop_scans import FOLDERS, crop_scans, is_cropped
+from datasets.io.volume import Reading
+from datasets.lung_finders import LUNG_FINDERS, FindLungs, Lungs
+from datasets.public import SETS
+from datasets.public.check import check_scans
+from datasets.public.find import Found, Wanted, find_public_scans
+from datasets.public.lists import chosen_labels, make_lists, natural, write_lists
+from datasets.public.report import as_text, report_of
+from datasets.public.sets import GREY_WINDOW, Labels, PublicScan, PublicSet
+from datasets.scan_options import add_crop_size, add_lungmask, check_size
+from utils import distributed
+from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
+from utils.errors import CohortError
+from utils.failures import gather_failures, print_failures
+from utils.files import write_text
+from utils.manifest import recording
+
+HELD_OUT = {
+    "valid": "scans with voxel labels to hold out for validation; they are then in no test list",
+    "validh": "healthy scans of D to hold out for validation",
+    "validwl": "diseased scans of D to hold out for validation",
+}
+"""Help of the options that hold scans out."""
+
+
+def crop_public_scans(
+    scans: Mapping[str, PublicScan],
+    output: Path,
+    find_lungs: Callable[[], FindLungs],
+    size: tuple[int, int, int],
+    progress: bool,
+) -> dict[str, str]:
+    """Crop scans of a public set into a cohort folder.
+
+    Args:
+        scans: id to scan.
+        output: cohort folder.
+        find_lungs: makes the lung finder for scans without a lung mask; called if there are any.
+        size: (z, y, x) of the crops.
+        progress: show progress bars.
+
+    Returns:
+        Id to reason of the scans that failed.
+    """
+    failed: dict[str, str] = {}
+    # By how they are read: grey values, lung labels, lesion labels.
+    kinds: dict[tuple, dict[str, PublicScan]] = {}
+    for case_id, scan in scans.items():
+        used = [None if mask is None else mask.labels for mask in (scan.lung, scan.lesion)]
+        kinds.setdefault((scan.grey, *used), {})[case_id] = scan
+    finder = None
+    for (grey, lung, lesion), of_kind in kinds.items():
+        if lung is None and finder is None:
+            finder = find_lungs()
+        cropper = LungMaskCrop(
+            finder,  # not used for scans with a lung mask
+            size,
+            Reading(grey_window=GREY_WINDOW if grey else None),
+            lung_labels=lung and lung.counted,
+            lesion_labels=lesion and lesion.counted,
+        )
+        failed |= crop_scans(
+            {case_id: scan.ct for case_id, scan in of_kind.items()},
+            output,
+            cropper,
+            {case_id: scan.lesion.path for case_id, scan in of_kind.items() if scan.lesion is not None},
+            None if lung is None else {case_id: scan.lung.path for case_id, scan in of_kind.items()},
+            progress,
+        )
+    return failed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m datasets.public``."""
+    options = _options(arguments)
+    start_logging(options.quiet)
+    if options.output.resolve() == options.download.resolve():
+        raise CohortError(f"{options.output}: is the download itself; choose another --output")
+    public_set = SETS[options.set]
+    wanted = Wanted.of(public_set, options.lungs == "given", options.lesion_labels, options.lung_labels)
+    found, lists = distributed.on_rank_zero(lambda: _look(wanted, options))
+    lungs = None if wanted.lung else Lungs(options.lungs, options.lungmask_model, options.weights)
+    rules = {
+        "lungs": "given" if lungs is None else lungs.name,
+        "lung_labels": sorted(wanted.lung.counted) if wanted.lung else [],
+        "lesion_labels": sorted(wanted.lesion.counted),
+    }
+    if options.dry_run:
+        print(as_text(report_of(public_set.title, options.download, found, lists, rules)))
+    else:
+        _make(options, found, lists, rules, lungs)
+    return print_failures({case_id: found.failed[case_id] for case_id in sorted(found.failed, key=natural)})
+
+
+def _look(wanted: Wanted, options: argparse.Namespace) -> tuple[Found, dict[str, list[str]]]:
+    """Find and check the scans, and assign them to lists."""
+    public_set = wanted.public_set
+    found = find_public_scans(wanted, options.download, skip=options.output)
+    labelled = chosen_labels(public_set, found, options.label)
+    amounts = {option: getattr(options, option) for option in HELD_OUT}
+    # Before the check, so that scans that fail today do not change the lists of the others.
+    lists = make_lists(public_set, found.scans.values(), labelled, amounts, options.seed)
+    check_scans(found, progress=not options.quiet)
+    return found, lists
+
+
+def _make(
+    options: argparse.Namespace,
+    found: Found,
+    lists: Mapping[str, Sequence[str]],
+    rules: Mapping[str, Any],
+    lungs: Lungs | None,
+) -> None:
+    """Crop the scans; write lists and report. Scans that fail move to `found.failed`."""
+    title, output, path = SETS[options.set].title, options.output, options.output / f"public_{options.set}.json"
+    device = choose_device(options.device if lungs is not None and lungs.on_gpu else "cpu")
+    with (
+        distributed.lock_folder_on_rank_zero(output, *FOLDERS, "id_txt"),
+        recording(output, device=device, seed=options.seed, rules=rules),
+    ):
+        left = distributed.on_rank_zero(lambda: _begin(path, found, rules, options.size, options.overwrite))
+        mine = {case_id: found.scans[case_id] for case_id in distributed.shard(left)}
+        failed = crop_public_scans(mine, output, lambda: lungs.finder(device), options.size, not options.quiet)
+        found.failed |= gather_failures(failed, left)
+        for case_id in found.failed:
+            found.scans.pop(case_id, None)
+        report = report_of(title, options.download, found, lists, rules)
+        if distributed.is_rank_zero():
+            write_lists(output, {name: report["lists"].get(name, []) for name in lists})
+            write_text(path, json.dumps(report, indent=2) + "\n")
+    print(as_text(report))
+    total = len(found.scans) + len(found.failed)
+    print(f"{len(found.scans)} of {total} scans of {title} are in {output}; this report in {path}")
+
+
+def _begin(
+    path: Path, found: Found, rules: Mapping[str, Any], size: tuple[int, int, int], overwrite: bool
+) -> list[str]:
+    """Record the rules of the crops; return the ids that remain to be cropped.
+
+    Raises:
+        CohortError: existing crops were made with other rules, and must not be overwritten.
+    """
+    root = path.parent
+    done = [
+        case_id
+        for case_id, scan in found.scans.items()
+        if is_cropped(root, case_id, size, with_lesion=scan.lesion is not None)
+    ]
+    before = _rules_of(path)
+    if done and before not in (None, rules):
+        if not overwrite:
+            differ = [f"{key} {before.get(key)}, now {rules[key]}" for key in rules if before.get(key) != rules[key]]
+            raise CohortError(
+                f"{path}: scans here were made with {'; '.join(differ)}; --overwrite replaces them, another --output "
+                "keeps them"
+            )
+        # If this run is killed, the next one must not mistake crops of the old rules for done.
+        for case_id in done:
+            find_volume(root / FOLDERS[0], case_id).unlink()
+    write_text(path, json.dumps({"rules": rules}, indent=2) + "\n")
+    return [case_id for case_id in found.scans if overwrite or case_id not in done]
+
+
+def _rules_of(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["rules"])
+    except (ValueError, KeyError, TypeError):
+        raise CohortError(f"{path}: not a report of this command; remove it, or choose another --output") from None
+
+
+def _label(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 256:
+        raise argparse.ArgumentTypeError(f"expected a label from 1 to 255, got {text}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
+    return int(text)
+
+
+def _defaults(labels_of: Callable[[PublicSet], Labels | None]) -> str:
+    chosen = {name: labels_of(public_set) for name, public_set in SETS.items()}
+    parts = [f"{name} {' '.join(map(str, sorted(its.counted)))}" for name, its in chosen.items() if its is not None]
+    return f"default: {', '.join(parts)}"
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = new_parser(__doc__, "python -m datasets.public")
+    parser.add_argument("set", choices=sorted(SETS), metavar="SET", help=", ".join(SETS))
+    parser.add_argument("download", type=Path, metavar="DOWNLOAD", help="folder with the unpacked archives")
+    parser.add_argument("--output", type=Path, required=True, metavar="ROOT", help="cohort folder")
+    parser.add_argument("--dry-run", action="store_true", help="check the files and print the report, write nothing")
+    parser.add_argument(
+        "--lungs",
+        choices=("given", *LUNG_FINDERS),
+        help="the masks of the set (default of covidseg and medseg), the network of lungmask (the published way, and "
+        "default of mosmed, which has no lung masks), or thresholds",
+    )
+    add_lungmask(parser)
+    add_device(parser)
+    parser.add_argument(
+        "--lesion-labels",
+        type=_label,
+        nargs="+",
+        metavar="N",
+        help=f"labels that count as lesion ({_defaults(lambda s: s.lesion)}; 1 2 3 includes pleural effusion "
+        "in medseg)",
+    )
+    parser.add_argument(
+        "--lung-labels",
+        type=_label,
+        nargs="+",
+        metavar="N",
+        help=f"labels of given lung masks that count as lung ({_defaults(lambda s: s.lung)})",
+    )
+    parser.add_argument(
+        "--label",
+        nargs="+",
+        metavar="ID",
+        help="one or more labelled scans; none for no scan (default: coronacases_001 of covidseg, else none)",
+    )
+    for option, what in HELD_OUT.items():
+        parser.add_argument(f"--{option}", type=_count, default=0, metavar="N", help=f"{what} (default 0)")
+    parser.add_argument("--seed", type=_count, default=0, help="random seed of the held-out scans (default 0)")
+    add_crop_size(parser)
+    parser.add_argument("--overwrite", action="store_true", help="crop existing scans again")
+    add_quiet(parser)
+    options = parser.parse_args(arguments)
+    public_set = SETS[options.set]
+    if options.lungs is None:
+        options.lungs = "lungmask" if public_set.lung is None else "given"
+    if options.lungs == "given" and public_set.lung is None:
+        parser.error(f"--lungs given: {options.set} has no lung masks")
+    if options.lung_labels is not None and options.lungs != "given":
+        parser.error("--lung-labels is for --lungs given")
+    for option in HELD_OUT:
+        if getattr(options, option) and option not in public_set.held_out:
+            able = [name for name, other in SETS.items() if option in other.held_out]
+            parser.error(f"--{option} is for {', '.join(able)}")
+    options.size = check_size(parser, options.size)
+    return options
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
