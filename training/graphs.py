@@ -233,7 +233,7 @@ class GraphedSteps:
             for name, network in self.networks._asdict().items():
                 network.requires_grad_(name in trains)
             for optimizer in optimizers:
-                optimizer.zero_gradients()
+                optimizer.zero_grad()
             with self.precision():
                 value = objective(self.networks, *batches, self.method, reading.begin())
             value.total.backward()
