@@ -118,9 +118,7 @@ def switched(*on: str) -> list[str]:
 @contextmanager
 def trainings(section: Section) -> Iterator[Callable[..., Any]]:
     """Yield a function that builds a training from overrides: ours, or the published way if `published`."""
-    # The CPU has no fast path; a trial takes it all the same.
-    fast = patch("training.run._has_fast_path", return_value=True) if section.toy else nullcontext()
-    with TemporaryDirectory() as name, fast:
+    with TemporaryDirectory() as name, _on_the_cpu() if section.toy else nullcontext():
         root = Path(name) / "cohort"
         size = read_settings(None, section.settings()).image.size
         write_cohort(root, size, 2 if section.toy else SCANS)
@@ -137,6 +135,13 @@ def trainings(section: Section) -> Iterator[Callable[..., Any]]:
 
         yield build
         torch.autograd.set_detect_anomaly(False)
+
+
+@contextmanager
+def _on_the_cpu() -> Iterator[None]:
+    """Let trainings on the CPU take the fast path, which is for CUDA."""
+    with patch("training.run._has_fast_path", return_value=True), patch("training.graphs._WARM_UP", 1):
+        yield
 
 
 def one_iteration(training: TrainingRun | PublishedTraining, t: int) -> None:
@@ -297,7 +302,7 @@ def switches(section: Section) -> None:
     """The fast path with each switch off, and each alone on; the same batch every time."""
     ways = {f"without {name}": [other for other in SWITCHES if other != name] for name in SWITCHES}
     ways |= {f"{name} alone": [name] for name in SWITCHES}
-    ways = dict(list(ways.items())[:2]) if section.toy else ways
+    ways = {"without PLANES": ways["without PLANES"]} if section.toy else ways
     with trainings(section) as build:
         for way, on in ways.items():
             if section.left() > 5:
@@ -420,7 +425,7 @@ def roofline(section: Section) -> None:
 def largest_batch(section: Section) -> None:
     """Double the batch until memory is used up."""
     with trainings(section) as build:
-        for batch in (1, 2) if section.toy else (4, 8, 16, 32):
+        for batch in (2,) if section.toy else (4, 8, 16, 32):
             if section.left() < 5:
                 return
             try:

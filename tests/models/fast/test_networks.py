@@ -114,13 +114,15 @@ def test_a_network_is_replaced_only_if_it_computes_the_same(monkeypatch, caplog)
     assert accelerate_checked(network, ALL)
     assert "forward" in vars(network.predict)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), network.state_dict().values(), strict=True))
+    for width in (2, 20):
+        assert accelerate_checked(Segmenter(width), ALL)
     assert accelerate_checked(Generator(2), ALL)
     assert accelerate_checked(Discriminator(2, (16, 32, 64)), ALL)
     plain = module.pad_channels
     for broken, reason in (
         (lambda *a: 1.01 * plain(*a), "differs by"),
         (lambda *a: 1 / 0, "ZeroDivisionError: division by zero"),
-        (lambda *a: float("nan") * plain(*a), "differs by inf"),
+        (lambda *a: float("nan") * plain(*a), "differs by inf, its gradient by inf"),
     ):
         network = Segmenter(5)
         monkeypatch.setattr(module, "pad_channels", broken)
