@@ -91,7 +91,7 @@ class _Plan:
         parts: number of concatenated maps in the input of a convolution.
         scale: upsampling before a convolution, or None.
         normalised: whether an instance norm follows a convolution.
-        slope: of the activation after an instance norm.
+        slope: of the activation after an instance norm; 1 if there is none.
     """
 
     path: FastPath
@@ -191,7 +191,7 @@ def _accelerate_chain(layers: list[nn.Module], concatenated: set[nn.Module], pat
             normalised = isinstance(after, nn.InstanceNorm3d)
             _replace(layer, _convolution, _Plan(path, 1 + (layer in concatenated), scale, normalised))
         elif isinstance(layer, nn.InstanceNorm3d):
-            _replace(layer, _norm, _Plan(path, slope=_slope(after)))
+            _replace(layer, _norm, _Plan(path, slope=1.0 if after is None else _slope(after)))
         elif isinstance(layer, nn.LeakyReLU | nn.ReLU):
             _replace(layer, _nothing if isinstance(before, nn.InstanceNorm3d) else _activation, _Plan(path))
         elif isinstance(layer, nn.Upsample):
@@ -263,9 +263,13 @@ def _kernels_differ_by(device: torch.device, size: tuple[int, int, int] = (6, 20
 
 def _run(network: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.clone().requires_grad_()
-    y = network(x)
+    y = _as_one(network(x))
     weights = torch.linspace(-1, 1, y.numel(), device=y.device, dtype=y.dtype).view(y.shape)
     return y.detach(), torch.autograd.grad(y, x, weights)[0]
+
+
+def _as_one(y: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([part.flatten() for part in y]) if isinstance(y, tuple) else y
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
