@@ -21,10 +21,11 @@ from models.checkpoint import SegmenterInput, load, load_segmenter, save
 from models.objectives import Networks, discriminator_objective, joint_objective, segmenter_objective
 from tests import reference
 from tests.several import Ended, in_double_precision, on_processes
+from training import graphs, validation
 from training import run as training_run
-from training import validation
 from training.balance import DiscriminatorBalance
 from training.run import TrainingRun
+from training.states import find_states
 from utils import distributed
 from utils.cli import run
 from utils.errors import GasnetError, TrainingError
@@ -281,6 +282,33 @@ def test_switches_of_speed_change_rounding_at_most(config, tmp_path, monkeypatch
         assert found == pytest.approx(expected, rel=2e-3, abs=1e-4), switch
         assert calls == called
         calls.clear()
+    # The fast path is for CUDA; here it runs where the kernels of Triton are replaced by PyTorch's.
+    fast = ["PLANES", "PADDED_CHANNELS", "PHASES", "FUSED", "FLAT_STEP", "GRAPHS"]
+    monkeypatch.setattr(training_run, "_has_fast_path", lambda device: True)
+    monkeypatch.setattr(graphs, "_WARM_UP", 1)
+    on = [f"SPEED.{name}=true" for name in fast]
+    assert losses(config, *off, *on, f"EXP.OUTPUT_DIR={tmp_path / 'fast'}") == pytest.approx(
+        expected, rel=2e-3, abs=1e-4
+    )
+
+
+def test_flat_steps_write_the_same_states_and_go_on_from_them(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_run, "_has_fast_path", lambda device: True)
+    states = []
+    for name, switches in (("plain", [False]), ("flat", [True]), ("changing", [True, False])):
+        for number, switch in enumerate(switches):
+            overrides = [
+                f"EXP.OUTPUT_DIR={tmp_path / name}",
+                f"SPEED.FLAT_STEP={str(switch).lower()}",
+                f"SOLVER.ITER_MAX={4 if number == len(switches) - 1 else 2}",
+            ]
+            training = started(config, *overrides, resume=number > 0, validate=False)
+            train.train(training)
+        states.append(load(find_states(training.folder)[0]))
+    for state in states[1:]:
+        assert state["iteration"] == 4
+        assert states_equal(state["networks"], states[0]["networks"])
+        assert states_equal(state["optimizers"], states[0]["optimizers"])
 
 
 def poisoned(training, iterations):

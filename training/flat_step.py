@@ -59,7 +59,7 @@ class FlatOptimizer:
                 view.copy_(state[name])
             state[name] = view
 
-    def zero_gradients(self) -> None:
+    def zero_grad(self) -> None:
         """Set all gradients to 0, and let the next backward pass add to the flat ones."""
         self.gradient.zero_()
         for parameter, view in zip(self._parameters, self._gradients, strict=True):

@@ -153,7 +153,8 @@ class _Recording:
             torch.cuda.synchronize(device)
             self._graph = torch.cuda.CUDAGraph()
             # Threads that pin the memory of batches call CUDA meanwhile.
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            capture = torch.cuda.graph(self._graph, pool, torch.cuda.Stream(device), capture_error_mode="thread_local")
+            with torch.cuda.device(device), capture:
                 self._outcome = work()
 
     def replay(self) -> Outcome:
@@ -233,7 +234,7 @@ class GraphedSteps:
             for name, network in self.networks._asdict().items():
                 network.requires_grad_(name in trains)
             for optimizer in optimizers:
-                optimizer.zero_gradients()
+                optimizer.zero_grad()
             with self.precision():
                 value = objective(self.networks, *batches, self.method, reading.begin())
             value.total.backward()

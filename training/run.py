@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from configs.settings import Settings, parse_settings
+from configs.settings import Settings, SpeedSettings, parse_settings
 from datasets.cohort import Case, read_volumes
 from datasets.samples import BatchStream, Samples, batch_size, scan_input
 from evaluation.inference import autocast
 from models import Segmenter
 from models.checkpoint import BEST, LAST, SegmenterFacts, SegmenterInput, load_weights, save_segmenter
+from models.fast.networks import FastPath, accelerate_checked
 from models.objectives import Batch, Method, Networks, Objective, build_networks
 from reports.training import write_training_report
 from training.balance import DiscriminatorBalance
+from training.flat_step import FlatOptimizer, flat_guarded_step
+from training.graphs import GraphedSteps
 from training.log import RunLog, RunningMeans, SilentLog, picture_grid
 from training.model_card import describe_training, write_model_card
 from training.optimise import (
@@ -88,6 +92,10 @@ class TrainingRun:
         _prepare_torch(settings, device)
         self.method = Method(settings.exp.constraints, settings.solver.iter_max, settings.loss, settings.gate)
         self.networks = _initial_networks(settings, initialise=not resume).to(device, settings.speed.channels_last)
+        fast = settings.speed if _has_fast_path(device) else SpeedSettings()
+        if path := FastPath.of(fast):
+            for network in self.networks:
+                accelerate_checked(network, path)
         if settings.speed.compile:
             self.networks.segmenter.compile()
             self.networks.generator.compile()
@@ -100,6 +108,13 @@ class TrainingRun:
         positions: dict[str, int] = {}
         if resume:
             positions = self._restore(load_latest_state(self.folder))
+        self._flat: dict[str, FlatOptimizer] = {}
+        self._graphs: GraphedSteps | None = None
+        if fast.flat_step or fast.graphs:
+            self._flat = {name: FlatOptimizer(optimizer) for name, optimizer in self.optimizers.items()}
+        if fast.graphs and distributed.world_size() == 1:
+            mixed = partial(autocast, device, settings.solver.precision)
+            self._graphs = GraphedSteps(self.networks, self._flat, self.method, mixed)
         self._streams = {split: self._open_stream(split, positions.get(split, 0)) for split in settings.training_splits}
         if distributed.is_rank_zero():
             write_text(self.folder / "settings.yaml", settings.to_yaml())
@@ -167,24 +182,44 @@ class TrainingRun:
             second: its second batch.
             trains: names of the networks to train.
         """
+        logs_gradients = "segmenter" in trains and self._looks_at_gradients()
+        if self._graphs is not None and not logs_gradients:
+            name, logged, finite = self._graphs.step(objective, (first, second), trains, self.iteration)
+            own = logged["total"]
+        else:
+            name, logged, finite, own = self._step(objective, first, second, trains, logs_gradients)
+        if self._average is not None and "segmenter" in trains:
+            self._average.update_parameters(self.networks.segmenter)
+        self._means.add(name, logged, finite.all())
+        self.skipped.record(finite, own, self.iteration, name, [*first.ids, *second.ids])
+
+    def _step(
+        self,
+        objective: Callable[..., Objective],
+        first: Batch,
+        second: Batch,
+        trains: Sequence[str],
+        logs_gradients: bool,
+    ) -> tuple[str, dict[str, Tensor], Tensor, Tensor]:
+        """Take a step eagerly; return the objective's name, the values to log, the guard's findings, and the total."""
         for name, network in self.networks._asdict().items():
             network.requires_grad_(name in trains)
         optimizers = [self.optimizers[name] for name in trains]
-        for optimizer in optimizers:
+        flat = [self._flat[name] for name in trains if self._flat]
+        for optimizer in flat or optimizers:
             optimizer.zero_grad()
         with autocast(self.device, self.settings.solver.precision):
             value = objective(self.networks, first, second, self.method, self.iteration)
         own = value.total.detach()
         logged = {name: term.clone() for name, term in {**value.terms, "total": own}.items()}
-        if "segmenter" in trains and self._looks_at_gradients():
+        if logs_gradients:
             logged |= gradient_norms(value.weighted, self.networks.segmenter)
         value.total.backward()
-        distributed.average_over_ranks([*gradients(optimizers), *logged.values()])
-        finite = guarded_step(optimizers, logged["total"])
-        if self._average is not None and "segmenter" in trains:
-            self._average.update_parameters(self.networks.segmenter)
-        self._means.add(value.name, logged, finite.all())
-        self.skipped.record(finite, own, self.iteration, value.name, [*first.ids, *second.ids])
+        found = [optimizer.gradient for optimizer in flat] or gradients(optimizers)
+        distributed.average_over_ranks([*found, *logged.values()])
+        total = logged["total"]
+        finite = flat_guarded_step(flat, total) if flat else guarded_step(optimizers, total)
+        return value.name, logged, finite, own
 
     def _looks_at_gradients(self) -> bool:
         interval = self.settings.interval.gradients
@@ -328,6 +363,11 @@ class TrainingRun:
         if not _recorded_as(state["settings"], self.settings):
             log.warning("resuming with settings that differ from those of the saved run")
         return positions
+
+
+def _has_fast_path(device: torch.device) -> bool:
+    """Whether SPEED may replace operations; on the CPU, PyTorch's own are the reference."""
+    return device.type == "cuda"
 
 
 def _prepare_torch(settings: Settings, device: torch.device) -> None:

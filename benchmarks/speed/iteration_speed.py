@@ -116,6 +116,7 @@ def serve(connection: Connection, way: str, settings: Settings, root: Path, devi
         for t in requests(connection):
             _synchronise(device)
             training.iteration = t
+            training.iteration = t
             waited, start = 0.0, time.perf_counter()
             yield t
             _synchronise(device)

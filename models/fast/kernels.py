@@ -11,6 +11,10 @@ With the environment variable TRITON_INTERPRET=1 the kernels run on the CPU, whi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -289,10 +293,22 @@ _MERGED = 32
 """Channels that one program combines."""
 
 
+def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let Triton launch kernels on the device of a function's first tensor, not on the current one."""
+
+    @wraps(function)
+    def launched(ctx, x: Tensor, *more: Any) -> Any:
+        with torch.cuda.device_of(x):
+            return function(ctx, x, *more)
+
+    return launched
+
+
 class NormActivation(torch.autograd.Function):
     """LeakyReLU of the instance norm of a map; slope 0 is ReLU."""
 
     @staticmethod
+    @_on_its_device
     def forward(ctx, y: Tensor, slope: float, eps: float) -> Tensor:
         """See the class."""
         y, stride = _as_map(y)
@@ -315,6 +331,7 @@ class NormActivation(torch.autograd.Function):
         return out
 
     @staticmethod
+    @_on_its_device
     def backward(ctx, g: Tensor) -> tuple[Tensor, None, None]:
         """Gradient of the map."""
         y, mean, scale = ctx.saved_tensors
@@ -343,6 +360,7 @@ class Upsample(torch.autograd.Function):
     """Trilinear upsampling of a map by 1 or 2 along each axis (align_corners=False); its gradient is deterministic."""
 
     @staticmethod
+    @_on_its_device
     def forward(ctx, x: Tensor, scale: tuple[int, int, int]) -> Tensor:
         """See the class."""
         x, stride = _as_map(x)
@@ -357,6 +375,7 @@ class Upsample(torch.autograd.Function):
         return out
 
     @staticmethod
+    @_on_its_device
     def backward(ctx, g: Tensor) -> tuple[Tensor, None]:
         """Gradient of the small map."""
         g, stride = _as_map(g)

@@ -50,7 +50,7 @@ def test_the_step_is_the_same_bit_for_bit(name, channels_last):
     layouts = [p.stride() for p in network.parameters()]
     for spoilt in ("gradient", None, None, "loss", "state"):
         optimizer.zero_grad()
-        flat.zero_gradients()
+        flat.zero_grad()
         draw_gradients(plain, network)
         if spoilt == "gradient":
             for each in (plain, network):
@@ -83,7 +83,7 @@ def test_a_step_goes_on_from_loaded_states():
     network.load_state_dict(plain.state_dict())
     own.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     flat = FlatOptimizer(own)
-    flat.zero_gradients()
+    flat.zero_grad()
     draw_gradients(plain, network)
     optimise.guarded_step([optimizer], torch.tensor(1.0))
     flat_guarded_step([flat], torch.tensor(1.0))
@@ -95,7 +95,7 @@ def test_backward_adds_to_the_flat_gradient():
     (network, own), _ = pair("Adam", channels_last=True)
     flat = FlatOptimizer(own)
     for _ in range(2):
-        flat.zero_gradients()
+        flat.zero_grad()
         network(torch.rand(1, 1, 4, 8, 8)).square().sum().backward()
         assert flat.gradient.norm() > 0
         together = torch.cat([p.grad.flatten() for p in network.parameters()])

@@ -65,7 +65,7 @@ def eager(networks, iterations, flat, tensors=False):
         for name, network in networks._asdict().items():
             network.requires_grad_(name in trains)
         for name in trains:
-            flats[name].zero_gradients() if flat else optimizers[name].zero_grad()
+            flats[name].zero_grad() if flat else optimizers[name].zero_grad()
         value = objective(networks, *batches, METHOD, t)
         value.total.backward()
         if flat:

@@ -1,3 +1,4 @@
+from multiprocessing import Pipe
 from statistics import median
 
 import pytest
@@ -55,6 +56,24 @@ def test_both_ways_minimise_the_same_objectives_on_the_same_batches(tmp_path):
     # Only the published way computes gradients that nothing uses.
     assert all(p.grad is None for p in ours.networks.discriminator.parameters())
     assert any(p.grad is not None for p in published.networks.discriminator.parameters())
+
+
+def test_the_measured_iterations_have_all_terms(tmp_path, monkeypatch):
+    settings = read_settings(None, [*TINY, f"EXP.OUTPUT_DIR={tmp_path / 'output'}"])
+    root = tmp_path / "cohort"
+    write_cohort(root, settings.image.size, scans=2)
+    runs = []
+    ours = module.WAYS["ours"]
+    monkeypatch.setitem(module.WAYS, "ours", lambda *arguments: runs.append(ours(*arguments)) or runs[0])
+    here, there = Pipe()
+    for t in (*module.PHASES.values(), None):
+        here.send(t)
+    module.serve(there, "ours", settings, root, CPU)
+    assert here.recv() == "ready"
+    assert all(seconds > waited > 0 for seconds, waited, _ in (here.recv(), here.recv()))
+    names = {name for name in runs[0]._means.take() if "/" in name}
+    assert {f"joint/{term}" for term in ("adversarial", "recons", "genImgToD", "MIL", "perception")} <= names
+    assert {f"discriminator/{term}" for term in ("synthetic", "healthy", "origImgToD", "genImgToD")} <= names
 
 
 def test_rows_are_measured_in_separate_processes(monkeypatch):

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import instance_norm, interpolate, leaky_relu
 
 from models.fast import kernels
+from models.fast.networks import _kernels_differ_by
 
 LAST = torch.channels_last_3d
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3}
@@ -104,3 +105,11 @@ def test_upsampling(dtype, scale, shape):
     assert y.is_contiguous(memory_format=LAST)
     assert forward < TOLERANCE[dtype]
     assert backward < TOLERANCE[dtype]
+
+
+def test_the_check_before_use_finds_kernels_that_agree_and_one_that_does_not(monkeypatch):
+    device = torch.device(DEVICE)
+    assert _kernels_differ_by(device, (2, 3, 4)) < 1e-5
+    monkeypatch.setattr(kernels.Upsample, "forward", staticmethod(lambda ctx, x, scale: x.repeat(1, 1, *scale)))
+    monkeypatch.setattr(kernels.Upsample, "backward", staticmethod(lambda ctx, g: (g[:, :, ::2, ::2, ::2], None)))
+    assert _kernels_differ_by(device, (2, 3, 4)) > 0.1

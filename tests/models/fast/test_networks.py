@@ -22,6 +22,7 @@ NETWORKS = {
     "segmenter, odd halves": (lambda: Segmenter(13), (1, 1, 4, 8, 8)),  # 2 * 16 channels padded, and 26 padded to 32
     "generator": (lambda: Generator(3), (1, 1, 32, 32, 64)),
     "discriminator": (lambda: Discriminator(3, (16, 64, 64)), (2, 1, 16, 64, 64)),
+    "discriminator, two heads": (lambda: Discriminator(2, (16, 64, 64), heads=2), (2, 1, 16, 64, 64)),
 }
 
 
@@ -30,6 +31,7 @@ def run(network, x):
     network.zero_grad()
     x = x.clone().requires_grad_()
     y = network(x)
+    y = torch.cat([part.flatten() for part in y]) if isinstance(y, tuple) else y
     torch.manual_seed(9)
     y.backward(torch.randn(y.shape, dtype=y.dtype))
     return {"output": y.detach(), "input": x.grad} | {name: p.grad for name, p in network.named_parameters()}
@@ -114,13 +116,16 @@ def test_a_network_is_replaced_only_if_it_computes_the_same(monkeypatch, caplog)
     assert accelerate_checked(network, ALL)
     assert "forward" in vars(network.predict)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), network.state_dict().values(), strict=True))
+    for width in (2, 20):
+        assert accelerate_checked(Segmenter(width), ALL)
     assert accelerate_checked(Generator(2), ALL)
-    assert accelerate_checked(Discriminator(2, (16, 32, 64)), ALL)
+    for heads in (1, 2):
+        assert accelerate_checked(Discriminator(2, (16, 32, 64), heads), ALL)
     plain = module.pad_channels
     for broken, reason in (
         (lambda *a: 1.01 * plain(*a), "differs by"),
         (lambda *a: 1 / 0, "ZeroDivisionError: division by zero"),
-        (lambda *a: float("nan") * plain(*a), "differs by inf"),
+        (lambda *a: float("nan") * plain(*a), "differs by inf, its gradient by inf"),
     ):
         network = Segmenter(5)
         monkeypatch.setattr(module, "pad_channels", broken)
