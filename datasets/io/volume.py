@@ -9,16 +9,19 @@ ordered by `datasets.io.dicom`; they and the other types are decoded in a proces
 from __future__ import annotations
 
 import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import SimpleITK as sitk
 
 from datasets.io import nifti
 from datasets.io.decoder import Decoder, DecoderError
-from datasets.io.dicom import find_series
+from datasets.io.dicom import Series, find_series, has_preamble, padding_to_air, read_with_pydicom
 from datasets.io.grid import MAX_VOXELS, Grid, check_grid
+from datasets.io.scan import Scan
 from datasets.io.text_headers import check_data_length
 from datasets.window import unmap_window
 from utils.errors import VolumeError
@@ -45,8 +48,8 @@ class Reading:
 
     Attributes:
         max_voxels: most voxels of a volume; a larger one is refused before memory is taken for it.
-        series: SeriesInstanceUID, SeriesNumber or part of the SeriesDescription to take from a DICOM folder with
-            several CT series; by default the one with the most slices.
+        series: SeriesInstanceUID, SeriesNumber, AcquisitionNumber, kernel or part of the SeriesDescription to take
+            from a study with several CT series; by default as `datasets.io.dicom.RULES` say.
         grey_window: HU that became 0 and 255 in CTs whose values were mapped to 0..255; those are mapped back. By
             default such CTs are refused.
     """
@@ -70,39 +73,41 @@ def is_volume_file(path: Path) -> bool:
     return path.name.lower().endswith(EXTENSIONS) and not path.name.startswith(".") and path.is_file()
 
 
-def read_geometry(path: Path, reading: Reading = DEFAULT) -> Grid:
+def read_geometry(source: Path | Scan, reading: Reading = DEFAULT) -> Grid:
     """The grid of a volume, from its header alone.
 
     Raises:
         VolumeError: as `read_volume`, as far as the header tells.
     """
-    if path.is_dir():
-        return find_series(path, reading.series, reading.max_voxels)[1]
-    _check_file(path)
+    series = _series_of(source, reading)
+    if series is not None:
+        return series.grid
+    path = _path_of(source)
     if _is_nifti(path):
         return nifti.read_nifti_header(path, reading.max_voxels).grid
     return _read_header(path, reading.max_voxels)[0]
 
 
-def read_volume(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
+def read_volume(source: Path | Scan, reading: Reading = DEFAULT) -> sitk.Image:
     """Read a volume and check it.
 
     Args:
-        path: a file with one of `EXTENSIONS`, or a folder with a DICOM series.
-        reading: how.
+        source: a file with one of `EXTENSIONS`, a folder with a DICOM series, or a scan that was found.
+        reading: how files are read.
 
     Returns:
-        A three-dimensional image of one finite number a voxel, in the file's pixel type (HU of DICOM slices as int16).
+        A three-dimensional image of one finite number per voxel, in the file's pixel type (HU of DICOM as int16).
 
     Raises:
         VolumeError: the file is missing, unreadable, too large, cut short, damaged, crashes its reader, is not
-            three-dimensional, has several values a voxel, a geometry that cannot be, or NaN or infinite voxels.
+            three-dimensional, has several values per voxel, impossible geometry, or NaN or infinite voxels; or the
+            DICOM series is not complete.
     """
-    if path.is_dir():
-        slices, grid = find_series(path, reading.series, reading.max_voxels)
-        voxels = _decoded(path, slices, grid, 8)
+    series = _series_of(source, reading)
+    if series is not None:
+        grid, voxels = series.grid, _series_voxels(source, series)
     else:
-        _check_file(path)
+        path = _path_of(source)
         if _is_nifti(path):
             grid, voxels = nifti.read_nifti(path, reading.max_voxels)
         else:
@@ -110,11 +115,71 @@ def read_volume(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
             check_data_length(path, int(np.prod(grid.size)) * voxel_bytes)
             voxels = _decoded(path, [path], grid, voxel_bytes)
     if voxels.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in voxels):
-        raise VolumeError(f"{path}: holds NaN or infinite voxels; repair or leave out the scan")
+        raise VolumeError(f"{source}: holds NaN or infinite voxels; repair or leave out the scan")
     return grid.image(voxels)
 
 
-def read_ct(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
+def read_series(source: Path | Scan, reading: Reading = DEFAULT) -> Series:
+    """The complete DICOM series of a scan.
+
+    Raises:
+        VolumeError: it is no DICOM series, or as `read_geometry`.
+    """
+    series = _series_of(source, reading)
+    if series is None:
+        raise VolumeError(f"{source}: not a DICOM series")
+    return series
+
+
+def _series_of(source: Path | Scan, reading: Reading) -> Series | None:
+    """The checked DICOM series of a source; None for volume files."""
+    if isinstance(source, Scan):
+        if source.problem is not None:
+            raise VolumeError(source.problem)
+        series = source.series
+    else:
+        series = find_series(source, reading.series) if source.is_dir() else None
+    if series is None:
+        return None
+    if series.problem is not None:
+        raise VolumeError(named(source, series.problem))
+    check_grid(source, series.grid, reading.max_voxels)
+    return series
+
+
+def named(source: object, problem: str) -> str:
+    """A problem of a series with the name of its folder, unless it names a file itself."""
+    return problem if problem.startswith("/") or problem.startswith(str(source)) else f"{source}: {problem}"
+
+
+def _path_of(source: Path | Scan) -> Path:
+    path = source.path if isinstance(source, Scan) else source
+    _check_file(path)
+    return path
+
+
+def _series_voxels(source: Path | Scan, series: Series) -> np.ndarray:
+    """HU of a series; ITK decodes ordinary files, pydicom frames and files without preamble, or what ITK cannot."""
+    if any(one.frame is not None for one in series.slices) or not all(has_preamble(path) for path in series.files):
+        return padding_to_air(series, read_with_pydicom(series))
+    path = source.path if isinstance(source, Scan) else source
+    try:
+        voxels = _decoded(path, list(series.files), series.grid, 8)
+    except VolumeError:
+        if not any(_is_compressed(file) for file in series.files[:1]):
+            raise
+        voxels = read_with_pydicom(series)
+    return padding_to_air(series, voxels)
+
+
+def _is_compressed(path: Path) -> bool:
+    with warnings.catch_warnings(action="ignore"):
+        meta = pydicom.filereader.read_file_meta_info(path)
+    syntax = meta.get("TransferSyntaxUID")
+    return syntax is not None and syntax.is_compressed
+
+
+def read_ct(path: Path | Scan, reading: Reading = DEFAULT) -> sitk.Image:
     """Read a chest CT in HU.
 
     Raises:
