@@ -39,7 +39,7 @@ from datasets.scan_options import (
     chosen_lungs,
     chosen_reading,
 )
-from datasets.scans import find_scans
+from datasets.scans import files_of, find_scans
 from utils import distributed
 from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
 from utils.failures import gather_failures, print_failures
@@ -76,10 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.backends.cudnn.allow_tf32 = False  # the same lungs on every device
     output, size, window = options.output, options.size, options.window
     lungs = chosen_lungs(options)
-    scans = find_scans(options.input)
+    scans = find_scans(options.input, series=options.series, progress=not options.quiet)
     labels = match_masks(options.labels, scans, "label")
     lung_masks = given_lung_masks(lungs, scans)
-    inputs = [*scans.values(), *labels.values(), *(lung_masks or {}).values()]
+    inputs = [*files_of(scans.values()), *labels.values(), *(lung_masks or {}).values()]
     keep_apart([output / folder for folder in FOLDERS], inputs)
     device = choose_device(options.device if lungs.on_gpu else "cpu")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from datasets.io.volume import write_volume
 from datasets.scan_options import add_reading, chosen_reading
-from datasets.scans import find_scans, match_labels, result_name
+from datasets.scans import files_of, find_scans, match_labels, result_name
 from evaluation.metrics import THRESHOLD
 from evaluation.paste_back import restore_mask
 from utils.cli import add_quiet, new_parser, run, start_logging
@@ -50,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     options = parse(arguments)
     start_logging(options.quiet)
-    scans = find_scans(*options.images)
+    scans = find_scans(*options.images, series=options.series, progress=not options.quiet)
     masks, unmatched = match_labels(options.masks, list(scans))
-    inputs = (*options.images, options.masks, *(path.parent for path in (*scans.values(), *masks.values())))
+    inputs = (*options.images, options.masks, *(path.parent for path in (*files_of(scans.values()), *masks.values())))
     if options.output.resolve() in [path.resolve() for path in inputs]:
         raise VolumeError(f"{options.output}: is the folder of the input; choose another --output")
 

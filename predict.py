@@ -36,8 +36,9 @@ import torch
 
 from datasets.crop import CROP_SIZE
 from datasets.crop_scans import given_lung_masks, keep_apart
+from datasets.io.scan import Scan
 from datasets.scan_options import add_grey_window, add_lungs, add_reading, check_window, chosen_lungs, chosen_reading
-from datasets.scans import find_scans
+from datasets.scans import files_of, find_scans
 from datasets.window import WINDOW
 from evaluation.burden import NOTICE
 from evaluation.lesion_segmenter import LesionSegmenter
@@ -77,7 +78,7 @@ class Job:
         progress: show a progress bar.
     """
 
-    scans: dict[str, Path]
+    scans: dict[str, Scan]
     lungs: dict[str, Path] | None
     segmenter: LesionSegmenter
     wanted: Wanted
@@ -148,10 +149,10 @@ def check(options: argparse.Namespace) -> Job:
         GasnetError: the model, the scans, the device or the output folder cannot be used.
     """
     segmenter = _load_segmenter(options)
-    scans = find_scans(options.input)
+    scans = find_scans(options.input, series=options.series, progress=not options.quiet)
     lungs = given_lung_masks(segmenter.lungs, scans)
-    _keep_apart(options.input, options.output, [*scans.values(), *(lungs or {}).values()])
-    if options.dicom_seg and (others := [case_id for case_id, path in scans.items() if not path.is_dir()]):
+    _keep_apart(options.input, options.output, [*files_of(scans.values()), *(lungs or {}).values()])
+    if options.dicom_seg and (others := [case_id for case_id, scan in scans.items() if not scan.is_dicom]):
         log.warning("%d scan(s) are no DICOM series and get no DICOM SEG, the first %s", len(others), others[0])
     wanted = Wanted(
         output=options.output,

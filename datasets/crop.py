@@ -19,6 +19,7 @@ from scipy import sparse
 
 from datasets.io.grid import Grid, check_same_grid
 from datasets.io.nifti import NOTES, read_nifti_header
+from datasets.io.scan import Scan
 from datasets.io.volume import DEFAULT, Reading, as_ct, as_labels, read_ct, read_labels
 from datasets.lungs import load_lungmask
 from datasets.window import WINDOW, map_window
@@ -228,7 +229,9 @@ def paste_back(crop: sitk.Image, scan: Grid, threshold: float | None = None) -> 
     return scan.image(pasted)
 
 
-def lay_over(scan: Path, grid: Grid, crop: sitk.Image, name: object, threshold: float | None = None) -> sitk.Image:
+def lay_over(
+    scan: Path | Scan, grid: Grid, crop: sitk.Image, name: object, threshold: float | None = None
+) -> sitk.Image:
     """Paste a crop onto the grid of its scan, see `paste_back`; errors name both files.
 
     Args:
@@ -351,7 +354,7 @@ class LungMaskCrop:
         return load_lungmask() if self._lungs is None else self._lungs
 
     def crop(
-        self, imagepath: Path | str, labelpath: Path | str | None = None, lungpath: Path | str | None = None
+        self, imagepath: Path | str | Scan, labelpath: Path | str | None = None, lungpath: Path | str | None = None
     ) -> tuple[sitk.Image, ...]:
         """Crop one CT, and optionally its lesion label.
 
@@ -367,7 +370,7 @@ class LungMaskCrop:
         Raises:
             VolumeError: a file cannot be read, does not fit the CT, or no lung was found.
         """
-        imagepath = Path(imagepath)
+        imagepath = Path(imagepath) if isinstance(imagepath, str) else imagepath
         ct, lungs = self.read(imagepath, lungpath)
         lesion = None if labelpath is None else self._read_fitting(labelpath, imagepath, ct, self.lesion_labels)
         try:
@@ -376,7 +379,7 @@ class LungMaskCrop:
             raise VolumeError(f"{imagepath}: {error}") from None
 
     def read(
-        self, scan: Path | sitk.Image, lungs: Path | str | sitk.Image | None = None
+        self, scan: Path | Scan | sitk.Image, lungs: Path | str | sitk.Image | None = None
     ) -> tuple[sitk.Image, np.ndarray]:
         """Read a CT and find its lungs.
 

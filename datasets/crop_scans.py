@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets.cohort import find_volume
 from datasets.crop import LungMaskCrop, recorded_window
+from datasets.io.scan import Scan
 from datasets.io.volume import read_geometry, write_volume
 from datasets.lung_finders import Lungs
 from datasets.scans import match_labels
@@ -22,7 +23,7 @@ FOLDERS = ("images", "lung", "lesion")
 
 
 def crop_scans(
-    scans: dict[str, Path],
+    scans: Mapping[str, Path | Scan],
     output: Path,
     cropper: LungMaskCrop,
     labels: dict[str, Path] | None = None,
@@ -43,7 +44,7 @@ def crop_scans(
         Id to reason of the scans that failed.
     """
 
-    def crop(case_id: str, scan: Path) -> None:
+    def crop(case_id: str, scan: Path | Scan) -> None:
         crops = cropper.crop(scan, (labels or {}).get(case_id), lung_mask_of(scan, case_id, lungs))
         # The image is written last: if it exists, the others do.
         for folder, crop in reversed(list(zip(FOLDERS, crops, strict=False))):
@@ -65,7 +66,7 @@ def is_cropped(
         return False
 
 
-def match_masks(folder: Path | None, scans: dict[str, Path], what: str) -> dict[str, Path]:
+def match_masks(folder: Path | None, scans: Mapping[str, Path | Scan], what: str) -> dict[str, Path]:
     """Masks by the id of their scan; masks without a scan and scans without a mask are warnings.
 
     Args:
@@ -86,12 +87,12 @@ def match_masks(folder: Path | None, scans: dict[str, Path], what: str) -> dict[
     return matched
 
 
-def given_lung_masks(lungs: Lungs, scans: dict[str, Path]) -> dict[str, Path] | None:
+def given_lung_masks(lungs: Lungs, scans: Mapping[str, Path | Scan]) -> dict[str, Path] | None:
     """Given lung masks by the id of their scan; None if lungs are found by a method."""
     return None if lungs.folder is None else match_masks(lungs.folder, scans, "lung mask")
 
 
-def lung_mask_of(scan: Path, case_id: str, lungs: dict[str, Path] | None) -> Path | None:
+def lung_mask_of(scan: Path | Scan, case_id: str, lungs: dict[str, Path] | None) -> Path | None:
     """The lung mask given for a scan; None if lungs are found by a method.
 
     Raises:

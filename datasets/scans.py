@@ -1,78 +1,408 @@
-"""Finding raw scans, and the masks that belong to them, in folders."""
+"""The index of an archive: every CT below the paths that were named, and everything else that was found.
+
+A folder is not a scan; a DICOM series is, wherever its files lie. Only headers are read. As a command, prints the
+index as a table, and writes it as CSV.
+
+Examples:
+    python -m datasets.scans /archive
+    python -m datasets.scans /archive --csv index.csv --series "Lung 1.0"
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import re
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets.io.dicom import holds_dicom
+from datasets.io.dicom import (
+    Other,
+    Series,
+    Slice,
+    choose_series,
+    common_folder,
+    group_series,
+    is_dicom_file,
+    named,
+    read_slices,
+    short_hash,
+    step_mm,
+    studies_of,
+)
+from datasets.io.scan import Scan
 from datasets.io.volume import is_volume_file, volume_id
-from utils.errors import VolumeError
+from utils.cli import add_quiet, new_parser, run, start_logging
+from utils.errors import VolumeError, one_line
+from utils.files import write_text
+from utils.progress import progress_bar
+from utils.tables import as_csv
+
+log = logging.getLogger(__name__)
 
 LABEL_SUFFIXES = ("", "_label", "-label", "_lesion", "_mask", "_seg")
 """What may stand between the id of a scan and the extension of its label file."""
 
+MASK_FOLDERS = ("mask", "label", "segmentation", "seg", "lesion", "leision", "lung", "infection", "annotation")
+"""Folders below INPUT whose names begin so, or end so after a ``_``, hold masks and no CTs."""
 
-def find_scans(*paths: Path) -> dict[str, Path]:
-    """Scans by id, which names all that is made of them: files, or folders of files and of DICOM series.
+RESULT_FOLDERS = ("images", "lung", "lesion", "masks", "probabilities", "dicom_seg", "figures", "pictures")
+"""Folders of results beside a manifest.json of this project; they are no inputs."""
 
-    A series is a folder with DICOM files. It may lie deeper, as in an export of patients, studies and series: its id is
-    then its path below the given folder, joined by ``_``. A folder without any scan is itself taken for a series, and
-    so is one that lies directly in the given folder and has files of whatever kind: reading it says what is wrong.
-    Hidden files and folders are passed over.
+GENERIC_NAMES = ("ct", "image", "img", "imaging", "scan", "volume", "vol", "data", "series", "chest", "thorax", "input")
+"""File names that are alike in every patient's folder; the folder then names the scan."""
+
+_LONGEST_ID = 150
+"""Bytes of an id, which leaves room for suffixes in the 255 of a file name."""
+
+_THREADS = 8
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """Something that was found and is no scan.
+
+    Attributes:
+        path: file or folder.
+        kind: what it is.
+        series: the series, if it is one.
+        reason: why it was passed over.
+    """
+
+    path: Path
+    kind: str
+    series: Series | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Index:
+    """What was found below the paths that were named.
+
+    Attributes:
+        scans: by id, in the order of the ids.
+        passed_over: everything else.
+        unreadable: reason by path of files and folders that could not be read.
+    """
+
+    scans: dict[str, Scan]
+    passed_over: tuple[PassedOver, ...] = ()
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> list[str]:
+        """One line per kind of what was passed over, with its count."""
+        counts = Counter(item.kind for item in self.passed_over)
+        lines = [f"passed over: {number} {kind}" for kind, number in sorted(counts.items())]
+        return lines + [f"unreadable: {path}: {reason}" for path, reason in self.unreadable.items()]
+
+
+@dataclass
+class _Found:
+    """What lies below one root, before ids are made."""
+
+    root: Path
+    volumes: list[Path] = field(default_factory=list)
+    dicom: list[Path] = field(default_factory=list)
+    passed: list[PassedOver] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+def index_scans(*paths: Path, series: str | None = None, progress: bool = False) -> Index:
+    """Index the CTs below files and folders, at any depth.
+
+    Of the CT series of a patient's study one is taken, see `datasets.io.dicom.RULES`. The id of a scan is the path of
+    its file without extension, or of the deepest folder that holds all its slices, below the named folder and joined
+    by ``_``; files with a generic name have the name of their folder. Scans that would share an id have a hash added.
+
+    Args:
+        paths: volume files, and folders.
+        series: which series of a study to take, see `datasets.io.dicom.choose_series`.
+        progress: show a progress bar.
 
     Raises:
-        VolumeError: there is nothing, or two scans have the same id.
-        OSError: a folder or file cannot be read.
+        VolumeError: a path does not exist, or no CT was found.
     """
-    scans: dict[str, Path] = {}
-    for case_id, scan in (found for path in paths for found in _scans_at(path)):
-        if case_id in scans:
-            raise VolumeError(f"{scan} and {scans[case_id]} have the same id; rename one of them")
-        scans[case_id] = scan
+    proposals: list[tuple[str, Scan]] = []
+    passed: list[PassedOver] = []
+    unreadable: dict[str, str] = {}
+    for path in paths:
+        if not path.exists():
+            raise VolumeError(f"{path}: no such file or folder; expected a CT or a folder of CTs")
+        found = _Found(path if path.name.strip(".") else path.resolve())  # "." and ".." are no names
+        if path.is_file() and not (is_dicom_file(path) and not is_volume_file(path)):
+            proposals.append((volume_id(found.root), Scan("", found.root)))
+            continue
+        _walk(found, found.root, set()) if path.is_dir() else found.dicom.append(found.root)
+        proposals += [(_volume_id(found.root, volume), Scan("", volume)) for volume in _without_masks(found)]
+        proposals += _dicom_scans(found, series, progress)
+        passed += found.passed
+        unreadable |= found.unreadable
+    scans = _with_ids(proposals)
+    if not scans:
+        seen = "; ".join(Index({}, tuple(passed), unreadable).summary()) or "nothing was found"
+        raise VolumeError(
+            f"{', '.join(map(str, paths))}: holds no chest CT ({seen}); expected CT files or DICOM series"
+        )
+    return Index(dict(sorted(scans.items())), tuple(passed), unreadable)
+
+
+def find_scans(*paths: Path, series: str | None = None, progress: bool = False) -> dict[str, Scan]:
+    """The scans of `index_scans` by id; what was passed over and what is unreadable is logged.
+
+    Raises:
+        VolumeError: as `index_scans`.
+    """
+    index = index_scans(*paths, series=series, progress=progress)
+    for line in index.summary():
+        (log.warning if line.startswith("unreadable") else log.info)("%s", line)
+    for scan in index.scans.values():
+        for note in scan.notes:
+            log.warning("%s: %s", scan.id, note)
+    return index.scans
+
+
+# ------------------------------------------------------------------------------------------- walking
+
+
+def _walk(found: _Found, folder: Path, walked: set[Path]) -> None:
+    """Collect the files below a folder; each folder once, however many links lead to it."""
+    walked.add(folder.resolve())
+    try:
+        entries = sorted(folder.iterdir())
+        results = _holds_results(folder)
+    except OSError as error:
+        found.unreadable[str(folder)] = error.strerror or one_line(error)
+        return
+    for path in entries:
+        if path.name.startswith("."):
+            continue
+        try:
+            if path.is_dir():
+                if results and path.name in RESULT_FOLDERS:
+                    found.passed.append(PassedOver(path, "folder of results of this project"))
+                elif path.resolve() not in walked:
+                    _walk(found, path, walked)
+            elif path.is_file():
+                _sort_file(found, path)
+        except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+            found.unreadable[str(path)] = getattr(error, "strerror", None) or one_line(error)
+
+
+def _holds_results(folder: Path) -> bool:
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return False
+    with manifest.open("rb") as file:
+        return b"GASNet manifest" in file.read(200)
+
+
+def _sort_file(found: _Found, path: Path) -> None:
+    if is_volume_file(path):
+        found.volumes.append(path)
+    elif is_dicom_file(path):
+        found.dicom.append(path)
+    elif path.name.upper() == "DICOMDIR":
+        found.passed.append(PassedOver(path, "DICOM directory"))
+    else:
+        found.passed.append(PassedOver(path, "other file"))
+
+
+def _without_masks(found: _Found) -> list[Path]:
+    """The volume files that are no masks: not in a folder of masks, and not a mask beside its own CT."""
+    names = {path.parent: set() for path in found.volumes}
+    for path in found.volumes:
+        names[path.parent].add(volume_id(path))
+    volumes = []
+    for path in found.volumes:
+        below = path.relative_to(found.root).parts[:-1]
+        if any(is_mask_folder(part) for part in below):
+            found.passed.append(PassedOver(path, "mask"))
+        elif (of := mask_of(volume_id(path), names[path.parent])) is not None:
+            found.passed.append(PassedOver(path, "mask", reason=f"beside {of}"))
+        else:
+            volumes.append(path)
+    return volumes
+
+
+def is_mask_folder(name: str) -> bool:
+    """Whether a folder's name says that it holds masks."""
+    return bool(re.search(rf"(^|_)({'|'.join(MASK_FOLDERS)})(s|es)?(Tr|Ts|Val)?(_|$)", name, re.IGNORECASE))
+
+
+def mask_of(name: str, beside: Iterable[str]) -> str | None:
+    """The CT that a file is a mask of, by the names of the files beside it; None if it is no mask.
+
+    Args:
+        name: file name without extension.
+        beside: names of all files in its folder.
+    """
+    stem = re.sub(r"([._-])(label|lesion|mask|seg|segmentation|infection|lung|lungs)s?$", "", name, flags=re.IGNORECASE)
+    if stem == name:
+        return None
+    others = set(beside) - {name}
+    return next((ct for ct in (stem, f"{stem}_ct", f"{stem}-ct", f"{stem}_0000", "ct") if ct in others), None)
+
+
+# ----------------------------------------------------------------------------------------------- ids
+
+
+def _volume_id(root: Path, path: Path) -> str:
+    """The id of a volume file: its path below the root, or its folder's if the name is generic."""
+    *folders, _ = path.relative_to(root).parts
+    stem = volume_id(path)
+    if folders and re.sub(r"_0000$", "", stem).lower() in GENERIC_NAMES:
+        return "_".join(folders)
+    return "_".join([*folders, stem])
+
+
+def _series_id(root: Path, series: Series) -> str:
+    """The id of a series: the path of its folder below the root, or the root's name."""
+    if series.folder == root or not series.folder.is_relative_to(root):
+        return root.name
+    return "_".join(series.folder.relative_to(root).parts)
+
+
+def _with_ids(proposals: Sequence[tuple[str, Scan]]) -> dict[str, Scan]:
+    """Give scans their ids; those that would share one have a hash of what they are added."""
+    by_name: dict[str, list[Scan]] = defaultdict(list)
+    for name, scan in proposals:
+        by_name[_fitting(name)].append(scan)
+    scans: dict[str, Scan] = {}
+    for name, sharing in by_name.items():
+        unique = {scan.path if scan.series is None else scan.series.files: scan for scan in sharing}  # links
+        for scan in unique.values():
+            case_id = name if len(unique) == 1 else f"{name}_{_hash_of(scan)}"
+            scans[case_id] = Scan(case_id, scan.path, scan.series, scan.reason, scan.problem, scan.notes)
     return scans
 
 
-def _scans_at(path: Path) -> list[tuple[str, Path]]:
-    if not path.exists():
-        raise VolumeError(f"{path}: no such file or folder; expected a CT or a folder of CTs")
-    itself = (volume_id(path if path.name.strip(".") else path.resolve()), path)  # "." and ".." are no names
-    if path.is_file():
-        return [itself]
-    within = sorted(p for p in path.iterdir() if is_volume_file(p) or _is_folder(p))
-    walked = {p.resolve() for p in (path, *within)}
-    is_series = holds_dicom(path)
-    scans = []
-    for child in within:
-        below = [] if is_series or child.is_file() or holds_dicom(child) else _series_below(child, walked)
-        if below:
-            scans += [("_".join(series.relative_to(path).parts), series) for series in below]
-        elif child.is_file() or _holds_files(child):
-            scans.append((volume_id(child), child))
-    return scans or [itself]
+def _fitting(name: str) -> str:
+    """A name that fits a file name, and is text."""
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\\", "_")
+    if len(name.encode()) <= _LONGEST_ID:
+        return name
+    return name.encode()[:_LONGEST_ID].decode(errors="ignore") + "_" + short_hash(name)
 
 
-def _series_below(folder: Path, walked: set[Path]) -> list[Path]:
-    """The DICOM series below a folder that is none, at any depth; each once, however many links lead to it."""
-    series = []
-    for child in sorted(p for p in folder.iterdir() if _is_folder(p)):
-        if (target := child.resolve()) not in walked:
-            walked.add(target)
-            series += [child] if holds_dicom(child) else _series_below(child, walked)
-    return series
+def _hash_of(scan: Scan) -> str:
+    """What tells a scan from others of the same name: patient and study or, for files, the path."""
+    if scan.series is None:
+        return short_hash(str(scan.path))
+    return short_hash(scan.series.first.patient, scan.series.first.study)
 
 
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
+# --------------------------------------------------------------------------------------------- DICOM
 
 
-def _holds_files(folder: Path) -> bool:
-    return any(p.is_file() and not p.name.startswith(".") for p in folder.iterdir())
+def _dicom_scans(found: _Found, choice: str | None, progress: bool) -> list[tuple[str, Scan]]:
+    """The scans among the DICOM files below a root: one per patient and study."""
+    slices: list[Slice] = []
+    others: list[Other] = []
+    with ThreadPoolExecutor(_THREADS) as pool, warnings.catch_warnings(action="ignore"):  # of pydicom, in all threads
+        reading = progress_bar(
+            pool.map(_read_or_reason, found.dicom),
+            "reading headers",
+            unit="file",
+            total=len(found.dicom),
+            shown=progress and len(found.dicom) > 1000,
+        )
+        for path, parts in zip(found.dicom, reading, strict=True):
+            if isinstance(parts, str):
+                found.unreadable[str(path)] = parts
+                continue
+            slices += [part for part in parts if isinstance(part, Slice)]
+            others += [part for part in parts if isinstance(part, Other)]
+    studies = studies_of(group_series(slices, others))
+    used = {one.path.parent for one in slices}
+    for other in others:
+        if not other.damaged:
+            found.passed.append(PassedOver(other.path, other.kind))
+        elif other.path.parent not in used:
+            found.unreadable[str(other.path)] = other.kind
+    return [_study_scan(found, volumes, choice) for volumes in studies.values()]
 
 
-def result_name(case_id: str, scan: Path) -> str:
-    """Name of the mask of a scan: its id with the scan's file type, compressed where the type can be."""
-    extension = scan.name.lower()[len(volume_id(scan)) :] if scan.is_file() else ""
+def _read_or_reason(path: Path) -> list[Slice | Other] | str:
+    try:
+        return read_slices(path)
+    except OSError as error:
+        return error.strerror or one_line(error)
+
+
+def _study_scan(found: _Found, volumes: list[Series], choice: str | None) -> tuple[str, Scan]:
+    """The scan of a study, and the id that it proposes."""
+    chosen = choose_series(volumes, choice)
+    if chosen.series is None:
+        folder = common_folder([path for volume in volumes for path in volume.files])
+        largest = max(volumes, key=lambda volume: len(volume.slices))
+        scan = Scan("", folder, largest, problem=f"{folder}: {chosen.problem}")
+        return _series_id(found.root, largest), scan
+    found.passed += [
+        PassedOver(series.folder, "CT series of a study with a better one", series, reason)
+        for series, reason in chosen.passed_over
+    ]
+    series = chosen.series
+    notes = series.notes
+    if chosen.passed_over and not chosen.reason.startswith("--series"):
+        names = "; ".join(other.label for other, _ in chosen.passed_over)
+        notes += (f"takes the series {series.label} ({chosen.reason}); --series picks another of: {names}",)
+    problem = None if series.problem is None else named(series.folder, series.problem)
+    return _series_id(found.root, series), Scan("", series.folder, series, chosen.reason, problem, notes)
+
+
+# --------------------------------------------------------------------------------------------- table
+
+COLUMNS = (
+    *("scan", "taken", "reason", "patient", "study", "series", "number", "description", "kernel", "slices"),
+    *("spacing_mm", "size", "path"),
+)
+"""Columns of the index as CSV."""
+
+
+def index_rows(index: Index) -> list[dict[str, str]]:
+    """The index as rows of `COLUMNS`: scans first, then passed-over series and other finds."""
+    rows = []
+    for scan in index.scans.values():
+        row = {"scan": scan.id, "taken": "yes", "reason": scan.problem or scan.reason, "path": str(scan.path)}
+        rows.append(row | _series_row(scan.series))
+    for item in index.passed_over:
+        row = {"taken": "no", "reason": item.reason or item.kind, "path": str(item.path)}
+        rows.append(row | _series_row(item.series))
+    rows += [{"taken": "unreadable", "reason": reason, "path": path} for path, reason in index.unreadable.items()]
+    return rows
+
+
+def _series_row(series: Series | None) -> dict[str, str]:
+    if series is None:
+        return {}
+    first = series.first
+    across, down = first.spacing
+    return {
+        "patient": first.patient,
+        "study": short_hash(first.study),
+        "series": short_hash(first.series),
+        "number": first.number,
+        "description": first.description,
+        "kernel": first.kernel,
+        "slices": str(len(series.slices)),
+        "spacing_mm": f"{across:g}x{down:g}x{step_mm(series):g}",
+        "size": f"{first.size[0]}x{first.size[1]}",
+    }
+
+
+def files_of(scans: Iterable[Scan]) -> list[Path]:
+    """All files of scans."""
+    return [path for scan in scans for path in scan.files]
+
+
+def result_name(case_id: str, scan: Scan | Path) -> str:
+    """Name of the mask of a scan: its id with the scan's file type, compressed if the type can be."""
+    path = scan.path if isinstance(scan, Scan) else scan
+    is_file = scan.series is None if isinstance(scan, Scan) else scan.is_file()
+    extension = path.name.lower()[len(volume_id(path)) :] if is_file else ""
     return case_id + {".mha": ".mha", ".mhd": ".mha", ".nrrd": ".nrrd"}.get(extension, ".nii.gz")
 
 
@@ -105,3 +435,35 @@ def match_labels(folder: Path, ids: Sequence[str]) -> tuple[dict[str, Path], lis
         else:
             matched[case_id] = path
     return matched, unmatched
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m datasets.scans``."""
+    parser = new_parser(__doc__, "python -m datasets.scans")
+    parser.add_argument("input", type=Path, nargs="+", metavar="INPUT", help="CT files, or folders of them")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the index as CSV")
+    parser.add_argument(
+        "--series",
+        metavar="UID|NUMBER|TEXT",
+        help="of each study, take this series (default: by the rules of the docs)",
+    )
+    add_quiet(parser)
+    options = parser.parse_args(arguments)
+    start_logging(options.quiet)
+    index = index_scans(*options.input, series=options.series, progress=not options.quiet)
+    rows = index_rows(index)
+    if options.csv is not None:
+        write_text(options.csv, as_csv(COLUMNS, rows))
+    for row in rows:
+        if row.get("slices") or row["taken"] == "yes":
+            parts = (row.get("spacing_mm"), row.get("size"), row.get("description"), row.get("reason"))
+            taken = row.get("scan") or "passed over"
+            print(f"{taken}: {', '.join([*(part for part in parts if part), row['path']])}")
+    print(f"{len(index.scans)} scans")
+    for line in index.summary():
+        print(line)
+    return 1 if index.unreadable or any(scan.problem for scan in index.scans.values()) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -21,8 +21,8 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID
 from pydicom.valuerep import DA, TM
 
-from datasets.io.dicom import find_series
-from datasets.io.volume import DEFAULT, Reading
+from datasets.io.scan import Scan
+from datasets.io.volume import DEFAULT, Reading, read_series
 from evaluation.burden import NOTICE
 from utils.errors import VolumeError, one_line
 from utils.files import atomic_write
@@ -58,20 +58,23 @@ _COLOUR = (53.0, 80.0, 67.0)
 """CIELab of a clear red, which viewers take by default."""
 
 
-def read_source(folder: Path, reading: Reading = DEFAULT) -> list[Dataset]:
+def read_source(scan: Path | Scan, reading: Reading = DEFAULT) -> list[Dataset]:
     """The headers of a CT series in the order of the volume's slices, complete enough for a segmentation.
 
     What the standard lets be empty is filled in empty where it is missing, and the distance of the slices is the
     measured one.
 
     Args:
-        folder: with a DICOM series.
-        reading: which series, of several.
+        scan: a DICOM series.
+        reading: which series to take from a folder.
 
     Raises:
         VolumeError: there is no such series, or a header lacks what a segmentation needs, or holds it damaged.
     """
-    paths, grid = find_series(folder, reading.series, reading.max_voxels)
+    series = read_series(scan, reading)
+    paths, grid = series.files, series.grid
+    if any(one.frame is not None for one in series.slices):
+        raise VolumeError(f"{paths[0]}: all slices in one file, of which no DICOM SEG is made; leave out --dicom-seg")
     headers = []
     for path in paths:
         with warnings.catch_warnings(action="ignore"):  # what matters is checked

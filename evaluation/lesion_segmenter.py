@@ -9,8 +9,7 @@ The steps are those of lungCrop.py, test.py and post_processing.py, and so are t
 from __future__ import annotations
 
 import time
-from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torch
 
 from datasets.crop import LungMaskCrop, crop_to_lungs, paste_back, paste_probabilities_back
 from datasets.io.grid import Grid
+from datasets.io.scan import Scan
 from datasets.io.volume import DEFAULT, Reading
 from datasets.lung_finders import Lungs
 from datasets.lungs import with_sides
@@ -73,7 +73,9 @@ class FullSize:
     burden: Burden
 
 
-def prepare_scan(scan: Path | sitk.Image, cropper: LungMaskCrop, lungs: Path | sitk.Image | None = None) -> RawScan:
+def prepare_scan(
+    scan: Path | Scan | sitk.Image, cropper: LungMaskCrop, lungs: Path | sitk.Image | None = None
+) -> RawScan:
     """Read a CT, find its lungs and crop it.
 
     Args:
@@ -166,7 +168,7 @@ class LesionSegmenter:
         finder = self.lungs.finder(self.device) if self.lungs.folder is None else None
         return LungMaskCrop(finder, self.trained_on.size, self.reading, self.trained_on.window)
 
-    def apply(self, scan: Path | str | sitk.Image, lungs: Path | str | sitk.Image | None = None) -> sitk.Image:
+    def apply(self, scan: Path | str | Scan | sitk.Image, lungs: Path | str | sitk.Image | None = None) -> sitk.Image:
         """Segment the lesions of a CT.
 
         Args:
@@ -181,29 +183,11 @@ class LesionSegmenter:
         """
         return self.predict(self.prepare(scan, lungs)).mask
 
-    def prepare(
-        self,
-        scan: Path | str | sitk.Image,
-        lungs: Path | str | sitk.Image | None = None,
-        series: str | None = None,
-    ) -> RawScan:
-        """Read, find lungs and crop; may run in a thread of its own.
-
-        Args:
-            scan: as for `apply`.
-            lungs: as for `apply`.
-            series: SeriesInstanceUID to take from a DICOM folder; None leaves the choice to `reading`.
-
-        Raises:
-            VolumeError: as `apply`.
-        """
+    def prepare(self, scan: Path | str | Scan | sitk.Image, lungs: Path | str | sitk.Image | None = None) -> RawScan:
+        """Read, find lungs and crop; arguments and errors as for `apply`. May run in a thread of its own."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # per thread
-        cropper = self.cropper
-        if series is not None:
-            cropper = copy(cropper)
-            cropper.reading = replace(self.reading, series=series)
-        return prepare_scan(Path(scan) if isinstance(scan, str) else scan, cropper, lungs)
+        return prepare_scan(Path(scan) if isinstance(scan, str) else scan, self.cropper, lungs)
 
     def predict(self, scan: RawScan, with_probabilities: bool = False) -> FullSize:
         """Run S on a prepared scan; returns mask, burden and, on request, probabilities on the scan's grid."""

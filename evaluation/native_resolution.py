@@ -16,6 +16,7 @@ import SimpleITK as sitk
 from datasets.cohort import HEALTHY, WITH_LESION
 from datasets.crop import lay_over
 from datasets.io.grid import Grid, check_same_grid
+from datasets.io.scan import Scan
 from datasets.io.volume import DEFAULT, Reading, read_geometry, read_labels
 from datasets.scans import find_scans, match_labels
 from evaluation.inference import Prediction
@@ -36,7 +37,7 @@ class RawScans:
         reading: how the files are read.
     """
 
-    scans: dict[str, Path]
+    scans: dict[str, Scan]
     labels: dict[str, Path]
     folder: Path
     label_folder: Path | None
@@ -54,7 +55,7 @@ def find_raw_scans(folder: Path, label_folder: Path | None = None, reading: Read
     Raises:
         VolumeError: there is nothing, or two files belong to one id.
     """
-    scans = find_scans(folder)
+    scans = find_scans(folder, series=reading.series)
     labels = {} if label_folder is None else match_labels(label_folder, list(scans))[0]
     return RawScans(scans, labels, folder, label_folder, reading)
 
@@ -91,7 +92,7 @@ def score_on_raw_scan(prediction: Prediction, raw: RawScans, tolerance_mm: float
     return with_details(score, mask, truth, grid.spacing[::-1], tolerance_mm)
 
 
-def _read_truth(label: Path, scan: Path, grid: Grid, reading: Reading) -> np.ndarray:
+def _read_truth(label: Path, scan: Scan, grid: Grid, reading: Reading) -> np.ndarray:
     image = read_labels(label, reading)
     check_same_grid(label, Grid.of(image), scan, grid)
     return _voxels(image)

@@ -7,12 +7,13 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from datasets.crop import lay_over
+from datasets.io.scan import Scan
 from datasets.io.volume import DEFAULT, Reading, as_labels, read_geometry, read_volume
 from evaluation.metrics import THRESHOLD
 from utils.errors import VolumeError
 
 
-def restore_mask(scan: Path, mask: Path, threshold: float = THRESHOLD, reading: Reading = DEFAULT) -> sitk.Image:
+def restore_mask(scan: Path | Scan, mask: Path, threshold: float = THRESHOLD, reading: Reading = DEFAULT) -> sitk.Image:
     """Paste a cropped mask or probability back onto the grid of its scan.
 
     Args:

@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset
 
 from datasets.crop_scans import lung_mask_of
 from datasets.io.grid import Grid
+from datasets.io.scan import Scan
 from datasets.io.volume import write_volume
 from datasets.scans import result_name
 from evaluation.burden import GRADING, NOTICE, Burden
@@ -91,7 +92,7 @@ class Prepared:
 
 
 def predict_folder(
-    scans: Mapping[str, Path],
+    scans: Mapping[str, Scan],
     lungs: dict[str, Path] | None,
     segmenter: LesionSegmenter,
     wanted: Wanted,
@@ -112,26 +113,25 @@ def predict_folder(
         Id to reason of the scans that failed; a scan without its DICOM SEG is one of them, and keeps its mask.
     """
 
-    def prepare(item: tuple[str, Path]) -> Prepared:
-        case_id, path = item
-        lungpath = lung_mask_of(path, case_id, lungs)
-        source = problem = series = None
-        if wanted.dicom_seg and path.is_dir():
+    def prepare(item: tuple[str, Scan]) -> Prepared:
+        case_id, scan = item
+        lungpath = lung_mask_of(scan, case_id, lungs)
+        source = problem = None
+        if wanted.dicom_seg and scan.is_dicom:
             try:
-                source = read_source(path, segmenter.reading)
-                series = str(source[0].SeriesInstanceUID)
+                source = read_source(scan, segmenter.reading)
             except VolumeError as error:
                 problem = str(error)
-        return Prepared(segmenter.prepare(path, lungpath, series), source, problem)
+        return Prepared(segmenter.prepare(scan, lungpath), source, problem)
 
-    def predict(case_id: str, ready: tuple[Path, Future[Prepared]]) -> None:
-        path, future = ready
+    def predict(case_id: str, ready: tuple[Scan, Future[Prepared]]) -> None:
+        scan, future = ready
         prepared = future.result()
         start = time.monotonic()
         found = segmenter.predict(prepared.scan, wanted.probabilities)
         row = found.burden.row(case_id)
         view = encode_case(report_case(prepared.scan, found, row)) if wanted.report else None
-        write_results(row, path, found, view, wanted)
+        write_results(row, scan, found, view, wanted)
         finished(row)
         log.info(
             "%s: %.1f ml, %.1f %% of the lungs, %s; %.1f s, after %.1f s of reading it and finding its lungs",
@@ -140,7 +140,7 @@ def predict_folder(
         )
         write_segmentation(case_id, found, prepared, wanted)
 
-    ahead = ((case_id, (path, ready)) for (case_id, path), ready in one_ahead(list(scans.items()), prepare))
+    ahead = ((case_id, (scan, ready)) for (case_id, scan), ready in one_ahead(list(scans.items()), prepare))
     return for_each(ahead, predict, "predicting", total=len(scans), progress=progress)
 
 
@@ -158,12 +158,12 @@ def report_case(scan: RawScan, found: FullSize, row: Row) -> ReportCase:
     )
 
 
-def write_results(row: Row, path: Path, found: FullSize, view: CaseView | None, wanted: Wanted) -> None:
+def write_results(row: Row, scan: Scan, found: FullSize, view: CaseView | None, wanted: Wanted) -> None:
     """Write the files of a scan, its record last.
 
     Args:
         row: row of summary.csv; its id names the files.
-        path: the scan.
+        scan: the scan.
         found: the prediction.
         view: what the report shows of it, if anything.
         wanted: what is written.
@@ -172,7 +172,7 @@ def write_results(row: Row, path: Path, found: FullSize, view: CaseView | None, 
         VolumeError: a file cannot be written.
     """
     output, case_id = wanted.output, row["id"]
-    name = result_name(case_id, path)
+    name = result_name(case_id, scan)
     for kind in ("json", "view"):
         record_path(output, case_id, kind).unlink(missing_ok=True)
     segmentation_path(output, case_id).unlink(missing_ok=True)  # of an earlier mask
@@ -237,7 +237,7 @@ def read_view(output: Path, case_id: str) -> CaseView | None:
         return None
 
 
-def is_done(record: dict[str, Any] | None, path: Path, wanted: Wanted) -> bool:
+def is_done(record: dict[str, Any] | None, scan: Scan, wanted: Wanted) -> bool:
     """Whether all requested results of a scan exist and were made in the same way."""
     if record is None or record["made_by"] != wanted.made_by:
         return False
@@ -246,12 +246,12 @@ def is_done(record: dict[str, Any] | None, path: Path, wanted: Wanted) -> bool:
     if wanted.report and read_view(wanted.output, record["row"]["id"]) is None:
         return False
     # A mask without lesion has no DICOM SEG.
-    needs_seg = wanted.dicom_seg and path.is_dir() and record["row"]["lesion_ml"] > 0
+    needs_seg = wanted.dicom_seg and scan.is_dicom and record["row"]["lesion_ml"] > 0
     return not needs_seg or segmentation_path(wanted.output, record["row"]["id"]).is_file()
 
 
 def what_is_left(
-    scans: dict[str, Path], wanted: Wanted, overwrite: bool
+    scans: Mapping[str, Scan], wanted: Wanted, overwrite: bool
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The records in the output folder, and the ids of the scans that are left.
 
@@ -262,7 +262,7 @@ def what_is_left(
     """
     records = read_records(wanted.output)
     return records, [
-        case_id for case_id, path in scans.items() if overwrite or not is_done(records.get(case_id), path, wanted)
+        case_id for case_id, scan in scans.items() if overwrite or not is_done(records.get(case_id), scan, wanted)
     ]
 
 

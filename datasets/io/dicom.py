@@ -28,6 +28,7 @@ from datasets.io.grid import Grid
 from utils.errors import VolumeError, one_line
 
 log = logging.getLogger(__name__)
+logging.getLogger("pydicom").setLevel(logging.ERROR)  # it logs every oddity of a header; what matters is checked
 
 EXTENSIONS = (".dcm", ".dicom", ".ima")
 """Files that claim to be DICOM, and must be."""
@@ -231,7 +232,7 @@ def read_slices(path: Path) -> list[Slice | Other]:
         OSError: the file cannot be read.
     """
     try:
-        with warnings.catch_warnings(action="ignore"), path.open("rb") as file:
+        with path.open("rb") as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
             rest = file.read(12)
             stored = path.stat().st_size - file.tell()
@@ -453,6 +454,11 @@ def has_preamble(path: Path) -> bool:
     return is_dicom(path)
 
 
+def named(source: object, problem: str) -> str:
+    """A problem of a series with the name of its folder, unless it names a file itself."""
+    return problem if problem.startswith("/") or problem.startswith(str(source)) else f"{source}: {problem}"
+
+
 def find_series(folder: Path, choice: str | None = None) -> Series:
     """The CT series in a folder, at any depth.
 
@@ -464,7 +470,8 @@ def find_series(folder: Path, choice: str | None = None) -> Series:
         VolumeError: there is no CT series, more than one study, no clear choice, or the series is not complete.
     """
     files = [path for path in sorted(folder.rglob("*")) if not _is_hidden(path, folder) and path.is_file()]
-    found = [one for path in files if is_dicom_file(path) for one in read_slices(path)]
+    with warnings.catch_warnings(action="ignore"):
+        found = [one for path in files if is_dicom_file(path) for one in read_slices(path)]
     slices, others = ([one for one in found if isinstance(one, kind)] for kind in (Slice, Other))
     studies = studies_of(group_series(slices, others))
     if not studies:
@@ -685,8 +692,9 @@ def _step_problem(slices: Sequence[Slice], heights: np.ndarray, normal: np.ndarr
     usual = float(np.median(steps))
     for k in np.flatnonzero(steps <= _UNEVEN * usual):
         return f"{slices[k].name} and {slices[k + 1].name} lie at the same place; remove one of them"
-    step = (heights[-1] - heights[0]) / (len(slices) - 1)
-    off = np.abs(heights - (heights[0] + step * np.arange(len(slices))))
+    numbers = np.arange(len(slices))
+    step, start = np.polyfit(numbers, heights, 1)  # positions may be rounded
+    off = np.abs(heights - (start + step * numbers))
     if off.max() > _UNEVEN * step:
         k = int(np.abs(steps - usual).argmax())
         return (
@@ -696,7 +704,7 @@ def _step_problem(slices: Sequence[Slice], heights: np.ndarray, normal: np.ndarr
     positions = np.array([s.position for s in slices])
     drift = (positions - positions[0]) - np.outer(heights - heights[0], normal)
     sideways = np.linalg.norm(drift[-1]) / (heights[-1] - heights[0])
-    wobble = np.linalg.norm(drift - np.outer(np.arange(len(slices)), drift[-1] / (len(slices) - 1)), axis=1).max()
+    wobble = np.linalg.norm(drift - np.outer(numbers, drift[-1] / (len(slices) - 1)), axis=1).max()
     if sideways > _TILT:
         return (
             f"its slices are shifted sideways, as by a gantry tilt of {np.degrees(np.arctan(sideways)):.1f} degrees; "

@@ -19,7 +19,7 @@ import SimpleITK as sitk
 
 from datasets.io import nifti
 from datasets.io.decoder import Decoder, DecoderError
-from datasets.io.dicom import Series, find_series, has_preamble, padding_to_air, read_with_pydicom
+from datasets.io.dicom import Series, find_series, has_preamble, named, padding_to_air, read_with_pydicom
 from datasets.io.grid import MAX_VOXELS, Grid, check_grid
 from datasets.io.scan import Scan
 from datasets.io.text_headers import check_data_length
@@ -145,11 +145,6 @@ def _series_of(source: Path | Scan, reading: Reading) -> Series | None:
         raise VolumeError(named(source, series.problem))
     check_grid(source, series.grid, reading.max_voxels)
     return series
-
-
-def named(source: object, problem: str) -> str:
-    """A problem of a series with the name of its folder, unless it names a file itself."""
-    return problem if problem.startswith("/") or problem.startswith(str(source)) else f"{source}: {problem}"
 
 
 def _path_of(source: Path | Scan) -> Path:
