@@ -288,7 +288,14 @@ def test_dicom_in_dicom_seg_out(phantoms, model, tmp_path, capsys):
     raw, output = tmp_path / "raw", tmp_path / "out"
     mixed_scans(phantoms, raw)
     # A second series, shorter: the warning that names both is wanted once.
-    write_dicom(raw / "three", np.zeros((3, 48, 48), np.int16), name="b", SeriesDescription="Scout")
+    study = pydicom.dcmread(next((raw / "three").iterdir())).StudyInstanceUID
+    write_dicom(
+        raw / "three",
+        np.zeros((3, 48, 48), np.int16),
+        name="b",
+        SeriesDescription="Scout",
+        StudyInstanceUID=study,
+    )
     assert predicted(raw, model, output, "--dicom-seg") == 0
     err = capsys.readouterr().err
     assert "2 scan(s) are no DICOM series and get no DICOM SEG, the first one" in err

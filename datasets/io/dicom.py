@@ -856,7 +856,7 @@ def padded_hu(series: Series) -> set[float]:
 
 
 def padding_to_air(series: Series, voxels: np.ndarray) -> np.ndarray:
-    """Replace padding values above the range of CT by air, in place; returns the voxels."""
-    for value in padded_hu(series):
-        voxels[voxels == value] = _AIR_HU
+    """Replace padding values above the range of CT by air."""
+    if values := padded_hu(series):
+        voxels = np.where(np.isin(voxels, list(values)), voxels.dtype.type(_AIR_HU), voxels)
     return voxels

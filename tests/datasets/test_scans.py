@@ -1,107 +1,388 @@
-from pathlib import Path
+import shutil
 
+import numpy as np
+import pydicom
 import pytest
+from pydicom.uid import generate_uid
 
-from datasets.scans import find_scans, match_labels, result_name
-from tests.volumes import touched
+from datasets import scans as module
+from datasets.io.volume import read_volume
+from datasets.scans import find_scans, index_scans, main, match_labels, result_name
+from tests.volumes import pixels, touched, write_dicom
 from utils.errors import VolumeError
 
+STORED = np.random.default_rng(3).integers(0, 700, (6, 7, 8)).astype(np.int16)
 
-def test_files_and_dicom_folders_are_scans_and_nothing_else(tmp_path):
-    touched(tmp_path, "b.nii.gz", "a.NRRD", "c d.mha", "notes.txt", ".hidden.nii", "series/1.dcm", "empty/deeper/x")
-    (tmp_path / ".trash").mkdir()
-    touched(tmp_path, ".trash/1.dcm", "crops/.lock", "crops/images/x")
-    assert find_scans(tmp_path) == {
+
+def series(folder, slices=6, **tags):
+    """Write a small DICOM series; studies of different calls differ unless their tags say otherwise."""
+    return write_dicom(folder, STORED[:slices], **tags)
+
+
+def changed(path, to=None, **tags):
+    """Write a DICOM file again with other tags; None removes one."""
+    data = pydicom.dcmread(path)
+    for tag, value in tags.items():
+        if value is None:
+            delattr(data, tag)
+        else:
+            setattr(data, tag, value)
+    data.save_as(to or path)
+
+
+def paths(*roots, **options):
+    """Where the scans lie, by their ids."""
+    return {case_id: scan.path for case_id, scan in find_scans(*roots, **options).items()}
+
+
+def taken(root, **options):
+    """The voxels of the only scan, as they were stored."""
+    (scan,) = find_scans(root, **options).values()
+    return pixels(read_volume(scan)) + 1024
+
+
+# ----------------------------------------------------------------------------------------- where files lie
+
+
+def test_files_at_any_depth_and_series_are_scans_and_nothing_else(tmp_path):
+    touched(tmp_path, "b.nii.gz", "a.NRRD", "c d.mha", "notes.txt", ".hidden.nii", "empty/deeper/x")
+    touched(tmp_path, ".trash/1.dcm", "p1/visit 2/scan.pdf", "p1/visit 2/thin.nii.gz")
+    series(tmp_path / "series")
+    assert paths(tmp_path) == {
         "a": tmp_path / "a.NRRD",
         "b": tmp_path / "b.nii.gz",
         "c d": tmp_path / "c d.mha",
+        "p1_visit 2_thin": tmp_path / "p1" / "visit 2" / "thin.nii.gz",
         "series": tmp_path / "series",
     }
-
-
-def test_a_folder_of_slices_is_one_scan(tmp_path):
-    touched(tmp_path / "patient", "IM0001", "IM0002")
-    assert find_scans(tmp_path / "patient") == {"patient": tmp_path / "patient"}
+    assert "passed over: 3 other file" in index_scans(tmp_path).summary()
 
 
 def test_files_can_be_named_one_by_one(tmp_path):
     touched(tmp_path, "a.nii", "b.nii.gz", "more/c.nii.gz")
     assert set(find_scans(tmp_path / "a.nii", tmp_path / "more")) == {"a", "c"}
+    assert list(find_scans(next(series(tmp_path / "one").iterdir()).parent)) == ["one"]
 
 
-def test_a_series_may_lie_deeper_and_has_its_path_for_an_id(tmp_path):
-    touched(tmp_path, "p1/study/1.2.3/1.dcm", "p1/study/1.2.4/1.IMA", "p2/1.dcm", "p3/series/1.dcm", "p10.nii.gz")
-    assert find_scans(tmp_path) == {
-        "p1_study_1.2.3": tmp_path / "p1" / "study" / "1.2.3",
-        "p1_study_1.2.4": tmp_path / "p1" / "study" / "1.2.4",
-        "p10": tmp_path / "p10.nii.gz",
-        "p2": tmp_path / "p2",
-        "p3_series": tmp_path / "p3" / "series",
-    }
-    assert find_scans(tmp_path / "p1") == {
-        "study_1.2.3": tmp_path / "p1" / "study" / "1.2.3",
-        "study_1.2.4": tmp_path / "p1" / "study" / "1.2.4",
-    }
-    assert list(find_scans(tmp_path / "p1" / "study")) == ["1.2.3", "1.2.4"]
+def test_a_series_has_the_path_of_its_folder_for_an_id(tmp_path):
+    folders = [series(tmp_path / name) for name in ("p1/study/1.2.3", "p1/study/1.2.4", "p2", "p3/series")]
+    ids = ["p1_study_1.2.3", "p1_study_1.2.4", "p2", "p3_series"]
+    assert paths(tmp_path) == dict(zip(ids, folders, strict=True))
+    assert list(paths(tmp_path / "p1")) == ["study_1.2.3", "study_1.2.4"]
+    assert list(paths(tmp_path / "p1" / "study")) == ["1.2.3", "1.2.4"]
+    assert list(paths(tmp_path / "p2")) == ["p2"]
 
 
-def test_of_a_tree_only_what_is_dicom_counts_and_nothing_hidden(tmp_path):
-    touched(tmp_path, "a/b/c/slice.dcm", "a/b/report/scan.pdf", "a/.old/1.dcm", "a/b/.old/1.dcm", "a/e/.x.dcm")
-    touched(tmp_path, ".old/b/1.dcm", "DICOMDIR", "a/DICOMDIR", "cohort/images/x.nii.gz")
-    (tmp_path / "a" / "no extension").mkdir()
-    (tmp_path / "a" / "no extension" / "IM0001").write_bytes(bytes(128) + b"DICM")
-    assert set(find_scans(tmp_path)) == {"a_b_c", "a_no extension"}
+@pytest.mark.fault("one series over several folders")
+@pytest.mark.parametrize("rest", ["case/more", "case_b", "elsewhere/deep"])
+def test_a_series_is_one_scan_wherever_its_files_lie(tmp_path, rest):
+    folder = series(tmp_path / "cd" / "case")
+    (tmp_path / "cd" / rest).mkdir(parents=True)
+    for path in sorted(folder.glob("*.dcm"))[::2]:
+        path.rename(tmp_path / "cd" / rest / path.name)
+    np.testing.assert_array_equal(taken(tmp_path), STORED)
+    (case_id,) = find_scans(tmp_path)
+    assert case_id == ("cd_case" if rest == "case/more" else "cd")
 
 
-def test_a_folder_of_other_files_is_taken_for_a_series_where_none_lies_below(tmp_path):
-    touched(tmp_path, "notes/a.txt", "notes/more/b.txt", "patient/report.pdf", "patient/series/1.dcm")
-    assert find_scans(tmp_path) == {
-        "notes": tmp_path / "notes",
-        "patient_series": tmp_path / "patient" / "series",
-    }
+@pytest.mark.fault("several patients or studies in one folder")
+def test_patients_in_one_flat_folder_are_scans_of_their_own_without_their_names(tmp_path):
+    flat = tmp_path / "flat"
+    for number, (name, slices) in enumerate((("Doe^John", 6), ("Roe^Jane", 5), ("Doe^John", 4))):
+        series(flat, slices, name=f"n{number}_", PatientName=name, PatientID=name[:3])
+    index = index_scans(flat)
+    assert sorted(len(scan.series.slices) for scan in index.scans.values()) == [4, 5, 6]
+    assert all(case_id.startswith("flat_") and "Doe" not in case_id for case_id in index.scans)
+    # More of the same tree changes no id, and neither does another root's order.
+    series(tmp_path / "other")
+    assert {f"flat_{case_id[5:]}" for case_id in index.scans} < set(find_scans(tmp_path))
 
 
-def test_below_a_series_there_is_no_other(tmp_path):
-    touched(tmp_path, "a/1.dcm", "a/b/1.dcm", "a/b/c/1.dcm")
-    assert find_scans(tmp_path) == {"a": tmp_path / "a"}
-    touched(tmp_path, "b/c/d/1.dcm", "b/c/d/e/1.dcm", "b/c/d/e/f/1.dcm")
-    assert find_scans(tmp_path / "b" / "c" / "d" / "e") == {"f": tmp_path / "b" / "c" / "d" / "e" / "f"}
-    assert set(find_scans(tmp_path)) == {"a", "b_c_d"}
+@pytest.mark.fault("two scans, or two labels")
+@pytest.mark.parametrize("names", [("a.nii", "a.nii.gz"), ("a/b_c/x.nii", "a_b/c/x.nii"), ("a/b/ct.nii", "a_b/ct.nii")])
+def test_scans_that_would_share_an_id_are_told_apart(names, tmp_path):
+    touched(tmp_path, *names)
+    first, second = find_scans(tmp_path)
+    assert first[:-9] == second[:-9]
+    assert paths(tmp_path) == paths(tmp_path)
+
+
+@pytest.mark.fault("a folder per patient with files of one name")
+def test_a_file_that_is_named_alike_in_every_folder_has_the_name_of_its_folder(tmp_path):
+    touched(tmp_path, "s0001/ct.nii.gz", "s0001/segmentations/lung_upper_lobe_left.nii.gz", "s0002/ct.nii.gz")
+    touched(tmp_path, "studies/CT-1/study_0255.nii.gz", "masks/study_0255_mask.nii.gz", "imagesTr/a_0000.nii.gz")
+    touched(tmp_path, "labelsTr/a.nii.gz")
+    index = index_scans(tmp_path)
+    assert list(index.scans) == ["imagesTr_a_0000", "s0001", "s0002", "studies_CT-1_study_0255"]
+    assert "passed over: 3 mask" in index.summary()
+
+
+def test_a_mask_beside_its_ct_is_no_scan(tmp_path):
+    touched(tmp_path, "x_ct.nii.gz", "x_seg.nii.gz", "y.nii", "y-label.nii", "z_mask.nii", "w.nrrd", "w.seg.nrrd")
+    assert list(find_scans(tmp_path)) == ["w", "x_ct", "y", "z_mask"]
 
 
 @pytest.mark.fault("folders of a DICOM")
 def test_links_that_lead_in_circles_end_and_every_series_is_found_once(tmp_path):
-    touched(tmp_path, "p/s/series/1.dcm", "q/deep/series/1.dcm")
+    series(tmp_path / "p" / "s" / "series")
+    series(tmp_path / "q" / "deep" / "series")
     for link, target in (
         ("p/s/up", tmp_path),
         ("p/s/self", tmp_path / "p" / "s"),
-        ("p/s/other", tmp_path / "q"),
         ("q/deep/again", tmp_path / "p" / "s" / "series"),
         ("q/deep/nowhere", tmp_path / "nothing"),
         ("q/loop", tmp_path / "q" / "loop"),
     ):
         (tmp_path / link).symlink_to(target)
-    assert set(find_scans(tmp_path)) == {"p_s_series", "q_deep_series"}
-    (tmp_path / "links" / "of one").mkdir(parents=True)
-    (tmp_path / "links" / "of one" / "series").symlink_to(tmp_path / "q" / "deep" / "series")
-    assert set(find_scans(tmp_path / "links")) == {"of one_series"}
+    assert len(find_scans(tmp_path)) == 2
 
 
 def test_the_current_folder_and_the_one_above_have_names(tmp_path, monkeypatch):
-    touched(tmp_path / "patient", "1.dcm")
+    series(tmp_path / "patient")
     (tmp_path / "patient" / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "patient")
-    assert list(find_scans(Path())) == ["patient"]
+    assert list(find_scans(module.Path())) == ["patient"]
     monkeypatch.chdir("empty")
-    assert list(find_scans(Path(".."))) == ["patient"]
+    assert list(find_scans(module.Path(".."))) == ["patient"]
 
 
-@pytest.mark.fault("two scans, or two labels")
-@pytest.mark.parametrize("names", [("a.nii", "a.nii.gz"), ("a/b_c/1.dcm", "a_b/c/1.dcm"), ("a/b/1.dcm", "a_b/1.dcm")])
-def test_two_scans_of_one_id(names, tmp_path):
-    touched(tmp_path, *names)
-    with pytest.raises(VolumeError, match="have the same id; rename one of them"):
-        find_scans(tmp_path)
+@pytest.mark.fault("names that are no UTF-8")
+def test_ids_fit_a_file_name_and_are_text(tmp_path):
+    touched(tmp_path, "x" * 240 + ".nii", "肺部.nii")
+    (tmp_path / b"M\xfcller.nii".decode("utf-8", "surrogateescape")).touch()
+    ids = list(find_scans(tmp_path))
+    assert all(len(case_id.encode()) <= 160 for case_id in ids)
+    assert "肺部" in ids
+    assert any(case_id.startswith("M_xfcller") for case_id in ids)
+
+
+@pytest.mark.fault("own results below the scans")
+def test_results_of_the_project_are_no_scans(tmp_path):
+    touched(tmp_path, "a.nii.gz", "out/masks/a.nii.gz", "out/images/a.nii.gz", "out/ct/b.nii.gz")
+    (tmp_path / "out" / "manifest.json").write_text('{"format": "GASNet manifest", "runs": []}')
+    assert list(find_scans(tmp_path)) == ["a", "out_ct_b"]
+
+
+@pytest.mark.fault("one unreadable entry")
+def test_an_entry_that_cannot_be_read_is_named_and_the_rest_is_found(tmp_path, monkeypatch):
+    series(tmp_path / "good")
+    (tmp_path / "lost+found").mkdir()
+    listed = module.Path.iterdir
+
+    def iterdir(folder):
+        if folder.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(module.Path, "iterdir", iterdir)
+    index = index_scans(tmp_path)
+    assert list(index.scans) == ["good"]
+    assert index.unreadable == {str(tmp_path / "lost+found"): "Permission denied"}
+    assert main([str(tmp_path), "--quiet"]) == 1
+
+
+# ------------------------------------------------------------------------------------ what series hold
+
+
+@pytest.mark.fault("dose page, report, scout")
+def test_other_objects_are_passed_over_by_what_they_are_even_with_the_series_own_uid(tmp_path):
+    folder = series(tmp_path / "export" / "p" / "series")
+    first = min(folder.iterdir())
+    changed(first, folder / "sr.dcm", SOPClassUID="1.2.840.10008.5.1.4.1.1.88.67", Modality="SR", PixelData=None,
+            ImagePositionPatient=None, Rows=None)  # fmt: skip
+    changed(first, folder / "dose.dcm", ImageType=["DERIVED", "SECONDARY"], ImagePositionPatient=None)
+    changed(first, folder / "screen", SOPClassUID="1.2.840.10008.5.1.4.1.1.7", ImagePositionPatient=None)
+    changed(first, folder / "scout.dcm", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    changed(first, folder.parent / "mr.dcm", SOPClassUID="1.2.840.10008.5.1.4.1.1.4", Modality="MR",
+            SeriesInstanceUID=generate_uid(), ImagePositionPatient=[0, 0, 9999])  # fmt: skip
+    touched(tmp_path, "export/dicomdir", "export/readme.txt")
+    np.testing.assert_array_equal(taken(tmp_path), STORED)
+    summary = index_scans(tmp_path).summary()
+    for kind in ("X-Ray Radiation Dose SR", "scout view", "MR Image", "DICOM directory", "Secondary Capture Image"):
+        assert f"passed over: 1 {kind}" in summary
+
+
+@pytest.mark.fault("no file meta header")
+def test_files_without_meta_header_modality_or_series_uid_are_read(tmp_path):
+    folder = series(tmp_path / "case")
+    for path in folder.iterdir():
+        data = pydicom.dcmread(path)
+        del data.Modality, data.SeriesInstanceUID
+        bare = pydicom.Dataset()
+        bare.update(data)
+        with path.with_suffix("").open("wb") as file:
+            pydicom.dcmwrite(file, bare, implicit_vr=False, little_endian=True, enforce_file_format=False)
+        path.unlink()
+    np.testing.assert_array_equal(taken(tmp_path), STORED)
+
+
+@pytest.mark.fault("invalid or zero-padded UIDs")
+def test_uids_are_opaque(tmp_path):
+    series(tmp_path / "case", SeriesInstanceUID="1.2.03.anonymous", StudyInstanceUID="none", SOPInstanceUID="1.02")
+    np.testing.assert_array_equal(taken(tmp_path), STORED)
+
+
+@pytest.mark.fault("positions rounded")
+def test_rounded_positions_and_cosines_are_even(tmp_path):
+    stored = np.random.default_rng(3).integers(0, 700, (40, 7, 8)).astype(np.int16)
+    folder = write_dicom(tmp_path / "case", stored, spacing=(0.7, 0.8, 0.625))
+    for number, path in enumerate(sorted(folder.iterdir())):
+        data = pydicom.dcmread(path)
+        data.ImagePositionPatient = [round(float(v), 1) for v in data.ImagePositionPatient]
+        data.ImageOrientationPatient = [1, 0.001 * (number % 2), 0, 0, 1, 0]
+        data.PixelSpacing = [0.8, 0.7 + 1e-5 * (number % 3)]
+        data.save_as(path)
+    np.testing.assert_array_equal(taken(tmp_path), stored)
+    min(folder.glob("*2?.dcm")).unlink()
+    with pytest.raises(VolumeError, match="not evenly spaced"):
+        taken(tmp_path)
+
+
+@pytest.mark.fault("slope and intercept in some slices only")
+@pytest.mark.parametrize("tag", ["RescaleSlope", "RescaleIntercept"])
+def test_a_rescale_that_some_slices_lack_is_refused(tmp_path, tag):
+    folder = series(tmp_path / "case")
+    changed(folder / "slice003.dcm", **{tag: None})
+    with pytest.raises(VolumeError, match=rf"1 of 6 slices have no {tag} \(slice003.dcm\)"):
+        taken(tmp_path)
+
+
+@pytest.mark.fault("two acquisitions or reconstructions under one UID")
+@pytest.mark.parametrize("tag", ["AcquisitionNumber", "ConvolutionKernel", "TemporalPositionIdentifier"])
+def test_volumes_under_one_uid_are_told_apart_and_selectable(tmp_path, tag):
+    folder, other = tmp_path / "case", tmp_path / "other"
+    uids = {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2"}
+    values = {"ConvolutionKernel": ("B31f", "B70f")}.get(tag, (1, 2))
+    series(folder, **uids, **{tag: values[0]})
+    write_dicom(other, STORED[:5] + 1, **uids, **{tag: values[1]})
+    for path in other.iterdir():
+        shutil.move(path, folder / f"b{path.name}")
+    np.testing.assert_array_equal(taken(tmp_path), STORED)
+    if tag != "TemporalPositionIdentifier":
+        np.testing.assert_array_equal(taken(tmp_path, series=str(values[1])), STORED[:5] + 1)
+    # An acquisition per slice is one volume.
+    for number, path in enumerate(folder.glob("s*")):
+        changed(path, AcquisitionNumber=number)
+    for path in folder.glob("b*"):
+        path.unlink()
+    np.testing.assert_array_equal(taken(tmp_path), STORED)
+
+
+ONE_STUDY = {"StudyInstanceUID": "1.2"}
+
+
+@pytest.mark.fault("a derived series with more slices")
+@pytest.mark.parametrize(
+    ("better", "worse", "rule"),
+    [
+        ({"slices": 4, "ImageType": ["ORIGINAL", "PRIMARY"]}, {"ImageType": ["DERIVED", "SECONDARY"]}, "original"),
+        ({"slices": 4}, {"direction": [[1, 0, 0], [0, 0, 1], [0, -1, 0]]}, "axial"),
+        ({"slices": 4, "spacing": (0.7, 0.8, 60)}, {}, "length of lungs"),
+        ({"slices": 4, "spacing": (0.7, 0.8, 3)}, {"spacing": (0.7, 0.8, 8)}, "less than 5 mm"),
+        ({"slices": 4, "ConvolutionKernel": "B31f"}, {"ConvolutionKernel": "B70f"}, "soft kernel"),
+        ({"slices": 4, "ConvolutionKernel": "STANDARD"}, {"ConvolutionKernel": "LUNG"}, "soft kernel"),
+        ({}, {"slices": 5}, "most slices"),
+    ],
+)
+def test_the_series_of_a_study_is_chosen_by_the_first_rule_that_tells_two_apart(tmp_path, better, worse, rule):
+    wanted = series(tmp_path / "study" / "1", **ONE_STUDY, **better, SeriesNumber=1)
+    other = series(tmp_path / "study" / "2", **ONE_STUDY, **worse, SeriesNumber=2)
+    index = index_scans(tmp_path)
+    (scan,) = index.scans.values()
+    assert scan.path == wanted
+    assert rule in scan.reason
+    (passed,) = (item for item in index.passed_over if item.series is not None)
+    assert passed.path == other
+    assert rule in passed.reason
+    assert [scan.path for scan in find_scans(tmp_path, series="2").values()] == [other]
+
+
+def test_series_takes_an_exact_number_before_text(tmp_path):
+    number = series(tmp_path / "s" / "a", **ONE_STUDY, SeriesNumber=2, SeriesDescription="Bone")
+    text = series(tmp_path / "s" / "b", **ONE_STUDY, SeriesNumber=5, SeriesDescription="Lung 2.0")
+    assert list(paths(tmp_path, series="2").values()) == [number]
+    assert list(paths(tmp_path, series="lung 2").values()) == [text]
+    (scan,) = find_scans(tmp_path, series="angio").values()
+    assert "no series 'angio'; it holds" in scan.problem
+
+
+def test_a_series_that_fails_is_one_scan_that_fails(tmp_path):
+    series(tmp_path / "good")
+    bad = series(tmp_path / "bad")
+    (bad / "slice003.dcm").unlink()
+    scans = find_scans(tmp_path)
+    assert scans["good"].problem is None
+    assert "not evenly spaced" in scans["bad"].problem
+    with pytest.raises(VolumeError, match="not evenly spaced"):
+        read_volume(scans["bad"])
+
+
+@pytest.mark.fault("enhanced CT")
+def test_an_enhanced_ct_is_read_frame_by_frame(tmp_path):
+    folder = series(tmp_path / "plain", slope=2.0, intercept=-1000.0)
+    first = pydicom.dcmread(folder / "slice006.dcm")
+    data = pydicom.Dataset()
+    data.file_meta = first.file_meta
+    for name in (
+        *("StudyInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "Rows", "Columns", "SamplesPerPixel"),
+        *("PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    ):
+        data[name] = first[name]
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
+    data.SOPInstanceUID, data.ImageType = generate_uid(), ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+
+    def group(**tags):
+        item = pydicom.Dataset()
+        for tag, value in tags.items():
+            setattr(item, tag, value)
+        return [item]
+
+    order = [3, 0, 5, 1, 4, 2]  # frames may come in any order
+    data.SharedFunctionalGroupsSequence = group(
+        PlaneOrientationSequence=group(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
+        PixelMeasuresSequence=group(PixelSpacing=[0.8, 0.7], SliceThickness=2.5),
+        PixelValueTransformationSequence=group(RescaleSlope=2, RescaleIntercept=-1000),
+    )
+    data.PerFrameFunctionalGroupsSequence = [
+        group(PlanePositionSequence=group(ImagePositionPatient=[-12.3, 45.6, 789.1 + 2.5 * k]))[0] for k in order
+    ]
+    data.NumberOfFrames, data.PixelData = 6, STORED[order].tobytes()
+    (tmp_path / "enhanced").mkdir()
+    data.save_as(tmp_path / "enhanced" / "all", enforce_file_format=True)
+    plain, enhanced = (read_volume(tmp_path / name) for name in ("plain", "enhanced"))
+    np.testing.assert_array_equal(pixels(enhanced), 2 * STORED.astype(int) - 1000)
+    np.testing.assert_array_equal(pixels(enhanced), pixels(plain))
+    np.testing.assert_allclose(enhanced.GetOrigin(), plain.GetOrigin())
+    np.testing.assert_allclose(enhanced.GetSpacing(), plain.GetSpacing())
+
+
+@pytest.mark.fault("padding above the range of CT")
+def test_padding_is_air(tmp_path):
+    stored = STORED.astype(np.int16).copy()
+    stored[:, 0, 0] = -2000
+    folder = write_dicom(tmp_path / "case", stored)
+    for path in folder.iterdir():
+        data = pydicom.dcmread(path)
+        data.PixelRepresentation = 0
+        data.add_new("PixelPaddingValue", "US", 63536)
+        data.save_as(path)
+    assert (taken(tmp_path)[:, 0, 0] == 0).all()  # -1024 HU
+
+
+def test_the_index_as_table_and_csv(tmp_path, capsys):
+    series(tmp_path / "a", **ONE_STUDY, SeriesDescription="Lung", PatientName="Doe^John")
+    series(tmp_path / "b", slices=5, **ONE_STUDY, PatientName="Doe^John")
+    touched(tmp_path, "c.nii.gz", "notes.txt")
+    assert main([str(tmp_path), "--csv", str(tmp_path / "index.csv"), "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert "2 scans" in out
+    assert "passed over: 1 other file" in out
+    text = (tmp_path / "index.csv").read_text()
+    lines = text.splitlines()
+    assert lines[0].startswith("scan,taken,reason,patient,study,series,number,description,kernel,slices")
+    assert any(line.startswith("a,yes,most slices") and ",6,0.7x0.8x2.5,8x7," in line for line in lines)
+    assert any(line.startswith(",no,most slices") for line in lines)
+    assert "Doe" not in text
 
 
 def test_a_result_has_the_id_and_the_type_of_its_scan(tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from datasets.io.scan import Scan
 from datasets.scans import result_name
 from evaluation import prediction_folder
 from evaluation.burden import NOTICE, Burden
@@ -46,7 +47,7 @@ def found(lesion=True, probabilities=False):
 
 
 def written(wanted, case_id, scan="scan.nii.gz", one=None, values=None, view=None):
-    write_results(values or row(case_id), wanted.output / scan, one or found(), view, wanted)
+    write_results(values or row(case_id), Scan(case_id, wanted.output / scan), one or found(), view, wanted)
 
 
 def view_of(case_id):
@@ -104,7 +105,7 @@ def test_a_record_that_is_damaged_is_none(wanted, text):
     written(wanted, "b")
     record_path(wanted.output, "a").write_text(text)
     assert list(read_records(wanted.output)) == ["b"]
-    scans = {case_id: wanted.output / "scan.nii.gz" for case_id in ("a", "b")}
+    scans = {case_id: Scan(case_id, wanted.output / "scan.nii.gz") for case_id in ("a", "b")}
     assert what_is_left(scans, wanted, overwrite=False)[1] == ["a"]
 
 
@@ -118,7 +119,7 @@ def test_what_is_left_is_what_was_made_otherwise_or_not_at_all(wanted):
     for case_id in ("a", "b"):
         written(wanted, case_id)
     written(replace(wanted, made_by={**MADE_BY, "threshold": 0.4}), "c")
-    scans = {case_id: wanted.output / "scan.nii.gz" for case_id in ("d", "c", "b", "a")}
+    scans = {case_id: Scan(case_id, wanted.output / "scan.nii.gz") for case_id in ("d", "c", "b", "a")}
     records, left = what_is_left(scans, wanted, overwrite=False)
     assert list(records) == ["a", "b", "c"]
     assert left == ["d", "c"]
@@ -132,7 +133,7 @@ def test_done_is_what_has_all_that_is_asked_for(wanted, tmp_path):
     file.touch()
 
     def done(scan, **asked):
-        return is_done(read_records(wanted.output).get("a"), scan, replace(wanted, **asked))
+        return is_done(read_records(wanted.output).get("a"), Scan("a", scan), replace(wanted, **asked))
 
     assert not done(file)
     written(wanted, "a", scan=file)

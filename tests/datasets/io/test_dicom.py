@@ -140,7 +140,7 @@ def test_other_files_beside_the_slices(tmp_path, stored):
 # -------------------------------------------------------------------------------------- several series
 
 
-@pytest.mark.fault("several series")
+@pytest.mark.fault("several series in one study")
 def test_of_several_series_the_longest_is_taken_and_said(tmp_path, stored, caplog):
     folder = write_dicom(
         tmp_path / "case", stored, StudyInstanceUID="1.2", SeriesNumber=2, SeriesDescription="Lung 1.0"
@@ -154,7 +154,7 @@ def test_of_several_series_the_longest_is_taken_and_said(tmp_path, stored, caplo
     assert "--series" in caplog.text
 
 
-@pytest.mark.fault("several series")
+@pytest.mark.fault("several series in one study")
 @pytest.mark.parametrize("choice", ["3", "soft", "Soft tissue 5.0", "uid"])
 def test_series_picks_by_number_description_or_uid(tmp_path, stored, choice, caplog):
     folder = write_dicom(
@@ -184,7 +184,7 @@ def test_a_choice_that_is_not_clear(tmp_path, stored):
 # ----------------------------------------------------------------------------------------- bad series
 
 
-@pytest.mark.fault("all slices in one file")
+@pytest.mark.fault("all slices in one file, damaged")
 def test_a_folder_without_a_ct(tmp_path, stored):
     (tmp_path / "empty").mkdir()
     refuses(tmp_path / "empty", "no CT series")
@@ -217,7 +217,7 @@ def test_a_missing_and_a_double_slice(tmp_path, stored):
     refuses(double, r"copy\.dcm and slice003\.dcm lie at the same place; remove one of them")
 
 
-@pytest.mark.fault("all slices in one file")
+@pytest.mark.fault("all slices in one file, damaged")
 def test_one_slice_is_no_volume(tmp_path, stored):
     refuses(write_dicom(tmp_path / "case", stored[:1]), "one slice")
 
@@ -230,7 +230,7 @@ def test_a_gantry_tilt(tmp_path, stored):
 
 
 @pytest.mark.fault("a slice of another")
-@pytest.mark.fault("all slices in one file")
+@pytest.mark.fault("all slices in one file, damaged")
 @pytest.mark.parametrize(
     ("tags", "match"),
     [
