@@ -86,12 +86,12 @@ def paint_thorax(rng: np.random.Generator, body: Anatomy, g: Frame) -> Thorax:
     paint(hu[heart], distance + 9, body.blood, 4.0)
     vessels = np.zeros(size, np.float32)
     for points, radii in parts.great_vessels(body):
-        vessels = np.maximum(vessels, fill_path(g, points, radii))
+        np.maximum(vessels, fill_path(g, points, radii), out=vessels)
     hu += vessels * (body.blood - hu)
     walls, lumens = np.zeros(size, np.float32), np.zeros(size, np.float32)
     for points, radii in parts.airway_paths(body):
-        walls = np.maximum(walls, fill_path(g, points, radii, grow=2.0))
-        lumens = np.maximum(lumens, fill_path(g, points, radii))
+        np.maximum(walls, fill_path(g, points, radii, grow=2.0), out=walls)
+        np.maximum(lumens, fill_path(g, points, radii), out=lumens)
 
     lung = lung_distance(cavity, above, body, g, np.maximum(vessels, walls))
     parts.paint_spine(hu, body, g)

@@ -90,8 +90,15 @@ def fill_tubes(frame: Frame, start: Array, end: Array, r_start: Array, r_end: Ar
     shape = frame.x.shape
     keep = ((index >= 0) & (index < shape)).all(1)
     filled = np.zeros(shape, np.float32)
-    np.add.at(filled.reshape(-1), np.ravel_multi_index(index[keep].T, shape), weight[keep].astype(np.float32))
-    return np.minimum(filled, 1)
+    if keep.any():  # only the box around the tubes is touched
+        index = index[keep]
+        first = index.min(0)
+        box = index.max(0) - first + 1
+        part = np.zeros(np.prod(box), np.float32)
+        np.add.at(part, np.ravel_multi_index((index - first).T, box), weight[keep].astype(np.float32))
+        where = tuple(slice(a, a + n) for a, n in zip(first, box, strict=True))
+        filled[where] = np.minimum(part, 1).reshape(box)
+    return filled
 
 
 def fill_path(frame: Frame, points: list, radii: list | float, grow: float = 0.0) -> Array:

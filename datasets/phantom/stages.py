@@ -38,17 +38,17 @@ class Filling:
     """
 
     share: tuple[float, float]
-    texture: float = 0.3
+    texture: float
     septa: float = 0.0
     flat: float = 1.0
 
 
 FILLINGS: Mapping[str, Filling] = {
-    "faint": Filling((0.15, 0.27)),
-    "ground glass": Filling((0.25, 0.5)),
-    "crazy paving": Filling((0.35, 0.6), septa=0.25),
-    "consolidation": Filling((0.75, 1.0), texture=0.12),
-    "bands": Filling((0.45, 0.85), texture=0.2, flat=0.22),
+    "faint": Filling((0.15, 0.27), texture=0.4),
+    "ground glass": Filling((0.25, 0.5), texture=0.5),
+    "crazy paving": Filling((0.35, 0.6), texture=0.4, septa=0.35),
+    "consolidation": Filling((0.75, 1.0), texture=0.35),
+    "bands": Filling((0.45, 0.85), texture=0.4, flat=0.22),
 }
 """To add a kind of lesion, add a row, and its share in the stages that show it."""
 
@@ -145,7 +145,7 @@ def add_stage_lesions(
     fields = _Fields(
         smooth_field(rng, shape, g.spacing, 16),
         smooth_field(rng, shape, g.spacing, 5),
-        filtered_noise(rng, shape, HALF_LENGTH_TO_SIGMA * rng.uniform(2.0, 3.0) / spacing),
+        filtered_noise(rng, shape, HALF_LENGTH_TO_SIGMA * rng.uniform(1.4, 2.4) / spacing),
         fissure_distances(body, g)[0],
     )
     count = int(np.clip(np.rint(np.exp(rng.normal(1.7, 0.8))), 1, 24))
