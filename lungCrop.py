@@ -13,6 +13,7 @@ Examples:
     python lungCrop.py scans --output data --labels lesions --weights unet_r231-d5d2fc3d.pth
     python lungCrop.py scan.nrrd --output data --lungs threshold
     python lungCrop.py scans --output data --lungs lung_masks
+    python lungCrop.py scans --output data --labels lesions --dry-run
     python lungCrop.py dicom_folder --output data --series "Lung 1.0"
     python lungCrop.py covidseg/ct_scans --output data --grey-window -1250 250
     torchrun --nproc-per-node 2 lungCrop.py scans --output data
@@ -27,12 +28,21 @@ from pathlib import Path
 import torch
 
 from datasets.crop import LungMaskCrop
-from datasets.crop_scans import FOLDERS, crop_scans, given_lung_masks, is_cropped, keep_apart, match_masks
+from datasets.crop_scans import (
+    FOLDERS,
+    crop_scans,
+    given_lung_masks,
+    is_cropped,
+    keep_apart,
+    masks_of_scans,
+    print_pairs,
+)
 from datasets.scan_options import (
     add_crop_size,
     add_grey_window,
     add_lungs,
     add_reading,
+    add_segments,
     add_window,
     check_size,
     check_window,
@@ -54,6 +64,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("input", type=Path, metavar="INPUT", help="a CT, or a folder of CTs or of DICOM series")
     parser.add_argument("--output", type=Path, required=True, metavar="ROOT", help="cohort folder")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="lesion labels, named like their scans")
+    add_segments(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print which files belong together, write nothing")
     add_lungs(parser)
     add_crop_size(parser)
     add_window(parser)
@@ -77,10 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output, size, window = options.output, options.size, options.window
     lungs = chosen_lungs(options)
     scans = find_scans(options.input, series=options.series, progress=not options.quiet)
-    labels = match_masks(options.labels, scans, "label")
+    labels = masks_of_scans(options.labels, scans, "label")
     lung_masks = given_lung_masks(lungs, scans)
     inputs = [*files_of(scans.values()), *labels.values(), *(lung_masks or {}).values()]
     keep_apart([output / folder for folder in FOLDERS], inputs)
+    if options.dry_run:
+        print_pairs(scans, labels, lung_masks)
+        return 0
     device = choose_device(options.device if lungs.on_gpu else "cpu")
 
     def left_to_crop() -> list[str]:

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.io.volume import write_volume
+from datasets.pairs import match_masks
 from datasets.scan_options import add_reading, chosen_reading
-from datasets.scans import files_of, find_scans, match_labels, result_name
+from datasets.scans import files_of, find_scans, result_name
 from evaluation.metrics import THRESHOLD
 from evaluation.paste_back import restore_mask
 from utils.cli import add_quiet, new_parser, run, start_logging
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     start_logging(options.quiet)
     scans = find_scans(*options.images, series=options.series, progress=not options.quiet)
-    masks, unmatched = match_labels(options.masks, list(scans))
+    masks, unmatched = match_masks(options.masks, scans)
     inputs = (*options.images, options.masks, *(path.parent for path in (*files_of(scans.values()), *masks.values())))
     if options.output.resolve() in [path.resolve() for path in inputs]:
         raise VolumeError(f"{options.output}: is the folder of the input; choose another --output")

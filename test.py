@@ -29,7 +29,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs.settings import Settings, read_settings
 from datasets.cohort import HELD_OUT, TRAINING, WITH_LESION, Case, read_cohort
-from datasets.scan_options import add_reading, chosen_reading
+from datasets.scan_options import add_reading, add_segments, chosen_reading
 from evaluation.inference import predict_cohort
 from evaluation.native_resolution import RawScans, find_raw_scans
 from evaluation.results import (
@@ -116,6 +116,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--images", type=Path, metavar="RAW", help="raw scans; score on their grids too")
     parser.add_argument("--labels", type=Path, metavar="DIR", help="lesion labels of the raw scans, named like them")
+    add_segments(parser)
     add_reading(parser)
     add_published_crops(parser)
     parser.add_argument("--no-report", dest="report", action="store_false", help="leave out report.html")

@@ -17,10 +17,10 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import sparse
 
-from datasets.io.grid import Grid, check_same_grid
+from datasets.io.grid import Grid, turned_onto
 from datasets.io.nifti import NOTES, read_nifti_header
 from datasets.io.scan import Scan
-from datasets.io.volume import DEFAULT, Reading, as_ct, as_labels, read_ct, read_labels
+from datasets.io.volume import DEFAULT, Reading, as_ct, as_labels, read_ct, read_mask_on
 from datasets.lungs import load_lungmask
 from datasets.window import WINDOW, map_window
 from utils.errors import VolumeError
@@ -412,9 +412,7 @@ class LungMaskCrop:
         self, mask: Path | str | sitk.Image, name: object, ct: sitk.Image, counted: Collection[int] | None
     ) -> np.ndarray:
         if isinstance(mask, sitk.Image):
-            mask_name, labels = "the mask", as_labels("the mask", mask)
+            values = turned_onto("the mask", as_labels("the mask", mask), name, Grid.of(ct))
         else:
-            mask_name, labels = mask, read_labels(Path(mask), self.reading)
-        check_same_grid(mask_name, Grid.of(labels), name, Grid.of(ct))
-        values = sitk.GetArrayFromImage(labels)
+            values = read_mask_on(Path(mask), name, Grid.of(ct), self.reading)
         return values if counted is None else np.isin(np.arange(256), list(counted))[values]

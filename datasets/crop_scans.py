@@ -11,7 +11,7 @@ from datasets.crop import LungMaskCrop, recorded_window
 from datasets.io.scan import Scan
 from datasets.io.volume import read_geometry, write_volume
 from datasets.lung_finders import Lungs
-from datasets.scans import match_labels
+from datasets.pairs import match_masks
 from datasets.window import WINDOW
 from utils.errors import VolumeError
 from utils.failures import for_each
@@ -66,7 +66,7 @@ def is_cropped(
         return False
 
 
-def match_masks(folder: Path | None, scans: Mapping[str, Path | Scan], what: str) -> dict[str, Path]:
+def masks_of_scans(folder: Path | None, scans: Mapping[str, Path | Scan], what: str) -> dict[str, Path]:
     """Masks by the id of their scan; masks without a scan and scans without a mask are warnings.
 
     Args:
@@ -75,11 +75,11 @@ def match_masks(folder: Path | None, scans: Mapping[str, Path | Scan], what: str
         what: kind of mask, for the messages.
 
     Raises:
-        VolumeError: see `match_labels`.
+        VolumeError: as `match_masks`.
     """
     if folder is None:
         return {}
-    matched, unmatched = match_labels(folder, list(scans))
+    matched, unmatched = match_masks(folder, scans)
     if unmatched:
         log.warning("%d %s file(s) match no scan, the first %s", len(unmatched), what, unmatched[0])
     if missing := [case_id for case_id in scans if case_id not in matched]:
@@ -87,9 +87,16 @@ def match_masks(folder: Path | None, scans: Mapping[str, Path | Scan], what: str
     return matched
 
 
+def print_pairs(scans: Mapping[str, Scan], labels: Mapping[str, Path], lungs: Mapping[str, Path] | None) -> None:
+    """Print one line per scan: its id, its CT, its label and its lung mask."""
+    for case_id, scan in scans.items():
+        line = f"{case_id}: {scan}, label {labels.get(case_id, 'none')}"
+        print(line if lungs is None else f"{line}, lung mask {lungs.get(case_id, 'none')}")
+
+
 def given_lung_masks(lungs: Lungs, scans: Mapping[str, Path | Scan]) -> dict[str, Path] | None:
     """Given lung masks by the id of their scan; None if lungs are found by a method."""
-    return None if lungs.folder is None else match_masks(lungs.folder, scans, "lung mask")
+    return None if lungs.folder is None else masks_of_scans(lungs.folder, scans, "lung mask")
 
 
 def lung_mask_of(scan: Path | Scan, case_id: str, lungs: dict[str, Path] | None) -> Path | None:

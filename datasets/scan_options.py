@@ -41,6 +41,16 @@ def add_grey_window(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_segments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--segments``, the segments of Slicer's segmentations that count."""
+    parser.add_argument(
+        "--segments",
+        nargs="+",
+        metavar="NAME",
+        help="segments that are lesion in .seg.nrrd labels with several (default: those whose name says lesion)",
+    )
+
+
 def add_lungs(parser: argparse.ArgumentParser) -> None:
     """Add ``--lungs``, ``--lungmask-model`` and ``--weights``: how lungs are found."""
     parser.add_argument(
@@ -101,7 +111,13 @@ def check_window(parser: argparse.ArgumentParser, option: str, window: tuple[flo
 def chosen_reading(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Reading:
     """How raw scans are read, from the options of `add_reading` and `add_grey_window`."""
     window = getattr(options, "grey_window", None)
-    return Reading(options.max_voxels, options.series, window and check_window(parser, "--grey-window", window))
+    segments = getattr(options, "segments", None)
+    return Reading(
+        options.max_voxels,
+        options.series,
+        window and check_window(parser, "--grey-window", window),
+        None if segments is None else tuple(segments),
+    )
 
 
 def chosen_lungs(options: argparse.Namespace) -> Lungs:

@@ -35,6 +35,7 @@ from datasets.io.dicom import (
 )
 from datasets.io.scan import Scan
 from datasets.io.volume import is_volume_file, volume_id
+from datasets.pairs import mask_of
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import VolumeError, one_line
 from utils.files import write_text
@@ -42,9 +43,6 @@ from utils.progress import progress_bar
 from utils.tables import as_csv
 
 log = logging.getLogger(__name__)
-
-LABEL_SUFFIXES = ("", "_label", "-label", "_lesion", "_mask", "_seg")
-"""What may stand between the id of a scan and the extension of its label file."""
 
 MASK_FOLDERS = ("mask", "label", "segmentation", "seg", "lesion", "leision", "lung", "infection", "annotation")
 """Folders below INPUT whose names begin so, or end so after a ``_``, hold masks and no CTs."""
@@ -232,20 +230,6 @@ def is_mask_folder(name: str) -> bool:
     return bool(re.search(rf"(^|_)({'|'.join(MASK_FOLDERS)})(s|es)?(Tr|Ts|Val)?(_|$)", name, re.IGNORECASE))
 
 
-def mask_of(name: str, beside: Iterable[str]) -> str | None:
-    """The CT that a file is a mask of, by the names of the files beside it; None if it is no mask.
-
-    Args:
-        name: file name without extension.
-        beside: names of all files in its folder.
-    """
-    stem = re.sub(r"([._-])(label|lesion|mask|seg|segmentation|infection|lung|lungs)s?$", "", name, flags=re.IGNORECASE)
-    if stem == name:
-        return None
-    others = set(beside) - {name}
-    return next((ct for ct in (stem, f"{stem}_ct", f"{stem}-ct", f"{stem}_0000", "ct") if ct in others), None)
-
-
 # ----------------------------------------------------------------------------------------------- ids
 
 
@@ -404,37 +388,6 @@ def result_name(case_id: str, scan: Scan | Path) -> str:
     is_file = scan.series is None if isinstance(scan, Scan) else scan.is_file()
     extension = path.name.lower()[len(volume_id(path)) :] if is_file else ""
     return case_id + {".mha": ".mha", ".mhd": ".mha", ".nrrd": ".nrrd"}.get(extension, ".nii.gz")
-
-
-def match_labels(folder: Path, ids: Sequence[str]) -> tuple[dict[str, Path], list[Path]]:
-    """Label files by the id of their scan: a file named as the scan, or so with one of `LABEL_SUFFIXES`.
-
-    Args:
-        folder: of the label files; or one such file, where there is one id only.
-        ids: of the scans.
-
-    Returns:
-        Id to file, and the files that belong to no id.
-
-    Raises:
-        VolumeError: there is no such folder, or two files belong to one id.
-    """
-    if folder.is_file() and len(ids) == 1:
-        return {ids[0]: folder}, []
-    if not folder.is_dir():
-        raise VolumeError(f"{folder}: no such folder; expected masks named as their scans")
-    names = {case_id + suffix: case_id for suffix in reversed(LABEL_SUFFIXES) for case_id in ids}
-    matched: dict[str, Path] = {}
-    unmatched = []
-    for path in sorted(p for p in folder.iterdir() if is_volume_file(p)):
-        case_id = names.get(volume_id(path))
-        if case_id is None:
-            unmatched.append(path)
-        elif case_id in matched:
-            raise VolumeError(f"{path} and {matched[case_id]} both belong to {case_id}; keep one of them")
-        else:
-            matched[case_id] = path
-    return matched, unmatched
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,10 +15,11 @@ import SimpleITK as sitk
 
 from datasets.cohort import HEALTHY, WITH_LESION
 from datasets.crop import lay_over
-from datasets.io.grid import Grid, check_same_grid
+from datasets.io.grid import Grid
 from datasets.io.scan import Scan
-from datasets.io.volume import DEFAULT, Reading, read_geometry, read_labels
-from datasets.scans import find_scans, match_labels
+from datasets.io.volume import DEFAULT, Reading, read_geometry, read_mask_on
+from datasets.pairs import match_masks
+from datasets.scans import find_scans
 from evaluation.inference import Prediction
 from evaluation.metrics import THRESHOLD, Score, score_scan, with_details
 from evaluation.surface import TOLERANCE_MM
@@ -49,14 +50,14 @@ def find_raw_scans(folder: Path, label_folder: Path | None = None, reading: Read
 
     Args:
         folder: of CTs (or one CT), see `find_scans`.
-        label_folder: of labels, see `match_labels`; None where none are needed.
+        label_folder: of labels, see `match_masks`; None if none are needed.
         reading: how the files are read.
 
     Raises:
         VolumeError: there is nothing, or two files belong to one id.
     """
     scans = find_scans(folder, series=reading.series)
-    labels = {} if label_folder is None else match_labels(label_folder, list(scans))[0]
+    labels = {} if label_folder is None else match_masks(label_folder, scans)[0]
     return RawScans(scans, labels, folder, label_folder, reading)
 
 
@@ -93,9 +94,7 @@ def score_on_raw_scan(prediction: Prediction, raw: RawScans, tolerance_mm: float
 
 
 def _read_truth(label: Path, scan: Scan, grid: Grid, reading: Reading) -> np.ndarray:
-    image = read_labels(label, reading)
-    check_same_grid(label, Grid.of(image), scan, grid)
-    return _voxels(image)
+    return read_mask_on(label, scan, grid, reading) > 0
 
 
 def _voxels(mask: sitk.Image) -> np.ndarray:

@@ -166,6 +166,33 @@ def check_same_grid(name: object, grid: Grid, reference_name: object, reference:
             )
 
 
+def turned_onto(name: object, mask: sitk.Image, reference_name: object, reference: Grid) -> np.ndarray:
+    """The voxels of a mask on the grid of its scan; a mask on the same voxels in another axis order is turned.
+
+    Args:
+        name: file of the mask, for error messages.
+        mask: the mask.
+        reference_name: file of the scan.
+        reference: grid of the scan.
+
+    Returns:
+        (z, y, x) on `reference`.
+
+    Raises:
+        VolumeError: the mask does not lie on the same voxels.
+    """
+    grid = Grid.of(mask)
+    voxels = sitk.GetArrayFromImage(mask)
+    try:
+        check_same_grid(name, grid, reference_name, reference)
+        return voxels
+    except VolumeError:
+        check_same_grid(name, grid.upright(), reference_name, reference.upright())
+    turned = np.empty(reference.shape, voxels.dtype)
+    reference.uprighted(turned)[:] = grid.uprighted(voxels)
+    return turned
+
+
 def rounded(values: tuple[float, ...]) -> tuple[float, ...]:
     """Numbers short enough for a message."""
     return tuple(round(value, 4) for value in values)

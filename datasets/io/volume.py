@@ -17,10 +17,10 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 
-from datasets.io import nifti
+from datasets.io import nifti, slicer
 from datasets.io.decoder import Decoder, DecoderError
 from datasets.io.dicom import Series, find_series, has_preamble, named, padding_to_air, read_with_pydicom
-from datasets.io.grid import MAX_VOXELS, Grid, check_grid
+from datasets.io.grid import MAX_VOXELS, Grid, check_grid, turned_onto
 from datasets.io.scan import Scan
 from datasets.io.text_headers import check_data_length
 from datasets.window import unmap_window
@@ -52,11 +52,13 @@ class Reading:
             from a study with several CT series; by default as `datasets.io.dicom.RULES` say.
         grey_window: HU that became 0 and 255 in CTs whose values were mapped to 0..255; those are mapped back. By
             default such CTs are refused.
+        segments: names of the segments that count in segmentations of Slicer; by default see `datasets.io.slicer`.
     """
 
     max_voxels: int = MAX_VOXELS
     series: str | None = None
     grey_window: tuple[float, float] | None = None
+    segments: tuple[str, ...] | None = None
 
 
 DEFAULT = Reading()
@@ -220,6 +222,29 @@ def read_labels(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
         VolumeError: as `read_volume`, or the values are not labels.
     """
     return as_labels(path, read_volume(path, reading))
+
+
+def read_mask_on(path: Path, reference_name: object, reference: Grid, reading: Reading = DEFAULT) -> np.ndarray:
+    """Read a mask onto the grid of its CT.
+
+    A mask on the same voxels in another axis order is turned; a segmentation of Slicer may cover a part of the CT.
+
+    Args:
+        path: the mask.
+        reference_name: the CT, for error messages.
+        reference: grid of the CT.
+        reading: how files are read.
+
+    Returns:
+        Labels, uint8 (z, y, x) on `reference`.
+
+    Raises:
+        VolumeError: as `read_labels`, or the mask does not lie on the voxels of the CT.
+    """
+    if slicer.is_segmentation(path):
+        _check_file(path)
+        return slicer.read_segmentation(path, reference_name, reference, reading.max_voxels, reading.segments)
+    return turned_onto(path, read_labels(path, reading), reference_name, reference)
 
 
 def as_labels(path: Path, image: sitk.Image) -> sitk.Image:

@@ -7,7 +7,7 @@ from pydicom.uid import generate_uid
 
 from datasets import scans as module
 from datasets.io.volume import read_volume
-from datasets.scans import find_scans, index_scans, main, match_labels, result_name
+from datasets.scans import find_scans, index_scans, main, result_name
 from tests.volumes import pixels, touched, write_dicom
 from utils.errors import VolumeError
 
@@ -394,49 +394,3 @@ def test_a_result_has_the_id_and_the_type_of_its_scan(tmp_path):
 def test_nothing_there(tmp_path):
     with pytest.raises(VolumeError, match="no such file or folder"):
         find_scans(tmp_path / "nowhere")
-
-
-def test_labels_are_matched_by_name_with_and_without_a_suffix(tmp_path):
-    touched(tmp_path, "a.nii.gz", "b_label.nrrd", "c-label.nii", "d_seg.nii", "e_mask.mha", "f_lesion.nii", "x.nii")
-    matched, unmatched = match_labels(tmp_path, ["a", "b", "c", "d", "e", "f", "g"])
-    assert {case_id: path.name for case_id, path in matched.items()} == {
-        "a": "a.nii.gz",
-        "b": "b_label.nrrd",
-        "c": "c-label.nii",
-        "d": "d_seg.nii",
-        "e": "e_mask.mha",
-        "f": "f_lesion.nii",
-    }
-    assert unmatched == [tmp_path / "x.nii"]
-
-
-def test_labels_of_a_series_that_lies_deeper_have_its_whole_id(tmp_path):
-    touched(tmp_path, "p_study_1.2.nii.gz", "p_study_1.3_seg.nii.gz", "1.2.nii.gz")
-    matched, unmatched = match_labels(tmp_path, ["p_study_1.2", "p_study_1.3"])
-    assert {case_id: path.name for case_id, path in matched.items()} == {
-        "p_study_1.2": "p_study_1.2.nii.gz",
-        "p_study_1.3": "p_study_1.3_seg.nii.gz",
-    }
-    assert unmatched == [tmp_path / "1.2.nii.gz"]
-
-
-def test_a_scan_whose_name_ends_like_a_label_keeps_its_own(tmp_path):
-    touched(tmp_path, "a_mask.nii")
-    assert match_labels(tmp_path, ["a", "a_mask"])[0] == {"a_mask": tmp_path / "a_mask.nii"}
-
-
-def test_one_label_file_for_one_scan(tmp_path):
-    touched(tmp_path, "anything.nii")
-    assert match_labels(tmp_path / "anything.nii", ["scan"]) == ({"scan": tmp_path / "anything.nii"}, [])
-
-
-@pytest.mark.fault("two scans, or two labels")
-def test_two_labels_of_one_scan(tmp_path):
-    touched(tmp_path, "a.nii", "a_label.nii")
-    with pytest.raises(VolumeError, match="both belong to a; keep one of them"):
-        match_labels(tmp_path, ["a"])
-
-
-def test_no_label_folder(tmp_path):
-    with pytest.raises(VolumeError, match="no such folder; expected masks named as their scans"):
-        match_labels(tmp_path / "nowhere", ["a", "b"])

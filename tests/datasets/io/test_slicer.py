@@ -1,0 +1,100 @@
+"""Segmentations as 3D Slicer writes them, made with pynrrd."""
+
+import nrrd
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from datasets.io.grid import Grid
+from datasets.io.volume import Reading, read_mask_on
+from tests.volumes import ORIGIN, SPACING, image_of, refused, write
+
+SHAPE = (6, 7, 8)
+CT = Grid.of(image_of(np.zeros(SHAPE, np.int16)))
+START = np.array([2, 1, 3])  # x, y, z of the first voxel of the extent
+
+
+def segmentation(path, layers, names, space="left-posterior-superior", start=START, shift=0.0):
+    """Write layers of labels, (layer, x, y, z), that begin at a voxel of the CT."""
+    signs = np.array([-1.0, -1.0, 1.0]) if space.startswith("right") else np.ones(3)
+    directions = np.diag(np.array(SPACING)) * signs
+    header = {
+        "space": space,
+        "space origin": (np.array(ORIGIN) + (start + shift) * SPACING) * signs,
+        "space directions": directions,
+        "kinds": ["domain"] * 3,
+    }
+    data = np.array(layers, np.uint8)
+    if len(layers) == 1:
+        data = data[0]
+    else:
+        header["space directions"] = np.vstack([[np.nan] * 3, directions])
+        header["kinds"] = ["list", *header["kinds"]]
+    for number, (name, layer, value) in enumerate(names):
+        header |= {f"Segment{number}_Name": name, f"Segment{number}_Layer": str(layer)}
+        header[f"Segment{number}_LabelValue"] = str(value)
+    path.parent.mkdir(exist_ok=True)
+    nrrd.write(str(path), data, header)
+    return path
+
+
+def expected(inside):
+    whole = np.zeros(SHAPE[::-1], np.uint8)
+    whole[tuple(slice(a, a + n) for a, n in zip(START, inside.shape, strict=True))] = inside
+    return whole.transpose()
+
+
+@pytest.mark.fault("a segmentation of 3D Slicer")
+@pytest.mark.parametrize("space", ["left-posterior-superior", "right-anterior-superior"])
+def test_a_segmentation_that_is_cut_to_its_extent_lies_on_the_ct(tmp_path, space):
+    inside = np.random.default_rng(0).integers(0, 2, (3, 4, 2))
+    path = segmentation(tmp_path / "a.seg.nrrd", [inside], [("Lesion", 0, 1)], space)
+    np.testing.assert_array_equal(read_mask_on(path, "ct", CT), expected(inside))
+
+
+def test_a_mask_without_segment_names_counts_whole(tmp_path):
+    inside = np.random.default_rng(0).integers(0, 3, (3, 4, 2))
+    path = segmentation(tmp_path / "a.seg.nrrd", [inside], [])
+    np.testing.assert_array_equal(read_mask_on(path, "ct", CT), expected(inside > 0))
+
+
+@pytest.mark.fault("a segmentation of 3D Slicer")
+def test_layers_and_label_values_say_what_a_segment_is(tmp_path):
+    rng = np.random.default_rng(1)
+    first, second = rng.integers(0, 3, (2, 3, 4, 2))
+    names = [("GGO", 0, 2), ("Left lung", 0, 1), ("Consolidation", 1, 1), ("Heart", 1, 2)]
+    path = segmentation(tmp_path / "a.seg.nrrd", [first, second], names)
+    np.testing.assert_array_equal(read_mask_on(path, "ct", CT), expected((first == 2) | (second == 1)))
+    heart = read_mask_on(path, "ct", CT, Reading(segments=("heart",)))
+    np.testing.assert_array_equal(heart, expected(second == 2))
+    refused(path, lambda: read_mask_on(path, "ct", CT, Reading(segments=("liver",))), "it has GGO, Left lung")
+
+
+def test_segments_of_which_none_says_lesion_are_asked_for(tmp_path):
+    labels = np.ones((3, 4, 2), np.uint8)
+    path = segmentation(tmp_path / "a.seg.nrrd", [labels], [("Segment_1", 0, 1), ("Segment_2", 0, 2)])
+    refused(path, lambda: read_mask_on(path, "ct", CT), "has the segments Segment_1, Segment_2; name those that count")
+
+
+def test_a_segmentation_of_another_ct_is_refused(tmp_path):
+    labels = np.ones((3, 4, 2), np.uint8)
+    off = segmentation(tmp_path / "off.seg.nrrd", [labels], [("Lesion", 0, 1)], shift=0.3)
+    refused(off, lambda: read_mask_on(off, "ct", CT), "are not those of ct")
+    outside = segmentation(tmp_path / "out.seg.nrrd", [labels], [("Lesion", 0, 1)], start=np.array([6, 5, 5]))
+    refused(outside, lambda: read_mask_on(outside, "ct", CT), "segments lie outside ct")
+    damaged = tmp_path / "damaged.seg.nrrd"
+    damaged.write_bytes(off.read_bytes()[:200])
+    refused(damaged, lambda: read_mask_on(damaged, "ct", CT), "not a readable segmentation")
+
+
+@pytest.mark.fault("a mask in another axis order")
+@pytest.mark.parametrize("order", ["RAS", "LAS", "PIR", "SAL"])
+def test_a_mask_on_the_same_voxels_in_another_order_is_turned(tmp_path, order):
+    mask = np.random.default_rng(2).integers(0, 3, SHAPE).astype(np.uint8)
+    turned = sitk.DICOMOrient(image_of(mask), order)
+    path = write(tmp_path / "a.nii.gz", turned)
+    np.testing.assert_array_equal(read_mask_on(path, "ct", CT), mask)
+    shifted = sitk.DICOMOrient(image_of(mask), order)
+    shifted.SetOrigin(np.array(turned.GetOrigin()) + 0.5)
+    other = write(tmp_path / "b.nii.gz", shifted)
+    refused(other, lambda: read_mask_on(other, "ct", CT), "its origin .* differs from")
