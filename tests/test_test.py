@@ -359,6 +359,7 @@ def test_raw_scans_that_are_missing_or_do_not_fit_are_named_and_the_rest_is_done
     assert f"failed: sick_4: {raw / 'labels'}: holds no label for sick_4" in captured.out
     assert re.search(r"failed: well_2: \S*.*well_2.nii.gz: does not lie on \S*well_2.nrrd", captured.out)
     assert len(captured.err.splitlines()) == 2
+    shutil.copy(raw / "labels" / "sick_5_label.nrrd", raw / "labels" / "well_2_label.nrrd")
     (raw / "ct" / "sick_5.nrrd").unlink()
     assert test.main(command) == 1
     captured = capsys.readouterr()
