@@ -129,10 +129,12 @@ def test_the_options_of_every_command_exist(page, monkeypatch):
         if words[0] == "-m":
             if words[1] == "pytest":
                 continue
-            module, arguments = importlib.import_module(words[1]), words[2:]
+            package = (ROOT / words[1].replace(".", "/") / "__main__.py").is_file()
+            module, arguments = importlib.import_module(words[1] + (".__main__" if package else "")), words[2:]
         else:
             specification = importlib.util.spec_from_file_location("script", ROOT / words[0])
             module, arguments = importlib.util.module_from_spec(specification), words[1:]
+            monkeypatch.setitem(sys.modules, "script", module)  # where dataclasses look
             specification.loader.exec_module(module)
         with pytest.raises(Parsed):
             module.main(arguments)
@@ -148,7 +150,9 @@ def test_the_options_of_every_command_exist(page, monkeypatch):
         ["predict.py"],
         ["export.py"],
         ["-m", "datasets.phantom"],
+        ["-m", "datasets.scans"],
         ["-m", "datasets.make_splits"],
+        ["-m", "configs.translate"],
         ["-m", "datasets.public"],
         ["-m", "benchmarks.weak_supervision.cohort"],
         ["-m", "benchmarks.weak_supervision.realism"],
