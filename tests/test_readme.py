@@ -130,9 +130,12 @@ def test_the_options_of_every_command_exist(page, monkeypatch):
             if words[1] == "pytest":
                 continue
             module, arguments = importlib.import_module(words[1]), words[2:]
+            if hasattr(module, "__path__"):
+                module = importlib.import_module(f"{words[1]}.__main__")
         else:
             specification = importlib.util.spec_from_file_location("script", ROOT / words[0])
             module, arguments = importlib.util.module_from_spec(specification), words[1:]
+            monkeypatch.setitem(sys.modules, "script", module)  # dataclasses look their module up
             specification.loader.exec_module(module)
         with pytest.raises(Parsed):
             module.main(arguments)
