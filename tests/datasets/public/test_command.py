@@ -8,11 +8,11 @@ import train
 from configs.settings import read_settings
 from datasets import lung_finders
 from datasets.cohort import read_id_list
-from datasets.public import COVIDSEG, MOSMED
+from datasets.public import COVIDSEG, MOSMED, SETS
 from datasets.public import __main__ as command
 from datasets.public.__main__ import main
 from datasets.public.lists import make_lists
-from datasets.public.sets import PublicScan
+from datasets.public.sets import CT, LESION, LUNG, PublicScan, PublicSet, labels
 from tests.several import on_processes
 from tests.volumes import image_of, pixels, write
 from utils.cli import run
@@ -508,3 +508,34 @@ def test_two_processes_write_what_one_writes(tmp_path):
         written.append({str(path.relative_to(output)): path.read_bytes() for path in files})
     assert len(written[0]) == 3 * 6 + 3 + 1
     assert written[0] == written[1]
+
+
+def test_a_new_set_is_described_by_its_data_alone(tmp_path, monkeypatch):
+    new = PublicSet(
+        name="new",
+        title="New (N)",
+        letter="N",
+        cts="volumes/",
+        folders={"volumes": CT, "lungs": LUNG, "lesions": LESION},
+        case=lambda name: name.removeprefix("p") if name.startswith("p") else None,
+        group=lambda case, kinds: "N_test" if LESION in kinds else "N_train",
+        tests=("N_test",),
+        expected={"CTs": 4, "lung masks": 4, "lesion masks": 2},
+        lesion=labels({2}, {0, 2}),
+        lung=labels({1, 2}),
+        training={"validwl": ("N_train", "N_valid_diseased")},
+    )
+    monkeypatch.setitem(SETS, "new", new)
+    for k in range(1, 5):
+        write(tmp_path / "d" / "volumes" / f"p{k}.nii.gz", hu(k))
+        write(tmp_path / "d" / "lungs" / f"p{k}.nii.gz", lungs())
+        if k < 3:
+            write(tmp_path / "d" / "lesions" / f"p{k}.nii.gz", lesion(2))
+    output = tmp_path / "cohort"
+    assert made("new", tmp_path / "d", output, "--validwl", "1", "--label", "p1") == 0
+    found = lists(output)
+    assert (found["N_labelled"], found["N_test"]) == (["new_1"], ["new_2"])
+    assert sorted(found["N_train"] + found["N_valid_diseased"]) == ["new_3", "new_4"]
+    np.testing.assert_array_equal(crop(output, "lesion", "new_1"), lesion(1)[LUNGS])
+    with pytest.raises(SystemExit):
+        made("new", tmp_path / "d", output, "--validh", "1")
