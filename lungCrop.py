@@ -30,10 +30,12 @@ import torch
 from datasets.crop import LungMaskCrop
 from datasets.crop_scans import (
     FOLDERS,
+    Masks,
+    crop_options,
     crop_scans,
     given_lung_masks,
-    is_cropped,
     keep_apart,
+    left_to_crop,
     masks_of_scans,
     print_pairs,
 )
@@ -54,6 +56,7 @@ from utils import distributed
 from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
 from utils.failures import gather_failures, print_failures
 from utils.manifest import recording
+from utils.results import RECORDS
 
 __all__ = ["LungMaskCrop", "main"]
 
@@ -89,31 +92,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output, size, window = options.output, options.size, options.window
     lungs = chosen_lungs(options)
     scans = find_scans(options.input, series=options.series, progress=not options.quiet)
-    labels = masks_of_scans(options.labels, scans, "label")
-    lung_masks = given_lung_masks(lungs, scans)
-    inputs = [*files_of(scans.values()), *labels.values(), *(lung_masks or {}).values()]
+    masks = Masks(masks_of_scans(options.labels, scans, "label"), given_lung_masks(lungs, scans))
+    inputs = [*files_of(scans.values()), *masks.labels.values(), *(masks.lungs or {}).values()]
     keep_apart([output / folder for folder in FOLDERS], inputs)
     if options.dry_run:
-        print_pairs(scans, labels, lung_masks)
+        print_pairs(scans, masks.labels, masks.lungs)
         return 0
     device = choose_device(options.device if lungs.on_gpu else "cpu")
-
-    def left_to_crop() -> list[str]:
-        if options.overwrite:
-            return list(scans)
-        return [case_id for case_id in scans if not is_cropped(output, case_id, size, case_id in labels, window)]
-
+    made_by = crop_options(size, window, options.reading, lungs.fingerprint)
     failed: dict[str, str] = {}
-    with distributed.lock_folder_on_rank_zero(output, *FOLDERS), recording(output, device=device):
+    with distributed.lock_folder_on_rank_zero(output, *FOLDERS, RECORDS), recording(output, device=device):
         # Looked up before any rank writes, so that all ranks share the same list.
-        left = distributed.on_rank_zero(left_to_crop)
+        left = distributed.on_rank_zero(lambda: left_to_crop(scans, output, masks, made_by, options.overwrite))
         if mine := {case_id: scans[case_id] for case_id in distributed.shard(left)}:
-            finder = lungs.finder(device) if lung_masks is None else None
+            finder = lungs.finder(device) if masks.lungs is None else None
             cropper = LungMaskCrop(finder, size, options.reading, window)
-            failed = crop_scans(mine, output, cropper, labels, lung_masks, progress=not options.quiet)
+            failed = crop_scans(mine, output, cropper, masks, made_by, progress=not options.quiet)
         failed = gather_failures(failed, left)
 
-    print(f"{len(scans) - len(failed)} of {len(scans)} scans are in {output}, {len(labels)} with a lesion label")
+    print(f"{len(scans) - len(failed)} of {len(scans)} scans are in {output}, {len(masks.labels)} with a lesion label")
     return print_failures(failed)
 
 

@@ -56,7 +56,7 @@ from evaluation.prediction_folder import (
     write_summary,
 )
 from models.checkpoint import PUBLISHED_INPUT, fingerprint
-from utils import distributed
+from utils import distributed, results
 from utils.cli import add_device, add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, VolumeError
 from utils.failures import gather_failures, print_failures
@@ -160,6 +160,7 @@ def check(options: argparse.Namespace) -> Job:
         probabilities=options.save_probabilities,
         dicom_seg=options.dicom_seg,
         report=options.report,
+        lungs=lungs or {},
     )
     return Job(scans, lungs, segmenter, wanted, options.overwrite, progress=not options.quiet)
 
@@ -173,7 +174,7 @@ def predict(job: Job) -> int:
     wanted, output = job.wanted, job.wanted.output
     made_by, model, device = wanted.made_by, job.segmenter.model, job.segmenter.device
     with (
-        distributed.lock_folder_on_rank_zero(output, MASKS, PROBABILITIES, DICOM_SEG, RECORDS),
+        distributed.lock_folder_on_rank_zero(output, MASKS, PROBABILITIES, DICOM_SEG, RECORDS, results.RECORDS),
         recording(output, device=device, model=model),
     ):
         # Looked up before any rank writes, so that all ranks share the same list.

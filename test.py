@@ -54,6 +54,7 @@ from utils.errors import CheckpointError, CohortError
 from utils.manifest import recording
 from utils.memory import keep_freed_memory
 from utils.progress import progress_bar
+from utils.results import RECORDS
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def test(job: Job) -> int:
     shares = {split: distributed.shard(cases) for split, cases in job.cohort.items()}
     total = sum(len(cases) for cases in shares.values())
     with (
-        distributed.lock_folder_on_rank_zero(output, "masks", "probabilities", "figures"),
+        distributed.lock_folder_on_rank_zero(output, "masks", "probabilities", "figures", RECORDS),
         recording(output, device=job.device, settings=job.settings, model=job.model),
         logging_redirect_tqdm(),
     ):

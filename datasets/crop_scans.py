@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from datasets.cohort import find_volume
 from datasets.crop import LungMaskCrop, recorded_window
 from datasets.io.scan import Scan
-from datasets.io.volume import read_geometry, write_volume
+from datasets.io.volume import Reading, read_geometry, write_volume
 from datasets.lung_finders import Lungs
 from datasets.pairs import match_masks
 from datasets.window import WINDOW
 from utils.errors import VolumeError
 from utils.failures import for_each
+from utils.results import Results, digest_of
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +25,52 @@ FOLDERS = ("images", "lung", "lesion")
 """The folders of a cohort, in the order of what `LungMaskCrop.crop` returns."""
 
 
+@dataclass(frozen=True)
+class Masks:
+    """The masks that belong to scans.
+
+    Attributes:
+        labels: lesion label by id; scans without a label get no file in lesion/.
+        lungs: lung mask by id if lung masks are given; then every scan needs one.
+    """
+
+    labels: Mapping[str, Path] = field(default_factory=dict)
+    lungs: Mapping[str, Path] | None = None
+
+    def digests(self, case_id: str, scan: Path | Scan) -> dict[str, str]:
+        """Digest of the scan, its label and its lung mask, see `utils.results.digest_of`."""
+        files = {"scan": scan.files if isinstance(scan, Scan) else (scan,)}
+        for role, masks in (("label", self.labels), ("lung mask", self.lungs or {})):
+            if case_id in masks:
+                files[role] = (masks[case_id],)
+        return {role: digest_of(path for path in paths if path.is_file()) for role, paths in files.items()}
+
+    def crop_paths(self, output: Path, case_id: str) -> list[Path]:
+        """Paths of the crops of a scan."""
+        folders = FOLDERS if case_id in self.labels else FOLDERS[:2]
+        return [output / folder / f"{case_id}.nii.gz" for folder in folders]
+
+
+def crop_options(
+    size: tuple[int, int, int], window: tuple[float, float], reading: Reading, lungs_name: str
+) -> dict[str, Any]:
+    """The options that crops depend on, as JSON values."""
+    return {
+        "size": list(size),
+        "window": list(window),
+        "lungs": lungs_name,
+        "series": reading.series,
+        "grey window": None if reading.grey_window is None else list(reading.grey_window),
+        "segments": None if reading.segments is None else list(reading.segments),
+    }
+
+
 def crop_scans(
     scans: Mapping[str, Path | Scan],
     output: Path,
     cropper: LungMaskCrop,
-    labels: dict[str, Path] | None = None,
-    lungs: dict[str, Path] | None = None,
+    masks: Masks,
+    made_by: Mapping[str, Any],
     progress: bool = True,
 ) -> dict[str, str]:
     """Crop scans into a cohort folder, one after the other.
@@ -36,21 +79,62 @@ def crop_scans(
         scans: id to CT.
         output: cohort folder; images/, lung/ and lesion/ are created in it.
         cropper: crops one scan.
-        labels: id to lesion label; scans without a label get no file in lesion/.
-        lungs: id to lung mask if lung masks are given; then every scan needs one.
+        masks: labels and lung masks.
+        made_by: options that the crops depend on, see `crop_options`.
         progress: show a progress bar.
 
     Returns:
-        Id to reason of the scans that failed.
+        Id to reason of the scans that failed, among them those whose crops would replace somebody else's files.
     """
+    results = Results(output)
 
     def crop(case_id: str, scan: Path | Scan) -> None:
-        crops = cropper.crop(scan, (labels or {}).get(case_id), lung_mask_of(scan, case_id, lungs))
+        crops = cropper.crop(scan, masks.labels.get(case_id), lung_mask_of(scan, case_id, masks.lungs))
+        paths, inputs = masks.crop_paths(output, case_id), masks.digests(case_id, scan)
+        results.begin(case_id, paths, made_by, inputs)
         # The image is written last: if it exists, the others do.
-        for folder, crop in reversed(list(zip(FOLDERS, crops, strict=False))):
-            write_volume(crop, output / folder / f"{case_id}.nii.gz")
+        for path, image in reversed(list(zip(paths, crops, strict=True))):
+            write_volume(image, path)
+        results.finish(case_id, paths, made_by, inputs)
 
     return for_each(scans.items(), crop, "cropping", total=len(scans), progress=progress)
+
+
+def left_to_crop(
+    scans: Mapping[str, Scan], output: Path, masks: Masks, made_by: Mapping[str, Any], overwrite: bool
+) -> list[str]:
+    """The ids of the scans that are not cropped yet, or were cropped from other inputs or with other options.
+
+    Crops of earlier versions have no record; those of the right size and window are taken as done, with a warning.
+
+    Args:
+        scans: id to CT.
+        output: cohort folder.
+        masks: labels and lung masks.
+        made_by: options that the crops depend on, see `crop_options`.
+        overwrite: crop all scans again.
+    """
+    results = Results(output)
+    left, changed, unrecorded = [], {}, []
+    for case_id, scan in scans.items():
+        difference = results.difference(case_id, made_by, masks.digests(case_id, scan))
+        size, window = tuple(made_by["size"]), tuple(made_by["window"])
+        if difference == "no record" and is_cropped(output, case_id, size, case_id in masks.labels, window):
+            unrecorded.append(case_id)
+            difference = None
+        elif difference not in (None, "no record"):
+            changed[case_id] = difference
+        if overwrite or difference is not None:
+            left.append(case_id)
+    if changed and not overwrite:
+        first = next(iter(changed))
+        log.warning("%d scan(s) are cropped again, the first %s: %s", len(changed), first, changed[first])
+    if unrecorded and not overwrite:
+        log.warning(
+            "%d scan(s) have crops without a record of how they were made, the first %s; they are taken as done",
+            *(len(unrecorded), unrecorded[0]),
+        )
+    return left
 
 
 def is_cropped(
@@ -99,7 +183,7 @@ def given_lung_masks(lungs: Lungs, scans: Mapping[str, Path | Scan]) -> dict[str
     return None if lungs.folder is None else masks_of_scans(lungs.folder, scans, "lung mask")
 
 
-def lung_mask_of(scan: Path | Scan, case_id: str, lungs: dict[str, Path] | None) -> Path | None:
+def lung_mask_of(scan: Path | Scan, case_id: str, lungs: Mapping[str, Path] | None) -> Path | None:
     """The lung mask given for a scan; None if lungs are found by a method.
 
     Raises:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from utils.failures import for_each
 from utils.files import atomic_write, write_text
 from utils.manifest import project_version
 from utils.prefetch import one_ahead
+from utils.results import Results, digest_of
 from utils.tables import as_csv
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 MASKS, PROBABILITIES, DICOM_SEG, RECORDS = "masks", "probabilities", "dicom_seg", ".scans"
 """Subfolders of the output; the last one is hidden and holds the records."""
 
-COLUMNS = ("id", *(field.name for field in fields(Burden)))
+COLUMNS = ("id", *(entry.name for entry in fields(Burden)))
 """Columns of summary.csv."""
 
 REPORT_COLUMNS = (
@@ -67,6 +68,7 @@ class Wanted:
         probabilities: write probabilities, too.
         dicom_seg: write a DICOM SEG of scans that are DICOM series.
         report: keep what report.html shows of each scan.
+        lungs: given lung mask by id.
     """
 
     output: Path
@@ -74,6 +76,12 @@ class Wanted:
     probabilities: bool = False
     dicom_seg: bool = False
     report: bool = True
+    lungs: Mapping[str, Path] = field(default_factory=dict)
+
+    def digests(self, case_id: str, scan: Scan) -> dict[str, str]:
+        """Digest of the scan and its given lung mask, see `utils.results.digest_of`."""
+        given = {"lung mask": digest_of([self.lungs[case_id]])} if case_id in self.lungs else {}
+        return {"scan": digest_of(path for path in scan.files if path.is_file()), **given}
 
 
 @dataclass(frozen=True)
@@ -170,9 +178,13 @@ def write_results(row: Row, scan: Scan, found: FullSize, view: CaseView | None, 
 
     Raises:
         VolumeError: a file cannot be written.
+        FolderError: a file of that name is there and was not written by predict.py.
     """
     output, case_id = wanted.output, row["id"]
     name = result_name(case_id, scan)
+    files = [output / MASKS / name, *([output / PROBABILITIES / name] if found.probabilities is not None else [])]
+    results, inputs = Results(output), wanted.digests(case_id, scan)
+    results.begin(case_id, files, wanted.made_by, inputs)
     for kind in ("json", "view"):
         record_path(output, case_id, kind).unlink(missing_ok=True)
     segmentation_path(output, case_id).unlink(missing_ok=True)  # of an earlier mask
@@ -182,6 +194,7 @@ def write_results(row: Row, scan: Scan, found: FullSize, view: CaseView | None, 
     if view is not None:
         with atomic_write(record_path(output, case_id, "view")) as temporary:
             temporary.write_bytes(view.to_bytes())
+    results.finish(case_id, files, wanted.made_by, inputs)
     record = {"made_by": wanted.made_by, "mask": name, "row": row}
     write_text(record_path(output, case_id), json.dumps(record) + "\n")
 
@@ -240,6 +253,10 @@ def read_view(output: Path, case_id: str) -> CaseView | None:
 def is_done(record: dict[str, Any] | None, scan: Scan, wanted: Wanted) -> bool:
     """Whether all requested results of a scan exist and were made in the same way."""
     if record is None or record["made_by"] != wanted.made_by:
+        return False
+    difference = Results(wanted.output).difference(record["row"]["id"], wanted.made_by, wanted.digests(scan.id, scan))
+    if difference not in (None, "no record"):  # masks of earlier versions have none
+        log.warning("%s: predicted again (%s)", scan.id, difference)
         return False
     if wanted.probabilities and not (wanted.output / PROBABILITIES / record["mask"]).is_file():
         return False

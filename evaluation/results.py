@@ -26,6 +26,7 @@ from reports.cases import CaseView, ReportCase, encode_case
 from utils.errors import GasnetError
 from utils.failures import failure_lines
 from utils.files import write_text
+from utils.results import Results, digest_of
 from utils.tables import as_csv
 
 log = logging.getLogger(__name__)
@@ -71,12 +72,18 @@ def write_prediction(prediction: Prediction, output: Path) -> None:
 
     Raises:
         VolumeError: a file cannot be written.
+        FolderError: a file of that name is there and was not written by test.py.
     """
-    for folder, array in (
-        ("probabilities", prediction.probability.astype(np.float32)),
-        ("masks", prediction.mask.astype(np.uint8)),
-    ):
-        write_volume(prediction.volumes.grid.image(array), output / folder / f"{prediction.case.id}.nii.gz")
+    case_id, results = prediction.case.id, Results(output)
+    arrays = {
+        output / "probabilities" / f"{case_id}.nii.gz": prediction.probability.astype(np.float32),
+        output / "masks" / f"{case_id}.nii.gz": prediction.mask.astype(np.uint8),
+    }
+    inputs = {"crop": digest_of([prediction.case.image])}
+    results.begin(case_id, list(arrays), {}, inputs)
+    for path, array in arrays.items():
+        write_volume(prediction.volumes.grid.image(array), path)
+    results.finish(case_id, list(arrays), {}, inputs)
 
 
 def save_prediction_figure(

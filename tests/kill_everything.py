@@ -260,7 +260,8 @@ def _compare_names(folder: Path, reference: Path, done: bool) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def _entries(path: Path, done: bool) -> list[dict]:

@@ -1,3 +1,4 @@
+import os
 import shutil
 import urllib.error
 
@@ -8,10 +9,12 @@ import torch
 
 import lungCrop
 from datasets import lung_finders
-from datasets.crop import recorded_window
+from datasets.crop import LungMaskCrop, recorded_window
+from datasets.lungs import segment_by_threshold
 from tests.several import on_processes
 from tests.volumes import geometry, pixels, write, write_dicom
 from utils.cli import run
+from utils.results import Results
 
 
 @pytest.fixture
@@ -25,8 +28,8 @@ def cropped(scans, output, *arguments, size=(8, 16, 16)):
 
 
 def written(output):
-    paths = [path for path in output.rglob("[!.]*") if path.is_file() and path.name != "manifest.json"]
-    return sorted(str(path.relative_to(output)) for path in paths)
+    paths = [path.relative_to(output) for path in output.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    return sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
 
 
 def test_a_folder_of_scans_becomes_a_cohort(scans, tmp_path, capsys):
@@ -89,7 +92,11 @@ def test_what_a_kill_left_behind_is_no_result(scans, tmp_path):
     partial.parent.mkdir(parents=True)
     partial.write_bytes(b"half")
     # The image is written last: masks alone are not done.
-    shutil.copytree(scans / "lung", output / "lung")
+    for path in (scans / "lung").iterdir():
+        target = output / "lung" / path.name
+        Results(output).begin(path.name.split(".")[0], [target], {}, {})
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(path, target)
     assert cropped(scans / "ct", output) == 0
     assert pixels(output / "lung" / "diseased_000.nii.gz").shape == (8, 16, 16)
     assert (output / "images" / "diseased_000.nii.gz").is_file()
@@ -180,7 +187,8 @@ def test_without_weights_and_network_one_line_names_the_ways_out(scans, tmp_path
 
 
 def test_with_everything_done_no_weights_are_needed(scans, tmp_path, monkeypatch):
-    assert cropped(scans / "ct", tmp_path / "cohort") == 0
+    monkeypatch.setattr(lung_finders, "load_lungmask", lambda *_, **__: segment_by_threshold)
+    assert cropped(scans / "ct", tmp_path / "cohort", "--lungs", "lungmask") == 0
     monkeypatch.setattr(lung_finders, "load_lungmask", lambda *_, **__: pytest.fail("not needed"))
     assert cropped(scans / "ct", tmp_path / "cohort", "--lungs", "lungmask") == 0
 
@@ -292,3 +300,35 @@ def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed
     assert printed[0] == printed[1]
     assert len(files[0]) == 9
     assert files[0] == files[1]
+
+
+@pytest.mark.fault("results of a replaced scan")
+def test_crops_of_other_inputs_or_options_are_made_again_and_others_are_not_read(scans, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "cohort"
+    arguments = (scans / "ct", output, "--labels", str(scans / "lesion"))
+    assert cropped(*arguments) == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(LungMaskCrop, "crop", lambda *_: pytest.fail("nothing is left"))
+        assert cropped(*arguments) == 0
+    assert "cropped again" not in capsys.readouterr().err
+    label = next((scans / "lesion").glob("diseased_000*"))
+    os.utime(label, ns=(1, 1))
+    assert cropped(*arguments) == 0
+    assert "1 scan(s) are cropped again, the first diseased_000: other label" in capsys.readouterr().err
+    assert cropped(*arguments, "--lungs", str(scans / "lung")) == 0
+    assert "3 scan(s) are cropped again" in capsys.readouterr().err
+
+
+@pytest.mark.fault("own masks where results are written")
+def test_files_of_the_user_in_the_cohort_are_not_replaced(scans, tmp_path, capsys):
+    output = tmp_path / "cohort"
+    mine = output / "lung" / "healthy_000.nii.gz"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    assert cropped(scans / "ct", output) == 1
+    assert f"failed: healthy_000: {mine}: was not written by this command" in capsys.readouterr().out
+    assert cropped(scans / "ct", output, "--overwrite") == 1
+    assert mine.read_bytes() == b"mine"
+    assert not (output / "images" / "healthy_000.nii.gz").exists()
+    assert (output / "images" / "diseased_000.nii.gz").is_file()

@@ -23,7 +23,7 @@ from scipy import ndimage
 from benchmarks.speed.timing import alternate, compared
 from benchmarks.speed.worker_process import process, requests
 from datasets.crop import CROP_SIZE, LINEAR, NEAREST, Box, LungMaskCrop, crop_to_lungs
-from datasets.crop_scans import crop_scans
+from datasets.crop_scans import Masks, crop_scans
 from datasets.io.grid import Grid
 from datasets.io.volume import read_ct, read_geometry, read_labels, read_volume, write_volume
 from datasets.lungs import segment_by_threshold
@@ -109,7 +109,14 @@ def _scipy_crop_files(folder: Path) -> None:
 
 def _our_crop_files(folder: Path) -> None:
     scan, lungs = {"ct": folder / "ct.nii"}, {"ct": folder / "lungs.nii"}
-    failed = crop_scans(scan, folder / "cohort", LungMaskCrop(segment_by_threshold), lungs=lungs, progress=False)
+    failed = crop_scans(
+        scan,
+        folder / "cohort",
+        LungMaskCrop(segment_by_threshold),
+        Masks(lungs=lungs),
+        {"lungs": "given"},
+        progress=False,
+    )
     assert not failed
 
 

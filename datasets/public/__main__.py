@@ -36,7 +36,7 @@ from typing import Any
 
 from datasets.cohort import find_volume
 from datasets.crop import LungMaskCrop
-from datasets.crop_scans import FOLDERS, crop_scans, is_cropped
+from datasets.crop_scans import FOLDERS, Masks, crop_scans, is_cropped
 from datasets.io.volume import Reading
 from datasets.lung_finders import LUNG_FINDERS, FindLungs, Lungs
 from datasets.public import SETS
@@ -52,6 +52,7 @@ from utils.errors import CohortError
 from utils.failures import gather_failures, print_failures
 from utils.files import write_text
 from utils.manifest import recording
+from utils.results import RECORDS
 
 HELD_OUT = {
     "valid": "scans with voxel labels to hold out for validation; they are then in no test list",
@@ -66,6 +67,7 @@ def crop_public_scans(
     output: Path,
     find_lungs: Callable[[], FindLungs],
     size: tuple[int, int, int],
+    made_by: Mapping[str, Any],
     progress: bool,
 ) -> dict[str, str]:
     """Crop scans of a public set into a cohort folder.
@@ -75,6 +77,7 @@ def crop_public_scans(
         output: cohort folder.
         find_lungs: makes the lung finder for scans without a lung mask; called if there are any.
         size: (z, y, x) of the crops.
+        made_by: rules that the crops depend on.
         progress: show progress bars.
 
     Returns:
@@ -101,8 +104,11 @@ def crop_public_scans(
             {case_id: scan.ct for case_id, scan in of_kind.items()},
             output,
             cropper,
-            {case_id: scan.lesion.path for case_id, scan in of_kind.items() if scan.lesion is not None},
-            None if lung is None else {case_id: scan.lung.path for case_id, scan in of_kind.items()},
+            Masks(
+                {case_id: scan.lesion.path for case_id, scan in of_kind.items() if scan.lesion is not None},
+                None if lung is None else {case_id: scan.lung.path for case_id, scan in of_kind.items()},
+            ),
+            {**made_by, "grey": grey},
             progress,
         )
     return failed
@@ -153,12 +159,12 @@ def _make(
     title, output, path = SETS[options.set].title, options.output, options.output / f"public_{options.set}.json"
     device = choose_device(options.device if lungs is not None and lungs.on_gpu else "cpu")
     with (
-        distributed.lock_folder_on_rank_zero(output, *FOLDERS, "id_txt"),
+        distributed.lock_folder_on_rank_zero(output, *FOLDERS, "id_txt", RECORDS),
         recording(output, device=device, seed=options.seed, rules=rules),
     ):
         left = distributed.on_rank_zero(lambda: _begin(path, found, rules, options.size, options.overwrite))
         mine = {case_id: found.scans[case_id] for case_id in distributed.shard(left)}
-        failed = crop_public_scans(mine, output, lambda: lungs.finder(device), options.size, not options.quiet)
+        failed = crop_public_scans(mine, output, lambda: lungs.finder(device), options.size, rules, not options.quiet)
         found.failed |= gather_failures(failed, left)
         for case_id in found.failed:
             found.scans.pop(case_id, None)

@@ -1,0 +1,131 @@
+"""Records of what a command wrote to a folder: which files, from which inputs, with which options.
+
+A file that is not on record, or that changed since it was written, belongs to somebody else and is never replaced. A
+result that was made from other inputs or with other options is not up to date.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.checksums import sha256
+from utils.errors import FolderError
+from utils.files import write_text
+from utils.manifest import project_version
+
+RECORDS = ".results"
+"""Hidden folder of the records, one file per scan."""
+
+_BEING_WRITTEN = ""
+
+
+def digest_of(paths: Iterable[Path]) -> str:
+    """Digest of the names, sizes and dates of files: it changes when a file is replaced or edited.
+
+    Raises:
+        OSError: a file cannot be found.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        status = path.stat()
+        digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+class Results:
+    """The results in one folder.
+
+    Args:
+        folder: output folder of a command.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def begin(self, case_id: str, files: Sequence[Path], made_by: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+        """Claim the files of a scan before they are written.
+
+        Args:
+            case_id: id of the scan.
+            files: files that will be written, in the folder.
+            made_by: options that the results depend on, JSON values.
+            inputs: digest by role of the inputs, see `digest_of`.
+
+        Raises:
+            FolderError: one of the files exists and is somebody else's.
+            OSError: the record cannot be written.
+        """
+        known = self._known(case_id)
+        for path in files:
+            self._check_own(path, known.get(self._name(path)))
+        self._write(case_id, {self._name(path): _BEING_WRITTEN for path in files}, made_by, inputs)
+
+    def finish(
+        self, case_id: str, files: Sequence[Path], made_by: Mapping[str, Any], inputs: Mapping[str, str]
+    ) -> None:
+        """Record the files of a scan after they were written; arguments as for `begin`.
+
+        Raises:
+            OSError: a file or the record cannot be read or written.
+        """
+        self._write(case_id, {self._name(path): sha256(path) for path in files}, made_by, inputs)
+
+    def difference(self, case_id: str, made_by: Mapping[str, Any], inputs: Mapping[str, str]) -> str | None:
+        """Why the results of a scan are not those of these options and inputs; None if they are.
+
+        A scan without a record gives ``"no record"``.
+        """
+        record = self._record(case_id)
+        if not record:
+            return "no record"
+        if _BEING_WRITTEN in record["files"].values():
+            return "unfinished"
+        for kind, now in (("inputs", inputs), ("made_by", made_by)):
+            before = record.get(kind, {})
+            for key in sorted(before.keys() | now.keys()):
+                if before.get(key) != now.get(key):
+                    return f"other {key}"
+        missing = [name for name in record["files"] if not (self.folder / name).is_file()]
+        return f"{missing[0]} is missing" if missing else None
+
+    def _check_own(self, path: Path, known: str | None) -> None:
+        if not path.exists() or known == _BEING_WRITTEN:
+            return
+        if known is None:
+            problem = "was not written by this command, and is not replaced"
+        elif sha256(path) != known:
+            problem = "was changed since this command wrote it, and is not replaced"
+        else:
+            return
+        raise FolderError(f"{path}: {problem}; move it away, or choose another --output")
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def _path(self, case_id: str) -> Path:
+        return self.folder / RECORDS / f"{case_id}.json"
+
+    def _record(self, case_id: str) -> dict[str, Any]:
+        try:
+            record = json.loads(self._path(case_id).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        complete = isinstance(record, dict) and isinstance(record.get("files"), dict)
+        return record if complete else {}
+
+    def _known(self, case_id: str) -> dict[str, str]:
+        """All files that were ever written for a scan, also under names that it no longer has."""
+        record = self._record(case_id)
+        return {**record.get("earlier", {}), **record.get("files", {})}
+
+    def _write(
+        self, case_id: str, files: dict[str, str], made_by: Mapping[str, Any], inputs: Mapping[str, str]
+    ) -> None:
+        earlier = {name: known for name, known in self._known(case_id).items() if name not in files}
+        record = {"version": project_version(), "made_by": made_by, "inputs": inputs, "files": files}
+        record |= {"earlier": earlier} if earlier else {}
+        write_text(self._path(case_id), json.dumps(record) + "\n")
