@@ -154,6 +154,7 @@ def test_a_page_that_cannot_be_written_ends_no_training(config, run_folder, monk
     assert (run_folder / "segmenter_last.pth").is_file()
 
 
+@pytest.mark.slow
 def test_training_teaches_the_segmenter_to_find_the_lesions(config):
     # Wide enough to learn, and without the terms that take longer.
     overrides = ["EXP.ID=sample1_recons", "MODEL.WIDTH.UNET=6", "SOLVER.ITER_MAX=60", "SOLVER.DISCRIMINATOR_STEPS=1"]
@@ -260,6 +261,7 @@ def losses(config, *overrides):
     return found
 
 
+@pytest.mark.slow
 def test_switches_of_speed_change_rounding_at_most(config, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(training_run, "keep_freed_memory", lambda: calls.append("keep"))

@@ -4,11 +4,13 @@ import re
 import subprocess
 
 import numpy as np
+import pytest
 
 from tests.test_readme import ROOT, project_in
 from tests.volumes import geometry, pixels
 
 
+@pytest.mark.slow
 def test_the_tutorial_does_what_it_says(tmp_path):
     text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     commands = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
