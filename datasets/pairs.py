@@ -15,6 +15,7 @@ from pathlib import Path
 from datasets.io.scan import Scan
 from datasets.io.volume import is_volume_file, volume_id
 from utils.errors import VolumeError
+from utils.files import visible_files
 
 _MASK_WORDS = "label|lesion|mask|seg|segmentation|infection|annotation|annot|gt|roi|lung|lungs|lungmask|prediction|pred"
 _MASK_SUFFIX = re.compile(rf"[._-]({_MASK_WORDS})s?$", re.IGNORECASE)
@@ -65,7 +66,7 @@ def match_masks(folder: Path, scans: Mapping[str, Scan | Path]) -> tuple[dict[st
     if not folder.is_dir():
         raise VolumeError(f"{folder}: no such folder; expected masks named as their scans")
     own = {path.resolve() for scan in scans.values() for path in _files(scan)}
-    masks = [path for path in _volumes(folder) if path.resolve() not in own]
+    masks = [path for path in visible_files(folder) if is_volume_file(path) and path.resolve() not in own]
     by_name = [_index(scans, tier) for tier in range(4)]
     matched: dict[str, Path] = {}
     unmatched = []
@@ -85,13 +86,6 @@ def match_masks(folder: Path, scans: Mapping[str, Scan | Path]) -> tuple[dict[st
 
 def _files(scan: Scan | Path) -> tuple[Path, ...]:
     return scan.files if isinstance(scan, Scan) else (scan,)
-
-
-def _volumes(folder: Path) -> list[Path]:
-    """The volume files below a folder that are not hidden."""
-    files = sorted(folder.rglob("*"))
-    hidden = [any(part.startswith(".") for part in path.relative_to(folder).parts) for path in files]
-    return [path for path, skip in zip(files, hidden, strict=True) if not skip and is_volume_file(path)]
 
 
 def _index(scans: Mapping[str, Scan | Path], tier: int) -> dict[str, set[str]]:

@@ -15,18 +15,23 @@ from datasets.window import WINDOW
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """Add ``--series`` and ``--max-voxels``: which volumes are read."""
-    parser.add_argument(
-        "--series",
-        metavar="UID|NUMBER|TEXT",
-        help="of DICOM folders with several CT series, take the one with this SeriesInstanceUID, SeriesNumber or part "
-        "of its SeriesDescription (default: the one with the most slices)",
-    )
+    add_series(parser)
     parser.add_argument(
         "--max-voxels",
         type=int,
         default=MAX_VOXELS,
         metavar="N",
         help=f"refuse larger volumes before taking memory for them (default {MAX_VOXELS}, 512x512x2048)",
+    )
+
+
+def add_series(parser: argparse.ArgumentParser) -> None:
+    """Add ``--series``, the choice among the CT series of a study."""
+    parser.add_argument(
+        "--series",
+        metavar="UID|NUMBER|TEXT",
+        help="of a study with several CT series, take the one with this SeriesInstanceUID, SeriesNumber, acquisition, "
+        "kernel or part of its SeriesDescription (default: by the rules in docs/data.md)",
     )
 
 

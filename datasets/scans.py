@@ -16,7 +16,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datasets.io.dicom import (
@@ -27,7 +27,6 @@ from datasets.io.dicom import (
     common_folder,
     group_series,
     is_dicom_file,
-    named,
     read_slices,
     short_hash,
     step_mm,
@@ -36,6 +35,7 @@ from datasets.io.dicom import (
 from datasets.io.scan import Scan
 from datasets.io.volume import is_volume_file, volume_id
 from datasets.pairs import mask_of
+from datasets.scan_options import add_series
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import VolumeError, one_line
 from utils.files import write_text
@@ -44,8 +44,11 @@ from utils.tables import as_csv
 
 log = logging.getLogger(__name__)
 
-MASK_FOLDERS = ("mask", "label", "segmentation", "seg", "lesion", "leision", "lung", "infection", "annotation")
-"""Folders below INPUT whose names begin so, or end so after a ``_``, hold masks and no CTs."""
+_MASK_FOLDER = re.compile(
+    r"((.*[_ -])?(mask|msk|label|segmentation|seg|lesion|leision|infection|annotation)(s|es)?(Tr|Ts|Val)?|lungs?)",
+    re.IGNORECASE,
+)
+"""Names of folders below INPUT that hold masks and no CTs; ``Lung 1.0`` and ``lung_ct`` are none."""
 
 RESULT_FOLDERS = ("images", "lung", "lesion", "masks", "probabilities", "dicom_seg", "figures", "pictures")
 """Folders of results beside a manifest.json of this project; they are no inputs."""
@@ -91,10 +94,28 @@ class Index:
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> list[str]:
+        """One line per kind of what was passed over, with its count, and one per unreadable entry."""
+        return self.passed_over_lines() + [f"unreadable: {path}: {reason}" for path, reason in self.unreadable.items()]
+
+    def passed_over_lines(self) -> list[str]:
         """One line per kind of what was passed over, with its count."""
         counts = Counter(item.kind for item in self.passed_over)
-        lines = [f"passed over: {number} {kind}" for kind, number in sorted(counts.items())]
-        return lines + [f"unreadable: {path}: {reason}" for path, reason in self.unreadable.items()]
+        return [f"passed over: {number} {kind}" for kind, number in sorted(counts.items())]
+
+
+@dataclass(frozen=True)
+class _Proposal:
+    """A scan before it has its id.
+
+    Attributes:
+        name: the id, unless another scan has the same.
+        distinct: what tells it from those: the path below the root, or patient and study.
+        scan: the scan.
+    """
+
+    name: str
+    distinct: str
+    scan: Scan
 
 
 @dataclass
@@ -121,20 +142,25 @@ def index_scans(*paths: Path, series: str | None = None, progress: bool = False)
         progress: show a progress bar.
 
     Raises:
-        VolumeError: a path does not exist, or no CT was found.
+        VolumeError: a path does not exist, no CT was found, or two scans of different paths share an id.
     """
-    proposals: list[tuple[str, Scan]] = []
+    proposals: list[_Proposal] = []
     passed: list[PassedOver] = []
     unreadable: dict[str, str] = {}
     for path in paths:
         if not path.exists():
             raise VolumeError(f"{path}: no such file or folder; expected a CT or a folder of CTs")
         found = _Found(path if path.name.strip(".") else path.resolve())  # "." and ".." are no names
-        if path.is_file() and not (is_dicom_file(path) and not is_volume_file(path)):
-            proposals.append((volume_id(found.root), Scan("", found.root)))
-            continue
-        _walk(found, found.root, set()) if path.is_dir() else found.dicom.append(found.root)
-        proposals += [(_volume_id(found.root, volume), Scan("", volume)) for volume in _without_masks(found)]
+        if path.is_dir():
+            _walk(found, found.root, set())
+        elif is_dicom_file(path) and not is_volume_file(path):
+            found.dicom.append(found.root)
+        else:
+            proposals.append(_Proposal(volume_id(found.root), found.root.name, Scan("", found.root)))
+        proposals += [
+            _Proposal(_volume_id(found.root, volume), str(volume.relative_to(found.root)), Scan("", volume))
+            for volume in _without_masks(found)
+        ]
         proposals += _dicom_scans(found, series, progress)
         passed += found.passed
         unreadable |= found.unreadable
@@ -148,18 +174,22 @@ def index_scans(*paths: Path, series: str | None = None, progress: bool = False)
 
 
 def find_scans(*paths: Path, series: str | None = None, progress: bool = False) -> dict[str, Scan]:
-    """The scans of `index_scans` by id; what was passed over and what is unreadable is logged.
+    """The scans of `index_scans` by id; what was passed over is logged.
+
+    What cannot be read is a scan with a problem, so that it fails like any other and the rest is done.
 
     Raises:
         VolumeError: as `index_scans`.
     """
     index = index_scans(*paths, series=series, progress=progress)
-    for line in index.summary():
-        (log.warning if line.startswith("unreadable") else log.info)("%s", line)
+    for line in index.passed_over_lines():
+        log.info("%s", line)
     for scan in index.scans.values():
         for note in scan.notes:
             log.warning("%s: %s", scan.id, note)
-    return index.scans
+    ids = {path: _fitting(path.strip("/").replace("/", "_")) for path in index.unreadable}
+    bad = {ids[path]: Scan(ids[path], Path(path), problem=f"{path}: {why}") for path, why in index.unreadable.items()}
+    return index.scans | bad
 
 
 # ------------------------------------------------------------------------------------------- walking
@@ -227,7 +257,7 @@ def _without_masks(found: _Found) -> list[Path]:
 
 def is_mask_folder(name: str) -> bool:
     """Whether a folder's name says that it holds masks."""
-    return bool(re.search(rf"(^|_)({'|'.join(MASK_FOLDERS)})(s|es)?(Tr|Ts|Val)?(_|$)", name, re.IGNORECASE))
+    return _MASK_FOLDER.fullmatch(name) is not None
 
 
 # ----------------------------------------------------------------------------------------------- ids
@@ -249,17 +279,23 @@ def _series_id(root: Path, series: Series) -> str:
     return "_".join(series.folder.relative_to(root).parts)
 
 
-def _with_ids(proposals: Sequence[tuple[str, Scan]]) -> dict[str, Scan]:
-    """Give scans their ids; those that would share one have a hash of what they are added."""
-    by_name: dict[str, list[Scan]] = defaultdict(list)
-    for name, scan in proposals:
-        by_name[_fitting(name)].append(scan)
+def _with_ids(proposals: Sequence[_Proposal]) -> dict[str, Scan]:
+    """Give scans their ids; those that would share one have a hash added of what tells them apart.
+
+    Raises:
+        VolumeError: nothing tells two scans apart, as with files of one name in two folders that were both named.
+    """
+    by_name: dict[str, list[_Proposal]] = defaultdict(list)
+    for proposal in proposals:
+        by_name[_fitting(proposal.name)].append(proposal)
     scans: dict[str, Scan] = {}
     for name, sharing in by_name.items():
-        unique = {scan.path if scan.series is None else scan.series.files: scan for scan in sharing}  # links
-        for scan in unique.values():
-            case_id = name if len(unique) == 1 else f"{name}_{_hash_of(scan)}"
-            scans[case_id] = Scan(case_id, scan.path, scan.series, scan.reason, scan.problem, scan.notes)
+        unique = {proposal.scan.files: proposal for proposal in sharing}  # a file may be named twice
+        for proposal in unique.values():
+            case_id = name if len(unique) == 1 else f"{name}_{short_hash(proposal.distinct)}"
+            if case_id in scans:
+                raise VolumeError(f"{proposal.scan} and {scans[case_id]} have the same id; rename one of them")
+            scans[case_id] = replace(proposal.scan, id=case_id)
     return scans
 
 
@@ -271,17 +307,10 @@ def _fitting(name: str) -> str:
     return name.encode()[:_LONGEST_ID].decode(errors="ignore") + "_" + short_hash(name)
 
 
-def _hash_of(scan: Scan) -> str:
-    """What tells a scan from others of the same name: patient and study or, for files, the path."""
-    if scan.series is None:
-        return short_hash(str(scan.path))
-    return short_hash(scan.series.first.patient, scan.series.first.study)
-
-
 # --------------------------------------------------------------------------------------------- DICOM
 
 
-def _dicom_scans(found: _Found, choice: str | None, progress: bool) -> list[tuple[str, Scan]]:
+def _dicom_scans(found: _Found, choice: str | None, progress: bool) -> list[_Proposal]:
     """The scans among the DICOM files below a root: one per patient and study."""
     slices: list[Slice] = []
     others: list[Other] = []
@@ -316,25 +345,23 @@ def _read_or_reason(path: Path) -> list[Slice | Other] | str:
         return error.strerror or one_line(error)
 
 
-def _study_scan(found: _Found, volumes: list[Series], choice: str | None) -> tuple[str, Scan]:
+def _study_scan(found: _Found, volumes: list[Series], choice: str | None) -> _Proposal:
     """The scan of a study, and the id that it proposes."""
     chosen = choose_series(volumes, choice)
+    distinct = f"{volumes[0].first.patient}\0{volumes[0].first.study}"
     if chosen.series is None:
         folder = common_folder([path for volume in volumes for path in volume.files])
         largest = max(volumes, key=lambda volume: len(volume.slices))
         scan = Scan("", folder, largest, problem=f"{folder}: {chosen.problem}")
-        return _series_id(found.root, largest), scan
+        return _Proposal(_series_id(found.root, largest), distinct, scan)
     found.passed += [
         PassedOver(series.folder, "CT series of a study with a better one", series, reason)
         for series, reason in chosen.passed_over
     ]
     series = chosen.series
-    notes = series.notes
-    if chosen.passed_over and not chosen.reason.startswith("--series"):
-        names = "; ".join(other.label for other, _ in chosen.passed_over)
-        notes += (f"takes the series {series.label} ({chosen.reason}); --series picks another of: {names}",)
-    problem = None if series.problem is None else named(series.folder, series.problem)
-    return _series_id(found.root, series), Scan("", series.folder, series, chosen.reason, problem, notes)
+    notes = (*series.notes, *([chosen.note] if chosen.note else []))
+    scan = Scan("", series.folder, series, chosen.reason, series.problem, notes)
+    return _Proposal(_series_id(found.root, series), distinct, scan)
 
 
 # --------------------------------------------------------------------------------------------- table
@@ -395,11 +422,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__, "python -m datasets.scans")
     parser.add_argument("input", type=Path, nargs="+", metavar="INPUT", help="CT files, or folders of them")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the index as CSV")
-    parser.add_argument(
-        "--series",
-        metavar="UID|NUMBER|TEXT",
-        help="of each study, take this series (default: by the rules of the docs)",
-    )
+    add_series(parser)
     add_quiet(parser)
     options = parser.parse_args(arguments)
     start_logging(options.quiet)

@@ -97,6 +97,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def visible_files(folder: Path) -> list[Path]:
+    """The files below a folder, at any depth and sorted, that are not hidden and not in a hidden folder.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
 @contextmanager
 def lock_folder(folder: Path, *subfolders: str) -> Iterator[None]:
     """Keep other processes that ask for the same folder out of it, and remove what killed ones left half-written.

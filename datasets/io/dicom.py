@@ -13,7 +13,7 @@ import struct
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from datasets.io.grid import Grid
 from utils.errors import VolumeError, one_line
+from utils.files import visible_files
 
 log = logging.getLogger(__name__)
 logging.getLogger("pydicom").setLevel(logging.ERROR)  # it logs every oddity of a header; what matters is checked
@@ -97,6 +98,7 @@ class Slice:
         size: columns and rows.
         rescale: RescaleSlope and RescaleIntercept as written; None if missing.
         padding: PixelPaddingValue; None if missing.
+        preamble: whether the file has one; readers other than pydicom need it.
         problem: why it cannot be used.
     """
 
@@ -119,7 +121,14 @@ class Slice:
     size: tuple[int, int]
     rescale: tuple[str | None, str | None]
     padding: int | None
+    preamble: bool
     problem: str | None = None
+
+    @property
+    def scaling(self) -> tuple[float, float]:
+        """Slope and intercept; 1 and 0 if missing."""
+        slope, intercept = self.rescale
+        return float(slope or 1), float(intercept or 0)
 
     @property
     def name(self) -> str:
@@ -152,7 +161,7 @@ class Series:
         slices: the slices; in the order of their files if there is a problem.
         grid: geometry; None if there is a problem.
         notes: what was passed over in it, such as copies.
-        problem: why it cannot be read; one line without the folder.
+        problem: why it cannot be read; one line that names the folder or file.
     """
 
     slices: tuple[Slice, ...]
@@ -345,6 +354,7 @@ def _slice_of(path: Path, header: Dataset, image_type: tuple[str, ...]) -> Slice
         size=(int(header.Columns), int(header.Rows)),
         rescale=tuple(_text(header, name) or None for name in ("RescaleSlope", "RescaleIntercept")),
         padding=padding if isinstance(padding, int) else None,
+        preamble=getattr(header, "preamble", None) is not None,
     )
 
 
@@ -425,7 +435,7 @@ def read_with_pydicom(series: Series) -> np.ndarray:
     for one in series.slices:
         if one.path not in files:
             files = {one.path: _pixels(one.path)}  # one file at a time
-        slope, intercept = (float(v) if v else default for v, default in zip(one.rescale, (1.0, 0.0), strict=True))
+        slope, intercept = one.scaling
         stored = files[one.path][one.frame or 0]
         planes.append(stored.astype(np.float32 if slope % 1 or intercept % 1 else np.int32) * slope + intercept)
     voxels = np.stack(planes)
@@ -449,16 +459,6 @@ def _pixels(path: Path) -> np.ndarray:
     return pixels if pixels.ndim == 3 else pixels[None]
 
 
-def has_preamble(path: Path) -> bool:
-    """Whether a file is a complete DICOM file; readers other than pydicom take no others."""
-    return is_dicom(path)
-
-
-def named(source: object, problem: str) -> str:
-    """A problem of a series with the name of its folder, unless it names a file itself."""
-    return problem if problem.startswith("/") or problem.startswith(str(source)) else f"{source}: {problem}"
-
-
 def find_series(folder: Path, choice: str | None = None) -> Series:
     """The CT series in a folder, at any depth.
 
@@ -469,7 +469,7 @@ def find_series(folder: Path, choice: str | None = None) -> Series:
     Raises:
         VolumeError: there is no CT series, more than one study, no clear choice, or the series is not complete.
     """
-    files = [path for path in sorted(folder.rglob("*")) if not _is_hidden(path, folder) and path.is_file()]
+    files = visible_files(folder)
     with warnings.catch_warnings(action="ignore"):
         found = [one for path in files if is_dicom_file(path) for one in read_slices(path)]
     slices, others = ([one for one in found if isinstance(one, kind)] for kind in (Slice, Other))
@@ -485,17 +485,9 @@ def find_series(folder: Path, choice: str | None = None) -> Series:
     chosen = choose_series(next(iter(studies.values())), choice)
     if chosen.series is None:
         raise VolumeError(f"{folder}: {chosen.problem}")
-    if chosen.passed_over and not chosen.reason.startswith("--series"):
-        others = "; ".join(series.label for series, _ in chosen.passed_over)
-        log.warning(
-            "%s: takes the series %s (%s); --series picks another of: %s",
-            *(folder, chosen.series.label, chosen.reason, others),
-        )
+    if chosen.note:
+        log.warning("%s: %s", folder, chosen.note)
     return chosen.series
-
-
-def _is_hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def studies_of(series: Iterable[Series]) -> dict[tuple[str, str], list[Series]]:
@@ -655,9 +647,9 @@ def _ordered(slices: list[Slice], notes: list[str]) -> Series:
     normal, heights = _heights(slices)
     order = np.argsort(heights, kind="stable")
     slices, heights = [slices[k] for k in order], heights[order]
-    problem = _rescale_problem(slices) or _step_problem(slices, heights, normal)
-    if problem:
-        return Series(tuple(slices), None, tuple(notes), problem)
+    if problem := _rescale_problem(slices) or _step_problem(slices, heights, normal):
+        folder = common_folder([s.path for s in slices])
+        return Series(tuple(slices), None, tuple(notes), f"{folder}: {problem}")
     first = slices[0]
     row = first.rows[:3] / np.linalg.norm(first.rows[:3])
     column = np.cross(normal, row)  # at right angles exactly
@@ -750,8 +742,16 @@ class Choice:
 
     series: Series | None
     reason: str
-    passed_over: tuple[tuple[Series, str], ...] = field(default=())
+    passed_over: tuple[tuple[Series, str], ...] = ()
     problem: str | None = None
+
+    @property
+    def note(self) -> str | None:
+        """Which series was taken by which rule, if a rule and not the user chose it from several."""
+        if not self.passed_over or self.reason.startswith("--series"):
+            return None
+        others = "; ".join(series.label for series, _ in self.passed_over)
+        return f"takes the series {self.series.label} ({self.reason}); --series picks another of: {others}"
 
 
 def kernel_kind(kernel: str) -> str:
@@ -842,21 +842,14 @@ def choose_series(candidates: Sequence[Series], choice: str | None) -> Choice:
     return Choice(left[0], reason, tuple(passed))
 
 
-def padded_hu(series: Series) -> set[float]:
-    """HU above the range of CT that stand for padding: values outside the field of view, to be read as air."""
+def padding_to_air(series: Series, voxels: np.ndarray) -> np.ndarray:
+    """Replace padding values above the range of CT, which lie outside the field of view, by air."""
     found = set()
     for one in series.slices:
         if one.padding is None:
             continue
-        slope, intercept = (float(v) if v else default for v, default in zip(one.rescale, (1.0, 0.0), strict=True))
+        slope, intercept = one.scaling
         for stored in {one.padding, one.padding % 65536, (one.padding + 32768) % 65536 - 32768}:
             if stored * slope + intercept > _HIGHEST_HU:
                 found.add(stored * slope + intercept)
-    return found
-
-
-def padding_to_air(series: Series, voxels: np.ndarray) -> np.ndarray:
-    """Replace padding values above the range of CT by air."""
-    if values := padded_hu(series):
-        voxels = np.where(np.isin(voxels, list(values)), voxels.dtype.type(_AIR_HU), voxels)
-    return voxels
+    return np.where(np.isin(voxels, list(found)), voxels.dtype.type(_AIR_HU), voxels) if found else voxels

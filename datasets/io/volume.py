@@ -19,7 +19,7 @@ import SimpleITK as sitk
 
 from datasets.io import nifti, slicer
 from datasets.io.decoder import Decoder, DecoderError
-from datasets.io.dicom import Series, find_series, has_preamble, named, padding_to_air, read_with_pydicom
+from datasets.io.dicom import Series, find_series, padding_to_air, read_with_pydicom
 from datasets.io.grid import MAX_VOXELS, Grid, check_grid, turned_onto
 from datasets.io.scan import Scan
 from datasets.io.text_headers import check_data_length
@@ -144,7 +144,7 @@ def _series_of(source: Path | Scan, reading: Reading) -> Series | None:
     if series is None:
         return None
     if series.problem is not None:
-        raise VolumeError(named(source, series.problem))
+        raise VolumeError(series.problem)
     check_grid(source, series.grid, reading.max_voxels)
     return series
 
@@ -157,7 +157,7 @@ def _path_of(source: Path | Scan) -> Path:
 
 def _series_voxels(source: Path | Scan, series: Series) -> np.ndarray:
     """HU of a series; ITK decodes ordinary files, pydicom frames and files without preamble, or what ITK cannot."""
-    if any(one.frame is not None for one in series.slices) or not all(has_preamble(path) for path in series.files):
+    if any(one.frame is not None for one in series.slices) or not all(one.preamble for one in series.slices):
         return padding_to_air(series, read_with_pydicom(series))
     path = source.path if isinstance(source, Scan) else source
     try:

@@ -100,11 +100,21 @@ def test_patients_in_one_flat_folder_are_scans_of_their_own_without_their_names(
 
 @pytest.mark.fault("two scans, or two labels")
 @pytest.mark.parametrize("names", [("a.nii", "a.nii.gz"), ("a/b_c/x.nii", "a_b/c/x.nii"), ("a/b/ct.nii", "a_b/ct.nii")])
-def test_scans_that_would_share_an_id_are_told_apart(names, tmp_path):
+def test_scans_that_would_share_an_id_are_told_apart(names, tmp_path, monkeypatch):
     touched(tmp_path, *names)
     first, second = find_scans(tmp_path)
     assert first[:-9] == second[:-9]
-    assert paths(tmp_path) == paths(tmp_path)
+    # The ids do not depend on where the archive lies, or on how it is named.
+    moved = shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name} moved")
+    monkeypatch.chdir(moved.parent)
+    assert [*find_scans(moved)] == [*find_scans(module.Path(moved.name))] == [first, second]
+
+
+def test_scans_that_nothing_tells_apart_are_refused(tmp_path):
+    touched(tmp_path, "a/x.nii", "b/x.nii")
+    with pytest.raises(VolumeError, match=r"x.nii and \S*x.nii have the same id; rename one of them"):
+        find_scans(tmp_path / "a" / "x.nii", tmp_path / "b" / "x.nii")
+    assert list(find_scans(tmp_path / "a" / "x.nii", tmp_path / "a" / "x.nii")) == ["x"]
 
 
 @pytest.mark.fault("a folder per patient with files of one name")
@@ -115,6 +125,11 @@ def test_a_file_that_is_named_alike_in_every_folder_has_the_name_of_its_folder(t
     index = index_scans(tmp_path)
     assert list(index.scans) == ["imagesTr_a_0000", "s0001", "s0002", "studies_CT-1_study_0255"]
     assert "passed over: 3 mask" in index.summary()
+
+
+def test_a_folder_named_after_the_lung_holds_masks_only_if_the_whole_name_says_so(tmp_path):
+    touched(tmp_path, "p/Lung 1.0/a.nii", "p/lung_ct/b.nii", "p/lung_mask/c.nii", "lungs/d.nii", "rp_msk/e.nii")
+    assert list(find_scans(tmp_path)) == ["p_Lung 1.0_a", "p_lung_ct_b"]
 
 
 def test_a_mask_beside_its_ct_is_no_scan(tmp_path):
@@ -179,6 +194,10 @@ def test_an_entry_that_cannot_be_read_is_named_and_the_rest_is_found(tmp_path, m
     assert list(index.scans) == ["good"]
     assert index.unreadable == {str(tmp_path / "lost+found"): "Permission denied"}
     assert main([str(tmp_path), "--quiet"]) == 1
+    # In the commands it is a scan that fails, so that their exit code is 1, too.
+    bad = next(scan for case_id, scan in find_scans(tmp_path).items() if case_id != "good")
+    with pytest.raises(VolumeError, match=r"lost\+found: Permission denied"):
+        read_volume(bad)
 
 
 # ------------------------------------------------------------------------------------ what series hold
