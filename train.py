@@ -20,7 +20,7 @@ from pathlib import Path
 
 from configs.settings import Settings, misspelt_constraints, read_settings
 from datasets.cohort import read_cohort
-from models.objectives import discriminator_objective, joint_objective, segmenter_objective
+from models.objectives import Batch, discriminator_objective, joint_objective, segmenter_objective, teacher_objective
 from training.run import TrainingRun
 from utils import distributed
 from utils.cli import add_device, add_published_crops, add_quiet, choose_device, new_parser, run, start_logging
@@ -39,12 +39,15 @@ def train(training: TrainingRun) -> None:
     | odd    | discriminator | D      | I, I_h   | SOLVER.DISCRIMINATOR_STEPS |
 
     Every step takes fresh batches. With SOLVER.SEGMENTER_ONLY (ours), every iteration is a step of the segmenter's own
-    objective.
+    objective, and with LOSS.TEACHER another one on I.
     """
     solver, batch = training.settings.solver, training.batch
+    teacher = training.settings.loss.teacher
     for t in training.iterations():
         if solver.segmenter_only:
             training.minimise(segmenter_objective, batch("HEALTHY"), batch("LABELED"), trains=("segmenter",))
+            if teacher:
+                training.minimise(teacher_objective, training.taught(batch("WO_LABEL")), Batch(), trains=("segmenter",))
         elif (t // 2) % 2 == 0:
             training.minimise(joint_objective, batch("WO_LABEL"), batch("HEALTHY"), trains=("segmenter", "generator"))
             training.minimise(segmenter_objective, batch("HEALTHY"), batch("LABELED"), trains=("segmenter",))

@@ -27,6 +27,7 @@ REMOVED = ("SOLVER.WARM_UP", "LOSS.RESTORATION", "LOSS.INSTANCE_NOISE")
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 FileName = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00-\x1f]*$")]
 
@@ -92,9 +93,9 @@ class DatasetSettings(_Section):
 class DataloaderSettings(_Section):
     """DATALOADER: how batches are loaded."""
 
-    num_workers: Annotated[int, Field(ge=0)] = 4
+    num_workers: CountOrZero = 4
     timeout: NotNegative = 600.0
-    cache_mb: Annotated[int, Field(ge=0)] = 2000
+    cache_mb: CountOrZero = 2000
 
 
 class ImageSettings(_Section):
@@ -105,6 +106,7 @@ class ImageSettings(_Section):
     slices: Count = 32
     normalization: Literal["minmax", "window"] = "minmax"
     augmentation: bool = True
+    shift: Annotated[tuple[CountOrZero, CountOrZero, CountOrZero], Field(strict=False)] = (0, 0, 0)
 
     @model_validator(mode="after")
     def _networks_take_it(self) -> ImageSettings:
@@ -176,15 +178,19 @@ class LossSettings(_Section):
     labelled: NotNegative = 5.0
     recons: NotNegative = 100.0
     mil: NotNegative = 1000.0
-    mil_start: Annotated[int, Field(ge=0)] = 10_000
+    mil_start: CountOrZero = 10_000
     perception: NotNegative = 100.0
-    perception_start: Annotated[int, Field(ge=0)] = 10_000
+    perception_start: CountOrZero = 10_000
     perception_lesion: Probability = 0.8
     perception_background: Probability = 0.2
     healthy: NotNegative = 1.0
+    segmentation_loss: Literal["focal", "cross_entropy_dice"] = "focal"
     adversarial_segmenter: NotNegative = 1.0
     mil_share: Probability = 0.0
-    perception_ramp: Annotated[int, Field(ge=0)] = 0
+    perception_ramp: CountOrZero = 0
+    teacher: NotNegative = 0.0
+    teacher_ramp: CountOrZero = 0
+    disturbance: NotNegative = 0.0
 
     @model_validator(mode="after")
     def _thresholds_ordered(self) -> LossSettings:
@@ -223,12 +229,13 @@ class SolverSettings(_Section):
     lr_scheduler_u: SchedulerSettings = SchedulerSettings(step=20_000)
     lr_scheduler_g: SchedulerSettings = SchedulerSettings(step=30_000)
     lr_scheduler_d: SchedulerSettings = SchedulerSettings(step=30_000)
-    stop_after: Annotated[int, Field(ge=0)] = 0
+    lr_cosine: bool = False
+    stop_after: CountOrZero = 0
     fill_labelled_batch: bool = False
     segmenter_only: bool = False
     segmenter_average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    patience: Annotated[int, Field(ge=0)] = 0
-    max_skipped: Annotated[int, Field(ge=0)] = 10
+    patience: CountOrZero = 0
+    max_skipped: CountOrZero = 10
     precision: Literal["bf16", "bf16_anywhere", "fp32"] = "bf16"
 
     @property
@@ -258,7 +265,7 @@ class IntervalSettings(_Section):
     valid: Count = 1000
     save: Count = 1000
     picture: Count = 1000
-    gradients: Annotated[int, Field(ge=0)] = 0
+    gradients: CountOrZero = 0
 
 
 class Settings(_Section):
@@ -286,12 +293,22 @@ class Settings(_Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _teacher_exists(self) -> Settings:
+        if self.loss.teacher and not (self.solver.segmenter_only and self.solver.segmenter_average):
+            raise ValueError(
+                "LOSS.TEACHER: the teacher is the moving average of S alone; set SOLVER.SEGMENTER_AVERAGE and "
+                "SOLVER.SEGMENTER_ONLY"
+            )
+        return self
+
     @property
     def training_splits(self) -> tuple[str, ...]:
         """Keys of DATASET.SPLIT that training reads batches from."""
         if not self.solver.segmenter_only:
             return ("LABELED", "WO_LABEL", "HEALTHY")
-        return ("LABELED", "HEALTHY") if self.loss.healthy else ("LABELED",)
+        unlabelled = ("WO_LABEL",) if self.loss.teacher else ()
+        return ("LABELED", *unlabelled, *(("HEALTHY",) if self.loss.healthy else ()))
 
     def to_yaml(self) -> str:
         """YAML of all settings, including defaults; `read_settings` reads it back."""

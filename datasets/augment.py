@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 try:
@@ -70,3 +72,20 @@ def augment(
         np.ascontiguousarray(np.clip(np.moveaxis(augmented, -1, 0), 0, 1)),
         *(np.ascontiguousarray(labels >> bit & 1).astype(np.uint8) for bit in range(len(masks))),
     )
+
+
+def shift(offsets: Sequence[int], image: np.ndarray, *masks: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Move a volume and its masks by whole voxels.
+
+    Args:
+        offsets: voxels along z, y, x, each shorter than the volume.
+        image: (z, y, x); continued by its edge.
+        masks: (z, y, x); continued by 0.
+
+    Returns:
+        Image and masks, of the same shape.
+    """
+    padding = [(max(n, 0), max(-n, 0)) for n in offsets]
+    inside = tuple(slice(after, after + length) for (_, after), length in zip(padding, image.shape, strict=True))
+    padded = (np.pad(image, padding, mode="edge"), *(np.pad(mask, padding) for mask in masks))
+    return tuple(np.ascontiguousarray(array[inside]) for array in padded)

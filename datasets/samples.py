@@ -27,14 +27,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from configs.settings import DataloaderSettings, ImageSettings, SolverSettings
-from datasets.augment import augment, build_augmenter
+from datasets.augment import augment, build_augmenter, shift
 from datasets.cohort import HELD_OUT, TRAINING, Case, Volumes, read_volumes
 from models.losses import IGNORED
 from models.objectives import Batch
 from utils import distributed
 from utils.errors import TrainingError
 
-MASKS = {"LABELED": ("lesion",), "WO_LABEL": ("lung",), "HEALTHY": ("lung",)}
+MASKS = {"LABELED": ("lung", "lesion"), "WO_LABEL": ("lung",), "HEALTHY": ("lung",)}
 """Masks that the objectives read, by split."""
 
 _FORK = multiprocessing.get_context("fork")
@@ -185,6 +185,8 @@ class Samples(Dataset):
         whole = self.read(case)
         start = int(rng.integers(whole[0].shape[0] - self.image.slices + 1))
         arrays = tuple(array[start : start + self.image.slices] for array in whole)
+        if any(self.image.shift):
+            arrays = shift([int(rng.integers(-most, most + 1)) for most in self.image.shift], *arrays)
         if self.augmenter is not None:
             arrays = augment(self.augmenter, rng, *arrays)
         image, *masks = arrays

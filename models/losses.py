@@ -2,7 +2,7 @@
 
 Computed from the logit x instead of the probability p = sigmoid(x), log p = logsigmoid(x) and log(1 - p) =
 logsigmoid(-x) stay exact where p rounds to 0 or 1. All losses compute in float32, whatever the input type. The
-equations are those of the published code of GASNet (arXiv 2010.09456).
+equations are those of the published code of GASNet (arXiv 2010.09456), unless stated otherwise.
 
 With several ranks, each has an equal share of the batch. Voxels are counted over the whole batch, so that the mean of a
 loss over ranks is the loss of the whole batch.
@@ -117,3 +117,62 @@ def multiple_instance_loss(logits: Tensor, lung: Tensor, share: float = 0.0) -> 
     top = inside.topk(most, dim=1).values.clamp(min=_LOGIT_FLOOR)
     counted = torch.arange(most, device=top.device) < counts[:, None]
     return ((softplus(-top) * counted).sum(dim=1) / counts).mean()
+
+
+def lung_cross_entropy(logits: Tensor, target: Tensor, lung: Tensor) -> Tensor:
+    """Cross-entropy, a mean over the voxels inside the lungs with y in {0, 1} (0 if there are none).
+
+    Args:
+        logits: any shape.
+        target: 1 lesion, 0 background, anything else ignored; of the shape of `logits`.
+        lung: 0 or 1, of the shape of `logits`.
+
+    Returns:
+        A scalar, float32.
+    """
+    counted = _counted(target, lung)
+    losses = binary_cross_entropy_with_logits(logits.float(), (target == 1).float(), reduction="none")
+    voxels = distributed.sum_over_ranks(counted.sum())
+    return (losses * counted).sum() * distributed.world_size() / voxels.clamp(min=1)
+
+
+def lung_dice_loss(logits: Tensor, target: Tensor, lung: Tensor) -> Tensor:
+    """Soft Dice loss inside the lungs: 1 - (2 sum(p y) + 1) / (sum(p) + sum(y) + 1), p = sigmoid(logits).
+
+    After Milletari et al., V-Net (arXiv 1606.04797). Sums are over the voxels of a volume that count.
+
+    Args:
+        logits: (batch, 1, depth, height, width).
+        target: 1 lesion, 0 background, anything else ignored; of the shape of `logits`.
+        lung: 0 or 1, of the shape of `logits`.
+
+    Returns:
+        The mean over the volumes in which a voxel counts, float32.
+    """
+    counted = _counted(target, lung)
+    p, y = ((x * counted).flatten(1) for x in (logits.float().sigmoid(), target))
+    losses = 1 - (2 * (p * y).sum(dim=1) + 1) / (p.sum(dim=1) + y.sum(dim=1) + 1)
+    present = counted.flatten(1).any(dim=1)
+    volumes = distributed.sum_over_ranks(present.sum())
+    return (losses * present).sum() * distributed.world_size() / volumes.clamp(min=1)
+
+
+def _counted(target: Tensor, lung: Tensor) -> Tensor:
+    return (lung == 1) & ((target == 0) | (target == 1))
+
+
+def consistency_loss(logits: Tensor, taught: Tensor, lung: Tensor) -> Tensor:
+    """Mean squared difference between probabilities of S and those of its teacher inside the lungs.
+
+    After Tarvainen and Valpola, mean teachers (arXiv 1703.01780).
+
+    Args:
+        logits: of S, (batch, 1, depth, height, width).
+        taught: probabilities of the teacher, of the shape of `logits`; no gradient flows through them.
+        lung: 0 or 1, of the shape of `logits`.
+
+    Returns:
+        The mean over the batch, float32.
+    """
+    squares = ((logits.float().sigmoid() - taught.detach()) ** 2 * lung).flatten(1).sum(dim=1)
+    return (squares / lung.flatten(1).sum(dim=1).clamp(min=1)).mean()

@@ -22,7 +22,10 @@ from models.losses import (
     IGNORED,
     OTHER,
     adversarial_loss,
+    consistency_loss,
     focal_loss,
+    lung_cross_entropy,
+    lung_dice_loss,
     multiple_instance_loss,
     reconstruction_loss,
     weighted_focal_loss,
@@ -187,7 +190,7 @@ def joint_objective(networks: Networks, diseased: Batch, healthy: Batch, method:
         objective.add("MIL", multiple_instance_loss(logits, diseased.lung, loss.mil_share), loss.mil)
     if "perception" in method.constraints and iteration > loss.perception_start:
         pasted, label = paste_lesions(diseased.image, lesion, healthy.image, healthy.lung, loss)
-        weight = loss.perception * _risen(loss, iteration)
+        weight = loss.perception * _risen(iteration - loss.perception_start, loss.perception_ramp)
         objective.add("perception", focal_loss(networks.segmenter(pasted), label), weight)
     return objective.gated(method.gate.joint, method.gate)
 
@@ -197,9 +200,9 @@ def _scale_gradient(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else x.detach() + factor * (x - x.detach())
 
 
-def _risen(loss: LossSettings, iteration: int) -> float:
-    """The share of its full weight that perception has at an iteration."""
-    return min(1.0, (iteration - loss.perception_start) / loss.perception_ramp) if loss.perception_ramp else 1.0
+def _risen(since: int, ramp: int) -> float:
+    """The share of its full weight that a term has some iterations after its start."""
+    return min(1.0, since / ramp) if ramp else 1.0
 
 
 def segmenter_objective(
@@ -209,24 +212,71 @@ def segmenter_objective(
 
     segmentation * [healthy * F(S(I_h), 0) + labelled * FL(S(I_l), Y)]
 
+    With the segmentation loss ``cross_entropy_dice``, F is the cross-entropy inside the lungs, and FL the sum of that
+    and the Dice loss.
+
     Args:
         networks: S is used.
-        healthy: I_h; not used if its weight is 0.
-        labelled: I_l, with lesion masks.
-        method: weights and gates.
+        healthy: I_h, with lung masks; not used if its weight is 0.
+        labelled: I_l, with lung and lesion masks.
+        method: segmentation loss, weights and gates.
         iteration: t; this objective does not depend on it.
     """
     loss = method.loss
+    focal = loss.segmentation_loss == "focal"
     objective = Objective("segmenter")
     if loss.healthy:
         logits = networks.segmenter(healthy.image)
-        objective.add("healthy", focal_loss(logits, torch.zeros_like(logits)), loss.segmentation * loss.healthy)
-    objective.add(
-        "labelled",
-        weighted_focal_loss(networks.segmenter(labelled.image), labelled.lesion),
-        loss.segmentation * loss.labelled,
-    )
+        none = torch.zeros_like(logits)
+        term = focal_loss(logits, none) if focal else lung_cross_entropy(logits, none, healthy.lung)
+        objective.add("healthy", term, loss.segmentation * loss.healthy)
+    logits = networks.segmenter(labelled.image)
+    if focal:
+        term = weighted_focal_loss(logits, labelled.lesion)
+    else:
+        wanted = labelled.lesion, labelled.lung
+        term = lung_cross_entropy(logits, *wanted) + lung_dice_loss(logits, *wanted)
+    objective.add("labelled", term, loss.segmentation * loss.labelled)
     return objective.gated(method.gate.segmenter, method.gate)
+
+
+def teacher_objective(networks: Networks, taught: Batch, nothing: Batch, method: Method, iteration: int) -> Objective:
+    """Objective of the segmenter on volumes without voxel labels: the answer of its moving average, the teacher.
+
+    Not part of GASNet: it is the rival that needs no generator and no discriminator.
+
+    teacher * mean (S(I') - M')^2 inside the lungs, M' = teacher(I), I' the disturbed volume; rising over `teacher_ramp`
+
+    Args:
+        networks: S is used.
+        taught: I', with lung masks, and M' as lesion.
+        nothing: not used.
+        method: weights and gates.
+        iteration: t.
+    """
+    objective = Objective("teacher")
+    term = consistency_loss(networks.segmenter(taught.image), taught.lesion, taught.lung)
+    objective.add("consistency", term, method.loss.teacher * _risen(iteration, method.loss.teacher_ramp))
+    return objective.gated(method.gate.segmenter, method.gate)
+
+
+def disturb(image: Tensor, strength: float) -> Tensor:
+    """Change the intensities of each volume at random: gain, offset and noise.
+
+    I' = (1 + a) (I + 1) - 1 + b + |c| n, with a, b and c normal with SD `strength`, one each per volume, and n normal
+    with SD 1, one per voxel. Drawn from PyTorch's global generator.
+
+    Args:
+        image: (batch, 1, depth, height, width) in [-1, 1].
+        strength: 0 changes nothing.
+
+    Returns:
+        The changed volumes; they may leave [-1, 1].
+    """
+    if not strength:
+        return image
+    gain, offset, noise = strength * torch.randn(3, len(image), 1, 1, 1, 1, device=image.device)
+    return (1 + gain) * (image + 1) - 1 + offset + noise.abs() * torch.randn_like(image)
 
 
 def discriminator_objective(

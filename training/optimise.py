@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -38,13 +39,19 @@ def learning_rate(base: float, scheduler: SchedulerSettings, iteration: int) -> 
     return base * scheduler.gamma ** (max(iteration - 1, 0) // scheduler.step)
 
 
+def cosine(iteration: int, last: int) -> float:
+    """Factor that falls from 1 to 0 along half a cosine: (1 + cos(pi * iteration / last)) / 2."""
+    return (1 + math.cos(math.pi * iteration / last)) / 2
+
+
 def set_learning_rates(optimizers: Mapping[str, Optimizer], solver: SolverSettings, iteration: int) -> None:
     """Set the learning rate of every optimiser for an iteration."""
+    factor = cosine(iteration, solver.iter_max) if solver.lr_cosine else 1.0
     settings = (solver.optimizer.u, solver.optimizer.g, solver.optimizer.d)
     schedulers = (solver.lr_scheduler_u, solver.lr_scheduler_g, solver.lr_scheduler_d)
     for name, optimizer, scheduler in zip(Networks._fields, settings, schedulers, strict=True):
         for group in optimizers[name].param_groups:
-            group["lr"] = learning_rate(optimizer.lr, scheduler, iteration)
+            group["lr"] = factor * learning_rate(optimizer.lr, scheduler, iteration)
 
 
 def gradients(optimizers: Sequence[Optimizer]) -> list[Tensor]:

@@ -27,7 +27,7 @@ from evaluation.inference import autocast
 from models import Segmenter
 from models.checkpoint import BEST, LAST, SegmenterFacts, SegmenterInput, load_weights, save_segmenter
 from models.fast.networks import FastPath, accelerate_checked
-from models.objectives import Batch, Method, Networks, Objective, build_networks
+from models.objectives import Batch, Method, Networks, Objective, build_networks, disturb
 from reports.training import write_training_report
 from training.balance import DiscriminatorBalance
 from training.flat_step import FlatOptimizer, flat_guarded_step
@@ -172,6 +172,12 @@ class TrainingRun:
     def batch(self, split: str) -> Batch:
         """Return the next batch of a training split, on the device; without volumes if this run does not read it."""
         return self._streams[split].next() if split in self._streams else Batch()
+
+    def taught(self, unlabelled: Batch) -> Batch:
+        """Label volumes with the teacher, the moving average of S, and disturb the volumes for S."""
+        with torch.no_grad(), autocast(self.device, self.settings.solver.precision):
+            lesion = self.segmenter(unlabelled.image).float().sigmoid()
+        return unlabelled._replace(image=disturb(unlabelled.image, self.method.loss.disturbance), lesion=lesion)
 
     def minimise(self, objective: Callable[..., Objective], first: Batch, second: Batch, trains: Sequence[str]) -> None:
         """Take one optimiser step on some networks; the others are frozen.

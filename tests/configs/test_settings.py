@@ -278,7 +278,10 @@ def test_other_words_are_labels_and_need_no_list():
 
 def test_settings_that_an_earlier_version_recorded_are_read_unless_they_use_what_was_removed():
     recorded = (
-        Settings().to_yaml().replace("SOLVER:", "SOLVER:\n  WARM_UP: 0").replace("LOSS:", "LOSS:\n  RESTORATION: 0.0")
+        Settings()
+        .to_yaml()
+        .replace("\nSOLVER:", "\nSOLVER:\n  WARM_UP: 0")
+        .replace("\nLOSS:", "\nLOSS:\n  RESTORATION: 0.0")
     )
     assert parse_settings(recorded, "checkpoint") == Settings()
     with pytest.raises(SettingsError, match=r"checkpoint: SOLVER\.WARM_UP: was removed"):
@@ -298,6 +301,14 @@ def test_the_splits_that_training_reads():
     same = {"exp": labels_only.exp, "dataset": labels_only.dataset, "loss": labels_only.loss}
     assert supervised.model_copy(update=same) == labels_only
     assert supervised.loss.model_copy(update={"healthy": 0.0}) == labels_only.loss
+
+
+def test_a_teacher_is_the_moving_average_of_s_alone():
+    alone = ["LOSS.TEACHER=1", "SOLVER.SEGMENTER_ONLY=true", "SOLVER.SEGMENTER_AVERAGE=0.9"]
+    assert read_settings(None, alone).training_splits == ("LABELED", "WO_LABEL", "HEALTHY")
+    for missing in ("SOLVER.SEGMENTER_ONLY=false", "SOLVER.SEGMENTER_AVERAGE=0"):
+        with pytest.raises(SettingsError, match=r"LOSS\.TEACHER: the teacher is the moving average of S alone"):
+            read_settings(None, [*alone, missing])
 
 
 def test_what_the_authors_ran():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from datasets.augment import NOISE, augment, build_affine, build_augmenter
+from datasets.augment import NOISE, augment, build_affine, build_augmenter, shift
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +116,17 @@ def test_other_fills_repeat_the_image():
     wrapped = (left > 0.7).mean(), ((right > 0.15) & (right < 0.4)).mean()
     assert all(0.02 < share < 0.2 for share in wrapped)
     assert ((left > 0.15) & (left < 0.3)).mean() > 0.7
+
+
+@pytest.mark.parametrize("offsets", [(1, 0, -2), (0, 0, 0), (-1, 3, 0)])
+def test_a_shift_moves_image_and_mask_alike(offsets):
+    rng = np.random.default_rng(0)
+    image, mask = rng.random((3, 5, 6)).astype(np.float32), rng.integers(0, 2, (3, 5, 6), np.uint8)
+    moved, moved_mask = shift(offsets, image, mask)
+    assert moved.dtype == np.float32
+    assert moved_mask.dtype == np.uint8
+    for place in np.ndindex(*image.shape):
+        source = np.subtract(place, offsets)
+        edge = np.clip(source, 0, np.subtract(image.shape, 1))
+        assert moved[place] == image[tuple(edge)]
+        assert moved_mask[place] == (mask[tuple(source)] if (edge == source).all() else 0)

@@ -49,7 +49,7 @@ def same(a, b):
 def test_a_batch(cases):
     batch = stream_of(cases, "LABELED").next()
     assert batch.image.shape == batch.lesion.shape == (2, 1, 16, 64, 64)
-    assert batch.lung is None  # no objective reads it
+    assert batch.lung.shape == batch.lesion.shape
     assert batch.ids == ("sick_0", "sick_0")  # one scan gives full batches
     assert not torch.equal(batch.image[0], batch.image[1])
     assert batch.image.min() >= -1

@@ -10,7 +10,10 @@ from models.losses import (
     IGNORED,
     OTHER,
     adversarial_loss,
+    consistency_loss,
     focal_loss,
+    lung_cross_entropy,
+    lung_dice_loss,
     multiple_instance_loss,
     reconstruction_loss,
     weighted_focal_loss,
@@ -137,3 +140,44 @@ def test_multiple_instance_loss_with_a_share_below_one_voxel_takes_the_highest()
     logits = reference.wave((2, 1, 4, 8, 8), 0.4) * 3
     lung = (reference.wave((2, 1, 4, 8, 8), 1.4) > 0).float()
     torch.testing.assert_close(multiple_instance_loss(logits, lung, 1e-6), multiple_instance_loss(logits, lung))
+
+
+def _volumes(*voxels):
+    return torch.tensor(voxels).reshape(len(voxels), 1, 1, 1, -1)
+
+
+def test_cross_entropy_and_dice_loss_inside_the_lungs_by_hand():
+    # One lesion voxel at p = 1/4, one background voxel at p = 1/2; one ignored, one outside the lungs.
+    logits = torch.logit(_volumes([0.25, 0.5, 0.9, 0.9]))
+    target, lung = _volumes([1.0, 0.0, IGNORED, 1.0]), _volumes([1.0, 1.0, 1.0, 0.0])
+    value = lung_cross_entropy(logits, target, lung).item()
+    assert value == pytest.approx((math.log(4) + math.log(2)) / 2, rel=1e-6)
+    assert lung_dice_loss(logits, target, lung).item() == pytest.approx(1 - (2 * 0.25 + 1) / (0.75 + 1 + 1), rel=1e-6)
+
+
+def test_the_dice_loss_is_a_mean_over_volumes_in_which_voxels_count():
+    logits = torch.logit(_volumes([0.5, 0.5], [0.25, 0.75], [0.5, 0.5]))
+    target = _volumes([1.0, 0.0], [0.0, 1.0], [IGNORED, IGNORED])
+    expected = ((1 - 2 / 3) + (1 - 2.5 / 3)) / 2
+    assert lung_dice_loss(logits, target, torch.ones_like(target)).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_losses_inside_the_lungs_are_0_where_nothing_counts():
+    logits = torch.zeros(1, 1, 1, 1, 2, requires_grad=True)
+    for loss in (lung_cross_entropy, lung_dice_loss):
+        for target, lung in ((torch.full_like(logits, IGNORED), torch.ones_like(logits)), (torch.zeros(()), None)):
+            target = target.expand_as(logits)
+            value = loss(logits, target, torch.zeros_like(logits) if lung is None else lung)
+            assert value.item() == 0
+            value.backward()
+            assert not logits.grad.any()
+
+
+def test_consistency_loss_by_hand():
+    logits = torch.logit(_volumes([0.5, 0.25, 0.9], [0.5, 0.5, 0.5]))
+    taught = _volumes([1.0, 0.0, 0.0], [0.0, 0.5, 0.5]).requires_grad_()
+    lung = _volumes([1.0, 1.0, 0.0], [1.0, 1.0, 1.0])
+    value = consistency_loss(logits.requires_grad_(), taught, lung)
+    assert value.item() == pytest.approx(((0.25 + 0.0625) / 2 + 0.25 / 3) / 2, rel=1e-6)
+    value.backward()
+    assert taught.grad is None

@@ -43,6 +43,17 @@ def test_learning_rates_are_halved_one_iteration_after_their_steps(iteration, ex
     assert learning_rate(1e-4, SchedulerSettings(step=20_000), iteration) == pytest.approx(expected)
 
 
+def test_learning_rates_may_fall_along_a_cosine(networks):
+    solver = SolverSettings(lr_cosine=True, iter_max=100)
+    optimizers = build_optimizers(networks, solver)
+    for iteration, share in ((0, 1), (25, (2 + 2**0.5) / 4), (50, 0.5), (100, 0)):
+        set_learning_rates(optimizers, solver, iteration)
+        rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
+        assert rates == pytest.approx(
+            {"segmenter": 1e-4 * share, "generator": 1e-5 * share, "discriminator": 1e-5 * share}
+        )
+
+
 def test_each_network_follows_its_own_scheduler(networks):
     solver = SolverSettings()
     optimizers = build_optimizers(networks, solver)
