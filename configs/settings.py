@@ -266,6 +266,7 @@ class IntervalSettings(_Section):
     save: Count = 1000
     picture: Count = 1000
     gradients: CountOrZero = 0
+    judge: CountOrZero = 0
 
 
 class Settings(_Section):

@@ -48,17 +48,26 @@ def _logits(segmenter: Segmenter, scan: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the segmenter finds in one scan: probabilities (float32, (z, y, x), 0 outside the lungs) and its score."""
+    """What the segmenter finds in one scan.
+
+    Attributes:
+        case: the scan.
+        volumes: its arrays.
+        probability: float32, (z, y, x), 0 outside the lungs.
+        score: score of `mask`.
+        threshold: probabilities above it are lesion.
+    """
 
     case: Case
     volumes: Volumes
     probability: np.ndarray
     score: Score
+    threshold: float = THRESHOLD
 
     @property
     def mask(self) -> np.ndarray:
         """The predicted lesion, bool."""
-        return self.probability > THRESHOLD
+        return self.probability > self.threshold
 
 
 @torch.no_grad()
@@ -84,7 +93,12 @@ def segment(
 
 
 def predict_cohort(
-    segmenter: Segmenter, cases: Iterable[Case], split: str, normalization: str, precision: str = "fp32"
+    segmenter: Segmenter,
+    cases: Iterable[Case],
+    split: str,
+    normalization: str,
+    precision: str = "fp32",
+    threshold: float = THRESHOLD,
 ) -> Iterator[Prediction]:
     """Run the segmenter on the scans of a split, one after the other, and score what it finds.
 
@@ -94,6 +108,7 @@ def predict_cohort(
         split: key in DATASET.SPLIT; says whether the truth is a mask, no lesion, or unknown.
         normalization: IMAGE.NORMALIZATION of the training.
         precision: SOLVER.PRECISION.
+        threshold: probabilities above it are lesion.
 
     Raises:
         VolumeError: a scan cannot be read.
@@ -105,9 +120,9 @@ def predict_cohort(
         score = score_scan(
             case.id,
             split,
-            prediction=probability > THRESHOLD,
+            prediction=probability > threshold,
             truth=volumes.lesion.astype(bool) if known else None,
             lung=volumes.lung.astype(bool),
             voxel_ml=volumes.grid.voxel_ml,
         )
-        yield Prediction(case, volumes, probability, score)
+        yield Prediction(case, volumes, probability, score, threshold)

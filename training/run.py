@@ -32,6 +32,7 @@ from reports.training import write_training_report
 from training.balance import DiscriminatorBalance
 from training.flat_step import FlatOptimizer, flat_guarded_step
 from training.graphs import GraphedSteps
+from training.judgement import judge
 from training.log import RunLog, RunningMeans, SilentLog, picture_grid
 from training.model_card import describe_training, write_model_card
 from training.optimise import (
@@ -255,6 +256,8 @@ class TrainingRun:
         save = done % interval.save == 0 or finished or improved or stop
         if done % interval.log == 0 or save:
             self._report()
+        if distributed.is_rank_zero() and self._judges() and (done % interval.judge == 0 or finished):
+            self._log.scalars(done, judge(self.networks, self.cohort, self.settings))
         if distributed.is_rank_zero() and (done % interval.picture == 0 or finished):
             self._log.picture(done, self._pictures())
         if distributed.is_rank_zero() and save:
@@ -264,6 +267,9 @@ class TrainingRun:
         if stop:
             log.warning("stopped at iteration %d, state saved; continue with --resume", done)
             raise SystemExit(128 + stop)
+
+    def _judges(self) -> bool:
+        return self.settings.interval.judge > 0 and not self.settings.solver.segmenter_only
 
     def _report(self) -> None:
         for what in self.skipped.check():

@@ -1,35 +1,36 @@
 """Generates the synthetic cohort of the benchmark from a seed: crops, masks and lists.
 
-    labelled_000   the labelled scan: diseased, without consolidation and crazy paving
+    labelled_000   the labelled scan, an easy one: site A, progressive stage, ground glass only
     diseased_*     diseased at volume level; the voxel labels of 39 are used by rows with more than one label
     healthy_*      healthy at volume level
     valid_*, validh_*, test_*, testh_*   held-out diseased and healthy scans
 
-Every scan has its own anatomy, lesion mixture and scanner. Raw CTs are cropped to the true lungs, so lung segmentation
-does not affect the result. facts/<id>.json describes the content of each scan. A scan depends only on the seed, its
-kind and its number. Existing scans are kept.
+Scans come from four sites and differ in inspiration, confounders and stage of the disease; see `datasets.phantom.hard`.
+Sites are balanced in every list and independent of the disease. facts/<id>.json describes the content of each scan. A
+scan depends only on the seed, its kind, its number and the options. Existing scans are kept.
 
 Examples:
   python -m benchmarks.weak_supervision.cohort cohort --size small
   python -m benchmarks.weak_supervision.cohort cohort_full --size full --processes 16
+  python -m benchmarks.weak_supervision.cohort cohort_weaker --confounders 0.5
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
-from datasets.crop import crop_to_lungs
 from datasets.io.volume import write_volume
-from datasets.phantom import LESION_KINDS, LESION_SHARES, Phantom, Variety, make_phantom
+from datasets.phantom.hard import HARD, PLAIN_SITE, Crop, Hardness, label_patient, make_crop, site_of
+from datasets.phantom.stages import draw_patient
+from datasets.window import map_window
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import SettingsError
 from utils.files import lock_folder, write_text
@@ -37,20 +38,16 @@ from utils.manifest import recording
 from utils.progress import progress_bar
 
 FOLDERS = ("images", "lung", "lesion")
+KINDS = ("labelled", "diseased", "healthy", "valid", "validh", "test", "testh")
+"""Kinds of scans; the order is part of the seed."""
 
+DISEASED = ("labelled", "diseased", "valid", "test")
 
-@dataclass(frozen=True)
-class Size:
-    """Matrix of raw scans and crops, (z, y, x), with similar voxel sizes."""
+LABEL_COUNTS = (1, 3, 10, 40)
+"""Lengths of the nested label lists; each starts with labelled_000, followed by diseased scans."""
 
-    raw: tuple[int, int, int]
-    crop: tuple[int, int, int]
-
-
-SIZES = {
-    "small": Size(raw=(32, 96, 96), crop=(16, 64, 64)),
-    "full": Size(raw=(96, 224, 224), crop=(40, 160, 160)),
-}
+LEAST_LABELLED = 0.05
+"""Minimum lesion fraction of the lungs in the labelled scan."""
 
 
 @dataclass(frozen=True)
@@ -62,72 +59,64 @@ class Counts:
     healthy: int = 100
     valid: int = 20
     validh: int = 10
-    test: int = 30
-    testh: int = 10
+    test: int = 100
+    testh: int = 30
 
 
-ALL = Counts()
+@dataclass(frozen=True)
+class Size:
+    """Matrix of the crops, (z, y, x), and number of scans of each kind."""
 
-LABEL_COUNTS = (1, 3, 10, 40)
-"""Lengths of the nested label lists; each starts with labelled_000, followed by diseased scans."""
-
-OTHER_LABELS = ("b", "c", "d")
-"""Suffixes of the lists with a single, randomly drawn diseased scan as the labelled one."""
-
-LABELLED_KINDS = ("ground glass", "mixed")
-"""Lesion kinds in the labelled scan."""
-
-LEAST_LABELLED = 0.05
-"""Minimum lesion fraction of the lungs in the labelled scan."""
-
-DISEASED = ("labelled", "diseased", "valid", "test")
-_KINDS = ("labelled", "diseased", "healthy", "valid", "validh", "test", "testh")  # the order is part of the seed
-
-# Variation between scans: lesion mixtures differ between patients, kernels range from sharp and noisy to smooth.
-_MIXTURE = 3.0  # concentration of the Dirichlet distribution around LESION_SHARES
-_SHARPNESS = (0.4, 1.3)  # mm
-_NOISE = (10.0, 60.0)  # HU
-_DEPENDENT = 170.0  # HU
-_GAIN = 0.015
+    crop: tuple[int, int, int]
+    counts: Counts
 
 
-def draw_variety(rng: np.random.Generator, kinds: Sequence[str] = tuple(LESION_KINDS)) -> Variety:
-    """Draw lesion mixture and scanner of one scan.
-
-    Args:
-        rng: random generator.
-        kinds: permitted lesion kinds.
-    """
-    shares = rng.dirichlet(_MIXTURE * np.array(LESION_SHARES))
-    shares *= [kind in kinds for kind in LESION_KINDS]
-    return Variety(tuple((shares / shares.sum()).tolist()), _SHARPNESS, _NOISE, _DEPENDENT, _GAIN)
+SIZES = {
+    "small": Size((20, 96, 96), Counts()),
+    "full": Size((40, 160, 160), Counts(diseased=300, healthy=300)),
+}
 
 
-def make_scan(seed: int, kind: str, number: int, raw: tuple[int, int, int]) -> Phantom:
+def make_scan(seed: int, kind: str, number: int, crop: tuple[int, int, int], hardness: Hardness = HARD) -> Crop:
     """Generate one scan of the cohort.
 
     Args:
         seed: cohort seed.
-        kind: ``labelled``, ``diseased``, ``healthy``, ``valid``, ``validh``, ``test`` or ``testh``.
+        kind: one of `KINDS`.
         number: index of the scan within its kind.
-        raw: matrix, (z, y, x).
+        crop: matrix, (z, y, x).
+        hardness: what makes the cohort hard.
     """
-    rng = np.random.default_rng(np.random.SeedSequence([seed, 1 + _KINDS.index(kind), number]))
-    while True:
-        variety = draw_variety(rng, LABELLED_KINDS if kind == "labelled" else tuple(LESION_KINDS))
-        phantom = make_phantom(rng, raw, diseased=kind in DISEASED, variety=variety)
-        if kind != "labelled" or phantom.lesion.sum() >= LEAST_LABELLED * (phantom.lung > 0).sum():
-            return phantom
+    entropy = [seed, 1 + KINDS.index(kind)]
+    rng = np.random.default_rng(np.random.SeedSequence([*entropy, number]))
+    if kind == "labelled":
+        while True:
+            found = make_crop(rng, crop, label_patient(rng), PLAIN_SITE, hardness)
+            if found.lesion.sum() >= LEAST_LABELLED * (found.lung > 0).sum():
+                return found
+    site = site_of(entropy, number) if hardness.sites else PLAIN_SITE
+    patient = draw_patient(rng, hardness.stages) if kind in DISEASED else None
+    return make_crop(rng, crop, patient, site, hardness)
 
 
-def scan_facts(phantom: Phantom) -> dict[str, Any]:
-    """Describe a scan: lesion kinds, lesion and lung volume in ml."""
-    voxel_ml = float(np.prod(phantom.spacing)) / 1000
-    return {
-        "kinds": list(phantom.kinds),
-        "lesion_ml": round(float(phantom.lesion.sum()) * voxel_ml, 2),
-        "lung_ml": round(float((phantom.lung > 0).sum()) * voxel_ml, 1),
+def images_of(crop: Crop) -> tuple[sitk.Image, ...]:
+    """Image (0..255 in the published window), lung and lesion of a crop."""
+    images = []
+    for array in (map_window(crop.hu), (crop.lung > 0).astype(np.uint8), crop.lesion):
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing(crop.spacing)
+        images.append(image)
+    return tuple(images)
+
+
+def scan_facts(crop: Crop) -> dict[str, Any]:
+    """Describe a scan: what was drawn, lesion and lung volume in ml."""
+    voxel_ml = float(np.prod(crop.spacing)) / 1000
+    volumes = {
+        "lesion_ml": round(float(crop.lesion.sum()) * voxel_ml, 2),
+        "lung_ml": round(float((crop.lung > 0).sum()) * voxel_ml, 1),
     }
+    return crop.facts | volumes
 
 
 def _name(kind: str, number: int) -> str:
@@ -138,45 +127,32 @@ def _facts_path(root: Path, kind: str, number: int) -> Path:
     return root / "facts" / f"{_name(kind, number)}.json"
 
 
-def is_written(root: Path, kind: str, number: int) -> bool:
-    """Whether a scan is complete."""
-    return _facts_path(root, kind, number).is_file()
-
-
-def _write_scan(root: Path, seed: int, kind: str, number: int, size: Size) -> None:
-    if is_written(root, kind, number):
-        return
-    phantom = make_scan(seed, kind, number, size.raw)
-    ct = sitk.GetImageFromArray(phantom.ct)
-    ct.SetSpacing(phantom.spacing)
-    crops = crop_to_lungs(ct, phantom.lung, phantom.lesion, size.crop)
-    write_crops(root, kind, number, crops, scan_facts(phantom))
-
-
-def write_crops(root: Path, kind: str, number: int, crops: Sequence[sitk.Image], facts: Mapping[str, Any]) -> None:
+def _write_scan(root: Path, seed: int, kind: str, number: int, size: tuple[int, int, int], hardness: Hardness) -> None:
     """Write image, lung and lesion of a scan, and its facts, which mark it as complete."""
-    for folder, crop in zip(FOLDERS, crops, strict=True):
-        write_volume(crop, root / folder / f"{_name(kind, number)}.nii.gz")
-    write_text(_facts_path(root, kind, number), json.dumps(facts) + "\n")
+    if _facts_path(root, kind, number).is_file():
+        return
+    crop = make_scan(seed, kind, number, size, hardness)
+    for folder, image in zip(FOLDERS, images_of(crop), strict=True):
+        write_volume(image, root / folder / f"{_name(kind, number)}.nii.gz")
+    write_text(_facts_path(root, kind, number), json.dumps(scan_facts(crop)) + "\n")
 
 
 def label_lists(seed: int, counts: Counts) -> dict[str, list[str]]:
     """Lists of labelled scans: ids by list name.
 
     ``labels_1`` holds the labelled scan, ``labels_3`` two additional diseased scans; longer lists contain the shorter
-    ones. ``label_b``, ``label_c`` and ``label_d`` hold one other scan each.
+    ones.
     """
     order = np.random.default_rng([seed, 0]).permutation(counts.diseased)
     drawn = [_name("diseased", number) for number in order]
-    lists = {f"labels_{count}": ["labelled_000", *drawn[: count - 1]] for count in LABEL_COUNTS}
-    return lists | {f"label_{name}": [drawn[-1 - place]] for place, name in enumerate(OTHER_LABELS[: counts.diseased])}
+    return {f"labels_{count}": ["labelled_000", *drawn[: count - 1]] for count in LABEL_COUNTS}
 
 
 def write_cohort(
     root: Path,
     size: Size,
     seed: int = 0,
-    counts: Counts = ALL,
+    hardness: Hardness = HARD,
     processes: int = 1,
     progress: bool = False,
 ) -> None:
@@ -184,53 +160,30 @@ def write_cohort(
 
     Args:
         root: cohort folder.
-        size: matrix of scans and crops.
+        size: matrix of the crops and number of scans.
         seed: random seed.
-        counts: number of scans of each kind.
+        hardness: what makes the cohort hard.
         processes: number of parallel processes.
         progress: show a progress bar.
 
     Raises:
-        SettingsError: the folder holds a cohort with another seed or size.
+        SettingsError: the folder holds another cohort.
         OSError: a file cannot be written.
     """
-    made_from = {"seed": seed, "raw": list(size.raw), "crop": list(size.crop)}
-    write_scans(root, made_from, counts, partial(_write_scan, size=size), processes, progress)
-
-
-def write_scans(
-    root: Path,
-    made_from: Mapping[str, Any],
-    counts: Counts,
-    write_scan: Callable[[Path, int, str, int], None],
-    processes: int = 1,
-    progress: bool = False,
-) -> None:
-    """Write the scans and lists of a cohort, or the missing part; see `write_cohort`.
-
-    Args:
-        root: cohort folder.
-        made_from: what the scans depend on; ``seed`` is the cohort seed.
-        counts: number of scans of each kind.
-        write_scan: writes the scan of a cohort folder, seed, kind and number, unless it is complete.
-        processes: number of parallel processes.
-        progress: show a progress bar.
-    """
-    seed = made_from["seed"]
-    scans = [(kind, number) for kind in _KINDS for number in range(getattr(counts, kind))]
-    kinds = [kind for kind in _KINDS if kind != "labelled"]
-    lists = {kind: [_name(kind, number) for number in range(getattr(counts, kind))] for kind in kinds}
-    lists |= label_lists(seed, counts)
+    made_from = {"seed": seed, "crop": list(size.crop), "hardness": asdict(hardness)}
+    scans = [(kind, number) for kind in KINDS for number in range(getattr(size.counts, kind))]
+    lists = {kind: [_name(*scan) for scan in scans if scan[0] == kind] for kind in KINDS if kind != "labelled"}
+    lists |= label_lists(seed, size.counts)
     texts = {root / "id_txt" / f"{name}.txt": "".join(f"{case_id}\n" for case_id in ids) for name, ids in lists.items()}
     whole = all(_facts_path(root, *scan).is_file() for scan in scans)
     if whole and {path: _text(path) for path in texts} == texts and _made_from(root) == made_from:
         return
-    with lock_folder(root, "images", "lung", "lesion", "facts", "id_txt"), recording(root, seed=seed):
+    with lock_folder(root, *FOLDERS, "facts", "id_txt"), recording(root, seed=seed):
         if (found := _made_from(root)) not in (None, made_from):
             raise SettingsError(f"{root}: holds a cohort of {found}, not of {made_from}; choose another folder")
         write_text(root / "cohort.json", json.dumps(made_from) + "\n")
         with ProcessPoolExecutor(processes) as pool:
-            jobs = [pool.submit(write_scan, root, seed, *scan) for scan in scans]
+            jobs = [pool.submit(_write_scan, root, seed, *scan, size.crop, hardness) for scan in scans]
             for job in progress_bar(jobs, "making the cohort", unit="scan", shown=progress):
                 job.result()
         for path, text in texts.items():
@@ -242,7 +195,7 @@ def _text(path: Path) -> str | None:
 
 
 def _made_from(root: Path) -> dict[str, Any] | None:
-    """Seed and sizes of the cohort in a folder, or None."""
+    """What the cohort in a folder was made from, or None."""
     text = _text(root / "cohort.json")
     return None if text is None else json.loads(text)
 
@@ -259,15 +212,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", choices=list(SIZES), default="small", help="size of the crops (default small)")
     parser.add_argument("--seed", type=int, default=0, help="cohort seed (default 0)")
     parser.add_argument(
+        "--confounders", type=float, default=HARD.confounders, metavar="STRENGTH", help="0 to 1 (default 1)"
+    )
+    for name in ("sites", "inspiration", "stages"):
+        parser.add_argument(f"--no-{name}", action="store_false", dest=name, help=f"without different {name}")
+    parser.add_argument(
         "--processes", type=int, default=1, metavar="N", help="number of parallel processes (default 1)"
     )
     add_quiet(parser)
     options = parser.parse_args(arguments)
-    if options.seed < 0 or options.processes < 1:
-        parser.error("--seed must be at least 0, --processes at least 1")
+    if options.seed < 0 or options.processes < 1 or not 0 <= options.confounders <= 1:
+        parser.error("--seed must be at least 0, --processes at least 1, --confounders 0 to 1")
     start_logging(options.quiet)
+    hardness = Hardness(options.sites, options.inspiration, options.confounders, options.stages)
     write_cohort(
-        options.output, SIZES[options.size], options.seed, processes=options.processes, progress=not options.quiet
+        options.output, SIZES[options.size], options.seed, hardness, options.processes, progress=not options.quiet
     )
     print(f"cohort in {options.output}")
     return 0

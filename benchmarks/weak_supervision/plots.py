@@ -1,6 +1,7 @@
 """Figures of the benchmark: OUTPUT/curves.png and OUTPUT/cases.png.
 
-curves.png shows validation scores over the iterations, per run and per row. cases.png shows test scans with the
+curves.png shows validation scores over the iterations, per run and per row, and which kinds of volumes D of GASNet can
+tell from healthy ones. cases.png shows test scans with the
 predictions of the rows in `COMPARED` (seed 0), and I_g and I_s of GASNet's last state. The scans are the 10th, 50th and
 90th percentile of lesion volume and one healthy scan, so they are not selected by score.
 
@@ -39,35 +40,59 @@ from utils.errors import GasnetError
 COMPARED = (("s-1",), ("gasnet-1",), ("s-40", "s-10"))
 """Rows in cases.png: the first row of each group that has a result."""
 
+DRAWN = ("s-1", "gasnet-1", "s-40", "teacher-1", "no-adversarial")
+"""Rows in curves.png."""
+
+_KINDS = {
+    "original": "I",
+    "generated": "I_g",
+    "synthetic": "I_s",
+    "true_lesion": "I_s with the true mask",
+    "whole_lung": "I_s with the lung mask",
+    "reconstructed": "G(I_h)",
+}
+
 PLACES = (0.1, 0.5, 0.9)
 """Quantiles of lesion volume at which test scans are shown."""
 
 
 def plot_curves(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Plot validation Dice and false positives: one pale line per run, the mean of a row in bold.
+    """Plot validation Dice, false positives and D's AUCs: one pale line per run, means over seeds in bold.
 
     Args:
-        results: results of the runs by row; only the main group is drawn.
+        results: results of the runs by row; only the rows in `DRAWN` are drawn.
         path: PNG to write.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(13, 4))
-    names = [name for name in results if ROWS[name].group == "main"]
-    for axis, key in zip(axes, ("dice", "false_positive_ml"), strict=True):
-        for colour, name in enumerate(names):
+    figure, axes = plt.subplots(1, 3, figsize=(17, 4))
+    for axis, key in zip(axes, ("dice", "false_positive_ml"), strict=False):
+        for colour, name in enumerate(name for name in DRAWN if name in results):
             curves = [{at["iteration"]: at[key] for at in result["curve"] if key in at} for result in results[name]]
-            for curve in curves:
-                axis.plot(*zip(*curve.items(), strict=True), color=f"C{colour}", linewidth=0.8, alpha=0.3)
-            # Runs may stop early: average only the iterations that all runs reached.
-            shared = sorted(set.intersection(*map(set, curves)))
-            means = [np.mean([curve[iteration] for curve in curves]) for iteration in shared]
-            axis.plot(shared, means, color=f"C{colour}", linewidth=2, label=ROWS[name].title)
-        axis.set_xlabel("iteration")
-        axis.grid(alpha=0.3)
+            _plot_mean(axis, curves, f"C{colour}", ROWS[name].title)
+    judged = [result["judged"] for result in results.get("gasnet-1", ()) if "judged" in result]
+    kinds = [key for key in judged[0][0] if key != "iteration"] if judged else []
+    for colour, kind in enumerate(kinds):
+        _plot_mean(axes[2], [{at["iteration"]: at[kind] for at in run} for run in judged], f"C{colour}", _KINDS[kind])
     axes[0].set_ylabel("Dice, validation scans with lesion")
     axes[1].set_ylabel("found in healthy validation scans, ml")
     axes[1].set_yscale("symlog", linthresh=1)
-    axes[1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
+    axes[2].set_ylabel("AUC of D of GASNet against healthy volumes")
+    axes[2].set_ylim(-0.02, 1.02)
+    for axis in axes:
+        axis.set_xlabel("iteration")
+        axis.grid(alpha=0.3)
+    for axis in axes[1:]:
+        if axis.lines:
+            axis.legend(fontsize=7)
     save_figure(figure, path)
+
+
+def _plot_mean(axis: plt.Axes, curves: Sequence[Mapping[int, float]], colour: str, label: str) -> None:
+    for curve in curves:
+        axis.plot(*zip(*curve.items(), strict=True), color=colour, linewidth=0.8, alpha=0.3)
+    # Runs may stop early: average only the iterations that all runs reached.
+    shared = sorted(set.intersection(*map(set, curves)))
+    means = [np.mean([curve[iteration] for curve in curves]) for iteration in shared]
+    axis.plot(shared, means, color=colour, linewidth=2, label=label)
 
 
 def scans_to_show(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -82,13 +107,18 @@ def scans_to_show(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 @torch.no_grad()
-def _columns(case: Case, split: str, runs: Mapping[str, Settings]) -> tuple[dict[str, np.ndarray], int, float]:
+def _columns(
+    case: Case, split: str, runs: Mapping[str, Settings], results: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, np.ndarray], int, float]:
     """Volumes of one scan by title, index of the slice to show, and pixel aspect ratio (height / width)."""
     columns: dict[str, np.ndarray] = {}
     for name, settings in runs.items():
+        result = results[name]
         default = SegmenterInput(size=settings.image.size, window=WINDOW, normalization=settings.image.normalization)
         segmenter, trained_on = load_segmenter(settings.exp.folder / "segmenter_best.pth", default)
-        (prediction,) = predict_cohort(segmenter, [case], split, trained_on.normalization)
+        (prediction,) = predict_cohort(
+            segmenter, [case], split, trained_on.normalization, threshold=result["test"]["threshold"]
+        )
         volumes = prediction.volumes
         columns.setdefault("input", normalise(volumes.image, "window"))
         columns.setdefault("true", volumes.lesion.astype(float))
@@ -133,7 +163,10 @@ def plot_cases(results: Mapping[str, Sequence[Mapping[str, Any]]], output: Path,
     split = settings.dataset.split
     cohort = read_cohort(settings.dataset.root, {"TEST": split.test, "TESTH": split.testh}, settings.image.size)
     cases = {case.id: (case, key) for key, found in cohort.items() for case in found}
-    shown = [_columns(*cases[case_id], runs) for case_id in scans_to_show(result["test"]["rows"])]
+    shown = [
+        _columns(*cases[case_id], runs, {name: _first(results, name) for name in runs})
+        for case_id in scans_to_show(result["test"]["rows"])
+    ]
     titles = list(shown[0][0])
     figure, axes = plt.subplots(len(shown), len(titles), figsize=(1.6 * len(titles), 1.7 * len(shown)), squeeze=False)
     for axis, title in zip(axes[0], titles, strict=True):

@@ -1,19 +1,18 @@
 """Compares the benchmark's scans with real ones: HU and texture of lungs and lesions.
 
-Generates phantoms like the cohort's, each with one kind of lesion and a grid as fine as real slices. Writes realism.md
+Generates scans like the cohort's, each with one kind of lesion and a grid as fine as real slices. Writes realism.md
 (mean, SD and correlation length next to those measured on axial slices of COVID-19 patients), histograms.png and, with
---real, beside.png with slices of phantoms and real CTs and the histograms of their lungs.
+--real, beside.png with slices of synthetic and real CTs and the histograms of their lungs.
 
 Examples:
   python -m benchmarks.weak_supervision.realism output/realism
   python -m benchmarks.weak_supervision.realism output/realism --real thorax.nii.gz chest.nrrd
-  python -m benchmarks.weak_supervision.realism output/realism_hard --hard
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -24,12 +23,10 @@ from scipy import ndimage
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from benchmarks.weak_supervision.cohort import draw_variety
 from datasets.io.grid import Grid
 from datasets.io.volume import read_ct
 from datasets.lungs import segment_by_threshold
-from datasets.phantom import LESION_KINDS, Phantom, make_phantom
-from datasets.phantom.hard import PLAIN_SITE, make_crop
+from datasets.phantom.hard import PLAIN_SITE, Crop, make_crop
 from datasets.phantom.stages import FILLINGS, Patient
 from datasets.window import WINDOW
 from evaluation.figures import save_figure, slice_to_show
@@ -38,7 +35,7 @@ from utils.files import write_text
 from utils.progress import progress_bar
 
 MATRIX = (24, 288, 288)
-"""Matrix of the phantoms, (z, y, x): pixels of 1.0 to 1.3 mm."""
+"""Matrix of the scans, (z, y, x): pixels of 1.0 to 1.3 mm."""
 
 HEALTHY = "aerated lung"
 
@@ -105,58 +102,40 @@ def texture(values: np.ndarray, mask: np.ndarray, spacing: tuple[float, float]) 
     )
 
 
-def make_kinds(seed: int, number: int, progress: bool = False) -> dict[str, list[Phantom]]:
-    """Make phantoms with a single kind of lesion each, and healthy ones.
+def make_kinds(seed: int, number: int, progress: bool = False) -> dict[str, list[Crop]]:
+    """Make scans with a single kind of lesion each, and healthy ones, from the site with the thinnest slices.
 
     Args:
         seed: random seed.
-        number: number of phantoms of each kind.
+        number: number of scans of each kind.
         progress: show a progress bar.
 
     Returns:
-        Phantoms by kind.
+        Scans by kind.
     """
-    found: dict[str, list[Phantom]] = {}
-    todo = [(kind, k) for kind in (HEALTHY, *LESION_KINDS) for k in range(number)]
-    for kind, k in progress_bar(todo, "making phantoms", unit="scan", shown=progress):
-        rng = np.random.default_rng([seed, k, len(found)])
-        variety = draw_variety(rng, (kind,) if kind != HEALTHY else tuple(LESION_KINDS))
-        # The scanner's gain error is not part of the texture.
-        phantom = make_phantom(rng, MATRIX, kind != HEALTHY, replace(variety, gain=0.0))
-        found.setdefault(kind, []).append(phantom)
-    return found
-
-
-def make_hard_kinds(seed: int, number: int, progress: bool = False) -> dict[str, list[Phantom]]:
-    """Make crops of the hard cohort with a single kind of lesion each, and healthy ones; arguments as for `make_kinds`.
-
-    They come from the site with the thinnest slices, on a fine grid.
-    """
-    found: dict[str, list[Phantom]] = {}
+    found: dict[str, list[Crop]] = {}
     todo = [(kind, k) for kind in (HEALTHY, *FILLINGS) for k in range(number)]
-    for kind, k in progress_bar(todo, "making crops", unit="scan", shown=progress):
+    for kind, k in progress_bar(todo, "making scans", unit="scan", shown=progress):
         rng = np.random.default_rng([seed, k, len(found)])
         patient = None if kind == HEALTHY else Patient(None, {kind: 1.0}, float(rng.random()))
-        crop = make_crop(rng, MATRIX, patient, PLAIN_SITE)
-        ct = np.rint(crop.hu).astype(np.int16)
-        found.setdefault(kind, []).append(Phantom(ct, crop.lung, crop.lesion, crop.spacing))
+        found.setdefault(kind, []).append(make_crop(rng, MATRIX, patient, PLAIN_SITE))
     return found
 
 
-def tissue_mask(kind: str, phantom: Phantom) -> np.ndarray:
+def tissue_mask(kind: str, scan: Crop) -> np.ndarray:
     """Voxels to measure: the lesion, or the lungs without their rim."""
     if kind == HEALTHY:
-        return ndimage.binary_erosion(phantom.lung > 0, iterations=2)
-    return phantom.lesion > 0
+        return ndimage.binary_erosion(scan.lung > 0, iterations=2)
+    return scan.lesion > 0
 
 
-def _pool(kind: str, phantoms: Sequence[Phantom]) -> Texture:
-    found = [texture(p.ct.astype(np.float32), tissue_mask(kind, p), (p.spacing[1], p.spacing[0])) for p in phantoms]
+def _pool(kind: str, scans: Sequence[Crop]) -> Texture:
+    found = [texture(p.hu, tissue_mask(kind, p), (p.spacing[1], p.spacing[0])) for p in scans]
     return Texture(*(float(np.nanmean([getattr(t, f) for t in found])) for f in Texture.__dataclass_fields__))
 
 
 def as_markdown(found: Mapping[str, Texture]) -> str:
-    """The table: phantoms next to the ranges of `MEASURED`."""
+    """The table: synthetic scans next to the ranges of `MEASURED`."""
     lines = [
         "| tissue | HU | real | SD, HU | real | half-length, mm | real |",
         "|---|---|---|---|---|---|---|",
@@ -176,12 +155,12 @@ def _span(span: tuple[float, float]) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def plot_histograms(phantoms: Mapping[str, Sequence[Phantom]], path: Path) -> None:
+def plot_histograms(scans: Mapping[str, Sequence[Crop]], path: Path) -> None:
     """Plot histograms of HU, one line per tissue, with the real range of its centre as a bar below."""
     figure, axis = plt.subplots(figsize=(8, 4))
     bins = np.arange(-1050, 300, 15)
-    for number, (kind, members) in enumerate(phantoms.items()):
-        values = np.concatenate([p.ct[tissue_mask(kind, p)] for p in members])
+    for number, (kind, members) in enumerate(scans.items()):
+        values = np.concatenate([p.hu[tissue_mask(kind, p)] for p in members])
         density, _ = np.histogram(values, bins, density=True)
         axis.plot(bins[:-1] + 7.5, density, label=kind, color=f"C{number}")
         if kind in MEASURED:
@@ -193,12 +172,12 @@ def plot_histograms(phantoms: Mapping[str, Sequence[Phantom]], path: Path) -> No
     save_figure(figure, path)
 
 
-def plot_beside(phantoms: Mapping[str, Sequence[Phantom]], real: Sequence[Path], path: Path) -> None:
-    """Plot slices of phantoms and real CTs in the window of the crops, above the histograms of their lungs.
+def plot_beside(scans: Mapping[str, Sequence[Crop]], real: Sequence[Path], path: Path) -> None:
+    """Plot slices of synthetic and real CTs in the window of the crops, above the histograms of their lungs.
 
     The slice is the one with the most lesion, or the middle of the lungs.
     """
-    shown = [(kind, p.ct, p.lung > 0, p.lesion > 0) for kind, (p, *_) in phantoms.items()]
+    shown = [(kind, p.hu, p.lung > 0, p.lesion > 0) for kind, (p, *_) in scans.items()]
     for file in real:
         image = read_ct(file)
         hu, lung = (Grid.of(image).uprighted(a) for a in (sitk.GetArrayFromImage(image), segment_by_threshold(image)))
@@ -220,22 +199,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = new_parser(__doc__, "python -m benchmarks.weak_supervision.realism")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the table and the figures")
-    parser.add_argument("--number", type=int, default=3, metavar="N", help="phantoms of each kind (default 3)")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the phantoms (default 0)")
-    parser.add_argument("--hard", action="store_true", help="crops of the hard cohort")
+    parser.add_argument("--number", type=int, default=3, metavar="N", help="scans of each kind (default 3)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the scans (default 0)")
     parser.add_argument("--real", nargs="+", type=Path, default=[], metavar="CT", help="real CTs to show")
     add_quiet(parser)
     options = parser.parse_args(arguments)
     if options.number < 1 or options.seed < 0:
         parser.error("--number must be at least 1, --seed at least 0")
     start_logging(options.quiet)
-    make = make_hard_kinds if options.hard else make_kinds
-    phantoms = make(options.seed, options.number, progress=not options.quiet)
-    table = as_markdown({kind: _pool(kind, members) for kind, members in phantoms.items()})
+    scans = make_kinds(options.seed, options.number, progress=not options.quiet)
+    table = as_markdown({kind: _pool(kind, members) for kind, members in scans.items()})
     write_text(options.output / "realism.md", table)
-    plot_histograms(phantoms, options.output / "histograms.png")
+    plot_histograms(scans, options.output / "histograms.png")
     if options.real:
-        plot_beside(phantoms, options.real, options.output / "beside.png")
+        plot_beside(scans, options.real, options.output / "beside.png")
     print(table)
     return 0
 

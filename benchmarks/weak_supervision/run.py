@@ -1,13 +1,14 @@
 """Trains and tests the rows of the weak-supervision benchmark, one run per row and seed.
 
 Writes to OUTPUT: cohort/ (generated if missing), runs/, and one results/<row>_seed_<n>.json per finished run with the
-test scores of the segmenter selected on validation. Finished runs are skipped and interrupted ones resume, so the same
-command can be repeated until everything is done. Then run python -m benchmarks.weak_supervision.table OUTPUT.
+test scores of the segmenter selected on validation, at the threshold that is best on validation. Finished runs are
+skipped and interrupted ones resume, so the same command can be repeated until everything is done. --minutes ends it
+after a time, with all states saved. Then run python -m benchmarks.weak_supervision.table OUTPUT.
 
 Examples:
   python -m benchmarks.weak_supervision.run --size small --output output/weak --processes 2
   python -m benchmarks.weak_supervision.run --size small --output output/weak --rows s-1 gasnet-1 s-40 --seeds 0
-  python -m benchmarks.weak_supervision.run --size full --output output/weak_full --device cuda
+  python -m benchmarks.weak_supervision.run --size full --output output/weak_full --device cuda --minutes 10
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ import torch
 from benchmarks.records import as_json
 from benchmarks.weak_supervision.cohort import SIZES, write_cohort
 from benchmarks.weak_supervision.rows import ROWS, row_settings
+from benchmarks.weak_supervision.trivial import THRESHOLDS, best_threshold
 from configs.settings import Settings, read_settings, recorded_settings
 from datasets.cohort import read_cohort
 from datasets.window import WINDOW
@@ -70,22 +75,27 @@ def train_row(settings: Settings, device: torch.device, progress: bool) -> None:
 
 
 def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
-    """Score the selected segmenter on the test scans: the summary, and one row of scores per scan.
+    """Score the selected segmenter on the test scans.
 
-    Scores that are undefined for a scan are left out of its row.
+    Returns:
+        ``threshold``, chosen on the validation scans with lesion, the summary of the scores, and ``rows``, one per
+        scan. Scores that are undefined for a scan are left out of its row.
     """
     split = settings.dataset.split
     default = SegmenterInput(size=settings.image.size, window=WINDOW, normalization=settings.image.normalization)
     segmenter, trained_on = load_segmenter(settings.exp.folder / "segmenter_best.pth", default)
-    cohort = read_cohort(settings.dataset.root, {"TEST": split.test, "TESTH": split.testh}, settings.image.size)
+    names = {"VALID": split.valid, "TEST": split.test, "TESTH": split.testh}
+    cohort = read_cohort(settings.dataset.root, names, settings.image.size)
     place(segmenter, device)
+    known = list(predict_cohort(segmenter, cohort.pop("VALID"), "VALID", trained_on.normalization))
+    threshold = float(best_threshold([p.probability for p in known], [p.volumes.lesion > 0 for p in known], THRESHOLDS))
     scores = [
         prediction.score
         for key, cases in cohort.items()
-        for prediction in predict_cohort(segmenter, cases, key, trained_on.normalization)
+        for prediction in predict_cohort(segmenter, cases, key, trained_on.normalization, threshold=threshold)
     ]
     rows = [{name: value for name, value in score.row().items() if value is not None} for score in scores]
-    return {**summarise(scores), "rows": rows}
+    return {"threshold": round(threshold, 3), **summarise(scores), "rows": rows}
 
 
 def run_row(name: str, size: str, seed: int, output: Path, device: torch.device, progress: bool = False) -> Path:
@@ -112,7 +122,7 @@ def run_row(name: str, size: str, seed: int, output: Path, device: torch.device,
         "best_iteration": best["iteration"],
         "valid_dice": best["valid_dice"],
         "test": test_row(settings, device),
-        "curve": _curve(settings.exp.folder / "metrics.jsonl"),
+        **_curves(settings.exp.folder / "metrics.jsonl"),
         "environment": environment(device),
         "settings": _without_folders(settings).model_dump(by_alias=True, mode="json"),
     }
@@ -140,11 +150,17 @@ def _without_folders(settings: Settings) -> Settings:
     )
 
 
-def _curve(path: Path) -> list[dict[str, float]]:
-    """Validation history of a run: iteration, Dice, and false positives in healthy scans in ml."""
+def _curves(path: Path) -> dict[str, list[dict[str, float]]]:
+    """Validation history of a run: Dice, and false positives in healthy scans in ml; and what D told apart (AUC)."""
     entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     names = {"iteration": "iteration", "valid/dice": "dice", "validh/false_positive_ml": "false_positive_ml"}
-    return [{short: e[name] for name, short in names.items() if name in e} for e in entries if "valid/dice" in e]
+    judged = [
+        {name.removeprefix("auc/"): round(value, 4) for name, value in e.items()}
+        for e in entries
+        if any(name.startswith("auc/") for name in e)
+    ]
+    curve = [{short: e[name] for name, short in names.items() if name in e} for e in entries if "valid/dice" in e]
+    return {"curve": curve, **({"judged": judged} if judged else {})}
 
 
 def _start_worker() -> None:
@@ -167,6 +183,9 @@ def run_all(
 
     Returns:
         Error messages of failed runs, by run.
+
+    Raises:
+        GasnetError: a parallel run was stopped by a signal.
     """
     failed = {}
     if processes == 1:
@@ -186,7 +205,22 @@ def run_all(
                 job.result()
             except GasnetError as error:
                 failed[f"{name}, seed {seed}"] = str(error)
+            except (SystemExit, BrokenProcessPool):
+                pool.shutdown(cancel_futures=True)
+                raise GasnetError("stopped; the same command resumes") from None
     return failed
+
+
+def stop_after(seconds: float) -> None:
+    """End the runs after a time, as SIGTERM does: they save their state."""
+
+    def stop() -> None:
+        for process in multiprocessing.active_children() or [multiprocessing.current_process()]:
+            os.kill(process.pid, signal.SIGTERM)
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -197,6 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"any of {', '.join(ROWS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default 0 1 2")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="number of parallel runs (default 1)")
+    parser.add_argument("--minutes", type=float, metavar="N", help="stop after this time and save (default: no limit)")
     add_device(parser)
     add_quiet(parser)
     options = parser.parse_args(arguments)
@@ -204,10 +239,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"argument --rows: unknown row {unknown[0]}; choose from {', '.join(ROWS)}")
     if options.processes < 1 or min(options.seeds) < 0:
         parser.error("--processes must be at least 1, --seeds at least 0")
+    if options.minutes is not None and options.minutes <= 0:
+        parser.error("--minutes must be above 0")
     start_logging(options.quiet)
     device = choose_device(options.device)
     progress = not options.quiet
 
+    if options.minutes is not None:
+        stop_after(60 * options.minutes)
     makers = os.cpu_count() if device.type == "cuda" else options.processes
     write_cohort(options.output / "cohort", SIZES[options.size], processes=makers or 1, progress=progress)
     # All rows of a seed before the next seed, so that an incomplete table is still comparable.

@@ -1,7 +1,8 @@
-"""Aggregates the results of the runs into a table: OUTPUT/table.md, also printed.
+"""Aggregates the results of the runs into tables: OUTPUT/table.md, also printed.
 
-Dice and sensitivity are means over test scans with lesions at a threshold of 0.5; false positives are the volume
-predicted in healthy test scans. Rows without a finished run are left out; every row states its number of seeds.
+Dice is the mean over test scans with lesions, at the threshold chosen on validation; false positives are the volume
+predicted in healthy test scans. Intervals are percentile bootstraps over scans and seeds. Rows without a finished run
+are left out; every row states its seeds.
 
 Examples:
   python -m benchmarks.weak_supervision.table output/weak
@@ -10,68 +11,88 @@ Examples:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, pstdev
 from typing import Any
+
+import numpy as np
 
 from benchmarks.weak_supervision.rows import ROWS
 from utils.cli import new_parser, run
 from utils.errors import GasnetError
 from utils.files import write_text
 
-GROUPS = {
-    "main": "One label and many",
-    "labels": "Another labelled scan",
-    "ablations": "GASNet, 1 label, one change",
-}
+Array = np.ndarray
+Results = Sequence[Mapping[str, Any]]
+
+GROUPS = {"alone": "S alone", "gasnet": "GASNet"}
 """Section titles of the table."""
+
+_DRAWS = 2000
 
 
 @dataclass(frozen=True)
-class Aggregate:
-    """One row aggregated over its seeds. SD are population standard deviations.
+class Claim:
+    """A claim about rows, with the numbers that would show it.
 
     Attributes:
-        seeds: number of finished runs.
-        dice: mean over seeds of the mean over test scans with lesions.
-        dice_sd_seeds: SD over seeds of the mean over scans.
-        dice_sd_scans: mean over seeds of the SD over scans.
-        sensitivity: aggregated like `dice`.
-        false_positive_ml: mean over seeds of the mean over healthy test scans, in ml.
-        false_positive_sd_scans: mean over seeds of the SD over healthy test scans, in ml.
-        valid_dice: validation Dice of the kept segmenters, mean over seeds.
-        best_iteration: iteration of the kept segmenter, per seed.
+        title: shown in the table.
+        rows: the rows that it compares.
+        value: of their mean Dice.
+        target: smallest value that shows it.
+        above: what the lower end of the interval must exceed.
     """
 
-    seeds: int
-    dice: float
-    dice_sd_seeds: float
-    dice_sd_scans: float
-    sensitivity: float
-    false_positive_ml: float
-    false_positive_sd_scans: float
-    valid_dice: float
-    best_iteration: tuple[int, ...]
+    title: str
+    rows: tuple[str, ...]
+    value: Callable[..., Array]
+    target: float
+    above: float
 
 
-def aggregate(results: Sequence[Mapping[str, Any]]) -> Aggregate:
-    """Aggregate the results of at least one run of a row."""
-    lesion = [result["test"]["lesion"] for result in results]
-    healthy = [result["test"]["no_lesion"]["false_positive_ml"] for result in results]
-    dice = [scores["dice"]["mean"] for scores in lesion]
-    return Aggregate(
-        seeds=len(results),
-        dice=mean(dice),
-        dice_sd_seeds=pstdev(dice),
-        dice_sd_scans=mean(scores["dice"]["std"] for scores in lesion),
-        sensitivity=mean(scores["sensitivity"]["mean"] for scores in lesion),
-        false_positive_ml=mean(found["mean"] for found in healthy),
-        false_positive_sd_scans=mean(found["std"] for found in healthy),
-        valid_dice=mean(result["valid_dice"] for result in results),
-        best_iteration=tuple(result["best_iteration"] for result in results),
-    )
+CLAIMS = (
+    Claim(
+        "GASNet closes half of the gap between 1 and 40 labels",
+        ("s-1", "gasnet-1", "s-40"),
+        lambda one, gasnet, many: (gasnet - one) / (many - one),
+        target=0.5,
+        above=0.25,
+    ),
+    Claim("GASNet is better than the teacher", ("gasnet-1", "teacher-1"), np.subtract, target=0.03, above=0),
+    Claim("GASNet is better than without D", ("gasnet-1", "no-adversarial"), np.subtract, target=0.03, above=0),
+)
+
+
+def dice_matrix(results: Results, seeds: Sequence[int]) -> Array:
+    """Dice of the test scans with lesions, (seeds, scans).
+
+    Raises:
+        GasnetError: two results are of different scans.
+    """
+    by_seed = {
+        result["seed"]: {row["id"]: row["dice"] for row in result["test"]["rows"] if row["kind"] == "lesion"}
+        for result in results
+    }
+    ids = list(by_seed[seeds[0]])
+    if any(set(by_seed[seed]) != set(ids) for seed in seeds):
+        raise GasnetError(f"results of {results[0]['row']}: seeds were tested on different scans; run them again")
+    return np.array([[by_seed[seed][case_id] for case_id in ids] for seed in seeds])
+
+
+def interval(value: Callable[..., Array], *matrices: Array) -> tuple[float, float]:
+    """95 % interval of a function of the mean Dice of some rows: a percentile bootstrap over scans and over seeds.
+
+    Args:
+        value: function of one mean per matrix, vectorised.
+        matrices: Dice, (seeds, scans), with the same seeds and scans, which are drawn together.
+    """
+    rng = np.random.default_rng(0)
+    seeds, scans = matrices[0].shape
+    picked = rng.integers(seeds, size=(_DRAWS, seeds, 1)), rng.integers(scans, size=(_DRAWS, 1, scans))
+    found = value(*(matrix[picked].mean(axis=(1, 2)) for matrix in matrices))
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def read_results(output: Path) -> dict[str, list[dict[str, Any]]]:
@@ -92,43 +113,81 @@ def read_results(output: Path) -> dict[str, list[dict[str, Any]]]:
     return {name: found[name] for name in ROWS if name in found}
 
 
+def seeds_of(*rows: Results) -> list[int]:
+    """Seeds that all rows have."""
+    return sorted(set.intersection(*({result["seed"] for result in results} for results in rows)))
+
+
 _COLUMNS = (
     "row",
     "seeds",
     "test Dice",
+    "95 % interval",
     "SD over seeds",
-    "SD over scans",
-    "sensitivity",
     "false positives in healthy scans, ml",
+    "thresholds",
     "validation Dice",
     "best iteration",
 )
 
 
-def _line(title: str, row: Aggregate) -> str:
+def row_line(title: str, results: Results) -> str:
+    """A row of the table."""
+    seeds = seeds_of(results)
+    matrix = dice_matrix(results, seeds)
+    low, high = interval(lambda mean: mean, matrix)
+    found = [result["test"]["no_lesion"]["false_positive_ml"]["mean"] for result in results]
     cells = (
         title,
-        str(row.seeds),
-        f"{row.dice:.3f}",
-        f"{row.dice_sd_seeds:.3f}" if row.seeds > 1 else "-",
-        f"{row.dice_sd_scans:.3f}",
-        f"{row.sensitivity:.3f}",
-        f"{row.false_positive_ml:.0f} ± {row.false_positive_sd_scans:.0f}",
-        f"{row.valid_dice:.3f}",
-        ", ".join(map(str, row.best_iteration)),
+        f"{len(seeds)}",
+        f"{matrix.mean():.3f}",
+        f"{low:.3f} to {high:.3f}",
+        f"{matrix.mean(axis=1).std():.3f}" if len(seeds) > 1 else "-",
+        f"{np.mean(found):.0f}",
+        ", ".join(f"{result['test']['threshold']:.2f}" for result in results),
+        f"{np.mean([result['valid_dice'] for result in results]):.3f}",
+        ", ".join(str(result["best_iteration"]) for result in results),
     )
     return f"| {' | '.join(cells)} |"
 
 
-def as_markdown(rows: Mapping[str, Aggregate]) -> str:
-    """Format the table in Markdown, one section per group of `ROWS`."""
+def claim_line(claim: Claim, found: Mapping[str, Results]) -> str | None:
+    """A row of the table of claims, or None if a row of the claim has no results."""
+    if any(name not in found for name in claim.rows):
+        return None
+    rows = [found[name] for name in claim.rows]
+    if not (seeds := seeds_of(*rows)):
+        return None
+    matrices = [dice_matrix(results, seeds) for results in rows]
+    value = float(claim.value(*(matrix.mean() for matrix in matrices)))
+    low, high = interval(claim.value, *matrices)
+    by_seed = claim.value(*(matrix.mean(axis=1) for matrix in matrices))
+    cells = (
+        claim.title,
+        f"{value:.2f}",
+        f"{low:.2f} to {high:.2f}",
+        ", ".join(f"{one:.2f}" for one in by_seed),
+        f"{claim.target:g}, interval above {claim.above:g}",
+        "yes" if value >= claim.target and low > claim.above else "no",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def as_markdown(found: Mapping[str, Results]) -> str:
+    """The tables: rows by section, then the claims."""
     parts = []
     for group, title in GROUPS.items():
-        members = {name: row for name, row in rows.items() if ROWS[name].group == group}
-        if members:
-            head = [f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
-            parts.append("\n".join([f"**{title}**\n", *head, *(_line(ROWS[n].title, r) for n, r in members.items())]))
+        lines = [row_line(ROWS[name].title, results) for name, results in found.items() if ROWS[name].group == group]
+        if lines:
+            parts.append(_table(title, _COLUMNS, lines))
+    lines = [line for claim in CLAIMS if (line := claim_line(claim, found))]
+    if lines:
+        parts.append(_table("Claims", ("claim", "value", "95 % interval", "per seed", "target", "met"), lines))
     return "\n\n".join(parts) + "\n"
+
+
+def _table(title: str, columns: Sequence[str], lines: Sequence[str]) -> str:
+    return "\n".join([f"**{title}**\n", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *lines])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -136,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__, "python -m benchmarks.weak_supervision.table")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="results folder of the benchmark")
     options = parser.parse_args(arguments)
-    table = as_markdown({name: aggregate(results) for name, results in read_results(options.output).items()})
+    table = as_markdown(read_results(options.output))
     write_text(options.output / "table.md", table)
     print(table)
     return 0

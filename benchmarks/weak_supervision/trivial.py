@@ -4,8 +4,12 @@
   mlp-N            per-voxel classifier with ten features, from the N labelled scans
   mlp-N-negatives  the same, with voxels of the healthy training scans as negatives
 
-Thresholds are chosen on the validation scans. Also printed: the AUC of telling diseased from healthy scans by noise,
-slice thickness and HU outside the lesions, which should be close to 0.5; it is learned on the training scans.
+Thresholds are chosen on the validation scans. Also printed, learned on the training scans and measured on the test
+scans:
+
+  nuisance-auc     telling diseased from healthy scans by noise, slice thickness and HU outside the lesions; should be
+                   close to 0.5
+  volume-auc       telling them by the voxels of the whole lungs: what volume-level labels can teach a simple method
 
 Examples:
   python -m benchmarks.weak_supervision.trivial cohort --output output/trivial.json
@@ -21,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy import ndimage
+from scipy.stats import mannwhitneyu
 from torch import nn
 
 from datasets.cohort import Case, Volumes, read_cohort, read_volumes
@@ -42,7 +47,10 @@ FEATURES = 10
 LABELS = (1, 3, 10, 40)
 _HIDDEN, _STEPS, _BATCH, _RATE = 32, 1500, 4096, 3e-3
 _NEGATIVES = 2000  # voxels of each healthy scan
-_THRESHOLDS = np.linspace(0.02, 0.98, 49)
+_APPEARANCE, _QUANTILES, _DECAY = 7, (0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99), 1.0
+
+THRESHOLDS = np.linspace(0.02, 0.98, 49)
+"""Probabilities to choose a threshold from."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +141,8 @@ def fit_mlp(features: Array, targets: Array, seed: int) -> Callable[[Array], Arr
 
 def auc(scores: Array, positive: Array) -> float:
     """Area under the ROC curve; ties count one half."""
-    ranks = np.empty(len(scores))
-    for value in np.unique(scores):
-        same = scores == value
-        ranks[same] = (scores < value).sum() + (same.sum() + 1) / 2
-    count = positive.sum()
-    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (~positive).sum()))
+    pairs = positive.sum() * (~positive).sum()
+    return float(mannwhitneyu(scores[positive], scores[~positive]).statistic / pairs)
 
 
 def nuisances(volumes: Volumes) -> Array:
@@ -154,27 +158,28 @@ def nuisances(volumes: Volumes) -> Array:
     return np.array([noise.std(), np.abs(noise).mean(), slices, *levels, hu[away].std()], np.float32)
 
 
-def nuisance_auc(train: tuple[Array, Array], test: tuple[Array, Array], decay: float = 1e-2) -> float:
-    """Held-out AUC of a logistic regression on `nuisances`; both sets are (values, diseased)."""
-    mean, sd = train[0].mean(0), train[0].std(0) + 1e-6
-    inputs = [torch.from_numpy(np.c_[(values - mean) / sd, np.ones(len(values))].astype(np.float32)) for values, _ in
-              (train, test)]  # fmt: skip
-    wanted, weights = torch.from_numpy(train[1].astype(np.float32)), torch.zeros(inputs[0].shape[1], requires_grad=True)
-    optimiser = torch.optim.LBFGS([weights], max_iter=200)
+def volume_facts(voxels: Voxels) -> Array:
+    """What the lung of a scan looks like as a whole: quantiles and SD of the features, without those of position."""
+    features = voxels.features[:, :_APPEARANCE]
+    return np.r_[np.quantile(features, _QUANTILES, axis=0).ravel(), features.std(axis=0)]
 
-    def closure() -> torch.Tensor:
-        optimiser.zero_grad()
-        loss = nn.functional.binary_cross_entropy_with_logits(inputs[0] @ weights, wanted)
-        loss = loss + decay * (weights**2).sum()
-        loss.backward()
-        return loss
 
-    optimiser.step(closure)
-    return auc((inputs[1] @ weights).detach().numpy(), test[1])
+def classifier_auc(train: tuple[Array, Array], test: tuple[Array, Array], decay: float) -> float:
+    """AUC on `test` of a ridge regression learned on `train`; both are (values, diseased).
+
+    Args:
+        train: values (scans, n) and bool (scans,).
+        test: the same, of other scans.
+        decay: weight of the squared coefficients of standardised values.
+    """
+    mean, sd = train[0].mean(axis=0), train[0].std(axis=0) + 1e-6
+    inputs, held_out = (np.c_[(values - mean) / sd, np.ones(len(values))] for values, _ in (train, test))
+    normal = inputs.T @ inputs + decay * np.eye(inputs.shape[1])
+    return auc(held_out @ np.linalg.solve(normal, inputs.T @ (2.0 * train[1] - 1)), test[1])
 
 
 def measure(root: Path, labels: Sequence[int] = LABELS, seed: int = 0, progress: bool = False) -> dict[str, float]:
-    """Test Dice of every baseline, and the AUC of the nuisances.
+    """Test Dice of every baseline, and the two AUCs.
 
     Args:
         root: cohort folder with the lists of the benchmark.
@@ -208,22 +213,25 @@ def measure(root: Path, labels: Sequence[int] = LABELS, seed: int = 0, progress:
         features = np.concatenate([v.features for v in known[:count]])
         targets = np.concatenate([v.lesion for v in known[:count]])
         predict = fit_mlp(features, targets, seed)
-        found[f"mlp-{count}"] = score(lambda v, p=predict: p(v.features), _THRESHOLDS)
+        found[f"mlp-{count}"] = score(lambda v, p=predict: p(v.features), THRESHOLDS)
         more = np.concatenate([targets, np.zeros(len(negatives), bool)])
         predict = fit_mlp(np.concatenate([features, negatives]), more, seed)
-        found[f"mlp-{count}-negatives"] = score(lambda v, p=predict: p(v.features), _THRESHOLDS)
-    found["nuisance-auc"] = _nuisance_auc(root, cohort, size)
-    return found
+        found[f"mlp-{count}-negatives"] = score(lambda v, p=predict: p(v.features), THRESHOLDS)
 
+    def sides(sick: Sequence[Array], well: Sequence[Array]) -> tuple[Array, Array]:
+        return np.stack([*sick, *well]), np.arange(len(sick) + len(well)) < len(sick)
 
-def _nuisance_auc(root: Path, cohort: dict[str, tuple[Case, ...]], size: tuple[int, int, int]) -> float:
     # The training scans' lesion masks exist, so that lesions can be left out.
-    sick = [Case(c.id, c.image, c.lung, root / "lesion" / c.image.name) for c in cohort["WO_LABEL"]]
-    sets = []
-    for diseased, healthy in ((sick, cohort["HEALTHY"]), (cohort["TEST"], cohort["TESTH"])):
-        values = np.stack([nuisances(read_volumes(case)) for case in (*diseased, *healthy)])
-        sets.append((values, np.arange(len(values)) < len(diseased)))
-    return nuisance_auc(*sets)
+    masked = [Case(c.id, c.image, c.lung, root / "lesion" / c.image.name) for c in cohort["WO_LABEL"]]
+    splits = (masked, cohort["HEALTHY"]), (cohort["TEST"], cohort["TESTH"])
+    train, held_out = (sides(*([nuisances(read_volumes(c)) for c in cases] for cases in pair)) for pair in splits)
+    found["nuisance-auc"] = classifier_auc(train, held_out, decay=_DECAY)
+    diseased, testh = voxels(cohort["WO_LABEL"], "diseased"), voxels(cohort["TESTH"], "held out")
+    train, held_out = (
+        sides(*([volume_facts(v) for v in scans] for scans in pair)) for pair in ((diseased, healthy), (test, testh))
+    )
+    found["volume-auc"] = classifier_auc(train, held_out, decay=_DECAY)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

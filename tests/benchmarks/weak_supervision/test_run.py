@@ -1,5 +1,7 @@
 import json
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -7,10 +9,11 @@ import torch
 from benchmarks.weak_supervision import plots, rows, run, table
 from benchmarks.weak_supervision.cohort import Counts, Size, write_cohort
 from benchmarks.weak_supervision.rows import ROWS, Row, Scale, row_settings
-from configs.settings import CONSTRAINTS
+from configs.settings import LossSettings
 from utils.errors import SettingsError
 
 CPU = torch.device("cpu")
+COUNTS = Counts(labelled=1, diseased=2, healthy=1, valid=1, validh=1, test=2, testh=1)
 TINY = Scale(
     overrides=(
         "IMAGE.SIZE=[16, 32, 64]",
@@ -18,19 +21,16 @@ TINY = Scale(
         "MODEL.WIDTH={UNET: 2, G: 2, D: 2}",
         "DATALOADER.NUM_WORKERS=0",
         "SOLVER.ITER_MAX=4",
-        "INTERVAL={LOG: 1, VALID: 2, SAVE: 2, PICTURE: 4}",
+        "INTERVAL={LOG: 1, VALID: 2, SAVE: 2, PICTURE: 4, JUDGE: 3}",
     ),
-    gasnet=(),
-    supervised=("SOLVER.ITER_MAX=3", "SOLVER.SEGMENTER_AVERAGE=0"),
-    published=(),
+    by_config={"supervised.yaml": ("SOLVER.ITER_MAX=3", "SOLVER.SEGMENTER_AVERAGE=0")},
 )
 
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     root = tmp_path_factory.mktemp("weak") / "cohort"
-    counts = Counts(labelled=1, diseased=2, healthy=1, valid=1, validh=1, test=2, testh=1)
-    write_cohort(root, Size((16, 32, 32), (16, 32, 64)), counts=counts)
+    write_cohort(root, Size((16, 32, 64), COUNTS))
     return root
 
 
@@ -49,30 +49,31 @@ def test_every_row_has_the_settings_its_name_promises():
     for name, row in ROWS.items():
         settings = settings_of(name)
         assert settings.dataset.split.labeled == row.labels
-        assert settings.solver.segmenter_only is name.startswith("s-")
+        assert settings.solver.segmenter_only is (row.group == "alone")
         assert settings.exp.seed == 3
-        assert settings.image.size == (16, 64, 64)
+        assert settings.image.size == (20, 96, 96)
         assert settings_of(name, "full").image.size == (40, 160, 160)
-        if not settings.solver.segmenter_only:
-            assert settings.exp.constraints == frozenset(row.constraints)
-    for name in CONSTRAINTS:
-        assert set(CONSTRAINTS) - settings_of(f"no-{name}").exp.constraints == {name}
-    weak, published = settings_of("gasnet-1"), settings_of("published-1")
-    assert published.loss.segmentation == 100
-    assert published.gate.enabled
-    assert published.solver.segmenter_average == 0
-    assert weak.image == settings_of("s-40").image
-    assert (
-        weak.solver.optimizer.u
-        == settings_of("s-40").solver.optimizer.u
-        == published.solver.optimizer.u.model_copy(update={"weight_decay": weak.solver.optimizer.u.weight_decay})
-    )
-    weights = {name: settings_of(name).loss.labelled for name, row in ROWS.items() if row.group == "main"}
-    many = {name for name, weight in weights.items() if weight == 1}
-    assert many == {"s-10", "s-40", "gasnet-10"}
-    assert {weight for name, weight in weights.items() if name not in many} == {5}
-    without_d = {name for name in ROWS if settings_of(name).loss.adversarial == 0 and not name.startswith("s-")}
-    assert without_d == {"no-adversarial", "perception-only"}
+    assert {name for name in ROWS if settings_of(name).loss.adversarial == 0} == {"no-adversarial"}
+    assert {name for name in ROWS if settings_of(name).loss.teacher} == {"teacher-1"}
+    assert {name for name in ROWS if not settings_of(name).loss.healthy} == {"labels-only-1"}
+    published = {"published-1", "published-loss-1", "published-1-one-head"}
+    assert {name for name in ROWS if settings_of(name).loss.segmentation_loss == "focal"} == published
+    assert {name for name in ROWS if not any(settings_of(name).image.shift)} == published
+    # All rows of a size have the learning rate of S, and those of S alone the same number of steps.
+    for size in rows.SCALES:
+        assert len({settings_of(name, size).solver.optimizer.u.lr for name in ROWS}) == 1
+        assert len({settings_of(n, size).solver.iter_max for n, row in ROWS.items() if row.group == "alone"}) == 1
+
+
+def test_what_the_authors_ran_keeps_its_weights_and_gates():
+    found, one_head = settings_of("published-1"), settings_of("published-1-one-head")
+    assert found.exp.constraints == {"recons", "origImgToD", "genImgToD", "perception"}
+    assert (found.model.discriminator_heads, one_head.model.discriminator_heads) == (2, 1)
+    default = LossSettings()
+    same = {"perception_start": default.perception_start, "mil_start": default.mil_start}
+    assert found.loss.model_copy(update=same) == default
+    assert found.gate.enabled
+    assert found.loss.perception_start == found.solver.iter_max // 2 == found.solver.last_iteration // 2
 
 
 def test_runs_are_trained_tested_and_skipped_when_finished(output, monkeypatch):
@@ -86,6 +87,11 @@ def test_runs_are_trained_tested_and_skipped_when_finished(output, monkeypatch):
         assert result["test"]["lesion"]["scans"] == 2
         assert result["valid_dice"] == max(entry["dice"] for entry in result["curve"])
         assert [entry["iteration"] for entry in result["curve"]] == {"s-1": [2, 3], "gasnet-1": [2, 4]}[name]
+        assert 0 < result["test"]["threshold"] < 1
+    judged = results["gasnet-1"]["judged"]
+    assert [entry["iteration"] for entry in judged] == [3, 4]
+    assert set(judged[0]) - {"iteration"} == set(plots._KINDS)
+    assert "judged" not in results["s-1"]
 
     monkeypatch.setattr(run, "train", lambda training: pytest.fail("trained again"))
     assert run.run_all(runs, "small", output, CPU, processes=1, progress=False) == {}
@@ -105,7 +111,7 @@ def test_runs_are_trained_tested_and_skipped_when_finished(output, monkeypatch):
     path.write_text(path.read_text().replace('"PATIENCE"', '"PATIENCE_OF_OLD"'))
     failed = run.run_all(runs[:1], "small", output, CPU, processes=1, progress=False)
     assert "made with other settings" in failed["s-1, seed 0"]
-    monkeypatch.setitem(ROWS, "gasnet-1", Row("GASNet, 1 label", overrides=("LOSS.MIL=7",)))
+    monkeypatch.setitem(ROWS, "gasnet-1", Row("GASNet, 1 label", overrides=("LOSS.RECONS=7",)))
     failed = run.run_all(runs[1:], "small", output, CPU, processes=1, progress=False)
     assert list(failed) == ["gasnet-1, seed 0"]
     assert "made with other settings" in failed["gasnet-1, seed 0"]
@@ -151,7 +157,13 @@ def test_table_and_figures_are_made_from_results(output, capsys, monkeypatch):
         patched.setattr(plots.plt, "close", drawn.append)
         assert plots.main([str(output)]) == 0
     titles = [axis.get_title() for axis in drawn[-1].axes]
-    assert titles[:8] == ["input", "true", "S, 1 label", "M", "GASNet, 1 label", "S, 40 labels", "I_g", "I_s"]
+    assert titles[:8] == [
+        "input",
+        "true",
+        *([ROWS["s-1"].title, "M", ROWS["gasnet-1"].title, ROWS["s-40"].title]),
+        "I_g",
+        "I_s",
+    ]
     assert not any(titles[8:])
     plots.plt.close("all")
     for name in ("curves.png", "cases.png"):
@@ -162,3 +174,22 @@ def test_an_unknown_row_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run.main(["--output", str(tmp_path), "--rows", "s-1", "s-2"])
     assert "--rows: unknown row s-2; choose from s-1, gasnet-1" in capsys.readouterr().err
+
+
+def test_a_time_limit_saves_the_runs_and_the_same_command_resumes(cohort, tmp_path):
+    """In a process of its own, as a signal ends it."""
+    script = f"""
+import sys
+from benchmarks.weak_supervision import rows, run
+from benchmarks.weak_supervision.cohort import SIZES, Counts, Size
+from tests.benchmarks.weak_supervision.test_run import TINY, COUNTS
+rows.SCALES["small"] = rows.Scale((*TINY.overrides, "SOLVER.ITER_MAX=100000", "INTERVAL.VALID=1000"))
+SIZES["small"] = Size((16, 32, 64), COUNTS)
+sys.exit(run.main(["--output", {str(tmp_path)!r}, "--rows", "gasnet-1", "--minutes", "0.1", "--device", "cpu"]))
+"""
+    (tmp_path / "cohort").symlink_to(cohort)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
+    assert "state saved" in ended.stderr
+    assert list((tmp_path / "runs" / "gasnet-1_seed_0").glob("*/state_*.pth"))
+    assert not (tmp_path / "results").exists()

@@ -1,47 +1,77 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.weak_supervision import plots, table
-from benchmarks.weak_supervision.table import aggregate, as_markdown, read_results
+from benchmarks.weak_supervision.table import (
+    CLAIMS,
+    as_markdown,
+    claim_line,
+    dice_matrix,
+    interval,
+    read_results,
+    row_line,
+)
 from utils.errors import GasnetError
 
 
-def result(row, seed, dice, sd, sensitivity=0.5, false_positive=(10.0, 2.0), valid=0.6, iteration=50):
+def result(row, seed, dice, false_positive=10.0, valid=0.6, iteration=50, threshold=0.5):
+    scans = [{"id": f"t{n}", "kind": "lesion", "dice": value} for n, value in enumerate(dice)]
     return {
         "row": row,
         "seed": seed,
         "best_iteration": iteration,
         "valid_dice": valid,
         "test": {
-            "lesion": {"dice": {"mean": dice, "std": sd}, "sensitivity": {"mean": sensitivity, "std": 0.0}},
-            "no_lesion": {"false_positive_ml": dict(zip(("mean", "std"), false_positive, strict=True))},
+            "threshold": threshold,
+            "no_lesion": {"false_positive_ml": {"mean": false_positive, "std": 1.0}},
+            "rows": [*scans, {"id": "h0", "kind": "no lesion"}],
         },
     }
 
 
-def test_aggregation_over_seeds_by_hand():
-    row = aggregate(
-        [
-            result("s-1", 0, 0.2, 0.1, 0.3, (10, 4), 0.5, 50),
-            result("s-1", 1, 0.4, 0.3, 0.5, (20, 8), 0.6, 100),
-            result("s-1", 2, 0.6, 0.2, 0.4, (0, 0), 0.7, 150),
-        ]
-    )
-    assert row.seeds == 3
-    assert row.dice == pytest.approx(0.4)
-    assert row.dice_sd_seeds == pytest.approx((0.08 / 3) ** 0.5)  # deviations -0.2, 0 and 0.2
-    assert row.dice_sd_scans == pytest.approx(0.2)
-    assert row.sensitivity == pytest.approx(0.4)
-    assert (row.false_positive_ml, row.false_positive_sd_scans) == (10, 4)
-    assert row.valid_dice == pytest.approx(0.6)
-    assert row.best_iteration == (50, 100, 150)
+def test_a_row_of_the_table_by_hand():
+    results = [result("s-1", 0, (0.1, 0.3), 4, 0.5, 50, 0.3), result("s-1", 1, (0.5, 0.7), 8, 0.7, 100, 0.42)]
+    cells = [cell.strip() for cell in row_line("S", results).strip("|").split("|")]
+    # Means 0.2 and 0.6: their deviation is 0.2; resampling reaches from one seed's lower scan to the other's higher.
+    assert cells == ["S", "2", "0.400", "0.100 to 0.700", "0.200", "6", "0.30, 0.42", "0.600", "50, 100"]
 
 
-def test_the_table_in_markdown():
-    text = as_markdown({"s-1": aggregate([result("s-1", 0, 0.25, 0.125)])})
-    assert text.splitlines()[-1] == "| S, 1 label | 1 | 0.250 | - | 0.125 | 0.500 | 10 ± 2 | 0.600 | 50 |"
+def test_scans_are_paired_by_their_id():
+    first, second = result("s-1", 0, (0.1, 0.9)), result("s-1", 1, (0.2, 0.8))
+    second["test"]["rows"].reverse()
+    np.testing.assert_array_equal(dice_matrix([first, second], [0, 1]), [[0.1, 0.9], [0.2, 0.8]])
+    second["test"]["rows"].pop()
+    with pytest.raises(GasnetError, match="s-1: seeds were tested on different scans"):
+        dice_matrix([first, second], [0, 1])
+
+
+def test_intervals_are_those_of_the_normal_distribution_where_it_holds():
+    rng = np.random.default_rng(1)
+    scans = rng.normal(0.5, 0.2, size=(1, 400))
+    low, high = interval(lambda mean: mean, scans)
+    error = 1.96 * scans.std() / 20
+    assert (low, high) == (pytest.approx(scans.mean() - error, abs=2e-3), pytest.approx(scans.mean() + error, abs=2e-3))
+    # A difference of paired rows varies less than either of them.
+    low, high = interval(np.subtract, scans + 0.1, scans)
+    assert low == pytest.approx(high) == pytest.approx(0.1)
+
+
+def test_claims_compare_the_seeds_that_all_rows_have():
+    found = {
+        "s-1": [result("s-1", seed, (0.2, 0.4)) for seed in (0, 1)],
+        "gasnet-1": [result("gasnet-1", seed, (0.5, 0.7)) for seed in (0, 1, 2)],
+        "s-40": [result("s-40", 0, (0.6, 0.8))],
+        "no-adversarial": [result("no-adversarial", 0, (0.5, 0.7))],
+    }
+    gap, teacher, without_d = (claim_line(claim, found) for claim in CLAIMS)
+    assert "| 0.75 | 0.75 to 0.75 | 0.75 | 0.5, interval above 0.25 | yes |" in gap
+    assert teacher is None
+    assert "| 0.00 | 0.00 to 0.00 | 0.00 | 0.03, interval above 0 | no |" in without_d
+    text = as_markdown(found)
+    assert text.index("**S alone**") < text.index("**GASNet**") < text.index("**Claims**")
 
 
 def test_results_are_read_in_table_order_and_a_damaged_one_is_named(tmp_path):
@@ -50,12 +80,12 @@ def test_results_are_read_in_table_order_and_a_damaged_one_is_named(tmp_path):
     (tmp_path / "results").mkdir()
     for name, seed in (("s-40", 1), ("s-40", 0), ("s-1", 0)):
         path = tmp_path / "results" / f"{name}_seed_{seed}.json"
-        path.write_text(json.dumps(result(name, seed, 0.5, 0)))
+        path.write_text(json.dumps(result(name, seed, (0.5,))))
     found = read_results(tmp_path)
     assert {name: [r["seed"] for r in results] for name, results in found.items()} == {"s-1": [0], "s-40": [0, 1]}
     assert list(found) == ["s-1", "s-40"]
     # Results of rows that no longer exist are ignored.
-    (tmp_path / "results" / "gone_seed_0.json").write_text(json.dumps(result("gone", 0, 0.5, 0)))
+    (tmp_path / "results" / "gone_seed_0.json").write_text(json.dumps(result("gone", 0, (0.5,))))
     assert list(read_results(tmp_path)) == ["s-1", "s-40"]
     path.write_text("[1")
     with pytest.raises(GasnetError, match=r"s-1_seed_0\.json: not a result of this benchmark"):
@@ -71,7 +101,7 @@ def test_shown_scans_are_selected_by_lesion_volume():
 def test_the_tracked_results_give_the_published_table(tmp_path):
     benchmarks = Path(table.__file__).parents[1]
     (tmp_path / "results").symlink_to(benchmarks / "results" / "weak_supervision" / "small")
-    found = as_markdown({name: aggregate(results) for name, results in read_results(tmp_path).items()})
     readme = (benchmarks / "weak_supervision" / "README.md").read_text().splitlines()
-    assert len(found.splitlines()) > 20
-    assert [line for line in found.splitlines() if line.startswith("| ") and line not in readme] == []
+    lines = as_markdown(read_results(tmp_path)).splitlines()
+    assert len(lines) > 10
+    assert [line for line in lines if line.startswith("| ") and line not in readme] == []

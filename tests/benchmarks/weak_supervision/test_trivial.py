@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 
 from benchmarks.weak_supervision import trivial
-from benchmarks.weak_supervision.cohort import Counts
-from benchmarks.weak_supervision.hard_cohort import HardSize, write_cohort
+from benchmarks.weak_supervision.cohort import Counts, Size, write_cohort
 from benchmarks.weak_supervision.trivial import (
     AVERAGED,
     FEATURES,
     auc,
     best_threshold,
+    classifier_auc,
     dice,
     fit_mlp,
     lung_voxels,
     main,
-    nuisance_auc,
     nuisances,
+    volume_facts,
 )
 from datasets.cohort import Volumes
 from datasets.io.grid import Grid
@@ -93,21 +93,33 @@ def test_nuisances_do_not_see_lesions_but_noise():
     assert loud[0] > 2 * quiet[0]
 
 
-def test_the_auc_of_nuisances_is_held_out():
+def test_the_auc_of_the_classifier_is_held_out():
     rng = np.random.default_rng(0)
     diseased = np.arange(200) < 100
-    told, untold = (rng.normal(size=(200, 3)).astype(np.float32) + shift * diseased[:, None] for shift in (3, 0))
-    again = rng.normal(size=(200, 3)).astype(np.float32)
-    assert nuisance_auc((told.astype(np.float32), diseased), (told.astype(np.float32), diseased)) > 0.95
-    assert nuisance_auc((untold.astype(np.float32), diseased), (again, diseased)) == pytest.approx(0.5, abs=0.12)
+    told, untold = (rng.normal(size=(200, 3)) + shift * diseased[:, None] for shift in (3, 0))
+    again, more = rng.normal(size=(2, 200, 3))
+    assert classifier_auc((told, diseased), (again + 3 * diseased[:, None], diseased), 1.0) > 0.95
+    assert classifier_auc((untold, diseased), (more, diseased), 1.0) == pytest.approx(0.5, abs=0.12)
+
+
+def test_the_facts_of_a_volume_do_not_depend_on_places():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(500, FEATURES)).astype(np.float32)
+    moved = features.copy()
+    moved[:, 7:] += 1
+    both = [volume_facts(trivial.Voxels(f, f[:, 0], f[:, 0] > 0)) for f in (features, rng.permutation(moved))]
+    np.testing.assert_allclose(both[0], both[1], rtol=1e-5)
+    assert both[0].shape == (7 * 9,)
 
 
 def test_the_command_measures_every_baseline(tmp_path, monkeypatch, capsys):
     counts = Counts(labelled=1, diseased=4, healthy=4, valid=2, validh=1, test=3, testh=2)
-    write_cohort(tmp_path / "c", HardSize((16, 32, 32), counts), seed=1)
+    write_cohort(tmp_path / "c", Size((16, 32, 32), counts), seed=1)
     monkeypatch.setattr(trivial, "_STEPS", 30)
     assert main([str(tmp_path / "c"), "--labels", "1", "3", "--output", str(tmp_path / "t.json"), "--quiet"]) == 0
     found = json.loads((tmp_path / "t.json").read_text())
-    assert list(found) == ["threshold", "mlp-1", "mlp-1-negatives", "mlp-3", "mlp-3-negatives", "nuisance-auc"]
+    assert list(found) == [
+        "threshold", "mlp-1", "mlp-1-negatives", "mlp-3", "mlp-3-negatives", "nuisance-auc", "volume-auc"
+    ]  # fmt: skip
     assert all(0 <= value <= 1 for value in found.values())
     assert f"threshold            {found['threshold']:.3f}" in capsys.readouterr().out
