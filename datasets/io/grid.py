@@ -19,7 +19,7 @@ _SPACING_MM = (1e-3, 1e3)
 _FARTHEST_MM = 1e5
 """No scanner lies farther from its own origin."""
 
-_ORTHONORMAL = 1e-4
+ORTHONORMAL = 1e-4
 """How far the products of direction cosines may be from 0 and 1."""
 
 _SAME = 1e-3
@@ -131,7 +131,7 @@ def check_grid(name: object, grid: Grid, max_voxels: int) -> None:
     if max(map(abs, grid.origin)) > _FARTHEST_MM:
         raise VolumeError(f"{name}: its origin {rounded(grid.origin)} cannot be in mm; repair the header")
     direction = np.reshape(grid.direction, (3, 3))
-    if not np.allclose(direction.T @ direction, np.eye(3), rtol=0, atol=_ORTHONORMAL):
+    if not np.allclose(direction.T @ direction, np.eye(3), rtol=0, atol=ORTHONORMAL):
         raise VolumeError(
             f"{name}: its axes {rounded(grid.direction)} are not at right angles; resample it onto a straight grid"
         )

@@ -71,8 +71,14 @@ def volume_id(path: Path) -> str:
 
 
 def is_volume_file(path: Path) -> bool:
-    """Whether a file has one of the extensions that are read, and is not hidden."""
-    return path.name.lower().endswith(EXTENSIONS) and not path.name.startswith(".") and path.is_file()
+    """Whether a file has one of the extensions that are read, and is not hidden.
+
+    Files ending in .hdr are, if they are headers of NIfTI or ANALYZE; other formats use that extension, too.
+    """
+    name = path.name.lower()
+    if not name.endswith(EXTENSIONS) or name.startswith(".") or not path.is_file():
+        return False
+    return not name.endswith((".hdr", ".hdr.gz")) or nifti.is_separate_header(path)
 
 
 def read_geometry(source: Path | Scan, reading: Reading = DEFAULT) -> Grid:
@@ -85,7 +91,7 @@ def read_geometry(source: Path | Scan, reading: Reading = DEFAULT) -> Grid:
     if series is not None:
         return series.grid
     path = _path_of(source)
-    if _is_nifti(path):
+    if nifti.is_nifti(path):
         return nifti.read_nifti_header(path, reading.max_voxels).grid
     return _read_header(path, reading.max_voxels)[0]
 
@@ -110,7 +116,7 @@ def read_volume(source: Path | Scan, reading: Reading = DEFAULT) -> sitk.Image:
         grid, voxels = series.grid, _series_voxels(source, series)
     else:
         path = _path_of(source)
-        if _is_nifti(path):
+        if nifti.is_nifti(path):
             grid, voxels = nifti.read_nifti(path, reading.max_voxels)
         else:
             grid, voxel_bytes = _read_header(path, reading.max_voxels)
@@ -267,13 +273,13 @@ def write_volume(image: sitk.Image, path: Path) -> None:
     MetaImage and NRRD are read again before they take their place: to ITK, a full disk is no error.
 
     Raises:
-        VolumeError: the file cannot be written, or is to be a ``.mhd``, which is two files.
+        VolumeError: the file cannot be written, or would be two files, a header and its voxels.
     """
-    if path.name.lower().endswith(".mhd"):
-        raise VolumeError(f"{path}: would be two files, a header and its voxels; write .mha instead")
+    if path.name.lower().endswith((".mhd", ".hdr", ".hdr.gz")):
+        raise VolumeError(f"{path}: would be two files, a header and its voxels; write .mha or .nii.gz instead")
     try:
         with atomic_write(path) as temporary:
-            if _is_nifti(path):
+            if nifti.is_nifti(path):
                 nifti.write_nifti(image, temporary)
             else:
                 sitk.WriteImage(image, str(temporary), useCompression=True)
@@ -288,13 +294,11 @@ def _check_file(path: Path) -> None:
     if not path.is_file():
         raise VolumeError(f"{path}: no such file; expected a CT or mask ({', '.join(EXTENSIONS)}) or a DICOM folder")
     if not path.name.lower().endswith(EXTENSIONS):
+        if path.name.lower().endswith((".img", ".img.gz")):
+            raise VolumeError(f"{path}: holds voxels without a header; name the .hdr beside it")
         raise VolumeError(
             f"{path}: is none of {', '.join(EXTENSIONS)}; convert it, or name the folder of a DICOM series"
         )
-
-
-def _is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith(nifti.EXTENSIONS)
 
 
 def _read_header(path: Path, max_voxels: int) -> tuple[Grid, int]:

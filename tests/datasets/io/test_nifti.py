@@ -8,7 +8,8 @@ import pytest
 import SimpleITK as sitk
 
 from datasets.io.grid import MAX_VOXELS
-from datasets.io.nifti import read_nifti, read_nifti_header, write_nifti
+from datasets.io.nifti import read_nifti, read_nifti_header, voxel_file, write_nifti
+from datasets.io.volume import is_volume_file, read_volume, volume_id
 from tests.fuzz_volumes import fuzz_nifti
 from tests.volumes import ORIGIN, SPACING, geometry, image_of, pixels, refused, rotation
 
@@ -102,7 +103,7 @@ def test_a_fourth_dimension_of_one_is_no_dimension(tmp_path, hu):
     np.testing.assert_array_equal(voxels(path), hu)
     refuses(nifti(tmp_path / "two.nii", np.stack([hu, hu])), "not three-dimensional")
     for dimensions in (-1, 0, 2, 8, 9):
-        refuses(changed(path, (40, "h", dimensions)), "not three-dimensional|not a NIfTI-1|cut short|damaged")
+        refuses(changed(path, (40, "h", dimensions)), "not three-dimensional|not a NIfTI|cut short|damaged")
 
 
 @pytest.mark.fault("scaled values; slope")
@@ -113,10 +114,26 @@ def test_scaled_values(tmp_path, hu, kind, read_as):
     assert found.dtype == read_as
     np.testing.assert_allclose(found, np.abs(hu) * 0.5 - 1024)
     np.testing.assert_allclose(found, pixels(path))
-    # A slope of 0 means that the values are not scaled at all.
-    np.testing.assert_array_equal(voxels(changed(path, (112, "2f", 0, -1024))), np.abs(hu))
-    for scale in ((np.nan, 0), (1, np.inf)):
-        refuses(changed(path, (112, "2f", *scale)), "values are scaled by")
+
+
+@pytest.mark.fault("scaled values; slope")
+@pytest.mark.parametrize("slope", [0, np.nan, np.inf])
+def test_values_without_a_slope_are_not_scaled(tmp_path, hu, slope):
+    path = nifti(tmp_path / "scan.nii", hu)
+    for intercept in (0, np.nan):
+        found = voxels(changed(path, (112, "2f", slope, intercept)))
+        np.testing.assert_array_equal(found, hu)
+        assert found.dtype == np.int16
+        np.testing.assert_array_equal(np.asanyarray(nib.load(path).dataobj).T, hu)
+        np.testing.assert_array_equal(pixels(path), hu)
+    # With an intercept, readers disagree.
+    refuses(changed(path, (112, "2f", slope, -24)), "values are scaled by")
+    assert not np.array_equal(np.asanyarray(nib.load(path).dataobj).T, pixels(path))
+
+
+def test_an_intercept_that_is_no_number(tmp_path, hu):
+    for intercept in (np.nan, np.inf):
+        refuses(changed(nifti(tmp_path / "scan.nii", hu), (112, "2f", 1, intercept)), "values are scaled by 1 and")
 
 
 @pytest.mark.fault("header extensions")
@@ -125,6 +142,111 @@ def test_a_header_of_extensions_is_passed_over(tmp_path, hu):
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 5000))
     nib.save(image, tmp_path / "scan.nii.gz")
     np.testing.assert_array_equal(voxels(tmp_path / "scan.nii.gz"), hu)
+
+
+# ------------------------------------------------------------------------------- versions, pairs, names
+
+
+@pytest.mark.fault("a plain file named .nii.gz")
+def test_a_file_is_read_by_its_first_bytes(tmp_path, hu):
+    plain = nifti(tmp_path / "scan.nii", hu)
+    (tmp_path / "plain.nii.gz").write_bytes(plain.read_bytes())
+    (tmp_path / "compressed.nii").write_bytes(gzip.compress(plain.read_bytes()))
+    for name in ("plain.nii.gz", "compressed.nii"):
+        np.testing.assert_array_equal(voxels(tmp_path / name), hu)
+    cut = tmp_path / "compressed.nii"
+    cut.write_bytes(cut.read_bytes()[:-9])
+    refuses(cut, "damaged, cut short or unreadable")
+
+
+@pytest.mark.fault("NIfTI-2 and pairs")
+@pytest.mark.parametrize("extension", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_nifti_2(tmp_path, hu, extension, order):
+    affine = np.diag([-0.7, -0.8, 2.5, 1])
+    affine[:3, 3] = 1, 2, 3
+    header = nib.Nifti2Header(endianness=order)
+    header.set_data_dtype(np.int16)
+    nib.save(nib.Nifti2Image(hu.T, affine, header), tmp_path / f"scan{extension}")
+    grid, found = read_nifti(tmp_path / f"scan{extension}", MAX_VOXELS)
+    np.testing.assert_array_equal(found, hu)
+    np.testing.assert_allclose(grid.spacing, (0.7, 0.8, 2.5))
+    np.testing.assert_allclose(grid.origin, (-1, -2, 3))
+    assert grid.direction == tuple(np.eye(3).ravel())
+    if extension == ".nii":
+        path = tmp_path / "scan.nii"
+        path.write_bytes(path.read_bytes()[:-2])
+        refuses(path, "cut short")
+
+
+@pytest.mark.fault("NIfTI-2 and pairs")
+@pytest.mark.parametrize("kind", [nib.Nifti1Pair, nib.Nifti2Pair])
+@pytest.mark.parametrize("extension", ["", ".gz"])
+def test_a_header_and_its_voxels_in_two_files(tmp_path, hu, kind, extension):
+    nib.save(kind(hu.T, np.diag([-1, -1, 2, 1])), tmp_path / f"scan.img{extension}")
+    path = tmp_path / f"scan.hdr{extension}"
+    assert is_volume_file(path)
+    assert volume_id(path) == "scan"
+    grid, found = read_nifti(path, MAX_VOXELS)
+    np.testing.assert_array_equal(found, hu)
+    assert grid.spacing == (1, 1, 2)
+    assert voxel_file(path).name == f"scan.img{extension}"
+    refused(tmp_path / f"scan.img{extension}", lambda: read_volume(tmp_path / f"scan.img{extension}"), "name the .hdr")
+    image = tmp_path / f"scan.img{extension}"
+    content = gzip.decompress(image.read_bytes()) if extension else image.read_bytes()
+    for wrong, match in ((content[:-2], "cut short"), (content + b"xx", "holds more than")):
+        image.write_bytes(gzip.compress(wrong) if extension else wrong)
+        refused(image, lambda: read_nifti(path, MAX_VOXELS), match)
+    image.unlink()
+    refuses(path, rf"its voxels, scan\.img{extension}, are missing")
+
+
+@pytest.mark.fault("ANALYZE without orientation")
+def test_analyze_is_refused_and_other_headers_are_no_volumes(tmp_path, hu):
+    nib.save(nib.AnalyzeImage(hu.T, np.eye(4)), tmp_path / "scan.img")
+    assert is_volume_file(tmp_path / "scan.hdr")  # it is a CT, and is named
+    refuses(tmp_path / "scan.hdr", "if ANALYZE, it does not say how it is oriented")
+    (tmp_path / "envi.hdr").write_text("ENVI\nsamples = 10\n")
+    (tmp_path / "empty.hdr").touch()
+    assert not is_volume_file(tmp_path / "envi.hdr")
+    assert not is_volume_file(tmp_path / "empty.hdr")
+
+
+@pytest.mark.fault("axes that lean")
+@pytest.mark.parametrize("qform", [0, 1])
+def test_axes_that_lean_a_little_are_straightened(tmp_path, hu, qform, caplog):
+    straight = np.diag([-0.7, -0.8, 2.5, 1])
+    for leaning in (5e-5, 5e-4, 9.9e-4, 2e-3):
+        affine = straight.copy()
+        affine[:2, 1] = 0.8 * np.array([np.sin(leaning), -np.cos(leaning)])
+        image = nib.Nifti1Image(hu.T, affine)
+        image.set_sform(affine, 1)
+        image.set_qform(straight, qform)
+        nib.save(image, tmp_path / "scan.nii")
+        if leaning > 1e-3:
+            refused_for = "not at right angles" if leaning < 1.5e-3 or not qform else "contradict|not at right angles"
+            refused(tmp_path / "scan.nii", lambda: read_volume(tmp_path / "scan.nii"), refused_for)
+            continue
+        caplog.clear()
+        direction = np.reshape(read_volume(tmp_path / "scan.nii").GetDirection(), (3, 3))
+        assert ("radians from right angles" in caplog.text) == (leaning > 1e-4)
+        np.testing.assert_allclose(direction.T @ direction, np.eye(3), atol=1e-4 if leaning < 1e-4 else 1e-12)
+        # Half of the angle each.
+        np.testing.assert_allclose(direction, np.eye(3), atol=1.01 * max(leaning / 2, 1e-4))
+
+
+@pytest.mark.fault("voxels at an impossible offset")
+def test_readers_disagree_about_voxels_inside_the_header(tmp_path, hu):
+    path = changed(nifti(tmp_path / "scan.nii", hu), (108, "f", 0))
+    refuses(path, "the place of its voxels is impossible")
+    assert not np.array_equal(np.asanyarray(nib.load(path).dataobj).T, pixels(path))
+
+
+@pytest.mark.fault("zeros behind a compressed file")
+def test_zeros_behind_a_compressed_file_are_no_data(tmp_path, hu):
+    path = nifti(tmp_path / "scan.nii.gz", hu)
+    path.write_bytes(path.read_bytes() + bytes(512))
+    np.testing.assert_array_equal(voxels(path), hu)
 
 
 # ----------------------------------------------------------------------------------------------- length
@@ -285,14 +407,14 @@ def test_axes_that_are_none(tmp_path, hu):
     refuses(changed(nifti(path, hu), (252, "2h", 1, 0), (256, "3f", 0.9, 0.9, 0.9)), "qform is no rotation")
 
 
-@pytest.mark.fault("NIfTI-2, pairs of files")
+@pytest.mark.fault("RGB, complex, unknown")
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ((344, "4s", b"ni1\0"), "not a NIfTI-1 file"),
-        ((344, "4s", b"n+2\0"), "not a NIfTI-1 file"),
-        ((344, "4s", b"\0\0\0\0"), "not a NIfTI-1 file"),
-        ((0, "i", 540), "not a NIfTI-1 file"),
+        ((344, "4s", b"ni1\0"), r"NIfTI in one file ends in \.nii or \.nii\.gz, in two in \.hdr and \.img"),
+        ((344, "4s", b"n+2\0"), "not a NIfTI file"),
+        ((344, "4s", b"\0\0\0\0"), "if ANALYZE, it does not say how it is oriented"),
+        ((0, "i", 540), "not a NIfTI file"),
         ((70, "h", 9999), "type 9999"),
         ((70, "h", 128), "type 128"),  # RGB
         ((70, "h", 32), "type 32"),  # complex
@@ -310,7 +432,7 @@ def test_other_bytes(tmp_path):
     for name in ("scan.nii", "scan.nii.gz"):
         for content in (b"", b"Once upon a time", bytes(range(256)) * 8, bytes(1000)):
             (tmp_path / name).write_bytes(content)
-            refuses(tmp_path / name, "cut short|not a NIfTI-1|damaged")
+            refuses(tmp_path / name, "cut short|not a NIfTI|damaged")
 
 
 # ---------------------------------------------------------------------------------------------- mutants
