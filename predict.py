@@ -35,7 +35,7 @@ from typing import Any
 import torch
 
 from datasets.crop import CROP_SIZE
-from datasets.crop_scans import given_lung_masks, keep_apart
+from datasets.crop_scans import Masks, given_lung_masks, keep_apart
 from datasets.io.scan import Scan
 from datasets.scan_options import add_grey_window, add_lungs, add_reading, check_window, chosen_lungs, chosen_reading
 from datasets.scans import files_of, find_scans
@@ -71,7 +71,6 @@ class Job:
 
     Attributes:
         scans: id to CT.
-        lungs: id to lung mask if lung masks are given.
         segmenter: the segmenter.
         wanted: what is written for every scan.
         overwrite: redo scans that are done.
@@ -79,7 +78,6 @@ class Job:
     """
 
     scans: dict[str, Scan]
-    lungs: dict[str, Path] | None
     segmenter: LesionSegmenter
     wanted: Wanted
     overwrite: bool
@@ -150,8 +148,8 @@ def check(options: argparse.Namespace) -> Job:
     """
     segmenter = _load_segmenter(options)
     scans = find_scans(options.input, series=options.series, progress=not options.quiet)
-    lungs = given_lung_masks(segmenter.lungs, scans)
-    _keep_apart(options.input, options.output, [*files_of(scans.values()), *(lungs or {}).values()])
+    masks = Masks(lungs=given_lung_masks(segmenter.lungs, scans))
+    _keep_apart(options.input, options.output, [*files_of(scans.values()), *(masks.lungs or {}).values()])
     if options.dicom_seg and (others := [case_id for case_id, scan in scans.items() if not scan.is_dicom]):
         log.warning("%d scan(s) are no DICOM series and get no DICOM SEG, the first %s", len(others), others[0])
     wanted = Wanted(
@@ -160,9 +158,9 @@ def check(options: argparse.Namespace) -> Job:
         probabilities=options.save_probabilities,
         dicom_seg=options.dicom_seg,
         report=options.report,
-        lungs=lungs or {},
+        masks=masks,
     )
-    return Job(scans, lungs, segmenter, wanted, options.overwrite, progress=not options.quiet)
+    return Job(scans, segmenter, wanted, options.overwrite, progress=not options.quiet)
 
 
 def predict(job: Job) -> int:
@@ -188,7 +186,7 @@ def predict(job: Job) -> int:
                 write_summary({**rows, **mine}, {}, made_by, model, output)
 
         share = {case_id: job.scans[case_id] for case_id in distributed.shard(left)}
-        failed = predict_folder(share, job.lungs, job.segmenter, wanted, finished, job.progress)
+        failed = predict_folder(share, job.segmenter, wanted, finished, job.progress)
         rows |= {case_id: row for part in distributed.gather(mine) for case_id, row in part.items()}
         failed = gather_failures(failed, left)
         if distributed.is_rank_zero():

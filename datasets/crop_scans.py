@@ -37,6 +37,16 @@ class Masks:
     labels: Mapping[str, Path] = field(default_factory=dict)
     lungs: Mapping[str, Path] | None = None
 
+    def lung_of(self, case_id: str, scan: Path | Scan) -> Path | None:
+        """The lung mask given for a scan; None if lungs are found by a method.
+
+        Raises:
+            VolumeError: lung masks are given, but none for this scan.
+        """
+        if self.lungs is not None and case_id not in self.lungs:
+            raise VolumeError(f"{scan}: no lung mask of this name; add {case_id}.nii.gz to the lung masks")
+        return None if self.lungs is None else self.lungs[case_id]
+
     def digests(self, case_id: str, scan: Path | Scan) -> dict[str, str]:
         """Digest of the scan, its label and its lung mask, see `utils.results.digest_of`."""
         files = {"scan": scan.files if isinstance(scan, Scan) else (scan,)}
@@ -89,7 +99,7 @@ def crop_scans(
     results = Results(output)
 
     def crop(case_id: str, scan: Path | Scan) -> None:
-        crops = cropper.crop(scan, masks.labels.get(case_id), lung_mask_of(scan, case_id, masks.lungs))
+        crops = cropper.crop(scan, masks.labels.get(case_id), masks.lung_of(case_id, scan))
         paths, inputs = masks.crop_paths(output, case_id), masks.digests(case_id, scan)
         results.begin(case_id, paths, made_by, inputs)
         # The image is written last: if it exists, the others do.
@@ -181,17 +191,6 @@ def print_pairs(scans: Mapping[str, Scan], labels: Mapping[str, Path], lungs: Ma
 def given_lung_masks(lungs: Lungs, scans: Mapping[str, Path | Scan]) -> dict[str, Path] | None:
     """Given lung masks by the id of their scan; None if lungs are found by a method."""
     return None if lungs.folder is None else masks_of_scans(lungs.folder, scans, "lung mask")
-
-
-def lung_mask_of(scan: Path | Scan, case_id: str, lungs: Mapping[str, Path] | None) -> Path | None:
-    """The lung mask given for a scan; None if lungs are found by a method.
-
-    Raises:
-        VolumeError: lung masks are given, but none for this scan.
-    """
-    if lungs is not None and case_id not in lungs:
-        raise VolumeError(f"{scan}: no lung mask of this name; add {case_id}.nii.gz to the lung masks")
-    return None if lungs is None else lungs[case_id]
 
 
 def keep_apart(folders: Sequence[Path], inputs: Sequence[Path], what: str = "crops") -> None:

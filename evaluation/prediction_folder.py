@@ -18,7 +18,7 @@ from typing import Any
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 
-from datasets.crop_scans import lung_mask_of
+from datasets.crop_scans import Masks
 from datasets.io.grid import Grid
 from datasets.io.scan import Scan
 from datasets.io.volume import write_volume
@@ -33,7 +33,7 @@ from utils.failures import for_each
 from utils.files import atomic_write, write_text
 from utils.manifest import project_version
 from utils.prefetch import one_ahead
-from utils.results import Results, digest_of
+from utils.results import Results
 from utils.tables import as_csv
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Wanted:
         probabilities: write probabilities, too.
         dicom_seg: write a DICOM SEG of scans that are DICOM series.
         report: keep what report.html shows of each scan.
-        lungs: given lung mask by id.
+        masks: given lung masks.
     """
 
     output: Path
@@ -76,12 +76,7 @@ class Wanted:
     probabilities: bool = False
     dicom_seg: bool = False
     report: bool = True
-    lungs: Mapping[str, Path] = field(default_factory=dict)
-
-    def digests(self, case_id: str, scan: Scan) -> dict[str, str]:
-        """Digest of the scan and its given lung mask, see `utils.results.digest_of`."""
-        given = {"lung mask": digest_of([self.lungs[case_id]])} if case_id in self.lungs else {}
-        return {"scan": digest_of(path for path in scan.files if path.is_file()), **given}
+    masks: Masks = field(default_factory=Masks)
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,6 @@ class Prepared:
 
 def predict_folder(
     scans: Mapping[str, Scan],
-    lungs: dict[str, Path] | None,
     segmenter: LesionSegmenter,
     wanted: Wanted,
     finished: Callable[[Row], None],
@@ -111,9 +105,8 @@ def predict_folder(
 
     Args:
         scans: id to CT.
-        lungs: id to lung mask if lung masks are given; then every scan needs one.
         segmenter: the segmenter.
-        wanted: what is written.
+        wanted: what is written, and the given lung masks; if there are any, every scan needs one.
         finished: called with the row of each scan once its mask and its record are written.
         progress: show a progress bar.
 
@@ -123,7 +116,7 @@ def predict_folder(
 
     def prepare(item: tuple[str, Scan]) -> Prepared:
         case_id, scan = item
-        lungpath = lung_mask_of(scan, case_id, lungs)
+        lungpath = wanted.masks.lung_of(case_id, scan)
         source = problem = None
         if wanted.dicom_seg and scan.is_dicom:
             try:
@@ -183,7 +176,7 @@ def write_results(row: Row, scan: Scan, found: FullSize, view: CaseView | None, 
     output, case_id = wanted.output, row["id"]
     name = result_name(case_id, scan)
     files = [output / MASKS / name, *([output / PROBABILITIES / name] if found.probabilities is not None else [])]
-    results, inputs = Results(output), wanted.digests(case_id, scan)
+    results, inputs = Results(output), wanted.masks.digests(case_id, scan)
     results.begin(case_id, files, wanted.made_by, inputs)
     for kind in ("json", "view"):
         record_path(output, case_id, kind).unlink(missing_ok=True)
@@ -254,7 +247,9 @@ def is_done(record: dict[str, Any] | None, scan: Scan, wanted: Wanted) -> bool:
     """Whether all requested results of a scan exist and were made in the same way."""
     if record is None or record["made_by"] != wanted.made_by:
         return False
-    difference = Results(wanted.output).difference(record["row"]["id"], wanted.made_by, wanted.digests(scan.id, scan))
+    difference = Results(wanted.output).difference(
+        record["row"]["id"], wanted.made_by, wanted.masks.digests(scan.id, scan)
+    )
     if difference not in (None, "no record"):  # masks of earlier versions have none
         log.warning("%s: predicted again (%s)", scan.id, difference)
         return False

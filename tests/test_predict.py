@@ -389,9 +389,7 @@ def test_a_published_segmenter_has_the_published_defaults_and_options_for_others
     assert (seen[0].size, seen[0].window) == ((16, 32, 32), (-1000, 100))
     made_by = summary(tmp_path / "a")["made_by"]
     assert (made_by["size"], made_by["window"], made_by["normalization"]) == ([16, 32, 32], [-1000, 100], "window")
-    monkeypatch.setattr(
-        predict, "predict_folder", lambda scans, lungs, segmenter, *rest: seen.append(segmenter.cropper) or {}
-    )
+    monkeypatch.setattr(predict, "predict_folder", lambda scans, segmenter, *rest: seen.append(segmenter.cropper) or {})
     predicted(scan, path, tmp_path / "b")
     assert (seen[1].size, seen[1].window) == (CROP_SIZE, (-1250, 250))
     assert summary(tmp_path / "b")["made_by"]["normalization"] == "minmax"
