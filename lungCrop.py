@@ -56,7 +56,7 @@ from utils import distributed
 from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
 from utils.failures import gather_failures, print_failures
 from utils.manifest import recording
-from utils.results import RECORDS
+from utils.results import RESULTS
 
 __all__ = ["LungMaskCrop", "main"]
 
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = choose_device(options.device if lungs.on_gpu else "cpu")
     made_by = crop_options(size, window, options.reading, lungs.fingerprint)
     failed: dict[str, str] = {}
-    with distributed.lock_folder_on_rank_zero(output, *FOLDERS, RECORDS), recording(output, device=device):
+    with distributed.lock_folder_on_rank_zero(output, *FOLDERS, RESULTS), recording(output, device=device):
         # Looked up before any rank writes, so that all ranks share the same list.
         left = distributed.on_rank_zero(lambda: left_to_crop(scans, output, masks, made_by, options.overwrite))
         if mine := {case_id: scans[case_id] for case_id in distributed.shard(left)}:

@@ -56,11 +56,12 @@ from evaluation.prediction_folder import (
     write_summary,
 )
 from models.checkpoint import PUBLISHED_INPUT, fingerprint
-from utils import distributed, results
+from utils import distributed
 from utils.cli import add_device, add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, VolumeError
 from utils.failures import gather_failures, print_failures
 from utils.manifest import project_version, recording
+from utils.results import RESULTS
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ def predict(job: Job) -> int:
     wanted, output = job.wanted, job.wanted.output
     made_by, model, device = wanted.made_by, job.segmenter.model, job.segmenter.device
     with (
-        distributed.lock_folder_on_rank_zero(output, MASKS, PROBABILITIES, DICOM_SEG, RECORDS, results.RECORDS),
+        distributed.lock_folder_on_rank_zero(output, MASKS, PROBABILITIES, DICOM_SEG, RECORDS, RESULTS),
         recording(output, device=device, model=model),
     ):
         # Looked up before any rank writes, so that all ranks share the same list.

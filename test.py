@@ -54,7 +54,7 @@ from utils.errors import CheckpointError, CohortError
 from utils.manifest import recording
 from utils.memory import keep_freed_memory
 from utils.progress import progress_bar
-from utils.results import RECORDS
+from utils.results import RESULTS
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def test(job: Job) -> int:
     shares = {split: distributed.shard(cases) for split, cases in job.cohort.items()}
     total = sum(len(cases) for cases in shares.values())
     with (
-        distributed.lock_folder_on_rank_zero(output, "masks", "probabilities", "figures", RECORDS),
+        distributed.lock_folder_on_rank_zero(output, "masks", "probabilities", "figures", RESULTS),
         recording(output, device=job.device, settings=job.settings, model=job.model),
         logging_redirect_tqdm(),
     ):

@@ -17,7 +17,7 @@ from datasets.pairs import match_masks
 from datasets.window import WINDOW
 from utils.errors import VolumeError
 from utils.failures import for_each
-from utils.results import Results, digest_of
+from utils.results import NO_RECORD, Results, digest_of
 
 log = logging.getLogger(__name__)
 
@@ -101,11 +101,10 @@ def crop_scans(
     def crop(case_id: str, scan: Path | Scan) -> None:
         crops = cropper.crop(scan, masks.labels.get(case_id), masks.lung_of(case_id, scan))
         paths, inputs = masks.crop_paths(output, case_id), masks.digests(case_id, scan)
-        results.begin(case_id, paths, made_by, inputs)
-        # The image is written last: if it exists, the others do.
-        for path, image in reversed(list(zip(paths, crops, strict=True))):
-            write_volume(image, path)
-        results.finish(case_id, paths, made_by, inputs)
+        with results.writing(case_id, paths, made_by, inputs):
+            # The image is written last: if it exists, the others do.
+            for path, image in reversed(list(zip(paths, crops, strict=True))):
+                write_volume(image, path)
 
     return for_each(scans.items(), crop, "cropping", total=len(scans), progress=progress)
 
@@ -129,10 +128,10 @@ def left_to_crop(
     for case_id, scan in scans.items():
         difference = results.difference(case_id, made_by, masks.digests(case_id, scan))
         size, window = tuple(made_by["size"]), tuple(made_by["window"])
-        if difference == "no record" and is_cropped(output, case_id, size, case_id in masks.labels, window):
+        if difference == NO_RECORD and is_cropped(output, case_id, size, case_id in masks.labels, window):
             unrecorded.append(case_id)
             difference = None
-        elif difference not in (None, "no record"):
+        elif difference not in (None, NO_RECORD):
             changed[case_id] = difference
         if overwrite or difference is not None:
             left.append(case_id)

@@ -33,7 +33,7 @@ from utils.failures import for_each
 from utils.files import atomic_write, write_text
 from utils.manifest import project_version
 from utils.prefetch import one_ahead
-from utils.results import Results
+from utils.results import NO_RECORD, Results
 from utils.tables import as_csv
 
 log = logging.getLogger(__name__)
@@ -177,17 +177,16 @@ def write_results(row: Row, scan: Scan, found: FullSize, view: CaseView | None, 
     name = result_name(case_id, scan)
     files = [output / MASKS / name, *([output / PROBABILITIES / name] if found.probabilities is not None else [])]
     results, inputs = Results(output), wanted.masks.digests(case_id, scan)
-    results.begin(case_id, files, wanted.made_by, inputs)
-    for kind in ("json", "view"):
-        record_path(output, case_id, kind).unlink(missing_ok=True)
-    segmentation_path(output, case_id).unlink(missing_ok=True)  # of an earlier mask
-    if found.probabilities is not None:
-        write_volume(found.probabilities, output / PROBABILITIES / name)
-    write_volume(found.mask, output / MASKS / name)
-    if view is not None:
-        with atomic_write(record_path(output, case_id, "view")) as temporary:
-            temporary.write_bytes(view.to_bytes())
-    results.finish(case_id, files, wanted.made_by, inputs)
+    with results.writing(case_id, files, wanted.made_by, inputs):
+        for kind in ("json", "view"):
+            record_path(output, case_id, kind).unlink(missing_ok=True)
+        segmentation_path(output, case_id).unlink(missing_ok=True)  # of an earlier mask
+        if found.probabilities is not None:
+            write_volume(found.probabilities, output / PROBABILITIES / name)
+        write_volume(found.mask, output / MASKS / name)
+        if view is not None:
+            with atomic_write(record_path(output, case_id, "view")) as temporary:
+                temporary.write_bytes(view.to_bytes())
     record = {"made_by": wanted.made_by, "mask": name, "row": row}
     write_text(record_path(output, case_id), json.dumps(record) + "\n")
 
@@ -250,7 +249,7 @@ def is_done(record: dict[str, Any] | None, scan: Scan, wanted: Wanted) -> bool:
     difference = Results(wanted.output).difference(
         record["row"]["id"], wanted.made_by, wanted.masks.digests(scan.id, scan)
     )
-    if difference not in (None, "no record"):  # masks of earlier versions have none
+    if difference not in (None, NO_RECORD):  # masks of earlier versions have none
         log.warning("%s: predicted again (%s)", scan.id, difference)
         return False
     if wanted.probabilities and not (wanted.output / PROBABILITIES / record["mask"]).is_file():

@@ -79,11 +79,9 @@ def write_prediction(prediction: Prediction, output: Path) -> None:
         output / "probabilities" / f"{case_id}.nii.gz": prediction.probability.astype(np.float32),
         output / "masks" / f"{case_id}.nii.gz": prediction.mask.astype(np.uint8),
     }
-    inputs = {"crop": digest_of([prediction.case.image])}
-    results.begin(case_id, list(arrays), {}, inputs)
-    for path, array in arrays.items():
-        write_volume(prediction.volumes.grid.image(array), path)
-    results.finish(case_id, list(arrays), {}, inputs)
+    with results.writing(case_id, list(arrays), {}, {"crop": digest_of([prediction.case.image])}):
+        for path, array in arrays.items():
+            write_volume(prediction.volumes.grid.image(array), path)
 
 
 def save_prediction_figure(

@@ -52,7 +52,7 @@ from utils.errors import CohortError
 from utils.failures import gather_failures, print_failures
 from utils.files import write_text
 from utils.manifest import recording
-from utils.results import RECORDS
+from utils.results import RESULTS
 
 HELD_OUT = {
     "valid": "scans with voxel labels to hold out for validation; they are then in no test list",
@@ -159,7 +159,7 @@ def _make(
     title, output, path = SETS[options.set].title, options.output, options.output / f"public_{options.set}.json"
     device = choose_device(options.device if lungs is not None and lungs.on_gpu else "cpu")
     with (
-        distributed.lock_folder_on_rank_zero(output, *FOLDERS, "id_txt", RECORDS),
+        distributed.lock_folder_on_rank_zero(output, *FOLDERS, "id_txt", RESULTS),
         recording(output, device=device, seed=options.seed, rules=rules),
     ):
         left = distributed.on_rank_zero(lambda: _begin(path, found, rules, options.size, options.overwrite))
