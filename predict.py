@@ -47,7 +47,7 @@ from evaluation.prediction_folder import (
     DICOM_SEG,
     MASKS,
     PROBABILITIES,
-    RECORDS,
+    VIEWS,
     Row,
     Wanted,
     predict_folder,
@@ -173,7 +173,7 @@ def predict(job: Job) -> int:
     wanted, output = job.wanted, job.wanted.output
     made_by, model, device = wanted.made_by, job.segmenter.model, job.segmenter.device
     with (
-        distributed.lock_folder_on_rank_zero(output, MASKS, PROBABILITIES, DICOM_SEG, RECORDS, RESULTS),
+        distributed.lock_folder_on_rank_zero(output, MASKS, PROBABILITIES, DICOM_SEG, VIEWS, RESULTS),
         recording(output, device=device, model=model),
     ):
         # Looked up before any rank writes, so that all ranks share the same list.

@@ -1,6 +1,7 @@
 """The output folder of predict.py: masks, records of finished scans, summary and report.
 
-The record of a scan is written after its other files; a scan without a record is not done.
+The record of a scan (`utils.results`) holds its row of the summary. It is written after the scan's other files; a scan
+without a finished record is not done.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from utils.failures import for_each
 from utils.files import atomic_write, write_text
 from utils.manifest import project_version
 from utils.prefetch import one_ahead
-from utils.results import NO_RECORD, Results
+from utils.results import Results
 from utils.tables import as_csv
 
 log = logging.getLogger(__name__)
 
-MASKS, PROBABILITIES, DICOM_SEG, RECORDS = "masks", "probabilities", "dicom_seg", ".scans"
-"""Subfolders of the output; the last one is hidden and holds the records."""
+MASKS, PROBABILITIES, DICOM_SEG, VIEWS = "masks", "probabilities", "dicom_seg", ".views"
+"""Subfolders of the output; the last one is hidden and holds what the report shows of each scan."""
 
 COLUMNS = ("id", *(entry.name for entry in fields(Burden)))
 """Columns of summary.csv."""
@@ -176,19 +177,16 @@ def write_results(row: Row, scan: Scan, found: FullSize, view: CaseView | None, 
     output, case_id = wanted.output, row["id"]
     name = result_name(case_id, scan)
     files = [output / MASKS / name, *([output / PROBABILITIES / name] if found.probabilities is not None else [])]
-    results, inputs = Results(output), wanted.masks.digests(case_id, scan)
-    with results.writing(case_id, files, wanted.made_by, inputs):
-        for kind in ("json", "view"):
-            record_path(output, case_id, kind).unlink(missing_ok=True)
+    inputs = wanted.masks.digests(case_id, scan)
+    with Results(output).writing(case_id, files, wanted.made_by, inputs, {"mask": name, "row": row}):
+        view_path(output, case_id).unlink(missing_ok=True)
         segmentation_path(output, case_id).unlink(missing_ok=True)  # of an earlier mask
         if found.probabilities is not None:
             write_volume(found.probabilities, output / PROBABILITIES / name)
         write_volume(found.mask, output / MASKS / name)
         if view is not None:
-            with atomic_write(record_path(output, case_id, "view")) as temporary:
+            with atomic_write(view_path(output, case_id)) as temporary:
                 temporary.write_bytes(view.to_bytes())
-    record = {"made_by": wanted.made_by, "mask": name, "row": row}
-    write_text(record_path(output, case_id), json.dumps(record) + "\n")
 
 
 def write_segmentation(case_id: str, found: FullSize, prepared: Prepared, wanted: Wanted) -> None:
@@ -215,29 +213,33 @@ def segmentation_path(output: Path, case_id: str) -> Path:
     return output / DICOM_SEG / f"{case_id}.dcm"
 
 
-def record_path(output: Path, case_id: str, kind: str = "json") -> Path:
-    """Path of the record of a scan (``json``), and of what the report shows of it (``view``)."""
-    return output / RECORDS / f"{case_id}.{kind}"
+def view_path(output: Path, case_id: str) -> Path:
+    """Path of what the report shows of a scan."""
+    return output / VIEWS / f"{case_id}.view"
 
 
 def read_records(output: Path) -> dict[str, dict[str, Any]]:
-    """The records of all scans with a mask in the folder, sorted by id; damaged records are ignored."""
+    """The records of all scans with a mask in the folder, sorted by id; damaged records are ignored.
+
+    Returns:
+        By id, ``made_by``, the name of the ``mask``, and the ``row`` of the summary.
+    """
     records = {}
-    for path in sorted((output / RECORDS).glob("[!.]*.json")):
+    for case_id, record in Results(output).finished().items():
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            done = (output / MASKS / record["mask"]).is_file() and set(record["row"]) == set(COLUMNS)
-        except (OSError, ValueError, KeyError, TypeError):
+            mask, row = record["facts"]["mask"], record["facts"]["row"]
+            done = (output / MASKS / mask).is_file() and set(row) == set(COLUMNS)
+        except (KeyError, TypeError):
             continue
         if done:
-            records[path.name.removesuffix(".json")] = record
+            records[case_id] = {"made_by": record["made_by"], "mask": mask, "row": row}
     return records
 
 
 def read_view(output: Path, case_id: str) -> CaseView | None:
     """What the report shows of a finished scan; None if it was not kept or is damaged."""
     try:
-        return CaseView.from_bytes(record_path(output, case_id, "view").read_bytes())
+        return CaseView.from_bytes(view_path(output, case_id).read_bytes())
     except (OSError, ValueError):
         return None
 
@@ -249,7 +251,7 @@ def is_done(record: dict[str, Any] | None, scan: Scan, wanted: Wanted) -> bool:
     difference = Results(wanted.output).difference(
         record["row"]["id"], wanted.made_by, wanted.masks.digests(scan.id, scan)
     )
-    if difference not in (None, NO_RECORD):  # masks of earlier versions have none
+    if difference is not None:
         log.warning("%s: predicted again (%s)", scan.id, difference)
         return False
     if wanted.probabilities and not (wanted.output / PROBABILITIES / record["mask"]).is_file():

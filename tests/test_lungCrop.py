@@ -1,7 +1,7 @@
 import os
 import shutil
-from contextlib import suppress
 import urllib.error
+from contextlib import suppress
 
 import numpy as np
 import pytest

@@ -24,6 +24,7 @@ from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests import reference
 from tests.several import on_processes
 from tests.volumes import geometry, pixels, write, write_dicom
+from utils import results
 from utils.cli import run
 
 SIZE = (8, 32, 32)
@@ -263,14 +264,14 @@ def test_bad_scans_are_named_and_the_others_are_done(scans, model, tmp_path, cap
 
 
 def test_a_full_disk_is_told_of_every_scan(scans, model, tmp_path, monkeypatch, capsys):
-    write_text = prediction_folder.write_text
+    write_text = results.write_text
 
     def full(path, text):
-        if path.parent.name == ".scans":
+        if path.parent.name == ".results":
             raise OSError(28, "No space left on device", str(path))
         write_text(path, text)
 
-    monkeypatch.setattr(prediction_folder, "write_text", full)
+    monkeypatch.setattr(results, "write_text", full)
     assert run(lambda: predicted(scans, model, tmp_path / "out")) == 1
     assert "No space left on device" in capsys.readouterr().err
 

@@ -104,6 +104,16 @@ class Results:
         missing = [name for name in record["files"] if not (self.folder / name).is_file()]
         return f"{missing[0]} is missing" if missing else None
 
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """The records of all scans whose files were written to the end, sorted by id; damaged ones are ignored."""
+        ids = sorted(path.name.removesuffix(".json") for path in (self.folder / RESULTS).glob("[!.]*.json"))
+        records = {case_id: self._record(case_id) for case_id in ids}
+        return {
+            case_id: record
+            for case_id, record in records.items()
+            if record and _BEING_WRITTEN not in record["files"].values()
+        }
+
     def _path(self, case_id: str) -> Path:
         return self.folder / RESULTS / f"{case_id}.json"
 

@@ -16,8 +16,8 @@ from evaluation.prediction_folder import (
     is_done,
     read_records,
     read_view,
-    record_path,
     report_case,
+    view_path,
     what_is_left,
     write_report,
     write_results,
@@ -95,15 +95,16 @@ def test_the_segmentation_of_another_model_goes_where_there_is_none(wanted):
         "[]",
         "null",
         "{}",
-        '{"made_by": {}, "mask": "a.nii.gz"}',
-        '{"made_by": {}, "mask": "a.nii.gz", "row": {"id": "a"}}',
-        '{"made_by": {}, "mask": 1, "row": {}}',
+        '{"made_by": {}, "files": {}}',
+        '{"made_by": {}, "files": {}, "facts": {"mask": "a.nii.gz"}}',
+        '{"made_by": {}, "files": {}, "facts": {"mask": "a.nii.gz", "row": {"id": "a"}}}',
+        '{"made_by": {}, "files": {}, "facts": {"mask": 1, "row": {}}}',
     ],
 )
 def test_a_record_that_is_damaged_is_none(wanted, text):
     written(wanted, "a")
     written(wanted, "b")
-    record_path(wanted.output, "a").write_text(text)
+    (wanted.output / ".results" / "a.json").write_text(text)
     assert list(read_records(wanted.output)) == ["b"]
     scans = {case_id: Scan(case_id, wanted.output / "scan.nii.gz") for case_id in ("a", "b")}
     assert what_is_left(scans, wanted, overwrite=False)[1] == ["a"]
@@ -150,7 +151,7 @@ def test_done_is_what_has_all_that_is_asked_for(wanted, tmp_path):
     written(asked, "a", scan=file, one=found(probabilities=True), view=view_of("a"))
     assert (wanted.output / "probabilities" / result_name("a", file)).name == "a.nrrd"
     assert done(file, probabilities=True, report=True)
-    record_path(wanted.output, "a", "view").write_text("{}")
+    view_path(wanted.output, "a").write_text("{}")
     assert read_view(wanted.output, "a") is None
     assert not done(file, report=True)
     assert done(file, probabilities=True)
