@@ -45,9 +45,10 @@ from evaluation.lesion_segmenter import LesionSegmenter
 from evaluation.metrics import THRESHOLD
 from evaluation.prediction_folder import (
     DICOM_SEG,
+    FOLDERS,
     MASKS,
     PROBABILITIES,
-    VIEWS,
+    SUMMARIES,
     Row,
     Wanted,
     predict_folder,
@@ -61,7 +62,7 @@ from utils.cli import add_device, add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, VolumeError
 from utils.failures import gather_failures, print_failures
 from utils.manifest import project_version, recording
-from utils.results import RESULTS
+from utils.results import RESULTS, check_own_summaries
 
 log = logging.getLogger(__name__)
 
@@ -172,8 +173,9 @@ def predict(job: Job) -> int:
     """
     wanted, output = job.wanted, job.wanted.output
     made_by, model, device = wanted.made_by, job.segmenter.model, job.segmenter.device
+    distributed.on_rank_zero(lambda: check_own_summaries(output, *SUMMARIES))
     with (
-        distributed.lock_folder_on_rank_zero(output, MASKS, PROBABILITIES, DICOM_SEG, VIEWS, RESULTS),
+        distributed.lock_folder_on_rank_zero(output, *FOLDERS, RESULTS, f"{RESULTS}/{DICOM_SEG}"),
         recording(output, device=device, model=model),
     ):
         # Looked up before any rank writes, so that all ranks share the same list.

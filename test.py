@@ -30,9 +30,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from configs.settings import Settings, read_settings
 from datasets.cohort import HELD_OUT, TRAINING, WITH_LESION, Case, read_cohort
 from datasets.scan_options import add_reading, add_segments, chosen_reading
-from evaluation.inference import predict_cohort
+from evaluation.inference import Prediction, predict_cohort
 from evaluation.native_resolution import RawScans, find_raw_scans
 from evaluation.results import (
+    SUMMARIES,
     Scored,
     as_text,
     save_prediction_figure,
@@ -54,7 +55,7 @@ from utils.errors import CheckpointError, CohortError
 from utils.manifest import recording
 from utils.memory import keep_freed_memory
 from utils.progress import progress_bar
-from utils.results import RESULTS
+from utils.results import RESULTS, check_own_summaries
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,11 @@ def test(job: Job) -> int:
     views: list[CaseView] = []
     shares = {split: distributed.shard(cases) for split, cases in job.cohort.items()}
     total = sum(len(cases) for cases in shares.values())
+
+    def save_figure(prediction: Prediction, path: Path) -> None:
+        save_prediction_figure(prediction, job.normalization, job.generator, job.settings.image.slices, path)
+
+    distributed.on_rank_zero(lambda: check_own_summaries(output, *SUMMARIES))
     with (
         distributed.lock_folder_on_rank_zero(output, "masks", "probabilities", "figures", RESULTS),
         recording(output, device=job.device, settings=job.settings, model=job.model),
@@ -201,11 +207,7 @@ def test(job: Job) -> int:
             for split, cases in shares.items():
                 mine, seen = [], []
                 for prediction in predict_cohort(job.segmenter, cases, split, job.normalization):
-                    write_prediction(prediction, output)
-                    if options.save_vis:
-                        path = output / "figures" / f"{prediction.case.id}.png"
-                        slices = job.settings.image.slices
-                        save_prediction_figure(prediction, job.normalization, job.generator, slices, path)
+                    write_prediction(prediction, output, save_figure if options.save_vis else None)
                     score = score_prediction(prediction, job.raw, options.surface_tolerance)
                     mine.append(score)
                     seen += [view_of(prediction, score.crop, job.settings.image.window)] if options.report else []

@@ -39,8 +39,11 @@ from utils.tables import as_csv
 
 log = logging.getLogger(__name__)
 
-MASKS, PROBABILITIES, DICOM_SEG, VIEWS = "masks", "probabilities", "dicom_seg", ".views"
+FOLDERS = MASKS, PROBABILITIES, DICOM_SEG, VIEWS = "masks", "probabilities", "dicom_seg", ".views"
 """Subfolders of the output; the last one is hidden and holds what the report shows of each scan."""
+
+SUMMARIES = ("summary.csv", "summary.json", "report.html")
+"""Files about all scans."""
 
 COLUMNS = ("id", *(entry.name for entry in fields(Burden)))
 """Columns of summary.csv."""
@@ -178,9 +181,10 @@ def write_results(row: Row, scan: Scan, found: FullSize, view: CaseView | None, 
     name = result_name(case_id, scan)
     files = [output / MASKS / name, *([output / PROBABILITIES / name] if found.probabilities is not None else [])]
     inputs = wanted.masks.digests(case_id, scan)
+    segmentation = segmentation_path(output, case_id)
+    Results(output).remove(f"{DICOM_SEG}/{case_id}", segmentation)  # of an earlier mask
     with Results(output).writing(case_id, files, wanted.made_by, inputs, {"mask": name, "row": row}):
         view_path(output, case_id).unlink(missing_ok=True)
-        segmentation_path(output, case_id).unlink(missing_ok=True)  # of an earlier mask
         if found.probabilities is not None:
             write_volume(found.probabilities, output / PROBABILITIES / name)
         write_volume(found.mask, output / MASKS / name)
@@ -194,6 +198,7 @@ def write_segmentation(case_id: str, found: FullSize, prepared: Prepared, wanted
 
     Raises:
         VolumeError: it cannot be made or written; the mask stays.
+        OSError: its record cannot be written.
     """
     lesion = sitk.GetArrayViewFromImage(found.mask)
     if (prepared.source is None and prepared.problem is None) or not lesion.any():
@@ -203,7 +208,8 @@ def write_segmentation(case_id: str, found: FullSize, prepared: Prepared, wanted
             raise VolumeError(prepared.problem)
         model, threshold = wanted.made_by["model"][:16], wanted.made_by["threshold"]
         path = segmentation_path(wanted.output, case_id)
-        write_dicom_seg(lesion, prepared.source, path, project_version(), model, threshold)
+        with Results(wanted.output).writing(f"{DICOM_SEG}/{case_id}", [path], wanted.made_by, {}):
+            write_dicom_seg(lesion, prepared.source, path, project_version(), model, threshold)
     except VolumeError as error:
         raise VolumeError(f"mask written, DICOM SEG not: {error}") from None
 

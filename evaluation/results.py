@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,10 @@ from utils.results import Results, digest_of
 from utils.tables import as_csv
 
 log = logging.getLogger(__name__)
+
+
+SUMMARIES = ("metrics.csv", "metrics_raw.csv", "summary.json", "report.html")
+"""Files about all scans."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,15 @@ def score_prediction(prediction: Prediction, raw: RawScans | None = None, tolera
         return Scored(crop, problem=str(error))
 
 
-def write_prediction(prediction: Prediction, output: Path) -> None:
-    """Write the mask and the probabilities of a scan, with the geometry of its crop.
+def write_prediction(
+    prediction: Prediction, output: Path, save_figure: Callable[[Prediction, Path], None] | None = None
+) -> None:
+    """Write the mask and the probabilities of a scan, with the geometry of its crop, and its figure.
+
+    Args:
+        prediction: at the resolution of the crop.
+        output: folder of the results.
+        save_figure: saves a figure of the prediction; None leaves it out.
 
     Raises:
         VolumeError: a file cannot be written.
@@ -79,9 +90,12 @@ def write_prediction(prediction: Prediction, output: Path) -> None:
         output / "probabilities" / f"{case_id}.nii.gz": prediction.probability.astype(np.float32),
         output / "masks" / f"{case_id}.nii.gz": prediction.mask.astype(np.uint8),
     }
-    with results.writing(case_id, list(arrays), {}, {"crop": digest_of([prediction.case.image])}):
+    figures = [] if save_figure is None else [output / "figures" / f"{case_id}.png"]
+    with results.writing(case_id, [*arrays, *figures], {}, {"crop": digest_of([prediction.case.image])}):
         for path, array in arrays.items():
             write_volume(prediction.volumes.grid.image(array), path)
+        for path in figures:
+            save_figure(prediction, path)
 
 
 def save_prediction_figure(

@@ -234,6 +234,25 @@ def test_an_unknown_split_is_a_usage_error(config, model, capsys):
     assert "VALDI is none of LABELED, WO_LABEL" in capsys.readouterr().err
 
 
+@pytest.mark.fault("own figures, DICOM SEGs, exported networks")
+def test_figures_and_tables_of_others_are_not_replaced(config, model, tmp_path, capsys):
+    output = tmp_path / "results"
+    figure, table = output / "figures" / "sick_4.png", output / "metrics.csv"
+    figure.parent.mkdir(parents=True)
+    figure.write_text("for the paper")
+    arguments = ["--config-path", str(config), "--model-path", str(model), "--output", str(output), "--quiet"]
+    assert run(lambda: test.main([*arguments, "--save-vis"])) == 1
+    assert f"{figure}: was not written by this command, and is not replaced" in capsys.readouterr().err
+    assert figure.read_text() == "for the paper"
+    assert not (output / "masks" / "sick_4.nii.gz").exists()
+    assert test.main(arguments) == 0  # without figures there is nothing to replace
+    (output / "manifest.json").unlink()
+    table.write_text("of another study")
+    assert run(lambda: test.main(arguments)) == 1
+    assert f"{table}: was not written by this command" in capsys.readouterr().err
+    assert table.read_text() == "of another study"
+
+
 def test_the_page_shows_every_scan_with_its_scores(config, model, tmp_path):
     output = results_of(config, model, "--split", "VALID", "VALIDH", "--no-report")
     assert not (output / "report.html").exists()

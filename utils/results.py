@@ -16,6 +16,7 @@ from typing import Any
 from utils.checksums import sha256
 from utils.errors import FolderError
 from utils.files import write_text
+from utils.manifest import NAME as MANIFEST
 from utils.manifest import project_version
 
 RESULTS = ".results"
@@ -86,6 +87,16 @@ class Results:
         written = {name: sha256(path) for name, path in zip(names, files, strict=True)}
         self._write(case_id, {**record, "files": written, **({} if facts is None else {"facts": facts})})
 
+    def remove(self, case_id: str, path: Path) -> None:
+        """Remove a file of a scan, if it exists.
+
+        Raises:
+            FolderError: it is somebody else's.
+            OSError: it cannot be removed.
+        """
+        _check_own(path, self._known(case_id).get(path.relative_to(self.folder).as_posix()))
+        path.unlink(missing_ok=True)
+
     def difference(self, case_id: str, made_by: Mapping[str, Any], inputs: Mapping[str, str]) -> str | None:
         """Why the results of a scan are not those of these options and inputs; None if they are.
 
@@ -132,6 +143,18 @@ class Results:
 
     def _write(self, case_id: str, record: Mapping[str, Any]) -> None:
         write_text(self._path(case_id), json.dumps(record) + "\n")
+
+
+def check_own_summaries(folder: Path, *names: str) -> None:
+    """Refuse to write summaries into a folder that has files of these names and no manifest of this project.
+
+    Raises:
+        FolderError: there is such a file.
+    """
+    if (folder / MANIFEST).exists():
+        return
+    for path in (folder / name for name in names):
+        _check_own(path, None)
 
 
 def _check_own(path: Path, known: str | None) -> None:

@@ -25,7 +25,8 @@ from evaluation.prediction_folder import (
 )
 from reports.cases import encode_case
 from tests.volumes import image_of, pixels
-from utils.errors import VolumeError
+from utils.errors import FolderError, VolumeError
+from utils.results import Results
 
 MADE_BY = {"model": "0123456789abcdef01", "threshold": 0.5}
 
@@ -81,10 +82,22 @@ def test_results_are_named_by_the_id_and_recorded_last(wanted, monkeypatch):
 
 def test_the_segmentation_of_another_model_goes_where_there_is_none(wanted):
     path = wanted.output / "dicom_seg" / "a.dcm"
-    path.parent.mkdir(parents=True)
-    path.touch()
+    with Results(wanted.output).writing("dicom_seg/a", [path], MADE_BY, {}):
+        path.parent.mkdir(parents=True)
+        path.touch()
     written(wanted, "a", one=found(lesion=False))
     assert not path.exists()
+
+
+@pytest.mark.fault("own figures, DICOM SEGs, exported networks")
+def test_a_segmentation_of_somebody_else_is_kept(wanted):
+    path = wanted.output / "dicom_seg" / "a.dcm"
+    path.parent.mkdir(parents=True)
+    path.write_text("an expert's")
+    with pytest.raises(FolderError, match=r"a\.dcm: was not written by this command, and is not replaced"):
+        written(wanted, "a")
+    assert path.read_text() == "an expert's"
+    assert not (wanted.output / "masks").exists()
 
 
 @pytest.mark.parametrize(
