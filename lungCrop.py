@@ -39,6 +39,8 @@ from datasets.crop_scans import (
     masks_of_scans,
     print_pairs,
 )
+from datasets.io.scan import Scan
+from datasets.lung_finders import Lungs
 from datasets.scan_options import (
     add_crop_size,
     add_grey_window,
@@ -91,8 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.backends.cudnn.allow_tf32 = False  # the same lungs on every device
     output, size, window = options.output, options.size, options.window
     lungs = chosen_lungs(options)
-    scans = find_scans(options.input, series=options.series, progress=not options.quiet)
-    masks = Masks(masks_of_scans(options.labels, scans, "label"), given_lung_masks(lungs, scans))
+    scans, masks = distributed.on_rank_zero(lambda: _find_scans_and_masks(options, lungs))
     inputs = [*files_of(scans.values()), *masks.labels.values(), *(masks.lungs or {}).values()]
     keep_apart([output / folder for folder in FOLDERS], inputs)
     if options.dry_run:
@@ -112,6 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     print(f"{len(scans) - len(failed)} of {len(scans)} scans are in {output}, {len(masks.labels)} with a lesion label")
     return print_failures(failed)
+
+
+def _find_scans_and_masks(options: argparse.Namespace, lungs: Lungs) -> tuple[dict[str, Scan], Masks]:
+    scans = find_scans(options.input, series=options.series, progress=not options.quiet)
+    return scans, Masks(masks_of_scans(options.labels, scans, "label"), given_lung_masks(lungs, scans))
 
 
 if __name__ == "__main__":

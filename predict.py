@@ -37,6 +37,7 @@ import torch
 from datasets.crop import CROP_SIZE
 from datasets.crop_scans import Masks, given_lung_masks, keep_apart
 from datasets.io.scan import Scan
+from datasets.lung_finders import Lungs
 from datasets.scan_options import add_grey_window, add_lungs, add_reading, check_window, chosen_lungs, chosen_reading
 from datasets.scans import files_of, find_scans
 from datasets.window import WINDOW
@@ -149,8 +150,7 @@ def check(options: argparse.Namespace) -> Job:
         GasnetError: the model, the scans, the device or the output folder cannot be used.
     """
     segmenter = _load_segmenter(options)
-    scans = find_scans(options.input, series=options.series, progress=not options.quiet)
-    masks = Masks(lungs=given_lung_masks(segmenter.lungs, scans))
+    scans, masks = distributed.on_rank_zero(lambda: _find_scans_and_masks(options, segmenter.lungs))
     _keep_apart(options.input, options.output, [*files_of(scans.values()), *(masks.lungs or {}).values()])
     if options.dicom_seg and (others := [case_id for case_id, scan in scans.items() if not scan.is_dicom]):
         log.warning("%d scan(s) are no DICOM series and get no DICOM SEG, the first %s", len(others), others[0])
@@ -215,6 +215,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logging(options.quiet)
     torch.backends.cudnn.allow_tf32 = False  # the same masks on every device
     return predict(check(options))
+
+
+def _find_scans_and_masks(options: argparse.Namespace, lungs: Lungs) -> tuple[dict[str, Scan], Masks]:
+    scans = find_scans(options.input, series=options.series, progress=not options.quiet)
+    return scans, Masks(lungs=given_lung_masks(lungs, scans))
 
 
 def _load_segmenter(options: argparse.Namespace) -> LesionSegmenter:

@@ -167,7 +167,9 @@ def check(options: argparse.Namespace) -> Job:
             )
     generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
     cohort = distributed.on_rank_zero(lambda: _read_splits(settings, options))
-    raw = None if options.images is None else find_raw_scans(options.images, options.labels, options.reading)
+    raw = None
+    if options.images is not None:
+        raw = distributed.on_rank_zero(lambda: find_raw_scans(options.images, options.labels, options.reading))
     return Job(
         settings=settings,
         device=device,

@@ -22,7 +22,7 @@ from evaluation.burden import NOTICE
 from models import Segmenter
 from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests import reference
-from tests.several import on_processes
+from tests.several import noting_who_indexes, on_processes
 from tests.volumes import geometry, pixels, write, write_dicom
 from utils import results
 from utils.cli import run
@@ -465,7 +465,9 @@ def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed
         output = tmp_path / str(count)
         command = [str(scans), "--model-path", str(model), "--output", str(output), "--lungs", "threshold"]
         arguments = [*command, "--device", "cpu", "--quiet"]
-        ended = on_processes(count, tmp_path / f"log {count}", predict.main, arguments)
+        logs = tmp_path / f"log {count}"
+        ended = on_processes(count, logs, noting_who_indexes, predict.main, arguments, logs)
+        assert [path.name for path in logs.glob("indexed *")] == ["indexed 0"]
         assert [e.code for e in ended] == [1] * count
         assert all(e.out == e.err == "" for e in ended[1:])
         printed.append(ended[0].out.replace(str(output), ""))

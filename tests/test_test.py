@@ -15,7 +15,7 @@ from evaluation import results
 from models import Discriminator, Generator, Segmenter, load_published
 from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests import reference
-from tests.several import on_processes
+from tests.several import noting_who_indexes, on_processes
 from tests.volumes import pixels
 from training.states import save_state
 from utils.cli import run
@@ -279,7 +279,9 @@ def test_two_processes_write_the_files_of_one(config, model, raw, tmp_path):
         output = tmp_path / str(count)
         # Splits of two scans and of one: a process has nothing to do.
         more = ["--output", str(output), *with_raw(raw)]
-        ended = on_processes(count, tmp_path / f"log {count}", test.main, [*arguments, *more])
+        logs = tmp_path / f"log {count}"
+        ended = on_processes(count, logs, noting_who_indexes, test.main, [*arguments, *more], logs)
+        assert [path.name for path in logs.glob("indexed *")] == ["indexed 0"]
         assert [(e.code, e.err) for e in ended] == [(0, "")] * count
         assert all(e.out == "" for e in ended[1:])
         printed.append(ended[0].out.replace(str(output), ""))
