@@ -28,7 +28,7 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs.settings import Settings, read_settings
-from datasets.cohort import HELD_OUT, TRAINING, WITH_LESION, Case, read_cohort
+from datasets.cohort import HELD_OUT, TRAINING, WITH_LESION, Case, read_cohort_of
 from datasets.scan_options import add_reading, add_segments, chosen_reading
 from evaluation.inference import Prediction, predict_cohort
 from evaluation.native_resolution import RawScans, find_raw_scans
@@ -166,7 +166,8 @@ def check(options: argparse.Namespace) -> Job:
                 f"{name} and set IMAGE.{name.upper()}"
             )
     generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
-    cohort = distributed.on_rank_zero(lambda: _read_splits(settings, options))
+    splits = _splits(settings, options.split)
+    cohort = read_cohort_of(settings, splits, not options.quiet, options.published_crops)
     raw = None
     if options.images is not None:
         raw = distributed.on_rank_zero(lambda: find_raw_scans(options.images, options.labels, options.reading))
@@ -234,21 +235,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return test(check(options))
 
 
-def _read_splits(settings: Settings, options: argparse.Namespace) -> dict[str, tuple[Case, ...]]:
-    splits = {key: getattr(settings.dataset.split, key.lower()) for key in options.split}
+def _splits(settings: Settings, keys: Sequence[str]) -> dict[str, str]:
+    """The lists of these keys of DATASET.SPLIT.
+
+    Raises:
+        CohortError: a key names no list.
+    """
+    splits = {key: getattr(settings.dataset.split, key.lower()) for key in keys}
     unset = [key for key, name in splits.items() if name is None]
     if unset:
         raise CohortError(
             f"--split {unset[0]}: DATASET.SPLIT.{unset[0]} names no list; set it, or choose another split"
         )
-    return read_cohort(
-        settings.dataset.root,
-        splits,
-        settings.image.size,
-        settings.image.window,
-        progress=not options.quiet,
-        published_crops=options.published_crops,
-    )
+    return splits
 
 
 if __name__ == "__main__":

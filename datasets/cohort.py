@@ -19,10 +19,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from configs.settings import Settings
 from datasets.crop import recorded_window
 from datasets.io.grid import Grid, check_same_grid
 from datasets.io.volume import read_geometry, read_labels, read_volume
 from datasets.window import WINDOW
+from utils import distributed
 from utils.errors import CohortError, GasnetError, VolumeError
 from utils.progress import progress_bar
 
@@ -249,6 +251,16 @@ def read_cohort(
     if problems:
         raise CohortError("\n".join([f"{root}: {len(problems)} problem(s) in this cohort", *_shortened(problems)]))
     return cohort
+
+
+def read_cohort_of(
+    settings: Settings, splits: Mapping[str, str | None], progress: bool = False, published_crops: bool = False
+) -> dict[str, tuple[Case, ...]]:
+    """Read the cohort of an experiment on rank 0 and broadcast it; see `read_cohort`."""
+    dataset, image = settings.dataset, settings.image
+    return distributed.on_rank_zero(
+        lambda: read_cohort(dataset.root, splits, image.size, image.window, progress, published_crops)
+    )
 
 
 def _with_published_crops(
