@@ -29,6 +29,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs.settings import Settings, read_settings
 from datasets.cohort import HELD_OUT, TRAINING, WITH_LESION, Case, read_cohort_of
+from datasets.public.protocol import lesion_protocols
 from datasets.scan_options import add_reading, add_segments, chosen_reading
 from evaluation.inference import Prediction, predict_cohort
 from evaluation.native_resolution import RawScans, find_raw_scans
@@ -70,6 +71,7 @@ class Job:
         normalization: IMAGE.NORMALIZATION of its training.
         generator: G for the figures, on its device; None leaves out I_g and I_s.
         cohort: cases by split.
+        protocols: which labels of public sets are lesion in the cohort.
         raw: the raw scans, to score on their grids; None scores crops only.
         output: folder of the results.
         options: tolerance, figures, report and progress.
@@ -82,6 +84,7 @@ class Job:
     normalization: str
     generator: Generator | None
     cohort: dict[str, tuple[Case, ...]]
+    protocols: list[str]
     raw: RawScans | None
     output: Path
     options: argparse.Namespace
@@ -168,6 +171,7 @@ def check(options: argparse.Namespace) -> Job:
     generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
     splits = _splits(settings, options.split)
     cohort = read_cohort_of(settings, splits, not options.quiet, options.published_crops)
+    labelled = [case.id for cases in cohort.values() for case in cases if case.lesion is not None]
     raw = None
     if options.images is not None:
         raw = distributed.on_rank_zero(lambda: find_raw_scans(options.images, options.labels, options.reading))
@@ -179,6 +183,7 @@ def check(options: argparse.Namespace) -> Job:
         normalization=trained_on.normalization,
         generator=generator,
         cohort=cohort,
+        protocols=lesion_protocols(Path(settings.dataset.root), labelled),
         raw=raw,
         output=options.output or model.parent / "test",
         options=options,
@@ -218,10 +223,11 @@ def test(job: Job) -> int:
                 scored += distributed.unshard(mine)
                 views += distributed.unshard(seen)
         if distributed.is_rank_zero():
-            print(as_text(write_scores(scored, output, job.model, with_raw=job.raw is not None)))
+            print(as_text(write_scores(scored, output, job.model, job.raw is not None, job.protocols)))
             if options.report:
                 root, splits = job.settings.dataset.root, ", ".join(options.split)
                 facts = {"model": str(job.model), "cohort": root, "splits": splits, **made_with(job.device)}
+                facts |= {"lesion": "; ".join(job.protocols)} if job.protocols else {}
                 write_score_report(output / "report.html", views, facts)
     print(f"results in {output}")
     return 1 if any(scan.problem for scan in scored) else 0

@@ -43,6 +43,7 @@ from datasets.public import SETS
 from datasets.public.check import check_scans
 from datasets.public.find import Found, Wanted, find_public_scans
 from datasets.public.lists import chosen_labels, make_lists, natural, write_lists
+from datasets.public.protocol import read_rules, report_path
 from datasets.public.report import as_text, report_of
 from datasets.public.sets import GREY_WINDOW, Labels, PublicScan, PublicSet
 from datasets.scan_options import add_crop_size, add_lungmask, check_size
@@ -156,7 +157,7 @@ def _make(
     lungs: Lungs | None,
 ) -> None:
     """Crop the scans; write lists and report. Scans that fail move to `found.failed`."""
-    title, output, path = SETS[options.set].title, options.output, options.output / f"public_{options.set}.json"
+    title, output, path = SETS[options.set].title, options.output, report_path(options.output, SETS[options.set])
     device = choose_device(options.device if lungs is not None and lungs.on_gpu else "cpu")
     with (
         distributed.lock_folder_on_rank_zero(output, *FOLDERS, "id_txt", RESULTS),
@@ -191,7 +192,7 @@ def _begin(
         for case_id, scan in found.scans.items()
         if is_cropped(root, case_id, size, with_lesion=scan.lesion is not None)
     ]
-    before = _rules_of(path)
+    before = read_rules(path)
     if done and before not in (None, rules):
         if not overwrite:
             differ = [f"{key} {before.get(key)}, now {rules[key]}" for key in rules if before.get(key) != rules[key]]
@@ -204,15 +205,6 @@ def _begin(
             find_volume(root / FOLDERS[0], case_id).unlink()
     write_text(path, json.dumps({"rules": rules}, indent=2) + "\n")
     return [case_id for case_id in found.scans if overwrite or case_id not in done]
-
-
-def _rules_of(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["rules"])
-    except (ValueError, KeyError, TypeError):
-        raise CohortError(f"{path}: not a report of this command; remove it, or choose another --output") from None
 
 
 def _label(text: str) -> int:

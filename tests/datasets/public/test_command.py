@@ -1,4 +1,5 @@
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from datasets.public import __main__ as command
 from datasets.public.__main__ import main
 from datasets.public.lists import make_lists
 from datasets.public.sets import CT, LESION, LUNG, PublicScan, PublicSet, labels
+from models import Segmenter
+from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests.several import on_processes
+from tests.test_readme import code_blocks, project_in
 from tests.volumes import image_of, pixels, write
 from utils.cli import run
 from utils.errors import CohortError
@@ -176,6 +180,42 @@ def test_medseg_counts_ground_glass_and_consolidation_and_on_request_effusion(tm
     assert report(tmp_path / "two", "medseg")["rules"] == {
         "lungs": "given", "lung_labels": [1, 2], "lesion_labels": [1, 2, 3]
     }  # fmt: skip
+
+
+def test_both_protocols_of_medseg_are_tested_by_the_commands_of_the_docs(tmp_path):
+    (commands,) = (block for block in code_blocks(ROOT / "docs" / "public_data.md") if "1 2 3" in block)
+    environment = project_in(tmp_path)
+    medseg(tmp_path / "downloads" / "medseg")
+    settings = read_settings(ROOT / "configs" / "mosmed.yaml")
+    image, folder = settings.image, tmp_path / settings.exp.folder
+    trained_on = SegmenterInput(size=image.size, window=image.window, normalization=image.normalization)
+    save_segmenter(folder / "segmenter_last.pth", Segmenter(2), SegmenterFacts(trained_on=trained_on, iteration=0))
+    done = subprocess.run(
+        ["sh", "-euc", commands],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours, published = (
+        json.loads((folder / f"B_of_{root}" / "summary.json").read_text())
+        for root in ("data_public", "data_published_B")
+    )
+    assert ours["protocols"] == [
+        "MedSeg (B): lesion is labels 1 2; the published test counts labels 1 2 3, so its Dice does not compare"
+    ]
+    assert published["protocols"] == ["MedSeg (B): lesion is labels 1 2 3, as in the published test"]
+    for summary in (ours, published):
+        (line,) = summary["protocols"]
+        assert f"\n{line}\nwith lesion (2 scans)\n" in done.stdout
+        page = folder / f"B_of_{'data_public' if summary is ours else 'data_published_B'}" / "report.html"
+        assert line in page.read_text(encoding="utf-8")
+    # Of 6 slices resized to 40, the first, with label 1, becomes 4; those with labels 2 and 3 become 8 each.
+    true_ml = [summary["lesion"]["true_ml"]["mean"] for summary in (ours, published)]
+    assert true_ml[1] / true_ml[0] == pytest.approx((4 + 8 + 8) / (4 + 8))
 
 
 def test_mosmed_is_told_apart_by_folders_and_masks_and_lungmask_finds_its_lungs(tmp_path, lungmask):
