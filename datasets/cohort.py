@@ -20,7 +20,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from configs.settings import Settings
-from datasets.crop import recorded_window
+from datasets.crop import has_no_geometry, recorded_window
 from datasets.io.grid import Grid, check_same_grid
 from datasets.io.volume import read_geometry, read_labels, read_volume
 from datasets.window import WINDOW
@@ -268,7 +268,7 @@ def _with_published_crops(
 ) -> dict[str, tuple[Case, ...]]:
     """Warn about crops of the published code and, if asked to, set how they are read."""
     found = {case.id: case.image for case in _all(cohort)}
-    published = {case_id for case_id, image in found.items() if _has_no_geometry(image)}
+    published = {case_id for case_id, image in found.items() if _is_published_crop(image)}
     turned = {case_id for case_id in published if any(part in case_id for part in _TURNED)}
     if not published:
         return dict(cohort)
@@ -296,13 +296,11 @@ def _with_published_crops(
     return {key: tuple(read_as_published(case, key) for case in cases) for key, cases in cohort.items()}
 
 
-def _has_no_geometry(image: Path) -> bool:
+def _is_published_crop(image: Path) -> bool:
     try:
-        grid = read_geometry(image)
+        return has_no_geometry(read_geometry(image))
     except GasnetError:  # reported with the other problems
         return False
-    found = (*grid.spacing, *grid.origin, *grid.direction)
-    return np.allclose(found, (1, 1, 1, 0, 0, 0, *np.eye(3).ravel()), rtol=0, atol=1e-6)
 
 
 def _all(cohort: Mapping[str, Iterable[Case]]) -> list[Case]:
