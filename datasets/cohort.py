@@ -26,9 +26,14 @@ from datasets.io.volume import read_geometry, read_labels, read_volume
 from datasets.window import WINDOW
 from utils import distributed
 from utils.errors import CohortError, GasnetError, VolumeError
+from utils.files import write_text
 from utils.progress import progress_bar
+from utils.results import Results
 
 log = logging.getLogger(__name__)
+
+LIST_FOLDER = "id_txt"
+"""Folder of the lists in a cohort."""
 
 TRAINING = ("LABELED", "WO_LABEL", "HEALTHY")
 HELD_OUT = ("VALID", "VALIDWL", "VALIDH", "TEST", "TESTH")
@@ -134,6 +139,45 @@ def read_id_list(path: Path, repeats: bool = False) -> list[str]:
     return ids
 
 
+def write_id_lists(root: Path, lists: Mapping[str, Iterable[str] | None], made_by: str) -> None:
+    """Write lists to id_txt/, one id per line.
+
+    Args:
+        root: cohort folder.
+        lists: ids by name of the list; None removes a list, which would contradict the others.
+        made_by: the command, which replaces and removes its own lists only.
+
+    Raises:
+        FolderError: a list that differs was written or edited by somebody else.
+        OSError: a list cannot be written.
+    """
+    results, record = Results(root), f"{LIST_FOLDER}/{made_by}"
+    changed = _changed_lists(root, lists)
+    results.check(record, changed)
+    with results.writing(record, [path for path, text in changed.items() if text is not None], {}, {}):
+        for path, text in changed.items():
+            if text is None:
+                path.unlink()
+            else:
+                write_text(path, text)
+
+
+def check_id_lists(root: Path, lists: Mapping[str, Iterable[str] | None], made_by: str) -> None:
+    """Check that `write_id_lists` may write these lists; it raises the same errors."""
+    Results(root).check(f"{LIST_FOLDER}/{made_by}", _changed_lists(root, lists))
+
+
+def _changed_lists(root: Path, lists: Mapping[str, Iterable[str] | None]) -> dict[Path, str | None]:
+    """Text by path of the lists that the folder does not have like this; None for lists to remove."""
+    changed = {}
+    for name, ids in lists.items():
+        path = root / LIST_FOLDER / f"{name}.txt"
+        text = None if ids is None else "".join(f"{case_id}\n" for case_id in ids)
+        if text != (path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None):
+            changed[path] = text
+    return changed
+
+
 def read_volumes(case: Case) -> Volumes:
     """Read the arrays of a case.
 
@@ -210,9 +254,9 @@ def read_cohort(
     for key, name in splits.items():
         if name is None:
             continue
-        path = root / "id_txt" / (name if name.endswith(".txt") else f"{name}.txt")
+        path = root / LIST_FOLDER / (name if name.endswith(".txt") else f"{name}.txt")
         try:
-            _check_inside(root / "id_txt", path)
+            _check_inside(root / LIST_FOLDER, path)
             ids[key] = read_id_list(path, repeats=key == "LABELED")
             if not ids[key]:
                 problems.append(f"{path}: empty; {key} needs at least one id")

@@ -75,10 +75,9 @@ class Results:
             FolderError: one of the files exists and is somebody else's; the block is not entered.
             OSError: a file or the record cannot be read or written.
         """
+        self.check(case_id, files)
         known = self._known(case_id)
-        names = [path.relative_to(self.folder).as_posix() for path in files]
-        for name, path in zip(names, files, strict=True):
-            _check_own(path, known.get(name))
+        names = [self._name(path) for path in files]
         record = {"version": project_version(), "made_by": made_by, "inputs": inputs}
         if earlier := {name: digest for name, digest in known.items() if name not in names}:
             record["earlier"] = earlier
@@ -87,6 +86,17 @@ class Results:
         written = {name: sha256(path) for name, path in zip(names, files, strict=True)}
         self._write(case_id, {**record, "files": written, **({} if facts is None else {"facts": facts})})
 
+    def check(self, case_id: str, files: Iterable[Path]) -> None:
+        """Check that files of a scan may be replaced.
+
+        Raises:
+            FolderError: one of them exists and is somebody else's.
+            OSError: a file cannot be read.
+        """
+        known = self._known(case_id)
+        for path in files:
+            _check_own(path, known.get(self._name(path)))
+
     def remove(self, case_id: str, path: Path) -> None:
         """Remove a file of a scan, if it exists.
 
@@ -94,7 +104,7 @@ class Results:
             FolderError: it is somebody else's.
             OSError: it cannot be removed.
         """
-        _check_own(path, self._known(case_id).get(path.relative_to(self.folder).as_posix()))
+        self.check(case_id, [path])
         path.unlink(missing_ok=True)
 
     def difference(self, case_id: str, made_by: Mapping[str, Any], inputs: Mapping[str, str]) -> str | None:
@@ -124,6 +134,9 @@ class Results:
             for case_id, record in records.items()
             if record and _BEING_WRITTEN not in record["files"].values()
         }
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
 
     def _path(self, case_id: str) -> Path:
         return self.folder / RESULTS / f"{case_id}.json"
@@ -166,4 +179,4 @@ def _check_own(path: Path, known: str | None) -> None:
         problem = "was changed since this command wrote it, and is not replaced"
     else:
         return
-    raise FolderError(f"{path}: {problem}; move it away, or choose another --output")
+    raise FolderError(f"{path}: {problem}; move it away, or choose another output folder")

@@ -361,6 +361,26 @@ def test_lists_that_nothing_is_in_any_more_are_removed(tmp_path):
     assert set(lists(output)) == {"A_sub1", "A_sub2"}
 
 
+@pytest.mark.fault("lists of ids that were written or edited by hand")
+def test_a_list_that_was_edited_is_kept(tmp_path, capsys):
+    download, output = medseg(tmp_path / "b", count=3), tmp_path / "cohort"
+    assert made("medseg", download, output) == made("medseg", download, output) == 0
+    path = output / "id_txt" / "B.txt"
+    path.write_text("medseg_1\n")
+    (output / "images" / "medseg_2.nii.gz").unlink()
+    assert run(lambda: made("medseg", download, output)) == 1
+    assert f"{path}: was changed since this command wrote it" in capsys.readouterr().err
+    assert path.read_text() == "medseg_1\n"
+    assert not (output / "images" / "medseg_2.nii.gz").exists()
+    path.unlink()
+    assert made("medseg", download, output) == 0
+    assert lists(output)["B"] == ["medseg_1", "medseg_2", "medseg_3"]
+    valid = output / "id_txt" / "B_valid.txt"
+    valid.write_text("medseg_1\n")  # the command would have no such list
+    assert run(lambda: made("medseg", download, output)) == 1
+    assert valid.exists()
+
+
 def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
     download = medseg(tmp_path / "b", count=3)
     (download / "rp_msk" / "3.nii.gz").unlink()
