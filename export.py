@@ -25,10 +25,12 @@ from pathlib import Path
 from models.checkpoint import BEST, LAST, STATE_FORMAT, find_segmenter, load, read_segmenter
 from training.model_card import UNKNOWN
 from training.release import SUFFIXES, agreement, export, files_in, release
+from utils.checksums import sha256
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError
 from utils.files import lock_folder
 from utils.manifest import recording
+from utils.results import RESULTS, Results
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         folder = options.output.parent if named else options.output
         files = {options.output: named} if named else files_in(folder, formats)
-        with lock_folder(folder), recording(folder, model=path):
+        with (
+            lock_folder(folder, RESULTS),
+            recording(folder, model=path),
+            Results(folder).writing("export", list(files), {}, {"model": sha256(path)}),
+        ):
             differences = export(segmenter, facts, files)
     for file, difference in differences.items():
         print(f"{file}: {file.stat().st_size / _MEBIBYTE:.1f} MiB; {agreement(difference)}")

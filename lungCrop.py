@@ -39,6 +39,8 @@ from datasets.crop_scans import (
     masks_of_scans,
     print_pairs,
 )
+from datasets.io.scan import Scan
+from datasets.lung_finders import Lungs
 from datasets.scan_options import (
     add_crop_size,
     add_grey_window,
@@ -56,7 +58,7 @@ from utils import distributed
 from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
 from utils.failures import gather_failures, print_failures
 from utils.manifest import recording
-from utils.results import RECORDS
+from utils.results import RESULTS
 
 __all__ = ["LungMaskCrop", "main"]
 
@@ -91,8 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.backends.cudnn.allow_tf32 = False  # the same lungs on every device
     output, size, window = options.output, options.size, options.window
     lungs = chosen_lungs(options)
-    scans = find_scans(options.input, series=options.series, progress=not options.quiet)
-    masks = Masks(masks_of_scans(options.labels, scans, "label"), given_lung_masks(lungs, scans))
+    scans, masks = distributed.on_rank_zero(lambda: _find_scans_and_masks(options, lungs))
     inputs = [*files_of(scans.values()), *masks.labels.values(), *(masks.lungs or {}).values()]
     keep_apart([output / folder for folder in FOLDERS], inputs)
     if options.dry_run:
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = choose_device(options.device if lungs.on_gpu else "cpu")
     made_by = crop_options(size, window, options.reading, lungs.fingerprint)
     failed: dict[str, str] = {}
-    with distributed.lock_folder_on_rank_zero(output, *FOLDERS, RECORDS), recording(output, device=device):
+    with distributed.lock_folder_on_rank_zero(output, *FOLDERS, RESULTS), recording(output, device=device):
         # Looked up before any rank writes, so that all ranks share the same list.
         left = distributed.on_rank_zero(lambda: left_to_crop(scans, output, masks, made_by, options.overwrite))
         if mine := {case_id: scans[case_id] for case_id in distributed.shard(left)}:
@@ -112,6 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     print(f"{len(scans) - len(failed)} of {len(scans)} scans are in {output}, {len(masks.labels)} with a lesion label")
     return print_failures(failed)
+
+
+def _find_scans_and_masks(options: argparse.Namespace, lungs: Lungs) -> tuple[dict[str, Scan], Masks]:
+    scans = find_scans(options.input, series=options.series, progress=not options.quiet)
+    return scans, Masks(masks_of_scans(options.labels, scans, "label"), given_lung_masks(lungs, scans))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from utils.errors import VolumeError
 from utils.failures import for_each, print_failures
 from utils.files import lock_folder
 from utils.manifest import recording
-from utils.results import RECORDS, Results, digest_of
+from utils.results import RESULTS, Results, digest_of
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -63,16 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def paste_back(case_id: str, mask: Path) -> None:
         restored = restore_mask(scans[case_id], mask, options.threshold, options.reading)
         path = options.output / result_name(case_id, scans[case_id])
-        made_by, inputs = (
-            {"threshold": options.threshold},
-            {"scan": digest_of(scans[case_id].files), "mask": digest_of([mask])},
-        )
-        results.begin(case_id, [path], made_by, inputs)
-        write_volume(restored, path)
-        results.finish(case_id, [path], made_by, inputs)
+        inputs = {"scan": digest_of(scans[case_id].files), "mask": digest_of([mask])}
+        with results.writing(case_id, [path], {"threshold": options.threshold}, inputs):
+            write_volume(restored, path)
 
     failed = {case_id: "no mask of this name" for case_id in scans if case_id not in masks}
-    with lock_folder(options.output, RECORDS), recording(options.output):
+    with lock_folder(options.output, RESULTS), recording(options.output):
         failed |= for_each(
             masks.items(), paste_back, "pasting back", total=len(masks), unit="mask", progress=not options.quiet
         )

@@ -35,8 +35,9 @@ from typing import Any
 import torch
 
 from datasets.crop import CROP_SIZE
-from datasets.crop_scans import given_lung_masks, keep_apart
+from datasets.crop_scans import Masks, given_lung_masks, keep_apart
 from datasets.io.scan import Scan
+from datasets.lung_finders import Lungs
 from datasets.scan_options import add_grey_window, add_lungs, add_reading, check_window, chosen_lungs, chosen_reading
 from datasets.scans import files_of, find_scans
 from datasets.window import WINDOW
@@ -45,9 +46,10 @@ from evaluation.lesion_segmenter import LesionSegmenter
 from evaluation.metrics import THRESHOLD
 from evaluation.prediction_folder import (
     DICOM_SEG,
+    FOLDERS,
     MASKS,
     PROBABILITIES,
-    RECORDS,
+    SUMMARIES,
     Row,
     Wanted,
     predict_folder,
@@ -56,11 +58,12 @@ from evaluation.prediction_folder import (
     write_summary,
 )
 from models.checkpoint import PUBLISHED_INPUT, fingerprint
-from utils import distributed, results
+from utils import distributed
 from utils.cli import add_device, add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, VolumeError
 from utils.failures import gather_failures, print_failures
 from utils.manifest import project_version, recording
+from utils.results import RESULTS, check_own_summaries
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +74,6 @@ class Job:
 
     Attributes:
         scans: id to CT.
-        lungs: id to lung mask if lung masks are given.
         segmenter: the segmenter.
         wanted: what is written for every scan.
         overwrite: redo scans that are done.
@@ -79,7 +81,6 @@ class Job:
     """
 
     scans: dict[str, Scan]
-    lungs: dict[str, Path] | None
     segmenter: LesionSegmenter
     wanted: Wanted
     overwrite: bool
@@ -149,9 +150,8 @@ def check(options: argparse.Namespace) -> Job:
         GasnetError: the model, the scans, the device or the output folder cannot be used.
     """
     segmenter = _load_segmenter(options)
-    scans = find_scans(options.input, series=options.series, progress=not options.quiet)
-    lungs = given_lung_masks(segmenter.lungs, scans)
-    _keep_apart(options.input, options.output, [*files_of(scans.values()), *(lungs or {}).values()])
+    scans, masks = distributed.on_rank_zero(lambda: _find_scans_and_masks(options, segmenter.lungs))
+    _keep_apart(options.input, options.output, [*files_of(scans.values()), *(masks.lungs or {}).values()])
     if options.dicom_seg and (others := [case_id for case_id, scan in scans.items() if not scan.is_dicom]):
         log.warning("%d scan(s) are no DICOM series and get no DICOM SEG, the first %s", len(others), others[0])
     wanted = Wanted(
@@ -160,9 +160,9 @@ def check(options: argparse.Namespace) -> Job:
         probabilities=options.save_probabilities,
         dicom_seg=options.dicom_seg,
         report=options.report,
-        lungs=lungs or {},
+        masks=masks,
     )
-    return Job(scans, lungs, segmenter, wanted, options.overwrite, progress=not options.quiet)
+    return Job(scans, segmenter, wanted, options.overwrite, progress=not options.quiet)
 
 
 def predict(job: Job) -> int:
@@ -173,8 +173,9 @@ def predict(job: Job) -> int:
     """
     wanted, output = job.wanted, job.wanted.output
     made_by, model, device = wanted.made_by, job.segmenter.model, job.segmenter.device
+    distributed.on_rank_zero(lambda: check_own_summaries(output, *SUMMARIES))
     with (
-        distributed.lock_folder_on_rank_zero(output, MASKS, PROBABILITIES, DICOM_SEG, RECORDS, results.RECORDS),
+        distributed.lock_folder_on_rank_zero(output, *FOLDERS, RESULTS, f"{RESULTS}/{DICOM_SEG}"),
         recording(output, device=device, model=model),
     ):
         # Looked up before any rank writes, so that all ranks share the same list.
@@ -188,7 +189,7 @@ def predict(job: Job) -> int:
                 write_summary({**rows, **mine}, {}, made_by, model, output)
 
         share = {case_id: job.scans[case_id] for case_id in distributed.shard(left)}
-        failed = predict_folder(share, job.lungs, job.segmenter, wanted, finished, job.progress)
+        failed = predict_folder(share, job.segmenter, wanted, finished, job.progress)
         rows |= {case_id: row for part in distributed.gather(mine) for case_id, row in part.items()}
         failed = gather_failures(failed, left)
         if distributed.is_rank_zero():
@@ -214,6 +215,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logging(options.quiet)
     torch.backends.cudnn.allow_tf32 = False  # the same masks on every device
     return predict(check(options))
+
+
+def _find_scans_and_masks(options: argparse.Namespace, lungs: Lungs) -> tuple[dict[str, Scan], Masks]:
+    scans = find_scans(options.input, series=options.series, progress=not options.quiet)
+    return scans, Masks(lungs=given_lung_masks(lungs, scans))
 
 
 def _load_segmenter(options: argparse.Namespace) -> LesionSegmenter:

@@ -28,11 +28,13 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs.settings import Settings, read_settings
-from datasets.cohort import HELD_OUT, TRAINING, WITH_LESION, Case, read_cohort
+from datasets.cohort import HELD_OUT, TRAINING, WITH_LESION, Case, read_cohort_of
+from datasets.public.protocol import lesion_protocols
 from datasets.scan_options import add_reading, add_segments, chosen_reading
-from evaluation.inference import predict_cohort
+from evaluation.inference import Prediction, predict_cohort
 from evaluation.native_resolution import RawScans, find_raw_scans
 from evaluation.results import (
+    SUMMARIES,
     Scored,
     as_text,
     save_prediction_figure,
@@ -54,7 +56,7 @@ from utils.errors import CheckpointError, CohortError
 from utils.manifest import recording
 from utils.memory import keep_freed_memory
 from utils.progress import progress_bar
-from utils.results import RECORDS
+from utils.results import RESULTS, check_own_summaries
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Job:
         normalization: IMAGE.NORMALIZATION of its training.
         generator: G for the figures, on its device; None leaves out I_g and I_s.
         cohort: cases by split.
+        protocols: which labels of public sets are lesion in the cohort.
         raw: the raw scans, to score on their grids; None scores crops only.
         output: folder of the results.
         options: tolerance, figures, report and progress.
@@ -81,6 +84,7 @@ class Job:
     normalization: str
     generator: Generator | None
     cohort: dict[str, tuple[Case, ...]]
+    protocols: list[str]
     raw: RawScans | None
     output: Path
     options: argparse.Namespace
@@ -165,8 +169,12 @@ def check(options: argparse.Namespace) -> Job:
                 f"{name} and set IMAGE.{name.upper()}"
             )
     generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
-    cohort = distributed.on_rank_zero(lambda: _read_splits(settings, options))
-    raw = None if options.images is None else find_raw_scans(options.images, options.labels, options.reading)
+    splits = _splits(settings, options.split)
+    cohort = read_cohort_of(settings, splits, not options.quiet, options.published_crops)
+    labelled = [case.id for cases in cohort.values() for case in cases if case.lesion is not None]
+    raw = None
+    if options.images is not None:
+        raw = distributed.on_rank_zero(lambda: find_raw_scans(options.images, options.labels, options.reading))
     return Job(
         settings=settings,
         device=device,
@@ -175,6 +183,7 @@ def check(options: argparse.Namespace) -> Job:
         normalization=trained_on.normalization,
         generator=generator,
         cohort=cohort,
+        protocols=lesion_protocols(Path(settings.dataset.root), labelled),
         raw=raw,
         output=options.output or model.parent / "test",
         options=options,
@@ -192,8 +201,13 @@ def test(job: Job) -> int:
     views: list[CaseView] = []
     shares = {split: distributed.shard(cases) for split, cases in job.cohort.items()}
     total = sum(len(cases) for cases in shares.values())
+
+    def save_figure(prediction: Prediction, path: Path) -> None:
+        save_prediction_figure(prediction, job.normalization, job.generator, job.settings.image.slices, path)
+
+    distributed.on_rank_zero(lambda: check_own_summaries(output, *SUMMARIES))
     with (
-        distributed.lock_folder_on_rank_zero(output, "masks", "probabilities", "figures", RECORDS),
+        distributed.lock_folder_on_rank_zero(output, "masks", "probabilities", "figures", RESULTS),
         recording(output, device=job.device, settings=job.settings, model=job.model),
         logging_redirect_tqdm(),
     ):
@@ -201,11 +215,7 @@ def test(job: Job) -> int:
             for split, cases in shares.items():
                 mine, seen = [], []
                 for prediction in predict_cohort(job.segmenter, cases, split, job.normalization):
-                    write_prediction(prediction, output)
-                    if options.save_vis:
-                        path = output / "figures" / f"{prediction.case.id}.png"
-                        slices = job.settings.image.slices
-                        save_prediction_figure(prediction, job.normalization, job.generator, slices, path)
+                    write_prediction(prediction, output, save_figure if options.save_vis else None)
                     score = score_prediction(prediction, job.raw, options.surface_tolerance)
                     mine.append(score)
                     seen += [view_of(prediction, score.crop, job.settings.image.window)] if options.report else []
@@ -213,10 +223,11 @@ def test(job: Job) -> int:
                 scored += distributed.unshard(mine)
                 views += distributed.unshard(seen)
         if distributed.is_rank_zero():
-            print(as_text(write_scores(scored, output, job.model, with_raw=job.raw is not None)))
+            print(as_text(write_scores(scored, output, job.model, job.raw is not None, job.protocols)))
             if options.report:
                 root, splits = job.settings.dataset.root, ", ".join(options.split)
                 facts = {"model": str(job.model), "cohort": root, "splits": splits, **made_with(job.device)}
+                facts |= {"lesion": "; ".join(job.protocols)} if job.protocols else {}
                 write_score_report(output / "report.html", views, facts)
     print(f"results in {output}")
     return 1 if any(scan.problem for scan in scored) else 0
@@ -230,21 +241,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return test(check(options))
 
 
-def _read_splits(settings: Settings, options: argparse.Namespace) -> dict[str, tuple[Case, ...]]:
-    splits = {key: getattr(settings.dataset.split, key.lower()) for key in options.split}
+def _splits(settings: Settings, keys: Sequence[str]) -> dict[str, str]:
+    """The lists of these keys of DATASET.SPLIT.
+
+    Raises:
+        CohortError: a key names no list.
+    """
+    splits = {key: getattr(settings.dataset.split, key.lower()) for key in keys}
     unset = [key for key, name in splits.items() if name is None]
     if unset:
         raise CohortError(
             f"--split {unset[0]}: DATASET.SPLIT.{unset[0]} names no list; set it, or choose another split"
         )
-    return read_cohort(
-        settings.dataset.root,
-        splits,
-        settings.image.size,
-        settings.image.window,
-        progress=not options.quiet,
-        published_crops=options.published_crops,
-    )
+    return splits
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.settings import Settings, misspelt_constraints, read_settings
-from datasets.cohort import read_cohort
+from datasets.cohort import read_cohort_of
 from models.objectives import Batch, discriminator_objective, joint_objective, segmenter_objective, teacher_objective
 from training.run import TrainingRun
 from utils import distributed
@@ -83,16 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.warning("%s", warning)
     device = choose_device(options.device)
     splits = used_splits(settings, options.is_validation)
-    cohort = distributed.on_rank_zero(
-        lambda: read_cohort(
-            settings.dataset.root,
-            splits,
-            settings.image.size,
-            settings.image.window,
-            progress=not options.quiet,
-            published_crops=options.published_crops,
-        )
-    )
+    cohort = read_cohort_of(settings, splits, not options.quiet, options.published_crops)
     if options.dry_run:
         print(settings.to_yaml())
         print(f"constraints: {', '.join(sorted(settings.exp.constraints)) or 'none'}; device: {device}")

@@ -97,6 +97,10 @@ def _experiment(name: Any, source: str) -> tuple[dict[str, Any], list[str]]:
     """The published code looks for constraints anywhere in the ID, this one for whole words."""
     missing = [word for word in CONSTRAINTS if word in str(name) and word not in str(name).split("_")]
     notes = [f"EXP.ID: {word} is part of a longer word, which switched it on; added as a word" for word in missing]
+    if "MIL" in str(name):
+        notes.append(
+            "EXP.ID: MIL stops the published code at iteration 10,001; here it acts, unless the word is removed"
+        )
     return {"EXP.ID": "_".join([str(name), *missing])}, notes
 
 

@@ -19,14 +19,21 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from datasets.crop import recorded_window
+from configs.settings import Settings
+from datasets.crop import has_no_geometry, recorded_window
 from datasets.io.grid import Grid, check_same_grid
 from datasets.io.volume import read_geometry, read_labels, read_volume
 from datasets.window import WINDOW
+from utils import distributed
 from utils.errors import CohortError, GasnetError, VolumeError
+from utils.files import write_text
 from utils.progress import progress_bar
+from utils.results import Results
 
 log = logging.getLogger(__name__)
+
+LIST_FOLDER = "id_txt"
+"""Folder of the lists in a cohort."""
 
 TRAINING = ("LABELED", "WO_LABEL", "HEALTHY")
 HELD_OUT = ("VALID", "VALIDWL", "VALIDH", "TEST", "TESTH")
@@ -132,6 +139,45 @@ def read_id_list(path: Path, repeats: bool = False) -> list[str]:
     return ids
 
 
+def write_id_lists(root: Path, lists: Mapping[str, Iterable[str] | None], made_by: str) -> None:
+    """Write lists to id_txt/, one id per line.
+
+    Args:
+        root: cohort folder.
+        lists: ids by name of the list; None removes a list, which would contradict the others.
+        made_by: the command, which replaces and removes its own lists only.
+
+    Raises:
+        FolderError: a list that differs was written or edited by somebody else.
+        OSError: a list cannot be written.
+    """
+    results, record = Results(root), f"{LIST_FOLDER}/{made_by}"
+    changed = _changed_lists(root, lists)
+    results.check(record, changed)
+    with results.writing(record, [path for path, text in changed.items() if text is not None], {}, {}):
+        for path, text in changed.items():
+            if text is None:
+                path.unlink()
+            else:
+                write_text(path, text)
+
+
+def check_id_lists(root: Path, lists: Mapping[str, Iterable[str] | None], made_by: str) -> None:
+    """Check that `write_id_lists` may write these lists; it raises the same errors."""
+    Results(root).check(f"{LIST_FOLDER}/{made_by}", _changed_lists(root, lists))
+
+
+def _changed_lists(root: Path, lists: Mapping[str, Iterable[str] | None]) -> dict[Path, str | None]:
+    """Text by path of the lists that the folder does not have like this; None for lists to remove."""
+    changed = {}
+    for name, ids in lists.items():
+        path = root / LIST_FOLDER / f"{name}.txt"
+        text = None if ids is None else "".join(f"{case_id}\n" for case_id in ids)
+        if text != (path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None):
+            changed[path] = text
+    return changed
+
+
 def read_volumes(case: Case) -> Volumes:
     """Read the arrays of a case.
 
@@ -208,9 +254,9 @@ def read_cohort(
     for key, name in splits.items():
         if name is None:
             continue
-        path = root / "id_txt" / (name if name.endswith(".txt") else f"{name}.txt")
+        path = root / LIST_FOLDER / (name if name.endswith(".txt") else f"{name}.txt")
         try:
-            _check_inside(root / "id_txt", path)
+            _check_inside(root / LIST_FOLDER, path)
             ids[key] = read_id_list(path, repeats=key == "LABELED")
             if not ids[key]:
                 problems.append(f"{path}: empty; {key} needs at least one id")
@@ -251,12 +297,22 @@ def read_cohort(
     return cohort
 
 
+def read_cohort_of(
+    settings: Settings, splits: Mapping[str, str | None], progress: bool = False, published_crops: bool = False
+) -> dict[str, tuple[Case, ...]]:
+    """Read the cohort of an experiment on rank 0 and broadcast it; see `read_cohort`."""
+    dataset, image = settings.dataset, settings.image
+    return distributed.on_rank_zero(
+        lambda: read_cohort(dataset.root, splits, image.size, image.window, progress, published_crops)
+    )
+
+
 def _with_published_crops(
     root: Path, cohort: Mapping[str, tuple[Case, ...]], as_published: bool
 ) -> dict[str, tuple[Case, ...]]:
     """Warn about crops of the published code and, if asked to, set how they are read."""
     found = {case.id: case.image for case in _all(cohort)}
-    published = {case_id for case_id, image in found.items() if _has_no_geometry(image)}
+    published = {case_id for case_id, image in found.items() if _is_published_crop(image)}
     turned = {case_id for case_id in published if any(part in case_id for part in _TURNED)}
     if not published:
         return dict(cohort)
@@ -284,13 +340,11 @@ def _with_published_crops(
     return {key: tuple(read_as_published(case, key) for case in cases) for key, cases in cohort.items()}
 
 
-def _has_no_geometry(image: Path) -> bool:
+def _is_published_crop(image: Path) -> bool:
     try:
-        grid = read_geometry(image)
+        return has_no_geometry(read_geometry(image))
     except GasnetError:  # reported with the other problems
         return False
-    found = (*grid.spacing, *grid.origin, *grid.direction)
-    return np.allclose(found, (1, 1, 1, 0, 0, 0, *np.eye(3).ravel()), rtol=0, atol=1e-6)
 
 
 def _all(cohort: Mapping[str, Iterable[Case]]) -> list[Case]:

@@ -229,6 +229,12 @@ def paste_back(crop: sitk.Image, scan: Grid, threshold: float | None = None) -> 
     return scan.image(pasted)
 
 
+def has_no_geometry(grid: Grid) -> bool:
+    """Whether a volume has the geometry of files without one: spacing 1, origin 0, identity direction."""
+    found = (*grid.spacing, *grid.origin, *grid.direction)
+    return np.allclose(found, (1, 1, 1, 0, 0, 0, *np.eye(3).ravel()), rtol=0, atol=1e-6)
+
+
 def lay_over(
     scan: Path | Scan, grid: Grid, crop: sitk.Image, name: object, threshold: float | None = None
 ) -> sitk.Image:
@@ -244,6 +250,12 @@ def lay_over(
     Raises:
         VolumeError: the crop does not fit this scan.
     """
+    cropped = Grid.of(crop)
+    if has_no_geometry(cropped) and has_no_geometry(grid) and cropped.size != grid.size:
+        raise VolumeError(
+            f"{name}: has no geometry (spacing 1, origin 0, identity direction), like crops of the published code, and "
+            f"neither has {scan}, so nothing says where it belongs; crop the scan again with lungCrop.py"
+        )
     try:
         return paste_back(crop, grid, threshold)
     except VolumeError as error:

@@ -17,7 +17,7 @@ from datasets.pairs import match_masks
 from datasets.window import WINDOW
 from utils.errors import VolumeError
 from utils.failures import for_each
-from utils.results import Results, digest_of
+from utils.results import NO_RECORD, Results, digest_of
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,16 @@ class Masks:
 
     labels: Mapping[str, Path] = field(default_factory=dict)
     lungs: Mapping[str, Path] | None = None
+
+    def lung_of(self, case_id: str, scan: Path | Scan) -> Path | None:
+        """The lung mask given for a scan; None if lungs are found by a method.
+
+        Raises:
+            VolumeError: lung masks are given, but none for this scan.
+        """
+        if self.lungs is not None and case_id not in self.lungs:
+            raise VolumeError(f"{scan}: no lung mask of this name; add {case_id}.nii.gz to the lung masks")
+        return None if self.lungs is None else self.lungs[case_id]
 
     def digests(self, case_id: str, scan: Path | Scan) -> dict[str, str]:
         """Digest of the scan, its label and its lung mask, see `utils.results.digest_of`."""
@@ -89,13 +99,12 @@ def crop_scans(
     results = Results(output)
 
     def crop(case_id: str, scan: Path | Scan) -> None:
-        crops = cropper.crop(scan, masks.labels.get(case_id), lung_mask_of(scan, case_id, masks.lungs))
+        crops = cropper.crop(scan, masks.labels.get(case_id), masks.lung_of(case_id, scan))
         paths, inputs = masks.crop_paths(output, case_id), masks.digests(case_id, scan)
-        results.begin(case_id, paths, made_by, inputs)
-        # The image is written last: if it exists, the others do.
-        for path, image in reversed(list(zip(paths, crops, strict=True))):
-            write_volume(image, path)
-        results.finish(case_id, paths, made_by, inputs)
+        with results.writing(case_id, paths, made_by, inputs):
+            # The image is written last: if it exists, the others do.
+            for path, image in reversed(list(zip(paths, crops, strict=True))):
+                write_volume(image, path)
 
     return for_each(scans.items(), crop, "cropping", total=len(scans), progress=progress)
 
@@ -119,10 +128,10 @@ def left_to_crop(
     for case_id, scan in scans.items():
         difference = results.difference(case_id, made_by, masks.digests(case_id, scan))
         size, window = tuple(made_by["size"]), tuple(made_by["window"])
-        if difference == "no record" and is_cropped(output, case_id, size, case_id in masks.labels, window):
+        if difference == NO_RECORD and is_cropped(output, case_id, size, case_id in masks.labels, window):
             unrecorded.append(case_id)
             difference = None
-        elif difference not in (None, "no record"):
+        elif difference not in (None, NO_RECORD):
             changed[case_id] = difference
         if overwrite or difference is not None:
             left.append(case_id)
@@ -181,17 +190,6 @@ def print_pairs(scans: Mapping[str, Scan], labels: Mapping[str, Path], lungs: Ma
 def given_lung_masks(lungs: Lungs, scans: Mapping[str, Path | Scan]) -> dict[str, Path] | None:
     """Given lung masks by the id of their scan; None if lungs are found by a method."""
     return None if lungs.folder is None else masks_of_scans(lungs.folder, scans, "lung mask")
-
-
-def lung_mask_of(scan: Path | Scan, case_id: str, lungs: Mapping[str, Path] | None) -> Path | None:
-    """The lung mask given for a scan; None if lungs are found by a method.
-
-    Raises:
-        VolumeError: lung masks are given, but none for this scan.
-    """
-    if lungs is not None and case_id not in lungs:
-        raise VolumeError(f"{scan}: no lung mask of this name; add {case_id}.nii.gz to the lung masks")
-    return None if lungs is None else lungs[case_id]
 
 
 def keep_apart(folders: Sequence[Path], inputs: Sequence[Path], what: str = "crops") -> None:

@@ -18,11 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.cohort import lesion_folder, read_id_list
+from datasets.cohort import LIST_FOLDER, lesion_folder, read_id_list, write_id_lists
 from datasets.io.volume import is_volume_file, volume_id
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import CohortError
-from utils.files import write_text
 from utils.manifest import recording
 
 LISTS = {
@@ -163,10 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     amounts = {key: getattr(options, key.lower()) for key in ("LABELED", "VALID", "VALIDWL", "VALIDH", "TEST", "TESTH")}
     splits = make_splits(*cohort_ids(options.root, healthy), amounts, np.random.default_rng(options.seed))
     with recording(options.root, seed=options.seed):
-        for key, ids in splits.items():
-            path = options.root / "id_txt" / f"{LISTS[key]}.txt"
-            write_text(path, "".join(f"{case_id}\n" for case_id in ids))
-            print(f"{key:9} {len(ids):5}  {path}")
+        write_id_lists(options.root, {LISTS[key]: ids for key, ids in splits.items()}, "make_splits")
+    for key, ids in splits.items():
+        print(f"{key:9} {len(ids):5}  {options.root / LIST_FOLDER / LISTS[key]}.txt")
     return 0
 
 

@@ -1,6 +1,7 @@
 """The output folder of predict.py: masks, records of finished scans, summary and report.
 
-The record of a scan is written after its other files; a scan without a record is not done.
+The record of a scan (`utils.results`) holds its row of the summary. It is written after the scan's other files; a scan
+without a finished record is not done.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 
-from datasets.crop_scans import lung_mask_of
+from datasets.crop_scans import Masks
 from datasets.io.grid import Grid
 from datasets.io.scan import Scan
 from datasets.io.volume import write_volume
@@ -33,13 +34,16 @@ from utils.failures import for_each
 from utils.files import atomic_write, write_text
 from utils.manifest import project_version
 from utils.prefetch import one_ahead
-from utils.results import Results, digest_of
+from utils.results import Results
 from utils.tables import as_csv
 
 log = logging.getLogger(__name__)
 
-MASKS, PROBABILITIES, DICOM_SEG, RECORDS = "masks", "probabilities", "dicom_seg", ".scans"
-"""Subfolders of the output; the last one is hidden and holds the records."""
+FOLDERS = MASKS, PROBABILITIES, DICOM_SEG, VIEWS = "masks", "probabilities", "dicom_seg", ".views"
+"""Subfolders of the output; the last one is hidden and holds what the report shows of each scan."""
+
+SUMMARIES = ("summary.csv", "summary.json", "report.html")
+"""Files about all scans."""
 
 COLUMNS = ("id", *(entry.name for entry in fields(Burden)))
 """Columns of summary.csv."""
@@ -68,7 +72,7 @@ class Wanted:
         probabilities: write probabilities, too.
         dicom_seg: write a DICOM SEG of scans that are DICOM series.
         report: keep what report.html shows of each scan.
-        lungs: given lung mask by id.
+        masks: given lung masks.
     """
 
     output: Path
@@ -76,12 +80,7 @@ class Wanted:
     probabilities: bool = False
     dicom_seg: bool = False
     report: bool = True
-    lungs: Mapping[str, Path] = field(default_factory=dict)
-
-    def digests(self, case_id: str, scan: Scan) -> dict[str, str]:
-        """Digest of the scan and its given lung mask, see `utils.results.digest_of`."""
-        given = {"lung mask": digest_of([self.lungs[case_id]])} if case_id in self.lungs else {}
-        return {"scan": digest_of(path for path in scan.files if path.is_file()), **given}
+    masks: Masks = field(default_factory=Masks)
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,6 @@ class Prepared:
 
 def predict_folder(
     scans: Mapping[str, Scan],
-    lungs: dict[str, Path] | None,
     segmenter: LesionSegmenter,
     wanted: Wanted,
     finished: Callable[[Row], None],
@@ -111,9 +109,8 @@ def predict_folder(
 
     Args:
         scans: id to CT.
-        lungs: id to lung mask if lung masks are given; then every scan needs one.
         segmenter: the segmenter.
-        wanted: what is written.
+        wanted: what is written, and the given lung masks; if there are any, every scan needs one.
         finished: called with the row of each scan once its mask and its record are written.
         progress: show a progress bar.
 
@@ -123,7 +120,7 @@ def predict_folder(
 
     def prepare(item: tuple[str, Scan]) -> Prepared:
         case_id, scan = item
-        lungpath = lung_mask_of(scan, case_id, lungs)
+        lungpath = wanted.masks.lung_of(case_id, scan)
         source = problem = None
         if wanted.dicom_seg and scan.is_dicom:
             try:
@@ -183,20 +180,17 @@ def write_results(row: Row, scan: Scan, found: FullSize, view: CaseView | None, 
     output, case_id = wanted.output, row["id"]
     name = result_name(case_id, scan)
     files = [output / MASKS / name, *([output / PROBABILITIES / name] if found.probabilities is not None else [])]
-    results, inputs = Results(output), wanted.digests(case_id, scan)
-    results.begin(case_id, files, wanted.made_by, inputs)
-    for kind in ("json", "view"):
-        record_path(output, case_id, kind).unlink(missing_ok=True)
-    segmentation_path(output, case_id).unlink(missing_ok=True)  # of an earlier mask
-    if found.probabilities is not None:
-        write_volume(found.probabilities, output / PROBABILITIES / name)
-    write_volume(found.mask, output / MASKS / name)
-    if view is not None:
-        with atomic_write(record_path(output, case_id, "view")) as temporary:
-            temporary.write_bytes(view.to_bytes())
-    results.finish(case_id, files, wanted.made_by, inputs)
-    record = {"made_by": wanted.made_by, "mask": name, "row": row}
-    write_text(record_path(output, case_id), json.dumps(record) + "\n")
+    inputs = wanted.masks.digests(case_id, scan)
+    segmentation = segmentation_path(output, case_id)
+    Results(output).remove(f"{DICOM_SEG}/{case_id}", segmentation)  # of an earlier mask
+    with Results(output).writing(case_id, files, wanted.made_by, inputs, {"mask": name, "row": row}):
+        view_path(output, case_id).unlink(missing_ok=True)
+        if found.probabilities is not None:
+            write_volume(found.probabilities, output / PROBABILITIES / name)
+        write_volume(found.mask, output / MASKS / name)
+        if view is not None:
+            with atomic_write(view_path(output, case_id)) as temporary:
+                temporary.write_bytes(view.to_bytes())
 
 
 def write_segmentation(case_id: str, found: FullSize, prepared: Prepared, wanted: Wanted) -> None:
@@ -204,6 +198,7 @@ def write_segmentation(case_id: str, found: FullSize, prepared: Prepared, wanted
 
     Raises:
         VolumeError: it cannot be made or written; the mask stays.
+        OSError: its record cannot be written.
     """
     lesion = sitk.GetArrayViewFromImage(found.mask)
     if (prepared.source is None and prepared.problem is None) or not lesion.any():
@@ -213,7 +208,8 @@ def write_segmentation(case_id: str, found: FullSize, prepared: Prepared, wanted
             raise VolumeError(prepared.problem)
         model, threshold = wanted.made_by["model"][:16], wanted.made_by["threshold"]
         path = segmentation_path(wanted.output, case_id)
-        write_dicom_seg(lesion, prepared.source, path, project_version(), model, threshold)
+        with Results(wanted.output).writing(f"{DICOM_SEG}/{case_id}", [path], wanted.made_by, {}):
+            write_dicom_seg(lesion, prepared.source, path, project_version(), model, threshold)
     except VolumeError as error:
         raise VolumeError(f"mask written, DICOM SEG not: {error}") from None
 
@@ -223,29 +219,33 @@ def segmentation_path(output: Path, case_id: str) -> Path:
     return output / DICOM_SEG / f"{case_id}.dcm"
 
 
-def record_path(output: Path, case_id: str, kind: str = "json") -> Path:
-    """Path of the record of a scan (``json``), and of what the report shows of it (``view``)."""
-    return output / RECORDS / f"{case_id}.{kind}"
+def view_path(output: Path, case_id: str) -> Path:
+    """Path of what the report shows of a scan."""
+    return output / VIEWS / f"{case_id}.view"
 
 
 def read_records(output: Path) -> dict[str, dict[str, Any]]:
-    """The records of all scans with a mask in the folder, sorted by id; damaged records are ignored."""
+    """The records of all scans with a mask in the folder, sorted by id; damaged records are ignored.
+
+    Returns:
+        By id, ``made_by``, the name of the ``mask``, and the ``row`` of the summary.
+    """
     records = {}
-    for path in sorted((output / RECORDS).glob("[!.]*.json")):
+    for case_id, record in Results(output).finished().items():
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            done = (output / MASKS / record["mask"]).is_file() and set(record["row"]) == set(COLUMNS)
-        except (OSError, ValueError, KeyError, TypeError):
+            mask, row = record["facts"]["mask"], record["facts"]["row"]
+            done = (output / MASKS / mask).is_file() and set(row) == set(COLUMNS)
+        except (KeyError, TypeError):
             continue
         if done:
-            records[path.name.removesuffix(".json")] = record
+            records[case_id] = {"made_by": record["made_by"], "mask": mask, "row": row}
     return records
 
 
 def read_view(output: Path, case_id: str) -> CaseView | None:
     """What the report shows of a finished scan; None if it was not kept or is damaged."""
     try:
-        return CaseView.from_bytes(record_path(output, case_id, "view").read_bytes())
+        return CaseView.from_bytes(view_path(output, case_id).read_bytes())
     except (OSError, ValueError):
         return None
 
@@ -254,8 +254,10 @@ def is_done(record: dict[str, Any] | None, scan: Scan, wanted: Wanted) -> bool:
     """Whether all requested results of a scan exist and were made in the same way."""
     if record is None or record["made_by"] != wanted.made_by:
         return False
-    difference = Results(wanted.output).difference(record["row"]["id"], wanted.made_by, wanted.digests(scan.id, scan))
-    if difference not in (None, "no record"):  # masks of earlier versions have none
+    difference = Results(wanted.output).difference(
+        record["row"]["id"], wanted.made_by, wanted.masks.digests(scan.id, scan)
+    )
+    if difference is not None:
         log.warning("%s: predicted again (%s)", scan.id, difference)
         return False
     if wanted.probabilities and not (wanted.output / PROBABILITIES / record["mask"]).is_file():

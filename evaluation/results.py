@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,10 @@ from utils.results import Results, digest_of
 from utils.tables import as_csv
 
 log = logging.getLogger(__name__)
+
+
+SUMMARIES = ("metrics.csv", "metrics_raw.csv", "summary.json", "report.html")
+"""Files about all scans."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,15 @@ def score_prediction(prediction: Prediction, raw: RawScans | None = None, tolera
         return Scored(crop, problem=str(error))
 
 
-def write_prediction(prediction: Prediction, output: Path) -> None:
-    """Write the mask and the probabilities of a scan, with the geometry of its crop.
+def write_prediction(
+    prediction: Prediction, output: Path, save_figure: Callable[[Prediction, Path], None] | None = None
+) -> None:
+    """Write the mask and the probabilities of a scan, with the geometry of its crop, and its figure.
+
+    Args:
+        prediction: at the resolution of the crop.
+        output: folder of the results.
+        save_figure: saves a figure of the prediction; None leaves it out.
 
     Raises:
         VolumeError: a file cannot be written.
@@ -79,11 +91,12 @@ def write_prediction(prediction: Prediction, output: Path) -> None:
         output / "probabilities" / f"{case_id}.nii.gz": prediction.probability.astype(np.float32),
         output / "masks" / f"{case_id}.nii.gz": prediction.mask.astype(np.uint8),
     }
-    inputs = {"crop": digest_of([prediction.case.image])}
-    results.begin(case_id, list(arrays), {}, inputs)
-    for path, array in arrays.items():
-        write_volume(prediction.volumes.grid.image(array), path)
-    results.finish(case_id, list(arrays), {}, inputs)
+    figures = [] if save_figure is None else [output / "figures" / f"{case_id}.png"]
+    with results.writing(case_id, [*arrays, *figures], {}, {"crop": digest_of([prediction.case.image])}):
+        for path, array in arrays.items():
+            write_volume(prediction.volumes.grid.image(array), path)
+        for path in figures:
+            save_figure(prediction, path)
 
 
 def save_prediction_figure(
@@ -141,7 +154,9 @@ def view_of(prediction: Prediction, score: Score, window: tuple[float, float]) -
     )
 
 
-def write_scores(scored: Sequence[Scored], output: Path, model: Path, with_raw: bool) -> dict[str, dict]:
+def write_scores(
+    scored: Sequence[Scored], output: Path, model: Path, with_raw: bool, protocols: Sequence[str] = ()
+) -> dict[str, Any]:
     """Write metrics.csv, a row a scan, and summary.json; with raw scans, metrics_raw.csv too.
 
     Args:
@@ -150,13 +165,14 @@ def write_scores(scored: Sequence[Scored], output: Path, model: Path, with_raw: 
         model: written into the summary.
         with_raw: whether raw scans were given; their scores are the part ``raw`` of the summary, which is otherwise
             that of the crops.
+        protocols: what the scores depend on beside model and scans, see `lesion_protocols`.
 
     Returns:
         The summary, see `summarise`.
     """
     crops = [s.crop for s in scored]
     columns = list(crops[0].row())
-    summary = {"model": str(model), **summarise(crops)}
+    summary = {"model": str(model), "protocols": list(protocols), **summarise(crops)}
     write_text(output / "metrics.csv", as_csv(columns, [score.row() for score in crops]))
     if with_raw:
         own = [s.raw for s in scored if s.raw is not None]
@@ -169,13 +185,13 @@ def write_scores(scored: Sequence[Scored], output: Path, model: Path, with_raw: 
     return summary
 
 
-def as_text(summary: dict[str, dict]) -> str:
+def as_text(summary: dict[str, Any]) -> str:
     """What test.py prints of a summary: the table and, with raw scans, a second one and the scans that failed."""
+    crops = [*summary["protocols"], as_table(summary)]
     if "raw" not in summary:
-        return as_table(summary)
-    failed = list(failure_lines(summary["raw"]["failed"]))
-    return "\n".join(
-        ["at the resolution of the crops", as_table(summary), "", "at the scans' own resolution"]
-        + ([table] if (table := as_table(summary["raw"])) else ["no scan was scored"])
-        + failed
-    )
+        return "\n".join(crops)
+    lines = ["at the resolution of the crops", *crops, "", "at the scans' own resolution"]
+    if summary["protocols"]:
+        lines.append("lesion is every label above 0 of the given masks")
+    lines.append(as_table(summary["raw"]) or "no scan was scored")
+    return "\n".join([*lines, *failure_lines(summary["raw"]["failed"])])

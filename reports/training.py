@@ -226,7 +226,7 @@ def _summary(entries: Sequence[Mapping[str, float]], settings: Settings | None) 
         return "nothing logged yet"
     last = f"iteration {int(max(entry['iteration'] for entry in entries))}"
     if settings is not None:
-        last += f" of {settings.solver.iter_max}"
+        last += f" of {settings.solver.last_iteration}"
     scores = [(entry["valid/dice"], -int(entry["iteration"])) for entry in entries if "valid/dice" in entry]
     if not scores:
         return last

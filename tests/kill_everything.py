@@ -80,7 +80,7 @@ class Job:
         return self.files()
 
     def _folders(self) -> list[Path]:
-        names = ("", "images", "lung", "lesion", "masks", "probabilities", "figures", "pictures", ".scans")
+        names = ("", "images", "lung", "lesion", "masks", "probabilities", "figures", "pictures", ".results", ".views")
         return [self.output / name for name in names]
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from datasets import scans
+from utils import distributed
 from utils.cli import run
 
 # One process imports everything once, and becomes those that are asked for; its parent may have used CUDA, it has not.
@@ -59,6 +61,18 @@ def _child(rank, count, port, folder, function, arguments):
     finally:
         sys.stdout.flush(), sys.stderr.flush()
     sys.exit(code)
+
+
+def noting_who_indexes(main, arguments, log):
+    """Run a script; each process that indexes an archive leaves ``log/indexed RANK``."""
+    index = scans.index_scans
+
+    def noted(*paths, **options):
+        (log / f"indexed {distributed.rank()}").touch()
+        return index(*paths, **options)
+
+    scans.index_scans = noted
+    return main(arguments)
 
 
 def in_double_precision():

@@ -277,6 +277,22 @@ def test_a_release_of_a_published_checkpoint_says_only_what_is_known(tmp_path, q
     assert segmenter.width == 4
 
 
+@pytest.mark.fault("own figures, DICOM SEGs, exported networks")
+def test_only_files_that_it_exported_are_replaced(run_file, tmp_path, quick, capsys):
+    (tmp_path / "segmenter.onnx").write_text("of another network")
+    assert run(lambda: export.main([str(run_file), "--output", str(tmp_path), "--quiet"])) == 1
+    assert f"{tmp_path / 'segmenter.onnx'}: was not written by this command, and is not" in capsys.readouterr().err
+    assert (tmp_path / "segmenter.onnx").read_text() == "of another network"
+    assert not (tmp_path / "segmenter.pt2").exists()
+    mine = ["--output", str(tmp_path / "mine.onnx"), "--quiet"]
+    assert export.main([str(run_file), *mine]) == export.main([str(run_file), *mine]) == 0
+    (tmp_path / "mine.onnx").write_text("quantised")
+    assert export.main([str(run_file), "--output", str(tmp_path / "other.onnx"), "--quiet"]) == 0
+    assert run(lambda: export.main([str(run_file), *mine])) == 1
+    assert "mine.onnx: was changed since this command wrote it" in capsys.readouterr().err
+    assert (tmp_path / "mine.onnx").read_text() == "quantised"
+
+
 def test_where_files_go_and_what_they_are(run_file, tmp_path, quick, capsys):
     for output, formats, names in (
         ("both", [], {"segmenter.onnx", "segmenter.pt2"}),
@@ -287,7 +303,8 @@ def test_where_files_go_and_what_they_are(run_file, tmp_path, quick, capsys):
     ):
         assert export.main([str(run_file), "--output", str(tmp_path / output), *formats, "--quiet"]) == 0
         folder = tmp_path / output.split("/")[0]
-        files = {p.name: p.read_text() for p in folder.iterdir() if p.name not in (".lock", "manifest.json")}
+        of_a_run = (".lock", ".results", "manifest.json")
+        files = {p.name: p.read_text() for p in folder.iterdir() if p.name not in of_a_run}
         assert set(files) == names
         assert all(text == ("onnx" if name.endswith("onnx") else "torch_export") for name, text in files.items())
         assert json.loads((folder / "manifest.json").read_text())["runs"][-1]["model"] == str(run_file)
@@ -321,7 +338,7 @@ def test_a_file_that_does_not_agree_is_not_kept(run_file, tmp_path, quick, monke
     assert run(lambda: export.main([str(run_file), where, str(tmp_path / "out"), "--quiet"])) == 1
     assert "segmenter.onnx: probabilities differ by up to" in capsys.readouterr().err
     left = {p.name for p in tmp_path.rglob("*") if p.is_file()}
-    assert left <= {".lock", "manifest.json"}
+    assert left <= {".lock", "manifest.json", "export.json"}  # the last says that none is finished
     assert (tmp_path / "out").exists() == (where == "--output")
 
 

@@ -1,6 +1,7 @@
 import os
 import shutil
 import urllib.error
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import lungCrop
 from datasets import lung_finders
 from datasets.crop import LungMaskCrop, recorded_window
 from datasets.lungs import segment_by_threshold
-from tests.several import on_processes
+from tests.several import noting_who_indexes, on_processes
 from tests.volumes import geometry, pixels, write, write_dicom
 from utils.cli import run
 from utils.results import Results
@@ -94,9 +95,10 @@ def test_what_a_kill_left_behind_is_no_result(scans, tmp_path):
     # The image is written last: masks alone are not done.
     for path in (scans / "lung").iterdir():
         target = output / "lung" / path.name
-        Results(output).begin(path.name.split(".")[0], [target], {}, {})
-        target.parent.mkdir(exist_ok=True)
-        shutil.copy(path, target)
+        with suppress(KeyboardInterrupt), Results(output).writing(path.name.split(".")[0], [target], {}, {}):
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(path, target)
+            raise KeyboardInterrupt
     assert cropped(scans / "ct", output) == 0
     assert pixels(output / "lung" / "diseased_000.nii.gz").shape == (8, 16, 16)
     assert (output / "images" / "diseased_000.nii.gz").is_file()
@@ -290,7 +292,9 @@ def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed
         output = tmp_path / str(count)
         arguments = [str(scans / "ct"), "--output", str(output), "--labels", str(scans / "lesion"), "--quiet"]
         more = ["--lungs", "threshold", "--size", "8", "16", "16"]
-        ended = on_processes(count, tmp_path / f"log {count}", lungCrop.main, [*arguments, *more])
+        logs = tmp_path / f"log {count}"
+        ended = on_processes(count, logs, noting_who_indexes, lungCrop.main, [*arguments, *more], logs)
+        assert [path.name for path in logs.glob("indexed *")] == ["indexed 0"]
         assert [e.code for e in ended] == [1] * count
         assert all(e.out == e.err == "" for e in ended[1:])
         printed.append(ended[0].out.replace(str(output), ""))
@@ -300,6 +304,16 @@ def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed
     assert printed[0] == printed[1]
     assert len(files[0]) == 9
     assert files[0] == files[1]
+
+
+@pytest.mark.fault("an archive that the first of several processes")
+def test_an_archive_that_cannot_be_indexed_is_one_line_of_all_processes(tmp_path):
+    arguments = [str(tmp_path / "nowhere"), "--output", str(tmp_path / "out"), "--quiet"]
+    ended = on_processes(2, tmp_path / "log", lungCrop.main, arguments)
+    assert [e.code for e in ended] == [1, 1]
+    told = [e.err for e in ended if e.err]
+    assert told == [f"error: {tmp_path / 'nowhere'}: no such file or folder; expected a CT or a folder of CTs\n"]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.fault("results of a replaced scan")

@@ -149,13 +149,17 @@ def test_a_mask_lies_on_the_series_that_it_was_cut_from(scans, tmp_path, capsys)
     assert pixels(folder / "out" / "case.nii.gz").sum() == 6 * 10 * 12
 
 
-@pytest.mark.fault("output that is input")
-@pytest.mark.parametrize("output", ["raw", "masks"])
-def test_the_input_is_never_written_over(scans, output, capsys):
-    folder, _ = scans
-    arguments = ["--images", str(folder / "raw"), "--masks", str(folder / "masks"), "--output", str(folder / output)]
-    assert run(lambda: post_processing.main(arguments)) == 1
-    assert "is the folder of the input" in capsys.readouterr().err
+@pytest.mark.fault("masks on crops of the published code")
+@pytest.mark.parametrize("without", [False, True])
+def test_a_crop_without_geometry_is_not_pasted(tmp_path, without, capsys):
+    plain = {"spacing": (1, 1, 1), "origin": (0, 0, 0)}
+    write(tmp_path / "raw" / "a.nii.gz", image_of(np.full((9, 20, 20), -900, np.int16), **(plain if without else {})))
+    write(tmp_path / "crops" / "a.nii.gz", image_of(np.ones((4, 8, 8), np.uint8), **plain))
+    assert pasted(tmp_path, "crops") == 1
+    assert "a.nii.gz: " + ("has no geometry" if without else "does not lie on") in capsys.readouterr().out
+    # A mask of the whole scan needs none.
+    write(tmp_path / "whole" / "a.nii.gz", image_of(np.ones((9, 20, 20), np.uint8), **plain))
+    assert pasted(tmp_path, "whole") == (0 if without else 1)
 
 
 @pytest.mark.fault("output that is input")

@@ -22,8 +22,9 @@ from evaluation.burden import NOTICE
 from models import Segmenter
 from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests import reference
-from tests.several import on_processes
+from tests.several import noting_who_indexes, on_processes
 from tests.volumes import geometry, pixels, write, write_dicom
+from utils import results
 from utils.cli import run
 
 SIZE = (8, 32, 32)
@@ -263,14 +264,14 @@ def test_bad_scans_are_named_and_the_others_are_done(scans, model, tmp_path, cap
 
 
 def test_a_full_disk_is_told_of_every_scan(scans, model, tmp_path, monkeypatch, capsys):
-    write_text = prediction_folder.write_text
+    write_text = results.write_text
 
     def full(path, text):
-        if path.parent.name == ".scans":
+        if path.parent.name == ".results":
             raise OSError(28, "No space left on device", str(path))
         write_text(path, text)
 
-    monkeypatch.setattr(prediction_folder, "write_text", full)
+    monkeypatch.setattr(results, "write_text", full)
     assert run(lambda: predicted(scans, model, tmp_path / "out")) == 1
     assert "No space left on device" in capsys.readouterr().err
 
@@ -389,9 +390,7 @@ def test_a_published_segmenter_has_the_published_defaults_and_options_for_others
     assert (seen[0].size, seen[0].window) == ((16, 32, 32), (-1000, 100))
     made_by = summary(tmp_path / "a")["made_by"]
     assert (made_by["size"], made_by["window"], made_by["normalization"]) == ([16, 32, 32], [-1000, 100], "window")
-    monkeypatch.setattr(
-        predict, "predict_folder", lambda scans, lungs, segmenter, *rest: seen.append(segmenter.cropper) or {}
-    )
+    monkeypatch.setattr(predict, "predict_folder", lambda scans, segmenter, *rest: seen.append(segmenter.cropper) or {})
     predicted(scan, path, tmp_path / "b")
     assert (seen[1].size, seen[1].window) == (CROP_SIZE, (-1250, 250))
     assert summary(tmp_path / "b")["made_by"]["normalization"] == "minmax"
@@ -466,7 +465,9 @@ def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed
         output = tmp_path / str(count)
         command = [str(scans), "--model-path", str(model), "--output", str(output), "--lungs", "threshold"]
         arguments = [*command, "--device", "cpu", "--quiet"]
-        ended = on_processes(count, tmp_path / f"log {count}", predict.main, arguments)
+        logs = tmp_path / f"log {count}"
+        ended = on_processes(count, logs, noting_who_indexes, predict.main, arguments, logs)
+        assert [path.name for path in logs.glob("indexed *")] == ["indexed 0"]
         assert [e.code for e in ended] == [1] * count
         assert all(e.out == e.err == "" for e in ended[1:])
         printed.append(ended[0].out.replace(str(output), ""))

@@ -15,7 +15,7 @@ from evaluation import results
 from models import Discriminator, Generator, Segmenter, load_published
 from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests import reference
-from tests.several import on_processes
+from tests.several import noting_who_indexes, on_processes
 from tests.volumes import pixels
 from training.states import save_state
 from utils.cli import run
@@ -234,6 +234,25 @@ def test_an_unknown_split_is_a_usage_error(config, model, capsys):
     assert "VALDI is none of LABELED, WO_LABEL" in capsys.readouterr().err
 
 
+@pytest.mark.fault("own figures, DICOM SEGs, exported networks")
+def test_figures_and_tables_of_others_are_not_replaced(config, model, tmp_path, capsys):
+    output = tmp_path / "results"
+    figure, table = output / "figures" / "sick_4.png", output / "metrics.csv"
+    figure.parent.mkdir(parents=True)
+    figure.write_text("for the paper")
+    arguments = ["--config-path", str(config), "--model-path", str(model), "--output", str(output), "--quiet"]
+    assert run(lambda: test.main([*arguments, "--save-vis"])) == 1
+    assert f"{figure}: was not written by this command, and is not replaced" in capsys.readouterr().err
+    assert figure.read_text() == "for the paper"
+    assert not (output / "masks" / "sick_4.nii.gz").exists()
+    assert test.main(arguments) == 0  # without figures there is nothing to replace
+    (output / "manifest.json").unlink()
+    table.write_text("of another study")
+    assert run(lambda: test.main(arguments)) == 1
+    assert f"{table}: was not written by this command" in capsys.readouterr().err
+    assert table.read_text() == "of another study"
+
+
 def test_the_page_shows_every_scan_with_its_scores(config, model, tmp_path):
     output = results_of(config, model, "--split", "VALID", "VALIDH", "--no-report")
     assert not (output / "report.html").exists()
@@ -260,7 +279,9 @@ def test_two_processes_write_the_files_of_one(config, model, raw, tmp_path):
         output = tmp_path / str(count)
         # Splits of two scans and of one: a process has nothing to do.
         more = ["--output", str(output), *with_raw(raw)]
-        ended = on_processes(count, tmp_path / f"log {count}", test.main, [*arguments, *more])
+        logs = tmp_path / f"log {count}"
+        ended = on_processes(count, logs, noting_who_indexes, test.main, [*arguments, *more], logs)
+        assert [path.name for path in logs.glob("indexed *")] == ["indexed 0"]
         assert [(e.code, e.err) for e in ended] == [(0, "")] * count
         assert all(e.out == "" for e in ended[1:])
         printed.append(ended[0].out.replace(str(output), ""))

@@ -166,7 +166,7 @@ def _setting_rows(settings: dict[str, Any], device: str) -> dict[str, Any]:
     augmentation = _value(settings, "IMAGE.AUGMENTATION")
     return {
         "constraint losses": ", ".join(name for name in CONSTRAINTS if name in words) or "none",
-        "iterations planned": _value(settings, "SOLVER.ITER_MAX"),
+        "iterations planned": _value(settings, "SOLVER.STOP_AFTER", 0) or _value(settings, "SOLVER.ITER_MAX"),
         "volumes in a batch": _value(settings, "SOLVER.BATCH_SIZE"),
         "slices in a sample": _value(settings, "IMAGE.SLICES"),
         "augmentation": {True: "on", False: "off"}.get(augmentation, augmentation),

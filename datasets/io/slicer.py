@@ -72,10 +72,11 @@ def read_segmentation(
         VolumeError: the file is damaged, does not lie on the voxels of the CT, or it is not clear which segments count.
     """
     try:
-        header = nrrd.read_header(str(path))
-        grid, layers = _grid_of(header)
-        check_grid(path, grid, max_voxels)
-        data = nrrd.read(str(path))[0]
+        with path.open("rb") as file:
+            header = nrrd.read_header(file)
+            grid, layers = _grid_of(header)
+            check_grid(path, grid, max_voxels)
+            data = nrrd.read_data(header, file, str(path))
     except VolumeError:
         raise
     except Exception as error:  # a damaged header makes the reader raise whatever it comes across

@@ -34,7 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.cohort import find_volume
+from datasets.cohort import LIST_FOLDER, check_id_lists, find_volume, write_id_lists
 from datasets.crop import LungMaskCrop
 from datasets.crop_scans import FOLDERS, Masks, crop_scans, is_cropped
 from datasets.io.volume import Reading
@@ -42,7 +42,8 @@ from datasets.lung_finders import LUNG_FINDERS, FindLungs, Lungs
 from datasets.public import SETS
 from datasets.public.check import check_scans
 from datasets.public.find import Found, Wanted, find_public_scans
-from datasets.public.lists import chosen_labels, make_lists, natural, write_lists
+from datasets.public.lists import chosen_labels, make_lists, natural
+from datasets.public.protocol import read_rules, report_path
 from datasets.public.report import as_text, report_of
 from datasets.public.sets import GREY_WINDOW, Labels, PublicScan, PublicSet
 from datasets.scan_options import add_crop_size, add_lungmask, check_size
@@ -52,7 +53,7 @@ from utils.errors import CohortError
 from utils.failures import gather_failures, print_failures
 from utils.files import write_text
 from utils.manifest import recording
-from utils.results import RECORDS
+from utils.results import RESULTS
 
 HELD_OUT = {
     "valid": "scans with voxel labels to hold out for validation; they are then in no test list",
@@ -156,13 +157,13 @@ def _make(
     lungs: Lungs | None,
 ) -> None:
     """Crop the scans; write lists and report. Scans that fail move to `found.failed`."""
-    title, output, path = SETS[options.set].title, options.output, options.output / f"public_{options.set}.json"
+    title, output, path = SETS[options.set].title, options.output, report_path(options.output, SETS[options.set])
     device = choose_device(options.device if lungs is not None and lungs.on_gpu else "cpu")
     with (
-        distributed.lock_folder_on_rank_zero(output, *FOLDERS, "id_txt", RECORDS),
+        distributed.lock_folder_on_rank_zero(output, *FOLDERS, LIST_FOLDER, RESULTS, f"{RESULTS}/{LIST_FOLDER}"),
         recording(output, device=device, seed=options.seed, rules=rules),
     ):
-        left = distributed.on_rank_zero(lambda: _begin(path, found, rules, options.size, options.overwrite))
+        left = distributed.on_rank_zero(lambda: _begin(path, found, lists, rules, options))
         mine = {case_id: found.scans[case_id] for case_id in distributed.shard(left)}
         failed = crop_public_scans(mine, output, lambda: lungs.finder(device), options.size, rules, not options.quiet)
         found.failed |= gather_failures(failed, left)
@@ -170,7 +171,7 @@ def _make(
             found.scans.pop(case_id, None)
         report = report_of(title, options.download, found, lists, rules)
         if distributed.is_rank_zero():
-            write_lists(output, {name: report["lists"].get(name, []) for name in lists})
+            write_id_lists(output, {name: report["lists"].get(name) for name in lists}, options.set)
             write_text(path, json.dumps(report, indent=2) + "\n")
     print(as_text(report))
     total = len(found.scans) + len(found.failed)
@@ -178,22 +179,28 @@ def _make(
 
 
 def _begin(
-    path: Path, found: Found, rules: Mapping[str, Any], size: tuple[int, int, int], overwrite: bool
+    path: Path,
+    found: Found,
+    lists: Mapping[str, Sequence[str]],
+    rules: Mapping[str, Any],
+    options: argparse.Namespace,
 ) -> list[str]:
     """Record the rules of the crops; return the ids that remain to be cropped.
 
     Raises:
         CohortError: existing crops were made with other rules, and must not be overwritten.
+        FolderError: a list was written or edited by somebody else.
     """
     root = path.parent
+    check_id_lists(root, {name: ids or None for name, ids in lists.items()}, options.set)
     done = [
         case_id
         for case_id, scan in found.scans.items()
-        if is_cropped(root, case_id, size, with_lesion=scan.lesion is not None)
+        if is_cropped(root, case_id, options.size, with_lesion=scan.lesion is not None)
     ]
-    before = _rules_of(path)
+    before = read_rules(path)
     if done and before not in (None, rules):
-        if not overwrite:
+        if not options.overwrite:
             differ = [f"{key} {before.get(key)}, now {rules[key]}" for key in rules if before.get(key) != rules[key]]
             raise CohortError(
                 f"{path}: scans here were made with {'; '.join(differ)}; --overwrite replaces them, another --output "
@@ -203,16 +210,7 @@ def _begin(
         for case_id in done:
             find_volume(root / FOLDERS[0], case_id).unlink()
     write_text(path, json.dumps({"rules": rules}, indent=2) + "\n")
-    return [case_id for case_id in found.scans if overwrite or case_id not in done]
-
-
-def _rules_of(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["rules"])
-    except (ValueError, KeyError, TypeError):
-        raise CohortError(f"{path}: not a report of this command; remove it, or choose another --output") from None
+    return [case_id for case_id in found.scans if options.overwrite or case_id not in done]
 
 
 def _label(text: str) -> int:

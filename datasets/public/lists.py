@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from datasets.public.find import Found
 from datasets.public.sets import PublicScan, PublicSet
 from utils.errors import CohortError
-from utils.files import write_text
 
 
 def make_lists(
@@ -103,17 +101,3 @@ def _known(public_set: PublicSet, found: Found, name: str) -> str:
     if case_id in found.scans and found.scans[case_id].lesion is None:
         raise CohortError(f"--label {name}: has no lesion mask; choose a scan that has one")
     return case_id
-
-
-def write_lists(root: Path, lists: Mapping[str, Sequence[str]]) -> None:
-    """Write lists to id_txt/, and remove the empty ones: older files may contradict the other lists.
-
-    Raises:
-        OSError: a list cannot be written.
-    """
-    for name, ids in lists.items():
-        path = root / "id_txt" / f"{name}.txt"
-        if ids:
-            write_text(path, "".join(f"{case_id}\n" for case_id in ids))
-        else:
-            path.unlink(missing_ok=True)

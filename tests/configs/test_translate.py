@@ -108,6 +108,12 @@ def test_a_constraint_inside_of_a_longer_word_stays_on_and_keys_of_nobody_are_na
     assert "SOLVER.ITER_SIEZ: not a key of the published code; dropped" in notes
 
 
+def test_a_constraint_that_never_ran_is_named():
+    _, notes = translate(PUBLISHED.replace("_focal_", "_MIL_"), "old.yaml")
+    assert any(note.startswith("EXP.ID: MIL stops the published code at iteration 10,001") for note in notes)
+    assert not any("MIL" in note for note in translate(PUBLISHED, "old.yaml")[1])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

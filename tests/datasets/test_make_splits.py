@@ -77,6 +77,24 @@ def test_the_command_writes_the_lists(root, capsys):
     assert "LABELED       1" in capsys.readouterr().out
 
 
+@pytest.mark.fault("lists of ids that were written or edited by hand")
+def test_lists_of_the_user_are_not_replaced(root, capsys):
+    edited, arguments = root / "id_txt" / "train_id_WL.txt", [str(root), "--healthy", "h*", "--quiet"]
+    assert main(arguments) == 0
+    before = edited.read_text()
+    assert main([*arguments, "--seed", "3"]) == main(arguments) == 0  # its own lists
+    edited.write_text(before.split("\n", 1)[1])
+    assert run(lambda: main([*arguments, "--seed", "3"])) == 1
+    assert f"{edited}: was changed since this command wrote it, and is not replaced" in capsys.readouterr().err
+    assert edited.read_text() == before.split("\n", 1)[1]
+    edited.write_text(before)  # what would be written is no reason to stop
+    assert main(arguments) == 0
+    (root / ".results" / "id_txt" / "make_splits.json").unlink()
+    assert main(arguments) == 0
+    assert run(lambda: main([*arguments, "--seed", "3"])) == 1
+    assert "was not written by this command" in capsys.readouterr().err
+
+
 def test_healthy_scans_by_a_list(root, tmp_path):
     path = tmp_path / "healthy.txt"
     path.write_text("\n".join(HEALTHY[:4]))

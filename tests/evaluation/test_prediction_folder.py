@@ -16,8 +16,8 @@ from evaluation.prediction_folder import (
     is_done,
     read_records,
     read_view,
-    record_path,
     report_case,
+    view_path,
     what_is_left,
     write_report,
     write_results,
@@ -25,7 +25,8 @@ from evaluation.prediction_folder import (
 )
 from reports.cases import encode_case
 from tests.volumes import image_of, pixels
-from utils.errors import VolumeError
+from utils.errors import FolderError, VolumeError
+from utils.results import Results
 
 MADE_BY = {"model": "0123456789abcdef01", "threshold": 0.5}
 
@@ -81,10 +82,22 @@ def test_results_are_named_by_the_id_and_recorded_last(wanted, monkeypatch):
 
 def test_the_segmentation_of_another_model_goes_where_there_is_none(wanted):
     path = wanted.output / "dicom_seg" / "a.dcm"
-    path.parent.mkdir(parents=True)
-    path.touch()
+    with Results(wanted.output).writing("dicom_seg/a", [path], MADE_BY, {}):
+        path.parent.mkdir(parents=True)
+        path.touch()
     written(wanted, "a", one=found(lesion=False))
     assert not path.exists()
+
+
+@pytest.mark.fault("own figures, DICOM SEGs, exported networks")
+def test_a_segmentation_of_somebody_else_is_kept(wanted):
+    path = wanted.output / "dicom_seg" / "a.dcm"
+    path.parent.mkdir(parents=True)
+    path.write_text("an expert's")
+    with pytest.raises(FolderError, match=r"a\.dcm: was not written by this command, and is not replaced"):
+        written(wanted, "a")
+    assert path.read_text() == "an expert's"
+    assert not (wanted.output / "masks").exists()
 
 
 @pytest.mark.parametrize(
@@ -95,15 +108,16 @@ def test_the_segmentation_of_another_model_goes_where_there_is_none(wanted):
         "[]",
         "null",
         "{}",
-        '{"made_by": {}, "mask": "a.nii.gz"}',
-        '{"made_by": {}, "mask": "a.nii.gz", "row": {"id": "a"}}',
-        '{"made_by": {}, "mask": 1, "row": {}}',
+        '{"made_by": {}, "files": {}}',
+        '{"made_by": {}, "files": {}, "facts": {"mask": "a.nii.gz"}}',
+        '{"made_by": {}, "files": {}, "facts": {"mask": "a.nii.gz", "row": {"id": "a"}}}',
+        '{"made_by": {}, "files": {}, "facts": {"mask": 1, "row": {}}}',
     ],
 )
 def test_a_record_that_is_damaged_is_none(wanted, text):
     written(wanted, "a")
     written(wanted, "b")
-    record_path(wanted.output, "a").write_text(text)
+    (wanted.output / ".results" / "a.json").write_text(text)
     assert list(read_records(wanted.output)) == ["b"]
     scans = {case_id: Scan(case_id, wanted.output / "scan.nii.gz") for case_id in ("a", "b")}
     assert what_is_left(scans, wanted, overwrite=False)[1] == ["a"]
@@ -150,7 +164,7 @@ def test_done_is_what_has_all_that_is_asked_for(wanted, tmp_path):
     written(asked, "a", scan=file, one=found(probabilities=True), view=view_of("a"))
     assert (wanted.output / "probabilities" / result_name("a", file)).name == "a.nrrd"
     assert done(file, probabilities=True, report=True)
-    record_path(wanted.output, "a", "view").write_text("{}")
+    view_path(wanted.output, "a").write_text("{}")
     assert read_view(wanted.output, "a") is None
     assert not done(file, report=True)
     assert done(file, probabilities=True)

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -84,6 +85,15 @@ def test_a_long_log_is_drawn_with_bounded_size():
     (plot,) = training_plots(entries)
     assert "Each point is the mean of 20 entries of the log." in plot.caption
     assert len(plot.svg) < 60_000
+
+
+def test_a_run_that_stops_early_is_measured_against_what_it_will_do(run_folder, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    settings = read_settings(folder / "settings.yaml", ["SOLVER.STOP_AFTER=450"])
+    (folder / "settings.yaml").write_text(settings.to_yaml())
+    page = write_training_report(folder).read_text(encoding="utf-8")
+    assert "iteration 400 of 450;" in page
+    assert "of 500" not in page
 
 
 def test_the_page_shows_curves_pictures_and_settings(run_folder, opened):

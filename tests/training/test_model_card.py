@@ -109,6 +109,15 @@ def test_the_card_of_a_published_checkpoint_says_no_more_than_is_known(tmp_path)
         assert line in card, line
 
 
+def test_the_iterations_planned_are_those_of_a_run_that_stops_early(card, tmp_path):
+    assert "| iterations planned | 300000 |" in card
+    path = tmp_path / "segmenter_best.pth"
+    content = load(path)
+    content["training"]["settings"] = content["training"]["settings"].replace("STOP_AFTER: 0", "STOP_AFTER: 20000")
+    save(content, path)
+    assert "| iterations planned | 20000 |" in card_of(path)
+
+
 def test_settings_of_other_versions_are_told_as_far_as_they_are_known(card, tmp_path):
     path = tmp_path / "segmenter_best.pth"
     content = load(path)

@@ -1,10 +1,11 @@
 import json
 import os
+from contextlib import suppress
 
 import pytest
 
 from utils.errors import FolderError
-from utils.results import Results, digest_of
+from utils.results import NO_RECORD, Results, digest_of
 
 OPTIONS = {"size": [4, 8, 8], "lungs": "threshold"}
 
@@ -18,10 +19,9 @@ def made(tmp_path):
     path = folder / "masks" / "a.nii"
     inputs = {"scan": digest_of([scan])}
     results = Results(folder)
-    results.begin("a", [path], OPTIONS, inputs)
-    path.parent.mkdir()
-    path.write_text("mask")
-    results.finish("a", [path], OPTIONS, inputs)
+    with results.writing("a", [path], OPTIONS, inputs):
+        path.parent.mkdir()
+        path.write_text("mask")
     return results, path, scan
 
 
@@ -29,7 +29,7 @@ def test_what_differs_from_the_record_is_said(made):
     results, path, scan = made
     inputs = {"scan": digest_of([scan])}
     assert results.difference("a", OPTIONS, inputs) is None
-    assert results.difference("b", OPTIONS, inputs) == "no record"
+    assert results.difference("b", OPTIONS, inputs) == NO_RECORD
     assert results.difference("a", {**OPTIONS, "lungs": "lungmask R231"}, inputs) == "other lungs"
     assert results.difference("a", {**OPTIONS, "new": 1}, inputs) == "other new"
     assert results.difference("a", OPTIONS, {**inputs, "label": "0"}) == "other label"
@@ -42,25 +42,30 @@ def test_what_differs_from_the_record_is_said(made):
 @pytest.mark.fault("own masks where results are written")
 def test_only_own_files_that_nobody_changed_are_replaced(made):
     results, path, _ = made
-    results.begin("a", [path], OPTIONS, {})  # its own
-    results.finish("a", [path], OPTIONS, {})
+    with results.writing("a", [path], OPTIONS, {}):
+        path.write_text("its own")
     path.write_text("corrected by hand")
-    with pytest.raises(FolderError, match=r"a\.nii: was changed since this command wrote it, and is not replaced"):
-        results.begin("a", [path], OPTIONS, {})
+    changed = r"a\.nii: was changed since this command wrote it, and is not replaced"
+    with pytest.raises(FolderError, match=changed), results.writing("a", [path], OPTIONS, {}):
+        pytest.fail("wrote over it")
     other = path.with_name("b.nii")
     other.write_text("an expert's")
-    with pytest.raises(FolderError, match=r"b\.nii: was not written by this command, and is not replaced; move it"):
-        results.begin("b", [other], OPTIONS, {})
+    foreign = r"b\.nii: was not written by this command, and is not replaced; move it"
+    with pytest.raises(FolderError, match=foreign), results.writing("b", [other], OPTIONS, {}):
+        pytest.fail("wrote over it")
     assert other.read_text() == "an expert's"
 
 
 def test_a_killed_command_leaves_what_the_next_one_may_replace(made, tmp_path):
     results, _, _ = made
     new = tmp_path / "out" / "masks" / "new.nii"
-    results.begin("new", [new], OPTIONS, {})
-    new.write_text("half of the results")
+    with suppress(KeyboardInterrupt), results.writing("new", [new], OPTIONS, {}):
+        new.write_text("half of the results")
+        raise KeyboardInterrupt
     assert results.difference("new", OPTIONS, {}) == "unfinished"
-    results.begin("new", [new], OPTIONS, {})
+    with results.writing("new", [new], OPTIONS, {}):
+        new.write_text("all of them")
+    assert results.difference("new", OPTIONS, {}) is None
 
 
 def test_damaged_records_are_none(made):
@@ -68,6 +73,6 @@ def test_damaged_records_are_none(made):
     record = results.folder / ".results" / "a.json"
     for text in ("", "[]", '{"files": 3}', json.dumps({"files": None})):
         record.write_text(text)
-        assert results.difference("a", OPTIONS, {}) == "no record"
-        with pytest.raises(FolderError):
-            results.begin("a", [path], OPTIONS, {})
+        assert results.difference("a", OPTIONS, {}) == NO_RECORD
+        with pytest.raises(FolderError), results.writing("a", [path], OPTIONS, {}):
+            pytest.fail("wrote over it")

@@ -1,4 +1,5 @@
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from datasets.public import __main__ as command
 from datasets.public.__main__ import main
 from datasets.public.lists import make_lists
 from datasets.public.sets import CT, LESION, LUNG, PublicScan, PublicSet, labels
+from models import Segmenter
+from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests.several import on_processes
+from tests.test_readme import code_blocks, project_in
 from tests.volumes import image_of, pixels, write
 from utils.cli import run
 from utils.errors import CohortError
@@ -178,6 +182,42 @@ def test_medseg_counts_ground_glass_and_consolidation_and_on_request_effusion(tm
     }  # fmt: skip
 
 
+def test_both_protocols_of_medseg_are_tested_by_the_commands_of_the_docs(tmp_path):
+    (commands,) = (block for block in code_blocks(ROOT / "docs" / "public_data.md") if "1 2 3" in block)
+    environment = project_in(tmp_path)
+    medseg(tmp_path / "downloads" / "medseg")
+    settings = read_settings(ROOT / "configs" / "mosmed.yaml")
+    image, folder = settings.image, tmp_path / settings.exp.folder
+    trained_on = SegmenterInput(size=image.size, window=image.window, normalization=image.normalization)
+    save_segmenter(folder / "segmenter_last.pth", Segmenter(2), SegmenterFacts(trained_on=trained_on, iteration=0))
+    done = subprocess.run(
+        ["sh", "-euc", commands],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours, published = (
+        json.loads((folder / f"B_of_{root}" / "summary.json").read_text())
+        for root in ("data_public", "data_published_B")
+    )
+    assert ours["protocols"] == [
+        "MedSeg (B): lesion is labels 1 2; the published test counts labels 1 2 3, so its Dice does not compare"
+    ]
+    assert published["protocols"] == ["MedSeg (B): lesion is labels 1 2 3, as in the published test"]
+    for summary in (ours, published):
+        (line,) = summary["protocols"]
+        assert f"\n{line}\nwith lesion (2 scans)\n" in done.stdout
+        page = folder / f"B_of_{'data_public' if summary is ours else 'data_published_B'}" / "report.html"
+        assert line in page.read_text(encoding="utf-8")
+    # Of 6 slices resized to 40, the first, with label 1, becomes 4; those with labels 2 and 3 become 8 each.
+    true_ml = [summary["lesion"]["true_ml"]["mean"] for summary in (ours, published)]
+    assert true_ml[1] / true_ml[0] == pytest.approx((4 + 8 + 8) / (4 + 8))
+
+
 def test_mosmed_is_told_apart_by_folders_and_masks_and_lungmask_finds_its_lungs(tmp_path, lungmask):
     output = tmp_path / "cohort"
     options = ["--weights", "w.pth", "--device", "cpu"]
@@ -319,6 +359,26 @@ def test_lists_that_nothing_is_in_any_more_are_removed(tmp_path):
     assert set(lists(output)) == {"A_labelled", "A_sub1", "A_sub2", "A_valid"}
     assert made("covidseg", download, output, "--label", "none") == 0
     assert set(lists(output)) == {"A_sub1", "A_sub2"}
+
+
+@pytest.mark.fault("lists of ids that were written or edited by hand")
+def test_a_list_that_was_edited_is_kept(tmp_path, capsys):
+    download, output = medseg(tmp_path / "b", count=3), tmp_path / "cohort"
+    assert made("medseg", download, output) == made("medseg", download, output) == 0
+    path = output / "id_txt" / "B.txt"
+    path.write_text("medseg_1\n")
+    (output / "images" / "medseg_2.nii.gz").unlink()
+    assert run(lambda: made("medseg", download, output)) == 1
+    assert f"{path}: was changed since this command wrote it" in capsys.readouterr().err
+    assert path.read_text() == "medseg_1\n"
+    assert not (output / "images" / "medseg_2.nii.gz").exists()
+    path.unlink()
+    assert made("medseg", download, output) == 0
+    assert lists(output)["B"] == ["medseg_1", "medseg_2", "medseg_3"]
+    valid = output / "id_txt" / "B_valid.txt"
+    valid.write_text("medseg_1\n")  # the command would have no such list
+    assert run(lambda: made("medseg", download, output)) == 1
+    assert valid.exists()
 
 
 def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
