@@ -10,6 +10,7 @@ from typing import Any
 
 from datasets.cohort import find_volume
 from datasets.crop import LungMaskCrop, recorded_window
+from datasets.io.parts import files_of
 from datasets.io.scan import Scan
 from datasets.io.volume import Reading, read_geometry, write_volume
 from datasets.lung_finders import Lungs
@@ -49,10 +50,10 @@ class Masks:
 
     def digests(self, case_id: str, scan: Path | Scan) -> dict[str, str]:
         """Digest of the scan, its label and its lung mask, see `utils.results.digest_of`."""
-        files = {"scan": scan.files if isinstance(scan, Scan) else (scan,)}
+        files = {"scan": scan.files if isinstance(scan, Scan) else files_of(scan)}
         for role, masks in (("label", self.labels), ("lung mask", self.lungs or {})):
             if case_id in masks:
-                files[role] = (masks[case_id],)
+                files[role] = files_of(masks[case_id])
         return {role: digest_of(path for path in paths if path.is_file()) for role, paths in files.items()}
 
     def crop_paths(self, output: Path, case_id: str) -> list[Path]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.io.dicom import Series
+from datasets.io.parts import files_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Scan:
     @property
     def files(self) -> tuple[Path, ...]:
         """All files of the scan."""
-        return (self.path,) if self.series is None else self.series.files
+        return files_of(self.path) if self.series is None else self.series.files
 
     def __str__(self) -> str:
         return str(self.path)

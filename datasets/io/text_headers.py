@@ -1,43 +1,107 @@
-"""MetaImage and NRRD: whether their voxels have the length that the header promises.
+"""MetaImage and NRRD: what ITK does not check.
 
-ITK notices data that is missing, not data that is left over, as where a damaged header describes a smaller volume.
+ITK takes 1 mm where a header gives no spacing, and does not find voxels by a Windows path. It notices data that is
+missing, not data that is left over, as where a damaged header describes a smaller volume.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from tempfile import TemporaryDirectory
 
 from isal import isal_zlib
 
 from utils.errors import VolumeError
 
+log = logging.getLogger(__name__)
+
 _LONGEST_HEADER = 1 << 20
 _CHUNK = 1 << 22
+_NRRD = (".nrrd", ".nhdr")
+
+EXTENSIONS = (".mha", ".mhd", *_NRRD)
 
 
-def check_data_length(path: Path, expected: int) -> None:
-    """Compare the length of the voxels in a MetaImage or NRRD file with its header.
+@dataclass(frozen=True)
+class TextHeader:
+    """What the header of a MetaImage or NRRD file says of its voxels.
+
+    Attributes:
+        path: the file with the header.
+        content: its first bytes, all of the header among them.
+        data: the file with the voxels.
+        start: where they begin in it, in bytes.
+        compressed: whether they are compressed with zlib or gzip; None for encodings whose length is not known.
+        named: the name of `data` in the header; None if the voxels follow the header.
+    """
+
+    path: Path
+    content: bytes
+    data: Path
+    start: int
+    compressed: bool | None
+    named: str | None
+
+
+def read_text_header(path: Path) -> TextHeader:
+    """Read and check the header of a MetaImage or NRRD file.
 
     Args:
-        path: ``.mha``, ``.mhd`` or ``.nrrd``.
+        path: ``.mha``, ``.mhd``, ``.nrrd`` or ``.nhdr``.
+
+    Raises:
+        VolumeError: it has no spacing, one that is not in mm, no end, or voxels that are missing or in several files.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LONGEST_HEADER)
+    except OSError as error:
+        raise VolumeError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    return _nrrd(path, content) if path.name.lower().endswith(_NRRD) else _metaimage(path, content)
+
+
+def check_data_length(header: TextHeader, expected: int) -> None:
+    """Compare the length of the voxels with the header.
+
+    Args:
+        header: of the file.
         expected: bytes of all voxels.
 
     Raises:
-        VolumeError: they are longer or shorter, damaged, or spread over several files.
+        VolumeError: they are longer or shorter, or damaged.
     """
-    with path.open("rb") as file:
-        head = file.read(_LONGEST_HEADER)
-    found = _nrrd(path, head) if path.name.lower().endswith(".nrrd") else _metaimage(path, head)
-    if found is None:
+    data, start = header.data, header.start
+    if header.compressed is None:
         return
-    data, start, compressed = found
     try:
-        length = sum(map(len, _inflated(data, start, expected))) if compressed else data.stat().st_size - start
+        length = sum(map(len, _inflated(data, start, expected))) if header.compressed else data.stat().st_size - start
     except (OSError, isal_zlib.error) as error:
         raise VolumeError(f"{data}: damaged or unreadable ({error}); copy the file again") from None
     if length != expected:
-        raise VolumeError(f"{path}: {length} bytes of voxels, its header promises {expected}; copy the file again")
+        raise VolumeError(
+            f"{header.path}: {length} bytes of voxels, its header promises {expected}; copy the file again"
+        )
+
+
+@contextmanager
+def for_itk(header: TextHeader) -> Iterator[Path]:
+    """A file that ITK reads: the file itself, or a copy of its header that says where the voxels are."""
+    path, name = header.path, header.named
+    if name is None or path.parent / name == header.data:
+        yield path
+        return
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        field = rb"(?im)^((?:ElementDataFile\s*=|data ?file:)\s*)" + re.escape(os.fsencode(name))
+        place = bytes(header.data.resolve())
+        copy.write_bytes(re.sub(field, lambda found: found[1] + place, header.content))
+        yield copy
 
 
 def _fields(head: bytes, separator: str) -> dict[str, str]:
@@ -49,12 +113,14 @@ def _fields(head: bytes, separator: str) -> dict[str, str]:
     return fields
 
 
-def _metaimage(path: Path, head: bytes) -> tuple[Path, int, bool]:
-    end = head.lower().find(b"elementdatafile")
-    stop = head.find(b"\n", end) + 1
+def _metaimage(path: Path, content: bytes) -> TextHeader:
+    end = content.lower().find(b"elementdatafile")
+    stop = content.find(b"\n", end) + 1
     if end < 0 or stop == 0:
         raise VolumeError(f"{path}: its header has no ElementDataFile; export it again")
-    fields = _fields(head[:stop], "=")
+    fields = _fields(content[:stop], "=")
+    if "elementspacing" not in fields and "elementsize" not in fields:
+        raise VolumeError(f"{path}: does not say how large its voxels are (no ElementSpacing); set it in the header")
     name = fields.get("elementdatafile", "")
     compressed = fields.get("compresseddata", "false").lower() == "true"
     if name == "LIST" or "%" in name:
@@ -62,24 +128,43 @@ def _metaimage(path: Path, head: bytes) -> tuple[Path, int, bool]:
     if fields.get("headersize", "0") not in ("0", "-1"):
         raise VolumeError(f"{path}: its voxels begin at an offset; convert it to .mha or .nii.gz")
     if name.upper() == "LOCAL":
-        return path, stop, compressed
-    data = path.parent / name
-    if not data.is_file():
-        raise VolumeError(f"{path}: its voxels, {name}, are missing; copy both files")
-    return data, 0, compressed
+        return TextHeader(path, content, path, stop, compressed, None)
+    return TextHeader(path, content, _voxel_file(path, name), 0, compressed, name)
 
 
-def _nrrd(path: Path, head: bytes) -> tuple[Path, int, bool] | None:
-    ends = [place + len(mark) for mark in (b"\n\n", b"\r\n\r\n") if (place := head.find(mark)) >= 0]
-    if not ends:
+def _voxel_file(path: Path, name: str) -> Path:
+    """The file of voxels that a header names, by a path of this system or of Windows, or beside the header."""
+    windows = PureWindowsPath(name)
+    for place in (path.parent / name, path.parent / windows.as_posix(), path.parent / windows.name):
+        if place.is_file():
+            if place != path.parent / name:
+                log.warning("%s: its voxels are read from %s; the header names %s", path, place, name)
+            return place
+    raise VolumeError(f"{path}: its voxels, {name}, are missing; copy both files")
+
+
+def _nrrd(path: Path, content: bytes) -> TextHeader:
+    ends = [place + len(mark) for mark in (b"\n\n", b"\r\n\r\n") if (place := content.find(mark)) >= 0]
+    fields = _fields(content[: min(ends, default=len(content))], ":")
+    name = fields.get("data file", fields.get("datafile"))
+    if not ends and (name is None or len(content) == _LONGEST_HEADER):
         raise VolumeError(f"{path}: its header has no end; export it again")
-    fields = _fields(head[: min(ends)], ":")
-    if any(key in fields for key in ("data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip")):
-        raise VolumeError(f"{path}: its voxels are in another file or behind an offset; save it as one file")
+    if "space directions" not in fields and "spacings" not in fields:
+        raise VolumeError(
+            f"{path}: does not say how large its voxels are (no space directions); set them in the header"
+        )
+    units = {unit.strip().lower() for unit in fields.get("space units", "").split('"')[1::2]}
+    if units - {"mm", ""}:
+        raise VolumeError(f"{path}: its spacing is not in mm but in {', '.join(sorted(units))}; convert it")
+    if any(key in fields for key in ("line skip", "lineskip", "byte skip", "byteskip")):
+        raise VolumeError(f"{path}: its voxels are behind an offset; save it as one file")
     encoding = fields.get("encoding", "").lower()
-    if encoding not in ("raw", "gzip", "gz"):
-        return None
-    return path, min(ends), encoding != "raw"
+    compressed = encoding != "raw" if encoding in ("raw", "gzip", "gz") else None
+    if name is None:
+        return TextHeader(path, content, path, min(ends), compressed, None)
+    if name.split()[0] == "LIST" or "%" in name:
+        raise VolumeError(f"{path}: its voxels are in several files; save it as one file")
+    return TextHeader(path, content, _voxel_file(path, name), 0, compressed, name)
 
 
 def _inflated(path: Path, start: int, enough: int) -> Iterator[bytes]:

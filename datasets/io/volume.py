@@ -17,17 +17,16 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 
-from datasets.io import nifti, slicer
+from datasets.io import nifti, slicer, text_headers
 from datasets.io.decoder import Decoder, DecoderError
 from datasets.io.dicom import Series, find_series, padding_to_air, read_with_pydicom
 from datasets.io.grid import MAX_VOXELS, Grid, check_grid, turned_onto
 from datasets.io.scan import Scan
-from datasets.io.text_headers import check_data_length
 from datasets.window import unmap_window
 from utils.errors import VolumeError
 from utils.files import atomic_write
 
-EXTENSIONS = (*nifti.EXTENSIONS, ".mha", ".mhd", ".nrrd")
+EXTENSIONS = (*nifti.EXTENSIONS, *text_headers.EXTENSIONS)
 """File types that are read; a folder is read as a DICOM series."""
 
 _AIR_HU = -200
@@ -93,7 +92,8 @@ def read_geometry(source: Path | Scan, reading: Reading = DEFAULT) -> Grid:
     path = _path_of(source)
     if nifti.is_nifti(path):
         return nifti.read_nifti_header(path, reading.max_voxels).grid
-    return _read_header(path, reading.max_voxels)[0]
+    with text_headers.for_itk(text_headers.read_text_header(path)) as file:
+        return _read_header(path, file, reading.max_voxels)[0]
 
 
 def read_volume(source: Path | Scan, reading: Reading = DEFAULT) -> sitk.Image:
@@ -119,9 +119,11 @@ def read_volume(source: Path | Scan, reading: Reading = DEFAULT) -> sitk.Image:
         if nifti.is_nifti(path):
             grid, voxels = nifti.read_nifti(path, reading.max_voxels)
         else:
-            grid, voxel_bytes = _read_header(path, reading.max_voxels)
-            check_data_length(path, int(np.prod(grid.size)) * voxel_bytes)
-            voxels = _decoded(path, [path], grid, voxel_bytes)
+            header = text_headers.read_text_header(path)
+            with text_headers.for_itk(header) as file:
+                grid, voxel_bytes = _read_header(path, file, reading.max_voxels)
+                text_headers.check_data_length(header, int(np.prod(grid.size)) * voxel_bytes)
+                voxels = _decoded(path, [file], grid, voxel_bytes)
     if voxels.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in voxels):
         raise VolumeError(f"{source}: holds NaN or infinite voxels; repair or leave out the scan")
     return grid.image(voxels)
@@ -275,7 +277,7 @@ def write_volume(image: sitk.Image, path: Path) -> None:
     Raises:
         VolumeError: the file cannot be written, or would be two files, a header and its voxels.
     """
-    if path.name.lower().endswith((".mhd", ".hdr", ".hdr.gz")):
+    if path.name.lower().endswith((".mhd", ".nhdr", ".hdr", ".hdr.gz")):
         raise VolumeError(f"{path}: would be two files, a header and its voxels; write .mha or .nii.gz instead")
     try:
         with atomic_write(path) as temporary:
@@ -301,10 +303,10 @@ def _check_file(path: Path) -> None:
         )
 
 
-def _read_header(path: Path, max_voxels: int) -> tuple[Grid, int]:
-    """The grid of a file that ITK reads, and the bytes of a voxel."""
+def _read_header(path: Path, file: Path, max_voxels: int) -> tuple[Grid, int]:
+    """The grid of a file that ITK reads, and the bytes of a voxel; messages name `path`."""
     try:
-        header = _decoder.header(path)
+        header = _decoder.header(file)
     except DecoderError as error:
         raise VolumeError(f"{path}: not a readable image ({error}); export it again") from None
     if header.values != 1:

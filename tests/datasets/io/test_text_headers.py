@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from datasets.io.volume import read_volume
+from datasets.io.grid import Grid
+from datasets.io.parts import files_of
+from datasets.io.volume import read_geometry, read_volume
 from tests.fuzz_volumes import fuzz_others
 from tests.volumes import pixels, refused, write
 
@@ -55,14 +57,15 @@ def test_metaimage_in_two_files(tmp_path, hu):
     refused(path, lambda: read_volume(path), r"its voxels, scan\.raw, are missing")
 
 
-@pytest.mark.fault("headers that point")
+@pytest.mark.fault("headers that point to several")
 @pytest.mark.parametrize(
     ("extension", "old", "new", "match"),
     [
         (".mha", rb"ElementDataFile = LOCAL", b"ElementDataFile = LIST", "several files|not a readable"),
         (".mha", rb"ElementDataFile = LOCAL", b"ElementDataFile = slice%d.raw 1 6 1", "several files|not a readable"),
         (".mha", rb"DimSize", b"HeaderSize = 100\nDimSize", "begin at an offset"),
-        (".nrrd", rb"encoding", b"data file: other.raw\nencoding", "in another file|cannot be decoded|not a readable"),
+        (".nrrd", rb"encoding", b"data file: other.raw\nencoding", r"its voxels, other\.raw, are missing"),
+        (".nrrd", rb"encoding", b"data file: LIST\nencoding", "in several files"),
         (".nrrd", rb"encoding", b"byte skip: 3\nencoding", "behind an offset"),
     ],
 )
@@ -70,6 +73,80 @@ def test_voxels_elsewhere(tmp_path, hu, extension, old, new, match):
     path = write(tmp_path / f"scan{extension}", hu, compress=False)
     path.write_bytes(re.sub(old, new, path.read_bytes(), count=1))
     refused(path, lambda: read_volume(path), match)
+
+
+def metaimage(path, voxels, *fields):
+    """Write the header of a MetaImage by hand."""
+    lines = [
+        "ObjectType = Image", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False",
+        "CompressedData = False", "DimSize = 8 7 6", "ElementType = MET_SHORT", *fields,
+        f"ElementDataFile = {voxels}",
+    ]  # fmt: skip
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def nrrd(path, hu, *fields):
+    """Write an NRRD by hand; without voxels if `hu` is None."""
+    lines = ["NRRD0004", "type: short", "dimension: 3", "sizes: 8 7 6", "endian: little", "encoding: raw", *fields]
+    path.write_bytes("\n".join(lines).encode() + (b"\n" if hu is None else b"\n\n" + hu.tobytes()))
+    return path
+
+
+@pytest.mark.fault("MetaImage headers with Windows")
+@pytest.mark.parametrize(
+    "named", ["data\\scan.raw", "data/scan.raw", "C:\\study\\scan.raw", "/gone/scan.raw", "scan.raw"]
+)
+def test_voxels_by_a_path_of_another_system(tmp_path, hu, named, caplog):
+    raw = tmp_path / ("data" if "data" in named else "") / "scan.raw"
+    raw.parent.mkdir(exist_ok=True)
+    raw.write_bytes(hu.tobytes())
+    # The name occurs twice: only the field of the voxels counts.
+    path = metaimage(tmp_path / "scan.mhd", named, "ElementSpacing = 0.7 0.8 2.5", f"Comment = {named}")
+    image = read_volume(path)
+    np.testing.assert_array_equal(pixels(image), hu)
+    assert image.GetSpacing() == (0.7, 0.8, 2.5)
+    assert read_geometry(path) == Grid.of(image)
+    assert files_of(path) == (path, raw)
+    assert ("the header names" in caplog.text) == (named not in ("scan.raw", "data/scan.raw"))
+    raw.write_bytes(hu.tobytes()[:-1])
+    refused(path, lambda: read_volume(path), "671 bytes of voxels, its header promises 672")
+    raw.unlink()
+    refused(path, lambda: read_volume(path), "are missing; copy both files")
+    assert files_of(path) == (path,)
+
+
+@pytest.mark.fault("NRRD or MetaImage without spacing")
+def test_a_volume_without_spacing(tmp_path, hu):
+    (tmp_path / "scan.raw").write_bytes(hu.tobytes())
+    path = metaimage(tmp_path / "scan.mhd", "scan.raw")
+    refused(path, lambda: read_volume(path), "does not say how large its voxels are")
+    assert sitk.ReadImage(str(path)).GetSpacing() == (1, 1, 1)
+    sized = metaimage(tmp_path / "scan.mhd", "scan.raw", "ElementSize = 1 2 3")
+    assert read_volume(sized).GetSpacing() == sitk.ReadImage(str(sized)).GetSpacing() == (1, 2, 3)
+    path = nrrd(tmp_path / "scan.nrrd", hu)
+    refused(path, lambda: read_volume(path), "does not say how large its voxels are")
+    for field in ("spacings: 1 2 3", "space: left-posterior-superior\nspace directions: (1,0,0) (0,2,0) (0,0,3)"):
+        assert read_volume(nrrd(path, hu, field)).GetSpacing() == (1, 2, 3)
+
+
+@pytest.mark.fault("spacing 0, negative")
+def test_nrrd_in_other_units(tmp_path, hu):
+    space = ("space: left-posterior-superior", "space directions: (1,0,0) (0,2,0) (0,0,3)")
+    path = nrrd(tmp_path / "scan.nrrd", hu, *space, 'space units: "cm" "cm" "cm"')
+    refused(path, lambda: read_volume(path), "its spacing is not in mm but in cm")
+    assert read_volume(nrrd(path, hu, *space, 'space units: "mm" "mm" "mm"')).GetSpacing() == (1, 2, 3)
+
+
+@pytest.mark.parametrize("name", ["scan.nhdr", "scan.nrrd"])
+def test_nrrd_in_two_files(tmp_path, hu, name):
+    raw = tmp_path / "scan.raw"
+    raw.write_bytes(hu.tobytes())
+    path = nrrd(tmp_path / name, None, "spacings: 1 2 3", "data file: scan.raw")
+    np.testing.assert_array_equal(pixels(read_volume(path)), hu)
+    assert files_of(path) == (path, raw)
+    raw.write_bytes(hu.tobytes() + b"x")
+    refused(path, lambda: read_volume(path), "673 bytes of voxels, its header promises 672")
 
 
 @pytest.mark.fault("header of gigabytes")
