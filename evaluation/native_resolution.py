@@ -1,8 +1,8 @@
-"""Predictions on the grids of the raw scans, as post_processing.py writes them, and how good they are there.
+"""Scores at native resolution: predictions pasted back onto the grids of the raw scans.
 
-At the resolution of its crop a prediction is compared with a true mask that was cropped and resized like the scan.
-Here it is compared with the mask as it was drawn, voxel for voxel: what resizing costs counts, and so do lesions
-outside the box of the lungs, which cannot be found.
+On the crop, a prediction is compared with a reference mask that was cropped and resized like the scan. Here it is
+compared with the original mask, voxel by voxel. The score therefore includes resampling errors and lesions outside the
+lung box, which cannot be found.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class RawScans:
     """The raw scans of a cohort and their lesion labels.
 
     Attributes:
-        scans: id to CT, of which the geometry alone is used.
+        scans: id to CT; only the geometry is used.
         labels: id to lesion label.
-        folder: of the scans, for messages.
-        label_folder: of the labels, for messages; None where none were given.
+        folder: folder of the scans, for messages.
+        label_folder: folder of the labels, for messages; None if none were given.
         reading: how the files are read.
     """
 
@@ -46,15 +46,15 @@ class RawScans:
 
 
 def find_raw_scans(folder: Path, label_folder: Path | None = None, reading: Reading = DEFAULT) -> RawScans:
-    """Find raw scans, and the labels that are named as they are.
+    """Find raw scans and their lesion labels.
 
     Args:
-        folder: of CTs (or one CT), see `find_scans`.
-        label_folder: of labels, see `match_masks`; None if none are needed.
+        folder: folder of CTs, or one CT, see `find_scans`.
+        label_folder: folder of labels, see `match_masks`; None if none are needed.
         reading: how the files are read.
 
     Raises:
-        VolumeError: there is nothing, or two files belong to one id.
+        VolumeError: no scan was found, or two files belong to one id.
     """
     scans = find_scans(folder, series=reading.series)
     labels = {} if label_folder is None else match_masks(label_folder, scans)[0]
@@ -64,13 +64,13 @@ def find_raw_scans(folder: Path, label_folder: Path | None = None, reading: Read
 def score_on_raw_scan(prediction: Prediction, raw: RawScans, tolerance_mm: float = TOLERANCE_MM) -> Score:
     """Score a prediction on the grid of its raw scan.
 
-    The probabilities are pasted back linearly and cut at the threshold. The lungs, for the percentages, are those of
-    the crop, pasted back with the nearest voxel.
+    Probabilities are pasted back by linear interpolation and then thresholded. The lung mask, for the percentages, is
+    that of the crop, pasted back by nearest neighbour.
 
     Args:
-        prediction: at the resolution of the crop; its split says whether the truth is a mask, no lesion, or unknown.
-        raw: the raw scans.
-        tolerance_mm: of the surface Dice.
+        prediction: prediction on the crop; its split says whether the truth is a mask, no lesion, or unknown.
+        raw: raw scans.
+        tolerance_mm: tolerance of the surface Dice.
 
     Raises:
         VolumeError: the scan or its label is missing, cannot be read, or does not fit.

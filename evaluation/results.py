@@ -1,4 +1,4 @@
-"""The results of test.py: masks, figures and scores of each scan, at the crop's and at the scan's own resolution."""
+"""Results of test.py: masks, figures and scores of each scan, on its crop and at its native resolution."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Scored:
     """The scores of one scan.
 
     Attributes:
-        crop: at the resolution of the crop, with details.
-        raw: at the scan's own; None where raw scans are not given, or there is a problem.
-        problem: why there is no score at the scan's own resolution, one line.
+        crop: scores on the crop, with details.
+        raw: scores at the native resolution; None without raw scans, or if they could not be computed.
+        problem: why they could not be computed, in one line.
     """
 
     crop: Score
@@ -53,12 +53,12 @@ class Scored:
 
 
 def score_prediction(prediction: Prediction, raw: RawScans | None = None, tolerance_mm: float = TOLERANCE_MM) -> Scored:
-    """All scores of a prediction. What is wrong with its raw scan is said and written down, and no error.
+    """Score a prediction. A failure on its raw scan is logged and recorded, not raised.
 
     Args:
-        prediction: at the resolution of the crop.
-        raw: the raw scans, where it is to be scored on their grids too.
-        tolerance_mm: of the surface Dice.
+        prediction: prediction on the crop.
+        raw: raw scans, to score at native resolution as well.
+        tolerance_mm: tolerance of the surface Dice.
     """
     truth = None if prediction.score.counts is None else prediction.volumes.lesion.astype(bool)
     spacing = prediction.volumes.grid.spacing[::-1]
@@ -78,7 +78,7 @@ def write_prediction(
     """Write the mask and the probabilities of a scan, with the geometry of its crop, and its figure.
 
     Args:
-        prediction: at the resolution of the crop.
+        prediction: prediction on the crop.
         output: folder of the results.
         save_figure: saves a figure of the prediction; None leaves it out.
 
@@ -105,7 +105,7 @@ def save_prediction_figure(
     """Save the figure of a scan: input, M, predicted and true label and, if G is given, I_g and I_s.
 
     Args:
-        prediction: at the resolution of the crop.
+        prediction: prediction on the crop.
         normalization: IMAGE.NORMALIZATION of the training.
         generator: G.
         slices: slices that G takes.
@@ -132,12 +132,12 @@ def save_prediction_figure(
 
 
 def view_of(prediction: Prediction, score: Score, window: tuple[float, float]) -> CaseView:
-    """A tested scan as the report shows it.
+    """Encode a tested scan for the report.
 
     Args:
-        prediction: at the resolution of the crop.
-        score: shown beside it.
-        window: HU that are 0 and 255 in the crop.
+        prediction: prediction on the crop.
+        score: its scores.
+        window: HU mapped to 0 and 255 in the crop.
     """
     volumes, grid = prediction.volumes, prediction.volumes.grid
     known = score.counts is not None
@@ -157,15 +157,14 @@ def view_of(prediction: Prediction, score: Score, window: tuple[float, float]) -
 def write_scores(
     scored: Sequence[Scored], output: Path, model: Path, with_raw: bool, protocols: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Write metrics.csv, a row a scan, and summary.json; with raw scans, metrics_raw.csv too.
+    """Write metrics.csv, one row per scan, and summary.json; with raw scans, also metrics_raw.csv.
 
     Args:
-        scored: at least one scan.
-        output: folder.
-        model: written into the summary.
-        with_raw: whether raw scans were given; their scores are the part ``raw`` of the summary, which is otherwise
-            that of the crops.
-        protocols: what the scores depend on beside model and scans, see `lesion_protocols`.
+        scored: scores of at least one scan.
+        output: folder of the results.
+        model: checkpoint of the segmenter, for the summary.
+        with_raw: whether raw scans were given; their scores are in the part ``raw`` of the summary.
+        protocols: which labels count as lesion, see `lesion_protocols`.
 
     Returns:
         The summary, see `summarise`.
@@ -180,13 +179,13 @@ def write_scores(
         summary["raw"] = {**summarise(own), "failed": failed}
         write_text(output / "metrics_raw.csv", as_csv(columns, [score.row() for score in own]))
     else:
-        (output / "metrics_raw.csv").unlink(missing_ok=True)  # of an earlier test, which these scores replace
+        (output / "metrics_raw.csv").unlink(missing_ok=True)  # from an earlier test
     write_text(output / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
 def as_text(summary: dict[str, Any]) -> str:
-    """What test.py prints of a summary: the table and, with raw scans, a second one and the scans that failed."""
+    """Format a summary for the screen: the table and, with raw scans, a second table and the failed scans."""
     crops = [*summary["protocols"], as_table(summary)]
     if "raw" not in summary:
         return "\n".join(crops)

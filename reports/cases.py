@@ -1,4 +1,4 @@
-"""The page of a cohort: a table of cases, slices of each with its lesion outlined, and plots of all.
+"""Report page of a cohort: a table of cases, slices with outlined lesions, and plots.
 
 views = [encode_case(case) for case in cases]
 write_case_report(Path("report.html"), "Test", columns, views, {"model": "segmenter_best.pth"})
@@ -26,11 +26,11 @@ class Column:
     """A column of the table.
 
     Attributes:
-        key: of `CaseView.values`.
+        key: key in `CaseView.values`.
         title: heading.
-        unit: beside it.
-        digits: after the point.
-        help: what it means, a sentence.
+        unit: unit, shown beside the heading.
+        digits: decimal places.
+        help: explanation, one sentence.
     """
 
     key: str
@@ -43,16 +43,16 @@ class Column:
 def write_case_report(
     path: Path, title: str, columns: Sequence[Column], views: Sequence[CaseView], facts: Mapping[str, str]
 ) -> None:
-    """Write the page of a cohort, whole or not at all.
+    """Write the page of a cohort atomically.
 
-    The first column is the id, whether `columns` has it or not; columns that are empty in all cases are left out.
+    The first column is always the id; columns that are empty for all cases are left out.
 
     Args:
-        path: of the page.
-        title: its heading.
-        columns: of the table, in order.
-        views: the cases, in the order they are first shown in.
-        facts: name to value, at the foot: model, device, versions.
+        path: path of the page.
+        title: heading of the page.
+        columns: columns of the table, in order.
+        views: cases, in their initial order.
+        facts: value by name for the footer: model, device, versions.
 
     Raises:
         OSError: it cannot be written.
@@ -82,7 +82,7 @@ def write_case_report(
 
 
 def _cell(column: Column, value: str | float | None) -> dict[str, object]:
-    """A cell as the table shows it and as it is sorted by: nothing where it is missing."""
+    """Text and sort value of a cell."""
     if value is None:
         return {"text": MISSING, "value": "", "numeric": True}
     if isinstance(value, str):

@@ -1,6 +1,6 @@
-"""From templates, styles and scripts to one HTML file that opens without a network.
+"""Render templates, styles and scripts to a single HTML file that opens without a network.
 
-The page's Content-Security-Policy allows nothing from elsewhere, and no script but the page's own, by its hash.
+The Content-Security-Policy of the page allows no external content, and only the page's own script, by its hash.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _environment = Environment(
 
 
 def write_page(path: Path, template: str, scripts: Sequence[str], **content: object) -> None:
-    """Fill a template and write it, whole or not at all.
+    """Render a template and write the page atomically.
 
     Args:
-        path: of the page.
-        template: file in this folder.
-        scripts: files in this folder that run in the page, in order.
-        content: of the template; all text is escaped.
+        path: path of the page.
+        template: template file in this folder.
+        scripts: script files in this folder, in the order in which they run.
+        content: variables of the template; all text is escaped.
 
     Raises:
         OSError: it cannot be written.
     """
     script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Styles stand in the plots as attributes, which have no hash; they cannot load anything.
+    # Plots have inline style attributes, which cannot be hashed; they cannot load anything.
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
@@ -50,8 +50,8 @@ def write_page(path: Path, template: str, scripts: Sequence[str], **content: obj
 
 
 def made_with(device: torch.device) -> dict[str, str]:
-    """The facts at the foot of a page about what computed its results: versions, machine, device."""
+    """Facts for the footer of a page: versions, machine and device that computed the results."""
     facts = environment(device)
     versions = ", ".join(f"{name} {number}" for name, number in facts.pop("versions").items())
-    del facts["threads"]  # of no consequence for results, and other ones with several processes
+    del facts["threads"]  # does not change results, and differs with several processes
     return {**{name: str(value) for name, value in facts.items() if value is not None}, "versions": versions}

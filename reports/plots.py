@@ -1,4 +1,4 @@
-"""Plots as SVG that stands in a page: text stays text, and colours of text and axes are the page's."""
+"""Plots as inline SVG: text stays text, and text and axes take the colours of the page."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from matplotlib.figure import Figure
 from reports.page import MINUS
 
 PREDICTED, TRUE, OTHER = "#e0761a", "#2f8fd0", "#14a37b"
-"""Orange, blue and green that colour-blind readers tell apart, after Okabe and Ito, seen on light and dark paper."""
+"""Orange, blue and green, distinguishable with colour blindness (after Okabe and Ito) on light and dark pages."""
 
 LIMITS = 1.96
 """Standard deviations from the mean difference to the limits of agreement."""
 
 _INK = "#010203"
-"""Stands for the page's text colour."""
+"""Placeholder for the text colour of the page."""
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -39,7 +39,7 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Plot:
-    """An SVG element and the text below it, which says in words what the plot shows."""
+    """An SVG element and its caption, which describes the plot in words."""
 
     svg: str
     caption: str
@@ -50,11 +50,11 @@ class Agreement:
     """How far two measurements differ (Bland & Altman, Lancet 1986).
 
     Attributes:
-        means: of the two, pair by pair.
+        means: mean of each pair.
         differences: first minus second.
         bias: mean of the differences.
-        lower: bias minus 1.96 sample standard deviations of the differences; None of fewer than two pairs.
-        upper: bias plus as much.
+        lower: bias minus 1.96 sample standard deviations of the differences; None for fewer than two pairs.
+        upper: bias plus the same.
     """
 
     means: np.ndarray
@@ -65,7 +65,7 @@ class Agreement:
 
 
 def agreement(first: Sequence[float], second: Sequence[float]) -> Agreement:
-    """The agreement of two measurements of the same things, in pairs; at least one pair."""
+    """Agreement of paired measurements; at least one pair."""
     a, b = np.asarray(first, float), np.asarray(second, float)
     differences = a - b
     bias = float(differences.mean())
@@ -80,16 +80,16 @@ def draw(
     """Draw a plot.
 
     Args:
-        name: a word, unique in the page.
-        title: above the axes; with `caption` it is the text alternative.
-        caption: says in words what the plot shows.
+        name: one word, unique in the page.
+        title: title of the axes; with `caption`, the text alternative.
+        caption: description of the plot in words.
         paint: draws on the axes.
-        left: room for the labels at the left, inches.
-        below: room for a legend at the bottom, inches; the plot is as much higher.
+        left: space for labels on the left, in inches.
+        below: space for a legend at the bottom, in inches, by which the plot is higher.
     """
     width, height = 3.9, 2.5 + below
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
-        # Fixed margins: layouts that measure all text take most of the time that a plot takes.
+        # Fixed margins: measuring all text would take most of the time of a plot.
         figure = Figure(figsize=(width, height))
         bottom, right, top = 0.45 + below, 0.12, 0.28
         box = (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
@@ -102,7 +102,7 @@ def draw(
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = svg.replace(_INK, "currentColor")
-    # Several plots share a page: ids are told apart by the plot's name.
+    # Several plots share a page: the name of the plot makes ids unique.
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     head = '<svg viewBox="{}" role="img" aria-label="{}">'
     label = escape(f"{title}. {caption}")
@@ -111,11 +111,11 @@ def draw(
 
 
 def cohort_plots(rows: Sequence[Mapping[str, str | float | None]]) -> list[Plot]:
-    """The plots that the values of some cases allow.
+    """Draw the plots for which the cases have values.
 
     Args:
-        rows: of the table. ``dice``, ``predicted_ml`` and ``true_ml``, or ``lesion_ml``, ``lesion_percent_of_lung``
-            and ``severity`` are plotted where any row has them.
+        rows: rows of the table. ``dice``, ``predicted_ml`` and ``true_ml``, or ``lesion_ml``,
+            ``lesion_percent_of_lung`` and ``severity`` are plotted if any row has them.
     """
     plots = []
     dice = _numbers(rows, "dice")
@@ -213,7 +213,7 @@ def _histogram(axes: Axes, values: np.ndarray, bins: np.ndarray, label: str) -> 
 
 
 def _strips(axes: Axes, groups: Mapping[str, np.ndarray], unit: str) -> None:
-    """Every value as a dot, with the quartiles; on a scale that is logarithmic above 1 where they lie far apart."""
+    """All values as dots, with quartiles; the scale is logarithmic above 1 if values are far apart."""
     colours = {"predicted": PREDICTED, "true": TRUE}
     for number, (name, values) in enumerate(groups.items()):
         # Fixed shifts, so that dots side by side are seen and the same page comes out every time.

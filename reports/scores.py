@@ -1,4 +1,4 @@
-"""The page of a test: every scan with what was found in it, the truth where it is known, and its scores."""
+"""Report page of a test: predicted lesions, reference masks if known, and scores of every scan."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ COLUMNS = (
 
 
 def write_score_report(path: Path, views: Sequence[CaseView], facts: Mapping[str, str]) -> None:
-    """Write the page of a test, whole or not at all.
+    """Write the page of a test atomically.
 
     Args:
-        path: of the page.
-        views: of all scans.
-        facts: name to value, at the foot.
+        path: path of the page.
+        views: views of all scans.
+        facts: value by name for the footer.
 
     Raises:
         OSError: it cannot be written.

@@ -1,7 +1,7 @@
-"""Writes the page of a training run: curves, pictures over the iterations, settings.
+"""Writes the report page of a training run: curves, pictures over the iterations, settings.
 
-FOLDER is that of the run, EXP.OUTPUT_DIR/EXP.ID, whether it is finished or not. The page is FOLDER/report.html, one
-file that opens without a network. train.py writes it by itself; this is for runs of before, or that were cut off.
+FOLDER is the folder of the run, EXP.OUTPUT_DIR/EXP.ID, finished or not. The page is FOLDER/report.html, a single file
+that opens without a network. train.py writes it at its end; use this for older or interrupted runs.
 
 Examples:
     python -m reports.training output/sample1_recons_origImgToD_genImgToD_perception_MIL
@@ -32,13 +32,13 @@ from utils.manifest import read_manifest
 PAGE = "report.html"
 
 MOST_POINTS = 300
-"""Points of a curve; of longer logs, neighbours are averaged."""
+"""Largest number of points of a curve; in longer logs, neighbours are averaged."""
 
 MOST_PICTURES = 24
-"""Pictures of a page; of more, some spread over the run, the first and the last among them."""
+"""Largest number of pictures; of more, an even selection with the first and the last."""
 
 LARGEST_PICTURE = 960
-"""Pixels of the longer side of a picture."""
+"""Largest side of a picture in pixels."""
 
 _COLOURS = ("#2f8fd0", "#e0761a", "#14a37b", "#c46ba4", "#a98f00", "#7d8894", "#5f5bd6")
 _LINES = ("-", "--", "-.", ":")
@@ -47,15 +47,15 @@ _VALIDATION = ("valid/", "validh/", "validwl/")
 
 
 def write_training_report(folder: Path) -> Path:
-    """Write the page of a run, whole or not at all.
+    """Write the page of a run atomically.
 
-    What is not there yet, or is damaged, is left out: a run that was cut off has a page, too.
+    Missing or damaged parts are left out, so that an interrupted run has a page, too.
 
     Args:
-        folder: of the run, with metrics.jsonl and, where there are, pictures/, settings.yaml and manifest.json.
+        folder: folder of the run, with metrics.jsonl and, if present, pictures/, settings.yaml and manifest.json.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
         GasnetError: the folder holds no run.
@@ -88,10 +88,10 @@ def write_training_report(folder: Path) -> Path:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The entries of a metrics.jsonl in order; lines that are none, such as the last of a run that was killed, are not.
+    """Read the entries of a metrics.jsonl in order; incomplete lines, as a killed run leaves, are skipped.
 
     Raises:
-        OSError: it is there and cannot be read.
+        OSError: the file exists and cannot be read.
     """
     entries = []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
@@ -105,14 +105,14 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 
 def spread(items: Sequence[Any], most: int) -> list[Any]:
-    """At most so many items, evenly spread, the first and the last among them."""
+    """Select at most `most` items, evenly spread, with the first and the last."""
     if len(items) <= most:
         return list(items)
     return [items[k] for k in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
 def training_plots(entries: Sequence[Mapping[str, float]]) -> list[Plot]:
-    """The curves of a log: validation, losses by objective, learning rates and speed; those that it has."""
+    """Plot the curves in a log: validation, losses by objective, learning rates and speed."""
     curves = _curves(entries)
     objectives = list(dict.fromkeys(name.split("/")[0] for name in curves if name.endswith("/total")))
     plots = []
@@ -138,7 +138,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 
 def _curves(entries: Sequence[Mapping[str, float]]) -> dict[str, Curve]:
-    """Every name's finite values over the iterations."""
+    """Finite values over the iterations, by name."""
     points: dict[str, list[tuple[float, float]]] = {}
     for entry in entries:
         for name, value in entry.items():
@@ -148,7 +148,7 @@ def _curves(entries: Sequence[Mapping[str, float]]) -> dict[str, Curve]:
 
 
 def averaged(curve: Curve, most: int = MOST_POINTS) -> tuple[Curve, int]:
-    """A curve of at most so many points, each the mean of so many neighbours (the last one of what is left)."""
+    """Average neighbouring points, so that at most `most` remain; returns the curve and the points per mean."""
     iterations, values = curve
     every = -(-len(values) // most)
     starts = np.arange(0, len(values), every)
@@ -235,7 +235,7 @@ def _summary(entries: Sequence[Mapping[str, float]], settings: Settings | None) 
 
 
 def _setting_rows(settings: Settings) -> list[dict[str, Any]]:
-    """Every setting by the words of its name in the config, with the published value and whether it differs."""
+    """All settings by the words of their names, with the published value and whether it differs."""
     published = _flat(Settings().model_dump(by_alias=True, mode="json"))
     rows = []
     for name, value in _flat(settings.model_dump(by_alias=True, mode="json")).items():
@@ -251,7 +251,7 @@ def _setting_rows(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _facts(folder: Path) -> dict[str, str]:
-    """What the manifest says of the last run; the folder alone where there is none."""
+    """Facts from the manifest of the last run; without a manifest, the folder alone."""
     facts = {"folder": str(folder)}
     runs = read_manifest(folder)
     if runs:
@@ -264,7 +264,7 @@ def _facts(folder: Path) -> dict[str, str]:
 
 
 def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """The leaves of a tree by their dotted names."""
+    """Leaves of a tree by dotted name."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -275,7 +275,7 @@ def _flat(tree: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A value as a config or a command writes it."""
+    """Format a value as in a config or a command."""
     if isinstance(value, list | tuple):
         return " ".join(map(_shown, value)) if all(isinstance(one, str) for one in value) else json.dumps(value)
     if value is None or isinstance(value, bool):
@@ -286,7 +286,7 @@ def _shown(value: Any) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = new_parser(__doc__, "python -m reports.training")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a training run")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of a training run")
     options = parser.parse_args(arguments)
     for folder in options.folders:
         print(write_training_report(folder))

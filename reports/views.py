@@ -1,7 +1,7 @@
-"""A scan as a page shows it: some slices as small pictures, with masks beside them. No volumes.
+"""Views of a scan for a report page: selected slices as small pictures, with masks; no volumes.
 
-A picture holds HU as grey values, finer where the mediastinum window looks than where the lung window does, so that
-the page can make both windows of it. Pictures are WebP, lossy; masks are WebP without loss, at the scan's own voxels.
+Pictures map HU to grey values with finer steps in the mediastinal window than in the lung window, so that the page can
+show both. Pictures are lossy WebP; masks are lossless WebP at the resolution of the scan.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from datasets.crop import Box, bounding_box
 from datasets.io.grid import Grid
 
 LEVELS = ((-1350.0, 0), (-160.0, 112), (240.0, 255))
-"""HU and the grey values they become, linear in between: from the lower end of the lung window to the upper end of
-the mediastinum window."""
+"""HU and their grey values, linear in between, from the lower end of the lung window to the upper end of the
+mediastinal window."""
 
 PREDICTED, TRUE = 1, 2
-"""What a mask's grey value is made of, times `MASK_STEP`."""
+"""Bits of a mask's grey value, times `MASK_STEP`."""
 
 MASK_STEP = 85
 
 LARGEST_SIDE = 288
-"""Pixels of the longer side of a picture; slices with more voxels are made smaller."""
+"""Largest side of a picture in pixels; larger slices are scaled down."""
 
 MOST_SLICES = {"axial": 40, "coronal": 12}
-"""Slices that are kept of a scan whose slices are small."""
+"""Largest number of slices per plane."""
 
 MOST_PIXELS = {"axial": 1_500_000, "coronal": 600_000}
-"""Pixels of all slices that are kept of a scan: of large ones, fewer."""
+"""Largest number of pixels of all slices of a plane: of larger slices, fewer are kept."""
 
 QUALITY = 35
-"""Of the lossy pictures, 0 to 100."""
+"""WebP quality of the pictures, 0 to 100."""
 
 _MARGIN_MM = 8.0
 _BODY_HU = -300.0
@@ -48,16 +48,16 @@ Values = Mapping[str, str | float | None]
 
 @dataclass(frozen=True)
 class ReportCase:
-    """A scan, and what was found in it, for a page.
+    """A scan and its prediction, for a page.
 
     Attributes:
         id: any text.
-        grid: upright: x to the left, y to the back, z to the head.
+        grid: upright grid: x to the left, y to the back, z to the head.
         hu: (z, y, x), HU.
-        predicted: lesion that was found, bool, of the same shape.
-        true: true lesion, bool, of the same shape; None where it is not known.
-        lung: not 0 inside, of the same shape; None where it is not known.
-        values: the row of the table; what is missing is None or NaN.
+        predicted: predicted lesion, bool, of the same shape.
+        true: reference lesion, bool, of the same shape; None if unknown.
+        lung: lung mask, non-zero inside, of the same shape; None if unknown.
+        values: row of the table; missing values are None or NaN.
     """
 
     id: str
@@ -71,7 +71,7 @@ class ReportCase:
 
 @dataclass(frozen=True)
 class SliceView:
-    """A slice: its number in the scan, from 0, where its middle lies (mm, LPS), picture, and mask if not empty."""
+    """A slice: index in the scan from 0, position of its centre (mm, LPS), picture, and mask unless it is empty."""
 
     index: int
     position: float
@@ -85,15 +85,15 @@ class PlaneView:
 
     Attributes:
         name: ``axial`` or ``coronal``.
-        size: width and height of what is shown, in voxels.
+        size: width and height of the slices in voxels.
         spacing: width and height of a voxel in mm.
-        first: number, from 0, of the scan's slice of the other plane that is the first row at the top.
-        step: to the number of the next row's.
-        total: slices of the scan.
-        count: slices of the scan in the range that the slices were picked from.
-        every: of so many slices, one is kept.
-        start: which of `slices` to show first.
-        slices: in the scan's order.
+        first: index, in the scan, of the slice of the other plane that is the top row.
+        step: difference of this index to the next row, 1 or -1.
+        total: number of slices of the scan.
+        count: number of slices in the box from which slices were picked.
+        every: one of this many neighbouring slices is kept.
+        start: index, in `slices`, of the slice to show first.
+        slices: in the order of the scan.
     """
 
     name: str
@@ -110,12 +110,12 @@ class PlaneView:
 
 @dataclass(frozen=True)
 class CaseView:
-    """A scan as a page shows it; some hundred kilobytes at most.
+    """A scan as shown on a page; at most some hundred kilobytes.
 
     Attributes:
-        id: of the scan.
-        values: the row of the table.
-        truth: whether the true lesion is known.
+        id: id of the scan.
+        values: row of the table.
+        truth: whether the reference lesion is known.
         levels: HU and grey values of the pictures, see `LEVELS`.
         planes: axial and coronal.
     """
@@ -127,15 +127,15 @@ class CaseView:
     planes: tuple[PlaneView, ...]
 
     def to_bytes(self) -> bytes:
-        """This view as JSON in UTF-8, for `from_bytes`."""
+        """Encode the view as JSON in UTF-8, for `from_bytes`."""
         return json.dumps({"format": _FORMAT, **asdict(self)}, separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> CaseView:
-        """The view that `to_bytes` wrote.
+        """Decode a view that `to_bytes` encoded.
 
         Raises:
-            ValueError: it is of another format, or none.
+            ValueError: the content is damaged or of another version.
         """
         try:
             tree = json.loads(content)
@@ -152,24 +152,24 @@ class CaseView:
             raise ValueError(f"not a view of a case: {error}") from None
 
     def with_values(self, values: Values) -> CaseView:
-        """This view with another row of the table."""
+        """Return the view with another row of the table."""
         return replace(self, values=_plain(values))
 
 
 def to_grey(hu: np.ndarray) -> np.ndarray:
-    """HU as the grey values of `LEVELS`, uint8."""
+    """Map HU to grey values by `LEVELS`, uint8."""
     return np.rint(np.interp(hu, *zip(*LEVELS, strict=True))).astype(np.uint8)
 
 
 def pick_slices(lesion: np.ndarray, most: int) -> tuple[list[int], int]:
-    """Slices to show: of every so many neighbours one, that with most lesion; without lesion, the middle one.
+    """Pick one slice of each block of neighbours: the one with most lesion or, without lesion, the middle one.
 
     Args:
-        lesion: voxels of each slice.
-        most: slices to pick.
+        lesion: lesion voxels of each slice.
+        most: largest number of slices to pick.
 
     Returns:
-        The numbers of the slices, in order, and of how many neighbours each is one.
+        Indices of the slices, in order, and the number of slices in a block.
     """
     every = -(-len(lesion) // most)
     picked = []
@@ -180,13 +180,12 @@ def pick_slices(lesion: np.ndarray, most: int) -> tuple[list[int], int]:
 
 
 def encode_case(case: ReportCase) -> CaseView:
-    """What a page shows of a scan: the box around its lungs and lesions, some axial and some coronal slices.
+    """Encode axial and coronal slices of a scan, within the box around its lungs and lesions.
 
-    A crop is shown as it is, since the box around its lungs is all of it. Without a lung mask, it is the box around
-    the body.
+    Without a lung mask, the box is that of the body. A crop is shown whole, since its box is the crop itself.
 
     Raises:
-        ValueError: the arrays are of different shapes, or the grid is not upright.
+        ValueError: the arrays differ in shape, or the grid is not upright.
     """
     for name in ("predicted", "true", "lung"):
         array = getattr(case, name)
@@ -244,7 +243,7 @@ def _plane(
 
 
 def picture_size(size: tuple[int, int], spacing: tuple[float, float]) -> tuple[int, int]:
-    """Width and height in pixels of the picture of a slice: no more than voxels, of about square pixels where smaller.
+    """Width and height of the picture of a slice in pixels: at most its voxels; scaled-down pixels are about square.
 
     Args:
         size: width and height in voxels.
@@ -284,7 +283,7 @@ def _webp(grey: np.ndarray, **options: object) -> str:
 
 
 def _plain(values: Values) -> Values:
-    """The values as plain Python ones; what is no number is None."""
+    """Convert values to plain Python types; NaN becomes None."""
     return {key: value if isinstance(value, str) else _number(value) for key, value in values.items()}
 
 
