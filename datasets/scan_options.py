@@ -42,7 +42,8 @@ def add_grey_window(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="map CTs of 0..255 back to HU, of which LOW became 0 and HIGH 255 (CovidSeg's Radiopaedia: -1250 250)",
+        help="map CTs of 0..255, 0..1 or -1..1 back to HU, of which LOW and HIGH became the ends of that scale "
+        "(CovidSeg's Radiopaedia: -1250 250)",
     )
 
 

@@ -9,12 +9,15 @@ from typing import TypeVar
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from utils import distributed
-from utils.errors import GasnetError
+from utils.errors import GasnetError, one_line
 from utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+OF_ONE_ITEM = (ArithmeticError, EOFError, LookupError, MemoryError, OSError, RuntimeError, ValueError)
+"""What libraries raise for data that they cannot take, beside what files and memory do."""
 
 
 def for_each(
@@ -28,9 +31,12 @@ def for_each(
 ) -> dict[str, str]:
     """Process items one by one; an item that fails is logged, and the others are processed.
 
+    Errors of the data or the system, such as a full disk or too little memory, fail one item, too; the reason then names
+    their type.
+
     Args:
         items: id and item.
-        work: called with an id and its item; a `GasnetError` fails this item only.
+        work: called with an id and its item; a `GasnetError` or one of `OF_ONE_ITEM` fails this item only.
         doing: label of the progress bar, such as ``cropping``.
         total: number of items.
         unit: what an item is, in the singular.
@@ -47,6 +53,10 @@ def for_each(
             except GasnetError as error:
                 failed[case_id] = str(error)
                 log.warning("%s", error)
+            except OF_ONE_ITEM as error:
+                failed[case_id] = f"cannot be processed ({type(error).__name__}: {one_line(error)})"
+                log.warning("%s: %s", case_id, failed[case_id])
+                log.debug("%s", case_id, exc_info=True)
             bar.update()
     return failed
 

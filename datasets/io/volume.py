@@ -38,6 +38,12 @@ _HIGHEST_HU = 100_000
 _LOWEST_HU = -32_768
 """Scanners write no less outside their field of view."""
 
+_GREY_SCALES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
+"""Scales to which programs map CTs."""
+
+_OVERSHOOT = 0.1
+"""How far the values of a mapped CT may leave their scale, relative to its length: interpolation overshoots."""
+
 _decoder = Decoder()
 
 
@@ -49,8 +55,8 @@ class Reading:
         max_voxels: most voxels of a volume; a larger one is refused before memory is taken for it.
         series: SeriesInstanceUID, SeriesNumber, AcquisitionNumber, kernel or part of the SeriesDescription to take
             from a study with several CT series; by default as `datasets.io.dicom.RULES` say.
-        grey_window: HU that became 0 and 255 in CTs whose values were mapped to 0..255; those are mapped back. By
-            default such CTs are refused.
+        grey_window: HU that became the ends of the scale in CTs whose values were mapped to 0..255, 0..1 or -1..1;
+            those are mapped back. By default such CTs are refused.
         segments: names of the segments that count in segmentations of Slicer; by default see `datasets.io.slicer`.
     """
 
@@ -211,16 +217,28 @@ def as_ct(name: object, image: sitk.Image, reading: Reading = DEFAULT) -> sitk.I
         raise VolumeError(f"{found}, all are the same; leave the scan out")
     if not (lowest >= _LOWEST_HU and highest <= _HIGHEST_HU):
         raise VolumeError(f"{found} of anything; repair the scaling in the header")
-    if lowest >= 0 and highest <= 255:
+    if (scale := _grey_scale(values, lowest, highest)) is not None:
+        low, high = scale
         if reading.grey_window is None:
+            example = ", for the CovidSeg scans from Radiopaedia -1250 250" if high == 255 else ""
             raise VolumeError(
-                f"{found}, but as if mapped to 0..255; state the HU of 0 and 255 with --grey-window, for the CovidSeg "
-                "scans from Radiopaedia -1250 250"
+                f"{found}, but as if mapped to {low:g}..{high:g}; state the HU of {low:g} and {high:g} with "
+                f"--grey-window{example}"
             )
-        return Grid.of(image).image(unmap_window(values, reading.grey_window))
+        grey = (values - np.float32(low)) * np.float32(255 / (high - low))
+        return Grid.of(image).image(unmap_window(grey, reading.grey_window))
     if lowest > _AIR_HU:
         raise VolumeError(f"{found} (no air): as if an intercept of -1024 were lost; restore it or leave the scan out")
     return image
+
+
+def _grey_scale(values: np.ndarray, lowest: float, highest: float) -> tuple[float, float] | None:
+    """The first of `_GREY_SCALES` that holds all values; None if none does, or the values are those of a mask."""
+    for low, high in _GREY_SCALES:
+        over = _OVERSHOOT * (high - low)
+        if low - over <= lowest and highest <= high + over:
+            return None if high == 1 and not (values % 1).any() else (low, high)
+    return None
 
 
 def read_labels(path: Path, reading: Reading = DEFAULT) -> sitk.Image:

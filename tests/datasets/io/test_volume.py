@@ -164,6 +164,27 @@ def test_a_ct_mapped_to_0_to_255_is_named_or_mapped_back(tmp_path, hu):
     np.testing.assert_array_equal(pixels(read_ct(write(tmp_path / "hu.nii.gz", hu), window)), hu)
 
 
+@pytest.mark.fault("a CT mapped to 0..255")
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-1, 1), (0, 255)])
+@pytest.mark.parametrize("over", [0, 0.03])
+def test_other_scales_and_values_a_little_beyond_them(tmp_path, hu, low, high, over):
+    clipped = np.clip(hu, -1250, 250).astype(np.float64)
+    clipped[0, 0, :2] = -1250 - over * 1500, 250 + over * 1500
+    mapped = low + (clipped + 1250) / 1500 * (high - low)
+    path = write(tmp_path / "mapped.nii.gz", mapped.astype(np.float32))
+    named = rf"as if mapped to {low}\.\.{high}; state the HU of {low} and {high} with --grey-window"
+    refused(path, lambda: read_ct(path), named)
+    found = pixels(read_ct(path, Reading(grey_window=(-1250.0, 250.0))))
+    np.testing.assert_allclose(found, clipped, atol=0.01)
+
+
+@pytest.mark.parametrize("values", [(0, 1), (-1, 0)])
+def test_a_mask_is_no_mapped_ct(tmp_path, values):
+    path = write(tmp_path / "mask.nii.gz", np.resize(np.array(values, np.int16), SHAPE))
+    for reading in (Reading(), Reading(grey_window=(-1250.0, 250.0))):
+        refused(path, lambda reading=reading: read_ct(path, reading), "are not HU")
+
+
 @pytest.mark.fault("masks of 0 and 255")
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64, np.int64])
 def test_labels_are_whole_numbers_from_0_to_255(tmp_path, dtype):
