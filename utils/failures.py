@@ -31,7 +31,7 @@ def for_each(
 ) -> dict[str, str]:
     """Process items one by one; an item that fails is logged, and the others are processed.
 
-    Errors of the data or the system, such as a full disk or too little memory, fail one item, too; the reason then names
+    Errors of the data or the system, such as a full disk or too little memory, fail one item, too; its reason then has
     their type.
 
     Args:
