@@ -1,8 +1,8 @@
 """Lesion masks as DICOM SEG, beside the CT series that they were found in.
 
 An object of one binary segment, written by highdicom. Its frames are the slices of the series on which there is
-lesion, each with the position of its slice and a reference to it; study, frame of reference and patient are the
-series'. A mask without lesion has no object: the standard knows no segmentation without a frame.
+lesion, each with the position of its slice and a reference to it; study, frame of reference and patient are those of
+the series, as text in UTF-8. A mask without lesion has no object: the standard knows no segmentation without a frame.
 """
 
 from __future__ import annotations
@@ -11,21 +11,27 @@ import logging
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import highdicom as hd
 import numpy as np
 import pydicom
+from pydicom.charset import convert_encodings
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID
-from pydicom.valuerep import DA, TM
+from pydicom.valuerep import DA, PersonName, validate_value
 
 from datasets.io.scan import Scan
 from datasets.io.volume import DEFAULT, Reading, read_series
 from evaluation.burden import NOTICE
 from utils.errors import VolumeError, one_line
 from utils.files import atomic_write
+
+log = logging.getLogger(__name__)
 
 logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of every attribute that it copies
 
@@ -45,8 +51,19 @@ _MAY_BE_EMPTY = (
 )
 """Attributes of patient and study that the standard lets be empty: where a CT lacks them, so does its segmentation."""
 
-_FORMATS = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}
+_COPIED = ("StudyDescription", "PositionReferenceIndicator")
+"""What highdicom copies besides `_MAY_BE_EMPTY` and the attributes of the patient's group."""
+
+_PATIENT = 0x0010
+"""Group of the patient's attributes."""
+
 _SEXES = ("", "M", "F", "O")
+
+_ACR_NEMA = {"DA": re.compile(r"(\d{4})\.(\d\d)\.(\d\d)"), "TM": re.compile(r"(\d\d):(\d\d):(\d\d(?:\.\d{1,6})?)")}
+"""Dates and times as DICOM's predecessor wrote them; without their dots and colons they are those of DICOM."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ufffd]")
+"""Characters that no name or text has, and the one that stands for bytes that could not be decoded."""
 
 _OF_ALL = ("StudyInstanceUID", "FrameOfReferenceUID")
 """What all slices of a series share."""
@@ -58,11 +75,24 @@ _COLOUR = (53.0, 80.0, 67.0)
 """CIELab of a clear red, which viewers take by default."""
 
 
-def read_source(scan: Path | Scan, reading: Reading = DEFAULT) -> list[Dataset]:
-    """The headers of a CT series in the order of the volume's slices, complete enough for a segmentation.
+@dataclass(frozen=True)
+class Source:
+    """The headers of a CT series.
 
-    What the standard lets be empty is filled in empty where it is missing, and the distance of the slices is the
-    measured one.
+    Attributes:
+        headers: of the slices along z, or of the one file that holds all slices as frames.
+        frames: index of the frame of each slice along z; None for one file per slice.
+    """
+
+    headers: tuple[Dataset, ...]
+    frames: tuple[int, ...] | None = None
+
+
+def read_source(scan: Path | Scan, reading: Reading = DEFAULT) -> Source:
+    """The headers of a CT series, complete enough for a segmentation.
+
+    What the standard lets be empty is filled in empty where it is missing, and emptied where it is not what the
+    standard allows, with a warning. The distance of the slices is the measured one.
 
     Args:
         scan: a DICOM series.
@@ -72,64 +102,106 @@ def read_source(scan: Path | Scan, reading: Reading = DEFAULT) -> list[Dataset]:
         VolumeError: there is no such series, or a header lacks what a segmentation needs, or holds it damaged.
     """
     series = read_series(scan, reading)
-    paths, grid = series.files, series.grid
-    if any(one.frame is not None for one in series.slices):
-        raise VolumeError(f"{paths[0]}: all slices in one file, of which no DICOM SEG is made; leave out --dicom-seg")
-    headers = []
+    frames = [one.frame for one in series.slices]
+    paths = tuple(dict.fromkeys(series.files))
+    if frames[0] is not None and len(paths) > 1:
+        raise VolumeError(f"{paths[0]}: slices in {len(paths)} files of several, of which no DICOM SEG is made")
+    headers: list[Dataset] = []
+    emptied: set[str] = set()
     for path in paths:
         with warnings.catch_warnings(action="ignore"):  # what matters is checked
             header = pydicom.dcmread(path, stop_before_pixels=True)
-            _check(path, header)
+            emptied |= _complete(path, header)
         for name in _OF_ALL:
             if headers and header[name].value != headers[0][name].value:
                 raise VolumeError(
                     f"{path}: its {name} differs from that of {paths[0].name}, a DICOM SEG needs one; export the "
                     "series again, or leave out --dicom-seg"
                 )
-        header.SpacingBetweenSlices = grid.spacing[2]
+        header.SpacingBetweenSlices = series.grid.spacing[2]
         if not header.get("SliceThickness"):
-            header.SliceThickness = grid.spacing[2]
+            header.SliceThickness = series.grid.spacing[2]
         headers.append(header)
-    return headers
+    if emptied:
+        log.warning("%s: DICOM SEG without %s, which the standard does not allow", scan, ", ".join(sorted(emptied)))
+    return Source(tuple(headers), None if frames[0] is None else tuple(frames))
 
 
-def _check(path: Path, header: Dataset) -> None:
-    """Fill in what may be empty; refuse what is missing or damaged."""
+def _complete(path: Path, header: Dataset) -> set[str]:
+    """Fill in what may be empty and empty what is not allowed; all text becomes Unicode.
+
+    Returns:
+        Names of what was emptied or left out.
+
+    Raises:
+        VolumeError: a UID is missing or damaged.
+    """
     for name in _NEEDED:
         if not header.get(name) or not UID(header[name].value).is_valid:
             raise VolumeError(
                 f"{path}: has no valid {name}, which a DICOM SEG needs; export the series again, or leave out "
                 "--dicom-seg"
             )
+    character_sets = header.get("SpecificCharacterSet") or "ISO_IR 6"
+    try:
+        with warnings.catch_warnings(action="error"):
+            convert_encodings(character_sets)
+        decodable = True
+    except (LookupError, UserWarning):
+        decodable = False
+    emptied = set()
+    copied = [element for element in header if element.tag.group == _PATIENT or element.keyword in _COPIED]
+    copied += [header[name] for name in _MAY_BE_EMPTY if name in header and header[name] not in copied]
+    for element in copied:
+        if element.VR == "SQ":
+            continue
+        text = _text_of(element, character_sets if decodable else "ISO_IR 6")
+        if text is not None and _allowed(element, text):
+            element.value = text
+        else:
+            emptied.add(element.keyword or str(element.tag))
+            del header[element.tag]
     for name in _MAY_BE_EMPTY:
         if name not in header:
             setattr(header, name, "")
-    damaged = [name for name, kind in _FORMATS.items() if not _can_be(kind, header[name].value)]
-    damaged += ["PatientSex"] if (header.PatientSex or "") not in _SEXES else []
-    if damaged:
-        value = str(header[damaged[0]].value)[:20]
-        raise VolumeError(
-            f"{path}: its {damaged[0]} {value!r} is none, and a DICOM SEG takes it over; repair or empty it, or leave "
-            "out --dicom-seg"
-        )
+    header.SpecificCharacterSet = "ISO_IR 192"
+    return emptied
 
 
-def _can_be(kind: type, value: object) -> bool:
+def _text_of(element: DataElement, character_sets: str | Sequence[str]) -> str | None:
+    """The value of an element as text; None if it has several values, or bytes that its character sets do not have."""
+    value = element.value
+    if isinstance(value, MultiValue):
+        return None
+    if isinstance(value, PersonName):
+        sets = [character_sets] if isinstance(character_sets, str) else character_sets
+        value = PersonName(value.original_string, convert_encodings(sets)) if value.original_string else value
+    text = "" if value is None else str(value)
+    # pydicom reads undeclared text as Latin-1; DICOM has ASCII there, and the true character set is not known.
+    if character_sets in ("ISO_IR 6", "ISO 2022 IR 6") and not text.isascii():
+        return None
+    if (form := _ACR_NEMA.get(element.VR)) is not None and (found := form.fullmatch(text)) is not None:
+        return "".join(found.groups())
+    return text
+
+
+def _allowed(element: DataElement, text: str) -> bool:
+    """Whether the standard allows a text as the value of an element."""
+    if _CONTROL.search(text) or (element.keyword == "PatientSex" and text not in _SEXES):
+        return False
     try:
-        kind(value or "")
+        validate_value(element.VR, text, pydicom.config.RAISE)
+        return element.VR != "DA" or DA(text) is not False
     except ValueError:
         return False
-    return True
 
 
-def make_dicom_seg(
-    mask: np.ndarray, source: Sequence[Dataset], version: str, model: str, threshold: float
-) -> hd.seg.Segmentation:
+def make_dicom_seg(mask: np.ndarray, source: Source, version: str, model: str, threshold: float) -> hd.seg.Segmentation:
     """A DICOM SEG of a lesion mask.
 
     Args:
         mask: (z, y, x), not 0 in lesion, on the grid of the series; some of it is lesion.
-        source: headers of the slices along z, from `read_source`.
+        source: headers of the series, from `read_source`.
         version: of the software.
         model: what identifies the segmenter.
         threshold: at which its probabilities were cut.
@@ -153,11 +225,16 @@ def make_dicom_seg(
         anatomic_regions=[codes.SCT.Lung],
         display_color=hd.color.CIELabColor(*_COLOUR),
     )
-    number = str(source[0].get("SeriesNumber") or "")
+    first = source.headers[0]
+    number = str(first.get("SeriesNumber") or "")
+    lesions = mask > 0
+    if source.frames is not None:
+        in_order, lesions = lesions, np.zeros((int(first.NumberOfFrames), *mask.shape[1:]), bool)
+        lesions[list(source.frames)] = in_order
     with warnings.catch_warnings(action="ignore"):  # about names of patients that are unusual
         return hd.seg.Segmentation(
-            source_images=source,
-            pixel_array=mask > 0,
+            source_images=source.headers,
+            pixel_array=lesions,
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[lesion],
             series_instance_uid=hd.UID(),
@@ -174,9 +251,7 @@ def make_dicom_seg(
         )
 
 
-def write_dicom_seg(
-    mask: np.ndarray, source: Sequence[Dataset], path: Path, version: str, model: str, threshold: float
-) -> None:
+def write_dicom_seg(mask: np.ndarray, source: Source, path: Path, version: str, model: str, threshold: float) -> None:
     """Write a lesion mask as DICOM SEG; the file appears whole or not at all. Arguments as for `make_dicom_seg`.
 
     Raises:

@@ -136,3 +136,48 @@ def refused(path, call, match):
     assert str(path) in message
     assert "\n" not in message
     return message
+
+
+def write_enhanced(folder, path, stored, order, slope=2.0, intercept=-1000.0):
+    """Write a series of `write_dicom` as one enhanced CT, with its slices as frames in any order.
+
+    Args:
+        folder: the series, along z.
+        path: of the file.
+        stored: its pixels, (z, y, x).
+        order: index of the slice of each frame.
+        slope: of all frames.
+        intercept: of all frames.
+    """
+    sources = sorted((pydicom.dcmread(file) for file in folder.iterdir()), key=lambda s: s.ImagePositionPatient[2])
+    first = sources[0]
+    data = pydicom.Dataset()
+    data.file_meta = first.file_meta
+    for element in first:
+        if element.keyword not in ("PixelData", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+            data[element.tag] = element
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    data.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+
+    def group(**tags):
+        item = pydicom.Dataset()
+        for tag, value in tags.items():
+            setattr(item, tag, value)
+        return [item]
+
+    data.SharedFunctionalGroupsSequence = group(
+        PlaneOrientationSequence=group(ImageOrientationPatient=first.ImageOrientationPatient),
+        PixelMeasuresSequence=group(PixelSpacing=first.PixelSpacing, SliceThickness=2.5),
+        PixelValueTransformationSequence=group(RescaleSlope=slope, RescaleIntercept=intercept, RescaleType="HU"),
+    )
+    data.PerFrameFunctionalGroupsSequence = [
+        group(
+            PlanePositionSequence=group(ImagePositionPatient=sources[k].ImagePositionPatient),
+            FrameContentSequence=group(DimensionIndexValues=[number + 1]),
+        )[0]
+        for number, k in enumerate(order)
+    ]
+    data.NumberOfFrames, data.PixelData = len(order), stored[order].tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)

@@ -8,7 +8,7 @@ from pydicom.uid import generate_uid
 from datasets import scans as module
 from datasets.io.volume import read_volume
 from datasets.scans import find_scans, index_scans, main, result_name
-from tests.volumes import pixels, touched, write_dicom
+from tests.volumes import pixels, touched, write_dicom, write_enhanced
 from utils.errors import VolumeError
 
 STORED = np.random.default_rng(3).integers(0, 700, (6, 7, 8)).astype(np.int16)
@@ -339,35 +339,7 @@ def test_a_series_that_fails_is_one_scan_that_fails(tmp_path):
 @pytest.mark.fault("enhanced CT")
 def test_an_enhanced_ct_is_read_frame_by_frame(tmp_path):
     folder = series(tmp_path / "plain", slope=2.0, intercept=-1000.0)
-    first = pydicom.dcmread(folder / "slice006.dcm")
-    data = pydicom.Dataset()
-    data.file_meta = first.file_meta
-    for name in (
-        *("StudyInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "Rows", "Columns", "SamplesPerPixel"),
-        *("PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    ):
-        data[name] = first[name]
-    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
-    data.SOPInstanceUID, data.ImageType = generate_uid(), ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
-
-    def group(**tags):
-        item = pydicom.Dataset()
-        for tag, value in tags.items():
-            setattr(item, tag, value)
-        return [item]
-
-    order = [3, 0, 5, 1, 4, 2]  # frames may come in any order
-    data.SharedFunctionalGroupsSequence = group(
-        PlaneOrientationSequence=group(ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
-        PixelMeasuresSequence=group(PixelSpacing=[0.8, 0.7], SliceThickness=2.5),
-        PixelValueTransformationSequence=group(RescaleSlope=2, RescaleIntercept=-1000),
-    )
-    data.PerFrameFunctionalGroupsSequence = [
-        group(PlanePositionSequence=group(ImagePositionPatient=[-12.3, 45.6, 789.1 + 2.5 * k]))[0] for k in order
-    ]
-    data.NumberOfFrames, data.PixelData = 6, STORED[order].tobytes()
-    (tmp_path / "enhanced").mkdir()
-    data.save_as(tmp_path / "enhanced" / "all", enforce_file_format=True)
+    write_enhanced(folder, tmp_path / "enhanced" / "all", STORED, order=[3, 0, 5, 1, 4, 2])
     plain, enhanced = (read_volume(tmp_path / name) for name in ("plain", "enhanced"))
     np.testing.assert_array_equal(pixels(enhanced), 2 * STORED.astype(int) - 1000)
     np.testing.assert_array_equal(pixels(enhanced), pixels(plain))

@@ -1,3 +1,6 @@
+import shutil
+import subprocess
+
 import highdicom as hd
 import numpy as np
 import pydicom
@@ -7,7 +10,7 @@ from pydicom.uid import SegmentationStorage
 from datasets.io.volume import Reading, read_ct
 from evaluation.burden import NOTICE
 from evaluation.dicom_seg import read_source, write_dicom_seg
-from tests.volumes import ORIGIN, SPACING, geometry, refused, rotation, write_dicom
+from tests.volumes import ORIGIN, SPACING, geometry, refused, rotation, write_dicom, write_enhanced
 
 SHAPE = (6, 9, 7)
 
@@ -132,8 +135,6 @@ def test_what_an_anonymised_series_lacks_is_empty(tmp_path):
         ("FrameOfReferenceUID", None, "has no valid FrameOfReferenceUID, which a DICOM SEG needs"),
         ("StudyInstanceUID", "anonymous", "holds 2 studies"),
         ("FrameOfReferenceUID", "1.2.3", "its FrameOfReferenceUID differs from that of"),
-        ("StudyDate", "yesterday", "its StudyDate 'yesterday' is none"),
-        ("PatientSex", "X", "its PatientSex 'X' is none"),
     ],
 )
 def test_headers_that_no_segmentation_can_be_made_of(tmp_path, name, value, match):
@@ -149,12 +150,149 @@ def test_headers_that_no_segmentation_can_be_made_of(tmp_path, name, value, matc
     refused(folder if name == "StudyInstanceUID" else path, lambda: read_source(folder), match)
 
 
+def changed(folder, *edits, **values):
+    """Set values in all slices without any check; each edit replaces bytes of the files."""
+    for path in folder.iterdir():
+        data = pydicom.dcmread(path)
+        for name, value in values.items():
+            vr = pydicom.datadict.dictionary_VR(name)
+            data[name] = pydicom.DataElement(pydicom.datadict.tag_for_keyword(name), vr, value, validation_mode=0)
+        data.save_as(path)
+        content = path.read_bytes()
+        for old, new in edits:
+            assert content.count(old) == 1
+            content = content.replace(old, new)
+        path.write_bytes(content)
+    return folder
+
+
+def judged_valid(path):
+    """dciodvfy finds no error, where it is installed."""
+    if shutil.which("dciodvfy"):
+        found = subprocess.run(["dciodvfy", path], capture_output=True, text=True)
+        assert [line for line in (found.stderr + found.stdout).splitlines() if line.startswith("Error")] == []
+
+
+NAMES = [
+    ("GB18030", "Wang^XiaoDong=王^小东", "gb18030"),
+    ("GBK", "Wang^XiaoDong=王^小东", "gbk"),
+    ("ISO_IR 100", "Müller^José", "latin-1"),
+    ("ISO_IR 144", "Люксембург", "iso8859-5"),
+    ("ISO_IR 192", "Wang^XiaoDong=王^小东", "utf-8"),
+]
+KANJI = (
+    b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B=\x1b$B$d$^$@\x1b(B^\x1b$B$?$m$&\x1b(B",
+    "Yamada^Tarou=山田^太郎=やまだ^たろう",
+)
+HANGUL = (
+    b"Hong^Gildong=\x1b$)C\xfb\xf3^\x1b$)C\xd1\xce\xd4\xd7=\x1b$)C\xc8\xab^\x1b$)C\xb1\xe6\xb5\xbf",
+    "Hong^Gildong=洪^吉洞=홍^길동",
+)
+
+
+@pytest.mark.fault("DICOM SEG of patients' names")
+@pytest.mark.parametrize(
+    ("declared", "stored", "name"),
+    [
+        *((declared, name.encode(codec), name) for declared, name, codec in NAMES),
+        (["", "ISO 2022 IR 87"], *KANJI),
+        (["", "ISO 2022 IR 149"], *HANGUL),
+    ],
+)
+def test_names_in_any_character_set_stay_what_they_are(tmp_path, declared, stored, name):
+    stored += b" " * (len(stored) % 2)
+    held = "N" * len(stored)
+    folder = changed(series(tmp_path / "ct"), (held.encode(), stored), SpecificCharacterSet=declared, PatientName=held)
+    path = written(folder, some_lesion(), tmp_path / "seg.dcm")
+    data = pydicom.dcmread(path)
+    assert data.SpecificCharacterSet == "ISO_IR 192"
+    assert name.encode() in path.read_bytes()
+    assert data.PatientName == name
+    judged_valid(path)
+
+
+@pytest.mark.fault("DICOM SEG of patients' names")
+@pytest.mark.parametrize("declared", [None, "ISO_IR 192", "KLINGON"])
+def test_a_name_whose_bytes_are_not_of_its_character_set_is_left_empty(tmp_path, caplog, declared):
+    stored = "Müller^José".encode("latin-1") + b" "
+    held = "N" * len(stored)
+    sets = {} if declared is None else {"SpecificCharacterSet": declared}
+    folder = changed(series(tmp_path / "ct"), (held.encode(), stored), PatientName=held, **sets)
+    path = written(folder, some_lesion(), tmp_path / "seg.dcm")
+    assert pydicom.dcmread(path).PatientName == ""
+    assert "DICOM SEG without PatientName" in caplog.text
+    judged_valid(path)
+
+
+@pytest.mark.fault("DICOM SEG of impossible birth dates")
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("PatientBirthDate", "19600102", "19600102"),
+        ("PatientBirthDate", "1960.01.02", "19600102"),
+        ("PatientBirthDate", "1960", ""),
+        ("PatientBirthDate", "02/01/1960", ""),
+        ("PatientBirthDate", "19600231", ""),
+        ("PatientSex", "F", "F"),
+        ("PatientSex", "female", ""),
+        ("StudyDate", "yesterday", ""),
+        ("StudyTime", "12:30:10", "123010"),
+        ("StudyTime", "25:61", ""),
+        ("PatientAge", "061Y", "061Y"),
+        ("PatientAge", "61 years", None),
+        ("PatientID", "x" * 65, ""),
+        ("PatientID", "a\\b", ""),
+        ("PatientName", "a\x07b", ""),
+        ("AccessionNumber", "y" * 17, ""),
+    ],
+)
+def test_values_that_the_standard_does_not_allow_are_left_out(tmp_path, caplog, name, value, kept):
+    path = written(changed(series(tmp_path / "ct"), **{name: value}), some_lesion(), tmp_path / "seg.dcm")
+    data = pydicom.dcmread(path)
+    assert str(data[name].value) == kept if kept is not None else name not in data
+    emptied = not kept
+    assert (f"DICOM SEG without {name}" in caplog.text) == emptied
+    assert caplog.text.count("DICOM SEG without") == emptied  # once, not for every slice
+    judged_valid(path)
+
+
+def test_a_number_with_a_comma_is_left_out(tmp_path, caplog):
+    folder = changed(series(tmp_path / "ct"), (b"73.219", b"73,219"), PatientWeight="73.219")
+    path = written(folder, some_lesion(), tmp_path / "seg.dcm")
+    assert "PatientWeight" not in pydicom.dcmread(path)
+    assert "DICOM SEG without PatientWeight" in caplog.text
+    judged_valid(path)
+
+
+@pytest.mark.fault("enhanced CT")
+def test_frames_of_an_enhanced_ct_are_referred_to(tmp_path):
+    stored = np.random.default_rng(0).integers(0, 1500, SHAPE).astype(np.int16)
+    order = [3, 0, 5, 1, 4, 2]
+    write_enhanced(series(tmp_path / "plain"), tmp_path / "ct" / "all.dcm", stored, order)
+    lesion = some_lesion()
+    source = pydicom.dcmread(tmp_path / "ct" / "all.dcm")
+    data = pydicom.dcmread(written(tmp_path / "ct", lesion, tmp_path / "seg.dcm"))
+    seen = np.zeros(SHAPE, bool)
+    grid = read_ct(tmp_path / "ct")
+    for frame, groups in zip(data.pixel_array, data.PerFrameFunctionalGroupsSequence, strict=True):
+        (reference,) = groups.DerivationImageSequence[0].SourceImageSequence
+        assert reference.ReferencedSOPInstanceUID == source.SOPInstanceUID
+        number = int(reference.ReferencedFrameNumber)
+        position = groups.PlanePositionSequence[0].ImagePositionPatient
+        own = source.PerFrameFunctionalGroupsSequence[number - 1].PlanePositionSequence[0]
+        assert position == own.ImagePositionPatient
+        k = grid.TransformPhysicalPointToIndex([float(value) for value in position])[2]
+        assert k == order[number - 1]
+        seen[k] = frame > 0
+    np.testing.assert_array_equal(seen, lesion)
+
+
 def test_the_slices_are_those_of_the_series_that_is_read(tmp_path):
     study = {"StudyInstanceUID": "1.2"}
     folder = series(tmp_path / "ct", SeriesDescription="Lung", **study)
     write_dicom(folder, np.zeros((8, 9, 7), np.int16), name="b", SeriesDescription="Bone", origin=ORIGIN, **study)
-    assert len(read_source(folder)) == 8
-    source = read_source(folder, Reading(series="lung"))
+    assert len(read_source(folder).headers) == 8
+    source = read_source(folder, Reading(series="lung")).headers
     assert len(source) == 6
     heights = [float(header.ImagePositionPatient[2]) for header in source]
     assert heights == sorted(heights)
