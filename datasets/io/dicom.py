@@ -455,7 +455,10 @@ def _pixels(path: Path) -> np.ndarray:
                 )
             pixels = data.pixel_array
     except Exception as error:  # pydicom raises whatever it comes across
-        raise VolumeError(f"{path}: cannot be decoded ({one_line(error, 300)})") from None
+        raise VolumeError(
+            f"{path}: cannot be decoded ({one_line(error, 300)}); install pylibjpeg, pylibjpeg-libjpeg and "
+            "pylibjpeg-openjpeg with pip, or decompress it with dcmdjpeg of DCMTK"
+        ) from None
     return pixels if pixels.ndim == 3 else pixels[None]
 
 

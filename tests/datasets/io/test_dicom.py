@@ -1,13 +1,18 @@
+import shutil
+import subprocess
+
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless, generate_uid
+from scipy import ndimage
 
 from datasets.io.grid import MAX_VOXELS, Grid
 from datasets.io.volume import Reading, read_ct, read_geometry, read_volume, volume_id
 from tests.fuzz_volumes import fuzz_others
-from tests.volumes import ORIGIN, SPACING, pixels, refused, rotation, write_dicom
+from tests.volumes import ORIGIN, SPACING, pixels, refused, rotation, write_dicom, write_enhanced
 
 SHAPE = (6, 7, 8)
 
@@ -90,6 +95,76 @@ def test_values_without_slope_and_intercept_are_not_hu(tmp_path, stored):
     folder = write_dicom(tmp_path / "case", stored, intercept=None)
     np.testing.assert_array_equal(pixels(read_volume(folder)), stored)
     refused(folder, lambda: read_ct(folder), "no air.*an intercept of -1024 were lost")
+
+
+ENCODERS = {
+    "implicit": "dcmconv +ti",
+    "big endian": "dcmconv +tb",
+    "deflated": "dcmconv +td",
+    "RLE": "dcmcrle",
+    "RLE by GDCM": "gdcmconv --rle",
+    "JPEG lossless, first-order": "dcmcjpeg +e1",
+    "JPEG lossless": "dcmcjpeg +el",
+    "JPEG lossless by GDCM": "gdcmconv --jpeg",
+    "JPEG-LS": "dcmcjpls +el",
+    "JPEG-LS by GDCM": "gdcmconv --jpegls",
+    "JPEG 2000": "gdcmconv --j2k",
+    "JPEG, 12 bits": "dcmcjpeg +ee +q 100",
+}
+"""Commands of DCMTK and GDCM that encode a file."""
+
+LOSSY = {"JPEG, 12 bits": 8}
+"""HU that a voxel may differ."""
+
+
+def encoded(path, command):
+    if shutil.which(command.split()[0]) is None:
+        pytest.skip(f"{command.split()[0]} is not installed")
+    out = path.with_suffix(".encoded")
+    subprocess.run([*command.split(), path, out], check=True, capture_output=True)
+    out.replace(path)
+
+
+def smooth(shape):
+    """Values of a picture, as noise alone would not survive a lossy encoder."""
+    noise = np.random.default_rng(1).normal(size=shape)
+    return np.clip(ndimage.gaussian_filter(noise, (0, 2, 2)) * 3000 + 1000, 0, 2000).astype(np.int16)
+
+
+@pytest.mark.fault("compressed slices")
+@pytest.mark.parametrize("syntax", ENCODERS)
+def test_what_independent_encoders_write(tmp_path, syntax):
+    stored = smooth((4, 32, 32))
+    folder = write_dicom(tmp_path / "case", stored)
+    for path in folder.iterdir():
+        encoded(path, ENCODERS[syntax])
+    found = pixels(read_volume(folder)).astype(int)
+    assert np.abs(found - (stored - 1024)).max() <= LOSSY.get(syntax, 0)
+    lossless = syntax not in LOSSY
+    assert lossless or np.abs(found - (stored - 1024)).max() > 0  # it was encoded
+
+
+@pytest.mark.fault("compressed slices")
+@pytest.mark.parametrize("syntax", [name for name in ENCODERS if name not in LOSSY])
+def test_compressed_frames_of_an_enhanced_ct(tmp_path, syntax):
+    stored = smooth((4, 32, 32))
+    path = tmp_path / "enhanced" / "all.dcm"
+    write_enhanced(write_dicom(tmp_path / "plain", stored), path, stored, [1, 0, 3, 2], 1.0, -1024.0)
+    encoded(path, ENCODERS[syntax])
+    np.testing.assert_array_equal(pixels(read_volume(path.parent)), stored - 1024)
+
+
+@pytest.mark.fault("compressed slices")
+def test_what_cannot_be_decoded_names_the_plug_ins(tmp_path):
+    stored = smooth((4, 32, 32))
+    path = tmp_path / "enhanced" / "all.dcm"
+    write_enhanced(write_dicom(tmp_path / "plain", stored), path, stored, [0, 1, 2, 3], 1.0, -1024.0)
+    data = pydicom.dcmread(path)
+    data.PixelData = encapsulate([b"\xff\x4f\xff\x51" + bytes(100)] * 4)
+    data["PixelData"].is_undefined_length = True
+    data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.201"  # high-throughput JPEG 2000
+    data.save_as(path)
+    refused(path, lambda: read_volume(path.parent), "cannot be decoded .* install pylibjpeg, pylibjpeg-libjpeg and")
 
 
 @pytest.mark.fault("compressed slices")
