@@ -44,6 +44,7 @@ _TAGS = [
     *("ConvolutionKernel", "TemporalPositionIdentifier", "InstanceNumber", "SliceThickness", "SamplesPerPixel"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "BitsAllocated"),
     *("RescaleSlope", "RescaleIntercept", "NumberOfFrames", "PixelPaddingValue", "PixelRepresentation"),
+    *("BitsStored", "HighBit", "PhotometricInterpretation"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "SpecificCharacterSet"),
 ]
 
@@ -75,6 +76,21 @@ AXIAL, LUNGS_MM, THIN_MM = 0.8, 200.0, 5.0
 
 
 @dataclass(frozen=True)
+class NativePixels:
+    """Where uncompressed pixels of 16 bits lie in a file, in little-endian order.
+
+    Attributes:
+        offset: bytes before them.
+        signed: whether they are signed.
+        bits: bits of the stored values, at most 16; higher ones should repeat the sign, or be 0.
+    """
+
+    offset: int
+    signed: bool
+    bits: int
+
+
+@dataclass(frozen=True)
 class Slice:
     """One slice of a CT: a file, or a frame of a multi-frame file.
 
@@ -100,6 +116,7 @@ class Slice:
         padding: PixelPaddingValue; None if missing.
         preamble: whether the file has one; readers other than pydicom need it.
         problem: why it cannot be used.
+        native: where its pixels lie, if they need no decoder.
     """
 
     path: Path
@@ -123,6 +140,7 @@ class Slice:
     padding: int | None
     preamble: bool
     problem: str | None = None
+    native: NativePixels | None = None
 
     @property
     def scaling(self) -> tuple[float, float]:
@@ -244,8 +262,12 @@ def read_slices(path: Path) -> list[Slice | Other]:
         with path.open("rb") as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
             rest = file.read(12)
-            stored = path.stat().st_size - file.tell()
-        return _slices_of(path, header, rest, stored)
+            behind = file.tell()
+            stored = path.stat().st_size - behind
+        return [
+            replace(one, native=_native(header, rest, behind)) if isinstance(one, Slice) and one.frame is None else one
+            for one in _slices_of(path, header, rest, stored)
+        ]
     except OSError:
         raise
     except Exception as error:  # pydicom raises whatever it comes across
@@ -332,6 +354,9 @@ def _slice_of(path: Path, header: Dataset, image_type: tuple[str, ...]) -> Slice
     rows = np.array([_number(v) for v in header.ImageOrientationPatient]).reshape(2, 3)
     if not np.allclose(rows @ rows.T, np.eye(2), rtol=0, atol=_SAME):
         raise ValueError("its ImageOrientationPatient is impossible")
+    rescale = tuple(_text(header, name) or None for name in ("RescaleSlope", "RescaleIntercept"))
+    for value in rescale:
+        _number(value or 0)
     padding = header.get("PixelPaddingValue")
     number, description = _text(header, "SeriesNumber"), _text(header, "SeriesDescription")
     return Slice(
@@ -352,7 +377,7 @@ def _slice_of(path: Path, header: Dataset, image_type: tuple[str, ...]) -> Slice
         spacing=(_number(header.PixelSpacing[1]), _number(header.PixelSpacing[0])),
         thickness=_number(header.get("SliceThickness") or 0),
         size=(int(header.Columns), int(header.Rows)),
-        rescale=tuple(_text(header, name) or None for name in ("RescaleSlope", "RescaleIntercept")),
+        rescale=rescale,
         padding=padding if isinstance(padding, int) else None,
         preamble=getattr(header, "preamble", None) is not None,
     )
@@ -379,16 +404,88 @@ def _pixel_problem(path: Path, header: Dataset, rest: bytes, stored: int) -> str
         return None  # unpacked as a whole by pydicom; the decoder checks its length
     if len(rest) < 8 or not rest.startswith(_PIXELS):
         return "damaged, or not DICOM (no pixels); copy the slice again"
-    order = "<" if rest.startswith(_PIXELS[0]) else ">"
-    explicit = rest[4:6] in (b"OW", b"OB", b"UN")
-    length = struct.unpack(f"{order}I", rest[8:12] if explicit else rest[4:8])[0]
+    explicit, length = _pixel_element(rest)
     if length == 0xFFFFFFFF:  # encapsulated
         return None
     there = stored + (0 if explicit else 4)
-    needed = int(header.Columns) * int(header.Rows) * int(header.get("BitsAllocated", 16)) // 8
+    needed = _pixel_bytes(header)
     if min(length, there) < needed:
         return f"cut short: {min(length, there)} of {needed} bytes of pixels; copy it again"
     return None
+
+
+def _pixel_element(rest: bytes) -> tuple[bool, int]:
+    """Whether the element of the pixels names its type, and the length that it states."""
+    order = "<" if rest.startswith(_PIXELS[0]) else ">"
+    explicit = rest[4:6] in (b"OW", b"OB", b"UN")
+    return explicit, struct.unpack(f"{order}I", rest[8:12] if explicit else rest[4:8])[0]
+
+
+def _pixel_bytes(header: Dataset) -> int:
+    """Bytes of the pixels of a slice, uncompressed."""
+    return int(header.Columns) * int(header.Rows) * int(header.get("BitsAllocated", 16)) // 8
+
+
+def _native(header: Dataset, rest: bytes, behind: int) -> NativePixels | None:
+    """Where the pixels of a slice lie, if they need no decoder; None otherwise.
+
+    Args:
+        header: header of the slice.
+        rest: as for `_pixel_problem`.
+        behind: bytes before the end of `rest`.
+    """
+    syntax = getattr(header, "file_meta", Dataset()).get("TransferSyntaxUID")
+    bits = header.get("BitsStored")
+    plain = (
+        syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+        and rest.startswith(_PIXELS[0])
+        and header.get("BitsAllocated") == 16
+        and isinstance(bits, int)
+        and 1 < bits <= 16
+        and header.get("HighBit") == bits - 1
+        and header.get("PhotometricInterpretation") == "MONOCHROME2"
+        and header.get("PixelRepresentation") in (0, 1)
+    )
+    if not plain:
+        return None
+    explicit, length = _pixel_element(rest)
+    if length != _pixel_bytes(header):
+        return None
+    return NativePixels(behind - (0 if explicit else 4), bool(header.PixelRepresentation), bits)
+
+
+def read_native(series: Series) -> np.ndarray | None:
+    """The voxels of a series in HU, int16 (z, y, x), read without a decoder.
+
+    Returns:
+        None if a slice needs a decoder, or its values are no whole numbers of 16 bits.
+
+    Raises:
+        VolumeError: a file cannot be read.
+    """
+    scalings = {number for one in series.slices for number in one.scaling}
+    if any(one.native is None for one in series.slices) or any(n % 1 or abs(n) > 32767 for n in scalings):
+        return None
+    voxels = np.empty((len(series.slices), *series.slices[0].size[::-1]), np.int16)
+    for plane, one in zip(voxels, series.slices, strict=True):
+        pixels, (slope, intercept) = one.native, one.scaling
+        try:
+            with one.path.open("rb") as file:
+                stored = np.fromfile(file, "<i2" if pixels.signed else "<u2", plane.size, offset=pixels.offset)
+        except OSError as error:
+            raise VolumeError(f"{one.path}: cannot be read ({error.strerror}); check the file") from None
+        if stored.size < plane.size:
+            return None
+        lowest, highest = int(stored.min()), int(stored.max())
+        least, most = (
+            (-(1 << pixels.bits - 1), (1 << pixels.bits - 1) - 1) if pixels.signed else (0, (1 << pixels.bits) - 1)
+        )
+        ends = (lowest * slope + intercept, highest * slope + intercept)
+        if not (least <= lowest and highest <= most and min(ends) >= -32768 and max(ends) <= 32767):
+            return None
+        # Whole numbers whose result fits into 16 bits: what overflows on the way comes back.
+        plane[...] = (stored.astype(np.int16, copy=False) * np.int16(slope) + np.int16(intercept)).reshape(plane.shape)
+    return voxels
 
 
 def _frames(path: Path, header: Dataset, image_type: tuple[str, ...]) -> Iterable[Slice]:

@@ -19,7 +19,7 @@ import SimpleITK as sitk
 
 from datasets.io import nifti, slicer, text_headers
 from datasets.io.decoder import Decoder, DecoderError
-from datasets.io.dicom import Series, find_series, padding_to_air, read_with_pydicom
+from datasets.io.dicom import Series, find_series, padding_to_air, read_native, read_with_pydicom
 from datasets.io.grid import MAX_VOXELS, Grid, check_grid, turned_onto
 from datasets.io.scan import Scan
 from datasets.window import unmap_window
@@ -170,7 +170,9 @@ def _path_of(source: Path | Scan) -> Path:
 
 
 def _series_voxels(source: Path | Scan, series: Series) -> np.ndarray:
-    """HU of a series; ITK decodes ordinary files, pydicom frames and files without preamble, or what ITK cannot."""
+    """HU of a series; ITK decodes what is compressed, pydicom frames and files without preamble, or what ITK cannot."""
+    if (native := read_native(series)) is not None:
+        return padding_to_air(series, native)
     if any(one.frame is not None for one in series.slices) or not all(one.preamble for one in series.slices):
         return padding_to_air(series, read_with_pydicom(series))
     path = source.path if isinstance(source, Scan) else source
