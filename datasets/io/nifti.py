@@ -256,8 +256,9 @@ def _read_header(path: Path, file: BinaryIO, max_voxels: int) -> NiftiHeader:
         raise VolumeError(f"{path}: not a NIfTI file; if ANALYZE, it does not say how it is oriented: convert it")
     if (magic == separate) != path.name.lower().endswith(tuple(_VOXEL_FILES)):
         raise VolumeError(f"{path}: NIfTI in one file ends in .nii or .nii.gz, in two in .hdr and .img; rename it")
-    size, trailing = header["dim"][1:4], header["dim"][4 : max(4, header["dim"][0] + 1)]
-    if not 3 <= header["dim"][0] <= 7 or (trailing != 1).any():
+    dimensions = int(header["dim"][0])
+    size, trailing = header["dim"][1:4], header["dim"][4 : max(4, dimensions + 1)]
+    if not 3 <= dimensions <= 7 or (trailing != 1).any():
         raise VolumeError(f"{path}: is not three-dimensional; expected one volume of several slices")
     code = int(header["datatype"])
     if code not in _SCALARS:
