@@ -26,6 +26,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
+from datasets.io.nifti import read_nifti_header
 from datasets.io.volume import read_volume
 from tests.volumes import rotation, write, write_dicom
 from utils.cli import add_quiet, new_parser
@@ -157,9 +158,7 @@ def _mutate_bytes(content: bytes, corpus: dict[str, bytes], rng: random.Random, 
 
 def disagreement(path: Path, image: sitk.Image) -> str | None:
     """Describe how an image differs from its file as decoded by NumPy or SimpleITK; None if it does not."""
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        content = gzip.decompress(content)
+    content = _unpacked(path.read_bytes())
     order = "<" if struct.unpack_from("<i", content)[0] == 348 else ">"
     size = struct.unpack_from(f"{order}3h", content, 42)
     voxel = np.dtype(order + TYPES[struct.unpack_from(f"{order}h", content, 70)[0]])
@@ -169,7 +168,7 @@ def disagreement(path: Path, image: sitk.Image) -> str | None:
     if len(content) != offset + np.prod(size) * voxel.itemsize:
         return f"{len(content)} bytes, but the header declares another size"
     expected = np.frombuffer(content, voxel, int(np.prod(size)), int(offset)).reshape(size[::-1])
-    if slope != 0 and (slope, intercept) != (1, 0):
+    if slope != 0 and np.isfinite(slope) and (slope, intercept) != (1, 0):
         expected = expected * np.float64(slope) + intercept
     elif sitk.GetArrayViewFromImage(image).dtype != voxel.newbyteorder("="):
         return "another type"
@@ -179,12 +178,18 @@ def disagreement(path: Path, image: sitk.Image) -> str | None:
     try:
         theirs = sitk.ReadImage(str(path))
     except RuntimeError as error:
+        if "orthonormal" in str(error) and read_nifti_header(path, 2**29).leaning:
+            return None  # axes that lean a little are straightened here
         return f"SimpleITK refuses it: {str(error).strip().splitlines()[-1]}"
     for what in ("Size", "Spacing", "Origin", "Direction"):
         ours, others = (np.array(getattr(i, f"Get{what}")()) for i in (image, theirs))
         if not np.allclose(ours, others, rtol=1e-4, atol=2e-3 if what == "Direction" else 1e-4):
             return f"{what} {ours.round(4)}, SimpleITK's is {others.round(4)}"
     return None
+
+
+def _unpacked(content: bytes) -> bytes:
+    return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
 
 
 def changed(image: sitk.Image, original: sitk.Image) -> str:
@@ -229,7 +234,7 @@ def fuzz_nifti(count: int, seed: int, keep: Path | None = None, progress: bool =
                 what = changed(image, originals[name])
                 if not checksum_tells:
                     found = disagreement(path, image)
-                elif gzip.decompress(content) not in files.values():
+                elif _unpacked(content) not in files.values():
                     found = f"changed {what} despite the checksum"
                 else:
                     found = None

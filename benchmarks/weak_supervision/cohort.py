@@ -7,12 +7,14 @@
 
 Scans come from four sites and differ in inspiration, confounders and stage of the disease; see `datasets.phantom.hard`.
 Sites are balanced in every list and independent of the disease. facts/<id>.json describes the content of each scan. A
-scan depends only on the seed, its kind, its number and the options. Existing scans are kept.
+scan depends only on the seed, its kind, its number and the options. Existing scans are kept. With --raw, the scans are
+CTs in HU in ct/, for lungCrop.py.
 
 Examples:
   python -m benchmarks.weak_supervision.cohort cohort --size small
   python -m benchmarks.weak_supervision.cohort cohort_full --size full --processes 16
   python -m benchmarks.weak_supervision.cohort cohort_weaker --confounders 0.5
+  python -m benchmarks.weak_supervision.cohort raw --size demo --raw
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from utils.manifest import recording
 from utils.progress import progress_bar
 
 FOLDERS = ("images", "lung", "lesion")
+RAW_FOLDERS = ("ct", "lung", "lesion")
 KINDS = ("labelled", "diseased", "healthy", "valid", "validh", "test", "testh")
 """Kinds of scans; the order is part of the seed."""
 
@@ -74,6 +77,7 @@ class Size:
 SIZES = {
     "small": Size((20, 96, 96), Counts()),
     "full": Size((40, 160, 160), Counts(diseased=300, healthy=300)),
+    "demo": Size((24, 80, 80), Counts(diseased=40, healthy=40, valid=8, validh=4, test=12, testh=4)),
 }
 
 
@@ -99,13 +103,13 @@ def make_scan(seed: int, kind: str, number: int, crop: tuple[int, int, int], har
     return make_crop(rng, crop, patient, site, hardness)
 
 
-def images_of(crop: Crop) -> tuple[sitk.Image, ...]:
-    """Image (0..255 in the published window), lung and lesion of a crop."""
+def images_of(crop: Crop, raw: bool = False) -> tuple[sitk.Image, ...]:
+    """Image (0..255 in the published window, or HU), lung and lesion of a crop."""
+    image = np.rint(crop.hu).astype(np.int16) if raw else map_window(crop.hu)
     images = []
-    for array in (map_window(crop.hu), (crop.lung > 0).astype(np.uint8), crop.lesion):
-        image = sitk.GetImageFromArray(array)
-        image.SetSpacing(crop.spacing)
-        images.append(image)
+    for array in (image, (crop.lung > 0).astype(np.uint8), crop.lesion):
+        images.append(sitk.GetImageFromArray(array))
+        images[-1].SetSpacing(crop.spacing)
     return tuple(images)
 
 
@@ -127,12 +131,14 @@ def _facts_path(root: Path, kind: str, number: int) -> Path:
     return root / "facts" / f"{_name(kind, number)}.json"
 
 
-def _write_scan(root: Path, seed: int, kind: str, number: int, size: tuple[int, int, int], hardness: Hardness) -> None:
+def _write_scan(root: Path, made_from: Mapping[str, Any], kind: str, number: int) -> None:
     """Write image, lung and lesion of a scan, and its facts, which mark it as complete."""
     if _facts_path(root, kind, number).is_file():
         return
-    crop = make_scan(seed, kind, number, size, hardness)
-    for folder, image in zip(FOLDERS, images_of(crop), strict=True):
+    raw = made_from.get("raw", False)
+    hardness = Hardness(**made_from["hardness"])
+    crop = make_scan(made_from["seed"], kind, number, tuple(made_from["crop"]), hardness)
+    for folder, image in zip(RAW_FOLDERS if raw else FOLDERS, images_of(crop, raw), strict=True):
         write_volume(image, root / folder / f"{_name(kind, number)}.nii.gz")
     write_text(_facts_path(root, kind, number), json.dumps(scan_facts(crop)) + "\n")
 
@@ -153,6 +159,7 @@ def write_cohort(
     size: Size,
     seed: int = 0,
     hardness: Hardness = HARD,
+    raw: bool = False,
     processes: int = 1,
     progress: bool = False,
 ) -> None:
@@ -163,6 +170,7 @@ def write_cohort(
         size: matrix of the crops and number of scans.
         seed: random seed.
         hardness: what makes the cohort hard.
+        raw: write CTs in HU.
         processes: number of parallel processes.
         progress: show a progress bar.
 
@@ -170,7 +178,7 @@ def write_cohort(
         SettingsError: the folder holds another cohort.
         OSError: a file cannot be written.
     """
-    made_from = {"seed": seed, "crop": list(size.crop), "hardness": asdict(hardness)}
+    made_from = {"seed": seed, "crop": list(size.crop), "hardness": asdict(hardness), **({"raw": True} if raw else {})}
     scans = [(kind, number) for kind in KINDS for number in range(getattr(size.counts, kind))]
     lists = {kind: [_name(*scan) for scan in scans if scan[0] == kind] for kind in KINDS if kind != "labelled"}
     lists |= label_lists(seed, size.counts)
@@ -178,12 +186,12 @@ def write_cohort(
     whole = all(_facts_path(root, *scan).is_file() for scan in scans)
     if whole and {path: _text(path) for path in texts} == texts and _made_from(root) == made_from:
         return
-    with lock_folder(root, *FOLDERS, "facts", "id_txt"), recording(root, seed=seed):
+    with lock_folder(root, *(RAW_FOLDERS if raw else FOLDERS), "facts", "id_txt"), recording(root, seed=seed):
         if (found := _made_from(root)) not in (None, made_from):
             raise SettingsError(f"{root}: holds a cohort of {found}, not of {made_from}; choose another folder")
         write_text(root / "cohort.json", json.dumps(made_from) + "\n")
         with ProcessPoolExecutor(processes) as pool:
-            jobs = [pool.submit(_write_scan, root, seed, *scan, size.crop, hardness) for scan in scans]
+            jobs = [pool.submit(_write_scan, root, made_from, *scan) for scan in scans]
             for job in progress_bar(jobs, "making the cohort", unit="scan", shown=progress):
                 job.result()
         for path, text in texts.items():
@@ -211,6 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="cohort folder")
     parser.add_argument("--size", choices=list(SIZES), default="small", help="size of the crops (default small)")
     parser.add_argument("--seed", type=int, default=0, help="cohort seed (default 0)")
+    parser.add_argument("--raw", action="store_true", help="write CTs in HU")
     parser.add_argument(
         "--confounders", type=float, default=HARD.confounders, metavar="STRENGTH", help="0 to 1 (default 1)"
     )
@@ -226,7 +235,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logging(options.quiet)
     hardness = Hardness(options.sites, options.inspiration, options.confounders, options.stages)
     write_cohort(
-        options.output, SIZES[options.size], options.seed, hardness, options.processes, progress=not options.quiet
+        options.output,
+        SIZES[options.size],
+        options.seed,
+        hardness,
+        raw=options.raw,
+        processes=options.processes,
+        progress=not options.quiet,
     )
     print(f"cohort in {options.output}")
     return 0

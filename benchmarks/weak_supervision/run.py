@@ -55,8 +55,14 @@ def result_path(output: Path, name: str, seed: int) -> Path:
     return output / "results" / f"{name}_seed_{seed}.json"
 
 
-def train_row(settings: Settings, device: torch.device, progress: bool) -> None:
+def train_row(settings: Settings, device: torch.device, progress: bool, validate: bool = True) -> None:
     """Train a run, or resume it.
+
+    Args:
+        settings: settings of the run.
+        device: training device.
+        progress: show a progress bar.
+        validate: validate, and keep the best segmenter.
 
     Raises:
         SettingsError: the run was started with other settings.
@@ -67,11 +73,11 @@ def train_row(settings: Settings, device: torch.device, progress: bool) -> None:
         raise SettingsError(
             f"{begun}: this run was started with other settings; remove its folder or choose another --output"
         )
-    cohort = read_cohort(settings.dataset.root, used_splits(settings, validate=True), settings.image.size)
+    cohort = read_cohort(settings.dataset.root, used_splits(settings, validate), settings.image.size)
     folder = settings.exp.folder
     with lock_folder(folder, "pictures"), recording(folder, device=device, settings=settings):
         resume = bool(find_states(settings.exp.folder))
-        train(TrainingRun(settings, cohort, device, resume, validate=True, progress=progress))
+        train(TrainingRun(settings, cohort, device, resume, validate=validate, progress=progress))
 
 
 def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:

@@ -281,8 +281,9 @@ def _slices_of(path: Path, header: Dataset, rest: bytes, stored: int) -> list[Sl
     if sop_class == _DIRECTORY or str(meta.get("MediaStorageSOPClassUID", "")) == _DIRECTORY:
         return [Other(path, "DICOM directory")]
     if _is_impossible(sop_class):
-        return [Other(path, f"damaged, or not DICOM ({sop_class[:64]} is no kind of object)", damaged=True)]
-    if not sop_class and not modality and "Rows" not in header:
+        reason = f"{' '.join(sop_class.split())[:64]} is no kind of object"
+        return [Other(path, f"damaged, or not DICOM ({reason})", damaged=True)]
+    if "SOPClassUID" not in header and not modality and "Rows" not in header:
         return [Other(path, "damaged, or not DICOM (no image and no kind of object)", damaged=True)]
     image_type = tuple(str(word).upper() for word in _several(header.get("ImageType")))
     has_place = all(header.get(name) for name in ("ImagePositionPatient", "ImageOrientationPatient", "Rows"))

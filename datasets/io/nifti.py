@@ -252,6 +252,8 @@ def _read_header(path: Path, file: BinaryIO, max_voxels: int) -> NiftiHeader:
     kind, (single, separate) = _VERSIONS[length]
     header = kind(block, check=False)
     magic = header["magic"].item()
+    if header["sizeof_hdr"] != length:
+        raise VolumeError(f"{path}: its header mixes two byte orders; it is damaged")
     if magic not in (single, separate):
         raise VolumeError(f"{path}: not a NIfTI file; if ANALYZE, it does not say how it is oriented: convert it")
     if (magic == separate) != path.name.lower().endswith(tuple(_VOXEL_FILES)):

@@ -1,0 +1,195 @@
+"""Trains and tests GASNet and its rivals on the paper's public data sets, with one labelled scan.
+
+COHORT is made by python -m datasets.public from CovidSeg (A), MedSeg (B) and MosMed (C, D), see docs/public_data.md.
+The rows differ in what learns besides S, and in nothing else:
+
+  s-1              S on the labelled scan and on healthy volumes of D
+  teacher-1        the same, with its moving average as teacher on diseased volumes of D
+  gasnet-1         the config as it is
+  no-adversarial   the same without D
+
+Tests the segmenter of the last iteration on A_sub1, A_sub2, B and C at a threshold of 0.5, as published, and prints the
+published Dice next to it. B is compared with labels 1, 2 and 3 as lesion: crop it with --lesion-labels 1 2 3. Finished
+runs are skipped and interrupted ones resume, so the same command can be repeated. Any setting can be overridden with
+KEY.SUB=VALUE, for all rows.
+
+Examples:
+  python -m benchmarks.weak_supervision.public data_public --output output/public --device cuda
+  python -m benchmarks.weak_supervision.public data_public --output output/public --rows s-1 gasnet-1 --seeds 0
+  python -m benchmarks.weak_supervision.public data_public --output output/short SOLVER.STOP_AFTER=2000
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.records import as_json
+from benchmarks.weak_supervision.run import stop_after, train_row
+from configs.settings import Settings, read_settings
+from datasets.cohort import read_cohort
+from datasets.public.protocol import lesion_protocols
+from datasets.window import WINDOW
+from evaluation.inference import predict_cohort
+from models.checkpoint import LAST, SegmenterInput, load_segmenter
+from models.layers import place
+from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
+from utils.errors import GasnetError
+from utils.files import write_text
+from utils.manifest import environment
+
+log = logging.getLogger(__name__)
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mosmed.yaml"
+
+ROWS: Mapping[str, tuple[str, ...]] = {
+    "s-1": ("EXP.ID=supervised", "SOLVER.SEGMENTER_ONLY=true"),
+    "teacher-1": (
+        "EXP.ID=teacher",
+        "SOLVER.SEGMENTER_ONLY=true",
+        "SOLVER.SEGMENTER_AVERAGE=0.99",
+        "LOSS.TEACHER=10",
+        "LOSS.TEACHER_RAMP=1000",
+        "LOSS.DISTURBANCE=0.04",
+    ),
+    "gasnet-1": (),
+    "no-adversarial": ("EXP.ID=perception", "LOSS.ADVERSARIAL=0"),
+}
+"""Settings of each row that differ from those of the config."""
+
+TESTED = ("A_sub1", "A_sub2", "B", "C")
+"""Lists of test scans."""
+
+PUBLISHED: Mapping[str, float] = {"A_sub1": 76.7, "A_sub2": 63.2, "B": 60.2, "C": 54.2}
+"""Dice in percent from the readme of the published code."""
+
+_ITERATIONS = "SOLVER.STOP_AFTER=20000"
+"""The published checkpoints are from before iteration 20,000."""
+
+
+def row_settings(name: str, seed: int, cohort: Path, output: Path, config: Path, overrides: Sequence[str]) -> Settings:
+    """Settings of one run; arguments as on the command line.
+
+    Raises:
+        SettingsError: the config or an override cannot be used.
+    """
+    own = (
+        f"EXP.OUTPUT_DIR={output / 'runs' / f'{name}_seed_{seed}'}",
+        f"EXP.SEED={seed}",
+        f"DATASET.ROOT={cohort}",
+        "DATASET.SPLIT.TEST=null",
+    )
+    return read_settings(config, [_ITERATIONS, *ROWS[name], *overrides, *own])
+
+
+def test_segmenter(settings: Settings, device: torch.device) -> dict[str, dict[str, float]]:
+    """Dice of the last segmenter by test list and scan; lists that the cohort lacks are left out.
+
+    Raises:
+        GasnetError: segmenter or cohort cannot be read.
+    """
+    image = settings.image
+    default = SegmenterInput(size=image.size, window=WINDOW, normalization=image.normalization)
+    segmenter, trained_on = load_segmenter(settings.exp.folder / LAST, default)
+    place(segmenter, device)
+    root = Path(settings.dataset.root)
+    dice = {}
+    for name in TESTED:
+        if not (root / "id_txt" / f"{name}.txt").is_file():
+            log.warning("%s: no list %s; left out", root, name)
+            continue
+        cases = read_cohort(root, {"TEST": name}, image.size, image.window)["TEST"]
+        scores = [found.score for found in predict_cohort(segmenter, cases, "TEST", trained_on.normalization)]
+        dice[name] = {score.id: score.counts.dice for score in scores}
+    return dice
+
+
+def run_row(name: str, seed: int, settings: Settings, output: Path, device: torch.device, progress: bool) -> Path:
+    """Train and test one run and write its result; a run with a result of the same settings is skipped.
+
+    Raises:
+        GasnetError: the run cannot be trained, or its result was made with other settings.
+    """
+    path = output / "results" / f"{name}_seed_{seed}.json"
+    made_with = settings.to_yaml()
+    if path.is_file():
+        if json.loads(path.read_text(encoding="utf-8"))["settings"] != made_with:
+            raise GasnetError(f"{path}: made with other settings; remove it and its run or choose another --output")
+        return path
+    train_row(settings, device, progress, validate=settings.dataset.split.valid is not None)
+    protocols = lesion_protocols(Path(settings.dataset.root), _ids(settings))
+    result = {
+        "row": name,
+        "seed": seed,
+        "protocols": protocols,
+        "dice": test_segmenter(settings, device),
+        "environment": environment(device),
+        "settings": made_with,
+    }
+    write_text(path, as_json(result))
+    return path
+
+
+def _ids(settings: Settings) -> list[str]:
+    lists = (Path(settings.dataset.root) / "id_txt" / f"{name}.txt" for name in TESTED)
+    return [case_id for path in lists if path.is_file() for case_id in path.read_text().split()]
+
+
+def as_markdown(paths: Sequence[Path]) -> str:
+    """The table of the results: mean Dice in percent over scans, mean and SD over seeds; and the published row."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    lines = [f"| row | seeds | {' | '.join(TESTED)} |", f"|{'---|' * (2 + len(TESTED))}"]
+    for name in ROWS:
+        of_row = [result["dice"] for result in results if result["row"] == name]
+        if of_row:
+            lines.append(f"| {name} | {len(of_row)} | {' | '.join(_cell(of_row, key) for key in TESTED)} |")
+    lines.append(f"| readme of the published code | | {' | '.join(f'{PUBLISHED[key]:.1f}' for key in TESTED)} |")
+    notes = sorted({note for result in results for note in result["protocols"]})
+    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
+
+
+def _cell(dice: Sequence[Mapping[str, Mapping[str, float]]], key: str) -> str:
+    means = [100 * float(np.mean(list(scores[key].values()))) for scores in dice if key in scores]
+    if not means:
+        return "-"
+    spread = f" ± {np.std(means):.1f}" if len(means) > 1 else ""
+    return f"{np.mean(means):.1f}{spread}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = new_parser(__doc__, "python -m benchmarks.weak_supervision.public")
+    parser.add_argument("cohort", type=Path, metavar="COHORT", help="cohort folder of python -m datasets.public")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for runs and results")
+    parser.add_argument("--config-path", type=Path, default=CONFIG, metavar="FILE", help="default configs/mosmed.yaml")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default 0 1 2")
+    parser.add_argument("--minutes", type=float, metavar="N", help="stop after this time and save (default: no limit)")
+    add_device(parser)
+    add_quiet(parser)
+    parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that override the file")
+    options = parser.parse_intermixed_args(arguments)
+    if min(options.seeds) < 0 or (options.minutes is not None and options.minutes <= 0):
+        parser.error("--seeds must be at least 0, --minutes above 0")
+    start_logging(options.quiet)
+    device = choose_device(options.device)
+    if options.minutes is not None:
+        stop_after(60 * options.minutes)
+    paths = []
+    for seed in options.seeds:
+        for name in options.rows:
+            settings = row_settings(name, seed, options.cohort, options.output, options.config_path, options.overrides)
+            paths.append(run_row(name, seed, settings, options.output, device, not options.quiet))
+    table = as_markdown(paths)
+    write_text(options.output / "table.md", table)
+    print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

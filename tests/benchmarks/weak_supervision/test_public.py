@@ -1,0 +1,92 @@
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.weak_supervision import public
+from benchmarks.weak_supervision.public import PUBLISHED, ROWS, as_markdown, main, row_settings
+from tests.datasets.public.test_command import covidseg, made, medseg, mosmed
+from tests.datasets.public.test_command import lungmask as lungmask  # a fixture
+from utils.errors import GasnetError
+
+SMALL = (
+    "IMAGE.SIZE=[16, 32, 64]", "IMAGE.SLICES=16", "MODEL.WIDTH={UNET: 2, G: 2, D: 2}", "DATALOADER.NUM_WORKERS=0",
+    "SOLVER.STOP_AFTER=4", "SOLVER.BATCH_SIZE=2", "SOLVER.DISCRIMINATOR_STEPS=1", "LOSS.PERCEPTION_START=1",
+    "INTERVAL={LOG: 2, VALID: 2, SAVE: 4, PICTURE: 4}",
+)  # fmt: skip
+
+
+def settings_of(name, config=public.CONFIG, overrides=()):
+    return row_settings(name, 3, public.Path("c"), public.Path("o"), config, overrides)
+
+
+def test_rows_differ_in_what_learns_besides_s_only():
+    gasnet, without_d, alone, teacher = (settings_of(n) for n in ("gasnet-1", "no-adversarial", "s-1", "teacher-1"))
+    assert gasnet.exp.constraints == {"recons", "origImgToD", "genImgToD", "perception"}
+    assert (without_d.exp.constraints, without_d.loss.adversarial) == ({"perception"}, 0)
+    assert alone.training_splits == ("LABELED", "HEALTHY")
+    assert teacher.training_splits == ("LABELED", "WO_LABEL", "HEALTHY")
+    for row in (without_d, alone, teacher):
+        assert (row.solver.optimizer, row.solver.last_iteration) == (gasnet.solver.optimizer, 20_000)
+        assert (row.image, row.dataset, row.loss.segmentation) == (
+            gasnet.image,
+            gasnet.dataset,
+            gasnet.loss.segmentation,
+        )
+    assert set(PUBLISHED) == set(public.TESTED)
+
+
+def test_from_downloads_to_the_table(tmp_path, capsys):
+    cohort = tmp_path / "cohort"
+    downloads = {"covidseg": covidseg, "medseg": medseg, "mosmed": mosmed}
+    for name, download in downloads.items():
+        more = ["--lesion-labels", "1", "2", "3"] if name == "medseg" else []
+        more += ["--lungs", "lungmask"] if name == "mosmed" else []
+        assert made(name, download(tmp_path / name), cohort, *more, size=(16, 32, 64)) == 0
+    capsys.readouterr()
+    arguments = [
+        str(cohort),
+        *SMALL,
+        "--output",
+        str(tmp_path / "o"),
+        "--device",
+        "cpu",
+        "--quiet",
+        "--seeds",
+        "0",
+        "1",
+    ]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| row | seeds | A_sub1 | A_sub2 | B | C |"
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:7]] == [*ROWS, "readme of the published code"]
+    assert lines[6].endswith("| 76.7 | 63.2 | 60.2 | 54.2 |")
+    assert "MedSeg (B): lesion is labels 1 2 3, as in the published test" in "\n".join(lines)
+    # The means are those of the scans in the results.
+    dice = [
+        json.loads((tmp_path / "o" / "results" / f"gasnet-1_seed_{seed}.json").read_text())["dice"]["C"]
+        for seed in (0, 1)
+    ]
+    means = [100 * np.mean(list(scores.values())) for scores in dice]
+    assert lines[4].split("|")[6].strip() == f"{np.mean(means):.1f} ± {np.std(means):.1f}"
+    # Nothing is trained again, and results of other settings are not mixed.
+    before = (tmp_path / "o" / "table.md").read_text()
+    assert main(arguments) == 0
+    assert (tmp_path / "o" / "table.md").read_text() == before
+    with pytest.raises(GasnetError, match="made with other settings"):
+        main([str(cohort), "LOSS.RECONS=7", *arguments[1:]])
+
+
+def test_lists_that_are_missing_are_left_out(tmp_path):
+    for seed, value in ((0, 0.5), (1, 0.7)):
+        result = {"row": "s-1", "seed": seed, "protocols": [], "dice": {"B": {"a": value, "b": value}}}
+        (tmp_path / f"{seed}.json").write_text(json.dumps(result))
+    lines = as_markdown(sorted(tmp_path.iterdir())).splitlines()
+    assert lines[2] == "| s-1 | 2 | - | - | 60.0 ± 10.0 | - |"
+
+
+def test_wrong_options(capsys):
+    for options, message in ((["--rows", "s-2"], "invalid choice: 's-2'"), (["--minutes", "0"], "--minutes above 0")):
+        with pytest.raises(SystemExit):
+            main(["c", "--output", "o", *options])
+        assert message in capsys.readouterr().err
