@@ -155,6 +155,7 @@ def test_the_options_of_every_command_exist(page, monkeypatch):
         ["-m", "configs.translate"],
         ["-m", "datasets.public"],
         ["-m", "benchmarks.weak_supervision.cohort"],
+        ["-m", "benchmarks.weak_supervision.public"],
         ["-m", "benchmarks.weak_supervision.realism"],
         ["-m", "benchmarks.weak_supervision.run"],
         ["-m", "benchmarks.weak_supervision.table"],
