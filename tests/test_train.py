@@ -707,6 +707,47 @@ def test_a_segmenter_on_labels_alone_needs_no_other_scans(config, run_folder):
     train.train(started(config, *overrides[:1], "LOSS.HEALTHY=0", "SOLVER.ITER_MAX=5", resume=True))
 
 
+def test_a_teacher_labels_other_volumes_for_s(config, monkeypatch):
+    alone = ["SOLVER.SEGMENTER_ONLY=true", "SOLVER.SEGMENTER_AVERAGE=0.5", "SOLVER.ITER_MAX=3", "INTERVAL.LOG=1"]
+    training = started(config, *alone, "LOSS.TEACHER=1", "LOSS.DISTURBANCE=0.05", validate=False)
+    taught = []
+    teach = training.taught
+
+    def spy(unlabelled):
+        found = teach(unlabelled)
+        with torch.no_grad():
+            expected = training.segmenter(unlabelled.image).sigmoid()
+        taught.append((unlabelled, found, torch.equal(found.lesion, expected)))
+        return found
+
+    training.taught = spy
+    train.train(training)
+    assert len(taught) == 3
+    for unlabelled, found, by_the_average in taught:
+        assert by_the_average  # the average, and what it was shown undisturbed
+        assert not torch.equal(found.image, unlabelled.image)
+        assert torch.equal(found.lung, unlabelled.lung)
+    assert not torch.equal(training.segmenter(found.image), training.networks.segmenter(found.image))
+    entries = [json.loads(line) for line in (training.folder / "metrics.jsonl").read_text().splitlines()]
+    assert all({"teacher/consistency", "segmenter/labelled"} <= set(entry) for entry in entries)
+
+
+def test_what_d_can_tell_apart_is_logged(config):
+    def judged(*overrides):
+        training = started(config, "SOLVER.ITER_MAX=4", "INTERVAL.VALID=9", *overrides)
+        train.train(training)
+        entries = [json.loads(line) for line in (training.folder / "metrics.jsonl").read_text().splitlines()]
+        return [entry for entry in entries if "auc/synthetic" in entry], parameters(training)
+
+    entries, weights = judged("INTERVAL.JUDGE=3", "EXP.ID=judged")
+    assert [entry["iteration"] for entry in entries] == [3, 4]
+    assert all(0 <= value <= 1 for entry in entries for name, value in entry.items() if name != "iteration")
+    # Looking changes nothing.
+    none, same_weights = judged("EXP.ID=not")
+    assert none == []
+    assert changed(weights, same_weights) == set()
+
+
 def test_every_step_of_the_segmenter_takes_a_fresh_healthy_batch_and_the_labelled_scans_there_are(config):
     for fill, labelled in ((False, ("sick_0",)), (True, ("sick_0", "sick_0"))):
         output = f"EXP.OUTPUT_DIR={config.parent / str(fill)}"

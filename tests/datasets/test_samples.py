@@ -393,3 +393,21 @@ def test_a_batch_is_pinned_as_the_loaders_thread_does_it(cases, monkeypatch):
     assert same([batch], [expected])
     assert batch.image is pinned[0]
     assert batch.lung is pinned[1]
+
+
+def test_samples_are_shifted_at_random(cases):
+    image = IMAGE.model_copy(update={"augmentation": False, "shift": (1, 3, 0)})
+    samples = Samples(cases["LABELED"], "LABELED", image, seed=0)
+    whole = samples.read(samples.case(0))
+    found = set()
+    for position in range(12):
+        sample = samples[position]
+        for z, y in np.ndindex(5 + 2, 7):  # a stack begins at 0 to 4
+            start, down = z - 1, y - 3
+            inside = slice(max(start, 0), min(start + 16, 20))
+            part = sample["image"][0, inside.start - start : inside.stop - start, max(down, 0) : 64 + min(down, 0)]
+            other = whole[0][inside, max(-down, 0) : 64 - max(down, 0)] * 2 - 1
+            if np.allclose(part, other, atol=1e-6):
+                found.add(down)
+    assert len(found) > 3
+    assert found <= set(range(-3, 4))
