@@ -2,6 +2,7 @@
 
 Such lung is open to the edge in axial slices, as the air around the body is. Free air is darker; foam and blankets
 hold no vessels; and the couch lies behind the body, so that air at the back edge of the image never counts as lung.
+What looks like lung there is found, too, so that it can be named.
 """
 
 import numpy as np
@@ -20,7 +21,7 @@ MIN_AREA_MM2 = 300.0
 Array = np.ndarray
 
 
-def find_cut_lung(hu: Array, body: Array, spacing: Array) -> Array:
+def find_cut_lung(hu: Array, body: Array, spacing: Array) -> tuple[Array, Array]:
     """Find lung, with its vessels, that is open to the edge of the image or of a round field of view.
 
     Args:
@@ -29,14 +30,20 @@ def find_cut_lung(hu: Array, body: Array, spacing: Array) -> Array:
         spacing: voxel size (z, y, x) in mm.
 
     Returns:
-        bool, outside ``body``.
+        Two bool arrays, outside ``body``: lung that is open to the front or a side, and what looks like lung but is
+        open to the back.
     """
-    found = np.zeros(body.shape, bool)
+    found, behind = np.zeros(body.shape, bool), np.zeros(body.shape, bool)
     back = _back(body.shape[1:])
     rim = np.ones(2 * np.maximum(1, np.rint(RIM_MM / spacing[1:])).astype(int) + 1)
     for k, plane in enumerate(hu):
         if body[k].any():
-            found[k] = _open_lung(plane, body[k], back, rim, spacing)
+            found[k], behind[k] = _open_lung(plane, body[k], back, rim, spacing)
+    return _with_vessels(found, hu, rim), _with_vessels(behind, hu, rim)
+
+
+def _with_vessels(found: Array, hu: Array, rim: Array) -> Array:
+    """The components that hold as many vessels as lung does."""
     interior = ndimage.binary_erosion(found, rim[None])
     labels, count = ndimage.label(found)
     inside = np.bincount(labels[interior], minlength=count + 1)
@@ -60,9 +67,9 @@ def _back(shape: tuple[int, ...]) -> Array:
     return y >= np.abs(x)
 
 
-def _open_lung(hu: Array, body: Array, back: Array, rim: Array, spacing: Array) -> Array:
-    """The lung of one slice that is open to the edge."""
-    found = np.zeros(body.shape, bool)
+def _open_lung(hu: Array, body: Array, back: Array, rim: Array, spacing: Array) -> tuple[Array, Array]:
+    """What looks like lung in one slice and is open to the edge: to the front or a side, and to the back."""
+    found, at_back = np.zeros(body.shape, bool), np.zeros(body.shape, bool)
     padding = _padding(hu, spacing) & ~body
     edge = ndimage.binary_dilation(padding, border_value=1)
     labels, count = ndimage.label(~body & ~padding)
@@ -70,9 +77,9 @@ def _open_lung(hu: Array, body: Array, back: Array, rim: Array, spacing: Array) 
     cut = np.bincount(labels[edge], minlength=count + 1)
     behind = np.bincount(labels[edge & back], minlength=count + 1)
     large = area * spacing[1] * spacing[2] >= MIN_AREA_MM2
-    for part in 1 + np.flatnonzero((large & (cut > 0) & (behind <= BACK_SHARE * cut))[1:]):
+    for part in 1 + np.flatnonzero((large & (cut > 0))[1:]):
         air = labels == part
         inside = hu[ndimage.binary_erosion(air, rim, border_value=1)]
         if inside.size and (inside < FREE_AIR_BELOW_HU).mean() < FREE_AIR_SHARE:
-            found |= air
-    return found
+            (found if behind[part] <= BACK_SHARE * cut[part] else at_back)[air] = True
+    return found, at_back

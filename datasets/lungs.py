@@ -56,8 +56,8 @@ def segment_by_threshold(ct: sitk.Image) -> Array:
     :func:`split_left_right`. The lungs then grow into ground glass (below -220 HU after smoothing), and each is
     closed in every axial slice, by 7 mm near the mediastinum and 25 mm elsewhere, so that vessels and most lesions
     count as lung. If one lung is missing or airless, the result has one label. A lung that the edge of the image
-    cuts at the front or at a side is kept (`datasets/field_of_view.py`). Components are found on a grid of about
-    2 mm; the border follows the CT's own voxels.
+    cuts at the front or at a side is kept, one that it cuts at the back is refused (`datasets/field_of_view.py`).
+    Components are found on a grid of about 2 mm; the border follows the CT's own voxels.
 
     Args:
         ct: chest CT in HU, in any orientation.
@@ -66,7 +66,7 @@ def segment_by_threshold(ct: sitk.Image) -> Array:
         uint8 labels (z, y, x) on the CT's grid: 0 outside, 1 right, 2 left lung.
 
     Raises:
-        VolumeError: the CT is not three-dimensional, or nothing in it looks like a lung.
+        VolumeError: the CT is not three-dimensional, nothing in it looks like a lung, or a lung is open to the back.
     """
     if ct.GetDimension() != 3:
         raise VolumeError(f"the CT has {ct.GetDimension()} dimensions; a volume is needed")
@@ -124,13 +124,15 @@ def _segment_upright(hu: Array, spacing: Array, out: Array) -> None:
     body = _body(small, coarse)
     if not body.any():
         raise VolumeError("no lung found in the CT: it shows no body; is it in HU?")
-    cut = find_cut_lung(small, body, coarse)
+    cut, behind = find_cut_lung(small, body, coarse)
     middle = _spine(small, body, coarse) if cut.any() else _middle(body)
     body |= cut
     air = body & (small < AIR_BELOW_HU)
     airway = _airway(air, middle, coarse)
     excluded = ~body | airway | find_gut_gas(small, air, airway, coarse)
-    sides = _split(_lung_components(small, air & ~excluded, cut, coarse), coarse, middle)
+    lung = _lung_components(small, air & ~excluded, cut, coarse)
+    sides = _split(lung, coarse, middle)
+    _refuse_lung_open_behind(behind, sides, coarse)
     sides = _add_lesions(sides, small, excluded | (air & (sides == 0)), coarse)
     _refine(hu, sides, excluded, middle, steps, coarse, out)
 
@@ -145,11 +147,35 @@ def _lung_components(small: Array, lung: Array, cut: Array, spacing: Array) -> A
     keep[0] = False
     for part in np.flatnonzero(keep):
         keep[part] = np.percentile(small[labels == part], 100 * GAS_SHARE) > GAS_BELOW_HU
-    if not keep.any():
+    return keep[labels]
+
+
+def _refuse_lung_open_behind(behind: Array, sides: Array, spacing: Array) -> None:
+    """Refuse a CT whose lungs lack a part that is open to the back edge of the image.
+
+    Args:
+        behind: what looks like lung there.
+        sides: labels of the lungs that were found.
+        spacing: voxel size (z, y, x) in mm.
+
+    Raises:
+        VolumeError: such a part continues lung that was found, or a side was not found; or there is no lung at all.
+    """
+    labels, count = ndimage.label(behind)
+    volumes = np.bincount(labels.ravel(), minlength=count + 1) * np.prod(spacing) / 1000
+    large = volumes >= MIN_CUT_LUNG_ML
+    large[0] = False
+    touching = np.unique(labels[ndimage.binary_dilation(sides > 0)])
+    both = (sides == 1).any() and (sides == 2).any()
+    if large[touching].any() or (large.any() and not both):
+        raise VolumeError(
+            "a lung is open to the back edge of the image, where it cannot be told from the air behind the body; find "
+            "the lungs with --lungs lungmask, or give lung masks"
+        )
+    if not sides.any():
         raise VolumeError(
             f"no lung found in the CT: no air of {MIN_LUNG_ML / 1000:g} l inside the body; is it a chest CT in HU?"
         )
-    return keep[labels]
 
 
 def _shrink(hu: Array, steps: tuple[int, int, int]) -> Array:

@@ -3,6 +3,7 @@ import pytest
 
 from datasets.lungs import segment_by_threshold
 from tests.datasets.gas_phantoms import healthy, in_round_field, with_noise
+from utils.errors import VolumeError
 
 ALL = slice(None)
 
@@ -15,7 +16,7 @@ def check(scan, least):
         assert 2 * ((labels == side) & expected).sum() / ((labels == side).sum() + expected.sum()) > least
 
 
-@pytest.mark.fault("a lung that the edge of the image cuts")
+@pytest.mark.fault("a lung that the edge of the image cuts at the front")
 @pytest.mark.parametrize(
     "box",
     [
@@ -34,6 +35,16 @@ def test_lung_cut_by_the_edge_of_the_image(box):
     lost = [scan.ml(scan.lung == side) - scan.ml(cut.lung == side) for side in (1, 2)]
     assert max(lost) > 20
     check(cut, 0.975)
+
+
+@pytest.mark.fault("a lung that the edge of the image cuts at the back")
+@pytest.mark.parametrize("lost_mm", [3, 10, 25, 50])
+def test_lung_cut_at_the_back_is_refused(lost_mm):
+    scan = healthy(3)
+    last = np.flatnonzero((scan.lung > 0).any((0, 2)))[-1]
+    cut = scan.cut(ALL, slice(None, last + 1 - round(lost_mm / scan.spacing[1])), ALL)
+    with pytest.raises(VolumeError, match=r"open to the back edge of the image.*--lungs lungmask"):
+        segment_by_threshold(cut.image())
 
 
 def test_lung_cut_in_a_noisy_scan():
