@@ -217,6 +217,8 @@ def begun(command, run_folder):
         [*command, "SOLVER.ITER_MAX=100000", "DATALOADER.NUM_WORKERS=1"],
         stderr=subprocess.PIPE,
         text=True,
+        # Under nohup, as tests may run, SIGHUP is ignored, and would be in what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not (run_folder / "metrics.jsonl").is_file() and time.monotonic() < deadline:
