@@ -232,7 +232,10 @@ def test_ctrl_c_and_sigterm_save_before_the_end(config, run_folder, number):
     command = [sys.executable, str(ROOT / "train.py"), "--config-path", str(config), "--quiet", "--device", "cpu"]
     process = begun(command, run_folder)
     os.kill(process.pid, number)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 128 + number
     assert "state saved; continue with --resume" in errors
     assert "Traceback" not in errors
