@@ -96,6 +96,7 @@ def for_itk(header: TextHeader) -> Iterator[Path]:
     if name is None or path.parent / name == header.data:
         yield path
         return
+    log.warning("%s: its voxels are read from %s; the header names %s", path, header.data, name)
     with TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
         field = rb"(?im)^((?:ElementDataFile\s*=|data ?file:)\s*)" + re.escape(os.fsencode(name))
@@ -137,8 +138,6 @@ def _voxel_file(path: Path, name: str) -> Path:
     windows = PureWindowsPath(name)
     for place in (path.parent / name, path.parent / windows.as_posix(), path.parent / windows.name):
         if place.is_file():
-            if place != path.parent / name:
-                log.warning("%s: its voxels are read from %s; the header names %s", path, place, name)
             return place
     raise VolumeError(f"{path}: its voxels, {name}, are missing; copy both files")
 
