@@ -291,7 +291,8 @@ def _slices_of(path: Path, header: Dataset, rest: bytes, stored: int) -> list[Sl
     if kind is not None:
         like = _slice_or_none(path, header, image_type) if kind != SCOUT else None
         # Damage can turn a slice into another kind of object; it then claims a place, or CT, without the rest of one.
-        broken = sop_class in ("", CT) and not rest.startswith(_PIXELS) and modality != "SR"
+        claims = CT in (sop_class, str(meta.get("MediaStorageSOPClassUID", ""))) or not sop_class
+        broken = claims and not rest.startswith(_PIXELS) and modality != "SR"
         return [Other(path, kind, like, damaged=like is None and (has_place or broken) and kind != SCOUT)]
     if sop_class in _MULTI_FRAME:
         return list(_frames(path, header, image_type))
