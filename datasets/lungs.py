@@ -133,6 +133,10 @@ def _segment_upright(hu: Array, spacing: Array, out: Array) -> None:
     lung = _lung_components(small, air & ~excluded, cut, coarse)
     sides = _split(lung, coarse, middle)
     _refuse_lung_open_behind(behind, sides, coarse)
+    if not lung.any():
+        raise VolumeError(
+            f"no lung found in the CT: no air of {MIN_LUNG_ML / 1000:g} l inside the body; is it a chest CT in HU?"
+        )
     sides = _add_lesions(sides, small, excluded | (air & (sides == 0)), coarse)
     _refine(hu, sides, excluded, middle, steps, coarse, out)
 
@@ -159,7 +163,7 @@ def _refuse_lung_open_behind(behind: Array, sides: Array, spacing: Array) -> Non
         spacing: voxel size (z, y, x) in mm.
 
     Raises:
-        VolumeError: such a part continues lung that was found, or a side was not found; or there is no lung at all.
+        VolumeError: such a part continues lung that was found, or a side was not found.
     """
     labels, count = ndimage.label(behind)
     volumes = np.bincount(labels.ravel(), minlength=count + 1) * np.prod(spacing) / 1000
@@ -171,10 +175,6 @@ def _refuse_lung_open_behind(behind: Array, sides: Array, spacing: Array) -> Non
         raise VolumeError(
             "a lung is open to the back edge of the image, where it cannot be told from the air behind the body; find "
             "the lungs with --lungs lungmask, or give lung masks"
-        )
-    if not sides.any():
-        raise VolumeError(
-            f"no lung found in the CT: no air of {MIN_LUNG_ML / 1000:g} l inside the body; is it a chest CT in HU?"
         )
 
 

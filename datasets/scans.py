@@ -290,7 +290,8 @@ def _with_ids(proposals: Sequence[_Proposal]) -> dict[str, Scan]:
         by_name[_fitting(proposal.name)].append(proposal)
     scans: dict[str, Scan] = {}
     for name, sharing in by_name.items():
-        unique = {proposal.scan.files: proposal for proposal in sharing}  # a file may be named twice
+        # A file may be named twice. Which other files a volume consists of takes reading it, and is not asked.
+        unique = {(p.scan.path, p.scan.series and p.scan.series.files): p for p in sharing}
         for proposal in unique.values():
             case_id = name if len(unique) == 1 else f"{name}_{short_hash(proposal.distinct)}"
             if case_id in scans:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,20 +141,13 @@ def _complete(path: Path, header: Dataset) -> set[str]:
                 f"{path}: has no valid {name}, which a DICOM SEG needs; export the series again, or leave out "
                 "--dicom-seg"
             )
-    character_sets = header.get("SpecificCharacterSet") or "ISO_IR 6"
-    try:
-        with warnings.catch_warnings(action="error"):
-            convert_encodings(character_sets)
-        decodable = True
-    except (LookupError, UserWarning):
-        decodable = False
+    encodings = _encodings(header)
     emptied = set()
-    copied = [element for element in header if element.tag.group == _PATIENT or element.keyword in _COPIED]
-    copied += [header[name] for name in _MAY_BE_EMPTY if name in header and header[name] not in copied]
-    for element in copied:
+    names = (*_MAY_BE_EMPTY, *_COPIED)
+    for element in [e for e in header if e.tag.group == _PATIENT or e.keyword in names]:
         if element.VR == "SQ":
             continue
-        text = _text_of(element, character_sets if decodable else "ISO_IR 6")
+        text = _text_of(element, encodings)
         if text is not None and _allowed(element, text):
             element.value = text
         else:
@@ -168,17 +160,28 @@ def _complete(path: Path, header: Dataset) -> set[str]:
     return emptied
 
 
-def _text_of(element: DataElement, character_sets: str | Sequence[str]) -> str | None:
+def _encodings(header: Dataset) -> list[str] | None:
+    """Python's names of the character sets of a header; None for ASCII, and for sets that are not known."""
+    declared = header.get("SpecificCharacterSet") or "ISO_IR 6"
+    if declared in ("ISO_IR 6", "ISO 2022 IR 6"):
+        return None
+    try:
+        with warnings.catch_warnings(action="error"):
+            return convert_encodings(declared)
+    except (LookupError, UserWarning):
+        return None
+
+
+def _text_of(element: DataElement, encodings: list[str] | None) -> str | None:
     """The value of an element as text; None if it has several values, or bytes that its character sets do not have."""
     value = element.value
     if isinstance(value, MultiValue):
         return None
-    if isinstance(value, PersonName):
-        sets = [character_sets] if isinstance(character_sets, str) else character_sets
-        value = PersonName(value.original_string, convert_encodings(sets)) if value.original_string else value
+    if isinstance(value, PersonName) and value.original_string and encodings is not None:
+        value = PersonName(value.original_string, encodings)
     text = "" if value is None else str(value)
     # pydicom reads undeclared text as Latin-1; DICOM has ASCII there, and the true character set is not known.
-    if character_sets in ("ISO_IR 6", "ISO 2022 IR 6") and not text.isascii():
+    if encodings is None and not text.isascii():
         return None
     if (form := _ACR_NEMA.get(element.VR)) is not None and (found := form.fullmatch(text)) is not None:
         return "".join(found.groups())
@@ -191,9 +194,11 @@ def _allowed(element: DataElement, text: str) -> bool:
         return False
     try:
         validate_value(element.VR, text, pydicom.config.RAISE)
-        return element.VR != "DA" or DA(text) is not False
+        if element.VR == "DA":
+            DA(text)  # whether there is such a day
     except ValueError:
         return False
+    return True
 
 
 def make_dicom_seg(mask: np.ndarray, source: Source, version: str, model: str, threshold: float) -> hd.seg.Segmentation:

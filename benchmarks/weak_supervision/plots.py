@@ -23,14 +23,14 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from benchmarks.weak_supervision.rows import ROWS, row_settings
+from benchmarks.weak_supervision.run import load_trained
 from benchmarks.weak_supervision.table import read_results
 from configs.settings import Settings
 from datasets.cohort import Case, read_cohort
 from datasets.samples import normalise, scan_input
-from datasets.window import WINDOW
 from evaluation.figures import save_figure, slice_to_show
 from evaluation.inference import predict_cohort
-from models.checkpoint import SegmenterInput, load_generator, load_segmenter
+from models.checkpoint import BEST, load_generator
 from models.generator import generate_scan
 from models.objectives import synthesise
 from training.states import find_states
@@ -114,11 +114,8 @@ def _columns(
     columns: dict[str, np.ndarray] = {}
     for name, settings in runs.items():
         result = results[name]
-        default = SegmenterInput(size=settings.image.size, window=WINDOW, normalization=settings.image.normalization)
-        segmenter, trained_on = load_segmenter(settings.exp.folder / "segmenter_best.pth", default)
-        (prediction,) = predict_cohort(
-            segmenter, [case], split, trained_on.normalization, threshold=result["test"]["threshold"]
-        )
+        segmenter, normalization = load_trained(settings, BEST)
+        (prediction,) = predict_cohort(segmenter, [case], split, normalization, threshold=result["test"]["threshold"])
         volumes = prediction.volumes
         columns.setdefault("input", normalise(volumes.image, "window"))
         columns.setdefault("true", volumes.lesion.astype(float))
@@ -127,7 +124,7 @@ def _columns(
         columns[ROWS[name].title] = prediction.mask.astype(float)
         if not settings.solver.segmenter_only:
             generator = load_generator(find_states(settings.exp.folder)[0])
-            scan = scan_input(volumes, trained_on.normalization)
+            scan = scan_input(volumes, normalization)
             generated = generate_scan(generator, scan, settings.image.slices)
             lesion = torch.from_numpy(prediction.probability)[None, None]
             # Probabilities outside the lungs are already 0.

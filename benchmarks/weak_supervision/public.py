@@ -30,16 +30,20 @@ import numpy as np
 import torch
 
 from benchmarks.records import as_json
-from benchmarks.weak_supervision.run import stop_after, train_row
+from benchmarks.weak_supervision.run import (
+    is_finished,
+    load_trained,
+    result_path,
+    settings_to_record,
+    stop_after,
+    train_row,
+)
 from configs.settings import Settings, read_settings
-from datasets.cohort import read_cohort
+from datasets.cohort import LIST_FOLDER, read_cohort
 from datasets.public.protocol import lesion_protocols
-from datasets.window import WINDOW
 from evaluation.inference import predict_cohort
-from models.checkpoint import LAST, SegmenterInput, load_segmenter
-from models.layers import place
+from models.checkpoint import LAST
 from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
-from utils.errors import GasnetError
 from utils.files import write_text
 from utils.manifest import environment
 
@@ -93,18 +97,15 @@ def test_segmenter(settings: Settings, device: torch.device) -> dict[str, dict[s
     Raises:
         GasnetError: segmenter or cohort cannot be read.
     """
-    image = settings.image
-    default = SegmenterInput(size=image.size, window=WINDOW, normalization=image.normalization)
-    segmenter, trained_on = load_segmenter(settings.exp.folder / LAST, default)
-    place(segmenter, device)
-    root = Path(settings.dataset.root)
+    segmenter, normalization = load_trained(settings, LAST, device)
+    root, image = Path(settings.dataset.root), settings.image
     dice = {}
     for name in TESTED:
-        if not (root / "id_txt" / f"{name}.txt").is_file():
+        if not (root / LIST_FOLDER / f"{name}.txt").is_file():
             log.warning("%s: no list %s; left out", root, name)
             continue
         cases = read_cohort(root, {"TEST": name}, image.size, image.window)["TEST"]
-        scores = [found.score for found in predict_cohort(segmenter, cases, "TEST", trained_on.normalization)]
+        scores = [found.score for found in predict_cohort(segmenter, cases, "TEST", normalization)]
         dice[name] = {score.id: score.counts.dice for score in scores}
     return dice
 
@@ -115,29 +116,22 @@ def run_row(name: str, seed: int, settings: Settings, output: Path, device: torc
     Raises:
         GasnetError: the run cannot be trained, or its result was made with other settings.
     """
-    path = output / "results" / f"{name}_seed_{seed}.json"
-    made_with = settings.to_yaml()
-    if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8"))["settings"] != made_with:
-            raise GasnetError(f"{path}: made with other settings; remove it and its run or choose another --output")
+    path = result_path(output, name, seed)
+    if is_finished(path, settings):
         return path
     train_row(settings, device, progress, validate=settings.dataset.split.valid is not None)
-    protocols = lesion_protocols(Path(settings.dataset.root), _ids(settings))
+    dice = test_segmenter(settings, device)
+    ids = [case_id for scores in dice.values() for case_id in scores]
     result = {
         "row": name,
         "seed": seed,
-        "protocols": protocols,
-        "dice": test_segmenter(settings, device),
+        "protocols": lesion_protocols(Path(settings.dataset.root), ids),
+        "dice": dice,
         "environment": environment(device),
-        "settings": made_with,
+        "settings": settings_to_record(settings),
     }
     write_text(path, as_json(result))
     return path
-
-
-def _ids(settings: Settings) -> list[str]:
-    lists = (Path(settings.dataset.root) / "id_txt" / f"{name}.txt" for name in TESTED)
-    return [case_id for path in lists if path.is_file() for case_id in path.read_text().split()]
 
 
 def as_markdown(paths: Sequence[Path]) -> str:

@@ -36,7 +36,8 @@ from datasets.cohort import read_cohort
 from datasets.window import WINDOW
 from evaluation.inference import predict_cohort
 from evaluation.metrics import summarise
-from models.checkpoint import SegmenterInput, load, load_segmenter
+from models import Segmenter
+from models.checkpoint import BEST, SegmenterInput, load, load_segmenter
 from models.layers import place
 from train import train, used_splits
 from training.run import TrainingRun
@@ -80,6 +81,23 @@ def train_row(settings: Settings, device: torch.device, progress: bool, validate
         train(TrainingRun(settings, cohort, device, resume, validate=validate, progress=progress))
 
 
+def load_trained(settings: Settings, checkpoint: str, device: torch.device | None = None) -> tuple[Segmenter, str]:
+    """Load a segmenter from the folder of a run, and the normalization that it was trained with.
+
+    Args:
+        settings: settings of the run.
+        checkpoint: name of the file.
+        device: device to place it on; None: the CPU, in its usual layout.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    image = settings.image
+    default = SegmenterInput(size=image.size, window=WINDOW, normalization=image.normalization)
+    segmenter, trained_on = load_segmenter(settings.exp.folder / checkpoint, default)
+    return (segmenter if device is None else place(segmenter, device)), trained_on.normalization
+
+
 def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
     """Score the selected segmenter on the test scans.
 
@@ -88,17 +106,15 @@ def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
         scan. Scores that are undefined for a scan are left out of its row.
     """
     split = settings.dataset.split
-    default = SegmenterInput(size=settings.image.size, window=WINDOW, normalization=settings.image.normalization)
-    segmenter, trained_on = load_segmenter(settings.exp.folder / "segmenter_best.pth", default)
+    segmenter, normalization = load_trained(settings, BEST, device)
     names = {"VALID": split.valid, "TEST": split.test, "TESTH": split.testh}
     cohort = read_cohort(settings.dataset.root, names, settings.image.size)
-    place(segmenter, device)
-    known = list(predict_cohort(segmenter, cohort.pop("VALID"), "VALID", trained_on.normalization))
+    known = list(predict_cohort(segmenter, cohort.pop("VALID"), "VALID", normalization))
     threshold = float(best_threshold([p.probability for p in known], [p.volumes.lesion > 0 for p in known], THRESHOLDS))
     scores = [
         prediction.score
         for key, cases in cohort.items()
-        for prediction in predict_cohort(segmenter, cases, key, trained_on.normalization, threshold=threshold)
+        for prediction in predict_cohort(segmenter, cases, key, normalization, threshold=threshold)
     ]
     rows = [{name: value for name, value in score.row().items() if value is not None} for score in scores]
     return {"threshold": round(threshold, 3), **summarise(scores), "rows": rows}
@@ -115,12 +131,10 @@ def run_row(name: str, size: str, seed: int, output: Path, device: torch.device,
     """
     settings = row_settings(name, size, seed, output / "cohort", output)
     path = result_path(output, name, seed)
-    if path.is_file():
-        if not _made_with(path, settings):
-            raise SettingsError(f"{path}: made with other settings; remove it and its run or choose another --output")
+    if is_finished(path, settings):
         return path
     train_row(settings, device, progress)
-    best = load(settings.exp.folder / "segmenter_best.pth")
+    best = load(settings.exp.folder / BEST)
     result = {
         "row": name,
         "seed": seed,
@@ -130,10 +144,26 @@ def run_row(name: str, size: str, seed: int, output: Path, device: torch.device,
         "test": test_row(settings, device),
         **_curves(settings.exp.folder / "metrics.jsonl"),
         "environment": environment(device),
-        "settings": _without_folders(settings).model_dump(by_alias=True, mode="json"),
+        "settings": settings_to_record(settings),
     }
     write_text(path, as_json(result))
     return path
+
+
+def is_finished(path: Path, settings: Settings) -> bool:
+    """Whether a run has a result.
+
+    Raises:
+        SettingsError: it was made with other settings.
+    """
+    if path.is_file() and not _made_with(path, settings):
+        raise SettingsError(f"{path}: made with other settings; remove it and its run or choose another --output")
+    return path.is_file()
+
+
+def settings_to_record(settings: Settings) -> dict[str, Any]:
+    """Settings of a run as JSON, without the location of the benchmark's folder."""
+    return _without_folders(settings).model_dump(by_alias=True, mode="json")
 
 
 def _made_with(path: Path, settings: Settings) -> bool:

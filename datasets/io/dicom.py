@@ -263,18 +263,14 @@ def read_slices(path: Path) -> list[Slice | Other]:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
             rest = file.read(12)
             behind = file.tell()
-            stored = path.stat().st_size - behind
-        return [
-            replace(one, native=_native(header, rest, behind)) if isinstance(one, Slice) and one.frame is None else one
-            for one in _slices_of(path, header, rest, stored)
-        ]
+        return _slices_of(path, header, rest, behind)
     except OSError:
         raise
     except Exception as error:  # pydicom raises whatever it comes across
         return [Other(path, f"damaged, or not DICOM ({one_line(error)})", damaged=True)]
 
 
-def _slices_of(path: Path, header: Dataset, rest: bytes, stored: int) -> list[Slice | Other]:
+def _slices_of(path: Path, header: Dataset, rest: bytes, behind: int) -> list[Slice | Other]:
     meta = getattr(header, "file_meta", Dataset())
     sop_class = str(header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "")
     modality = str(header.get("Modality") or "")
@@ -297,7 +293,8 @@ def _slices_of(path: Path, header: Dataset, rest: bytes, stored: int) -> list[Sl
     if sop_class in _MULTI_FRAME:
         return list(_frames(path, header, image_type))
     one = _slice_of(path, header, image_type)
-    return [replace(one, problem=_pixel_problem(path, header, rest, stored))]
+    problem = _pixel_problem(path, header, rest, stored=path.stat().st_size - behind)
+    return [replace(one, problem=problem, native=_native(header, rest, behind))]
 
 
 def _is_impossible(sop_class: str) -> bool:
@@ -472,18 +469,17 @@ def read_native(series: Series) -> np.ndarray | None:
     for plane, one in zip(voxels, series.slices, strict=True):
         pixels, (slope, intercept) = one.native, one.scaling
         try:
-            with one.path.open("rb") as file:
-                stored = np.fromfile(file, "<i2" if pixels.signed else "<u2", plane.size, offset=pixels.offset)
+            stored = np.fromfile(one.path, "<i2" if pixels.signed else "<u2", plane.size, offset=pixels.offset)
         except OSError as error:
             raise VolumeError(f"{one.path}: cannot be read ({error.strerror}); check the file") from None
         if stored.size < plane.size:
             return None
         lowest, highest = int(stored.min()), int(stored.max())
-        least, most = (
-            (-(1 << pixels.bits - 1), (1 << pixels.bits - 1) - 1) if pixels.signed else (0, (1 << pixels.bits) - 1)
-        )
+        least = -(1 << pixels.bits - 1) if pixels.signed else 0
         ends = (lowest * slope + intercept, highest * slope + intercept)
-        if not (least <= lowest and highest <= most and min(ends) >= -32768 and max(ends) <= 32767):
+        if not (
+            least <= lowest and highest < least + (1 << pixels.bits) and min(ends) >= -32768 and max(ends) <= 32767
+        ):
             return None
         # Whole numbers whose result fits into 16 bits: what overflows on the way comes back.
         plane[...] = (stored.astype(np.int16, copy=False) * np.int16(slope) + np.int16(intercept)).reshape(plane.shape)

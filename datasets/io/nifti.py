@@ -35,6 +35,9 @@ EXTENSIONS = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
 _VOXEL_FILES = {".hdr.gz": (".img.gz", ".img"), ".hdr": (".img", ".img.gz")}
 """Extensions of the files with the voxels, by that of the header; the first that exists is read."""
 
+SEPARATE_HEADERS = tuple(_VOXEL_FILES)
+"""Extensions of headers without voxels."""
+
 NOTES = "ITK_FileNotes"
 """ITK's key for the description in a NIfTI header, at most 79 bytes."""
 
@@ -108,7 +111,7 @@ def is_nifti(path: Path) -> bool:
 
 def is_separate_header(path: Path) -> bool:
     """Whether a file is the header of a volume in two files, NIfTI or ANALYZE; other formats share the extension."""
-    if not path.name.lower().endswith(tuple(_VOXEL_FILES)):
+    if not path.name.lower().endswith(SEPARATE_HEADERS):
         return False
     try:
         with _opened(path) as file:
@@ -256,7 +259,7 @@ def _read_header(path: Path, file: BinaryIO, max_voxels: int) -> NiftiHeader:
         raise VolumeError(f"{path}: its header mixes two byte orders; it is damaged")
     if magic not in (single, separate):
         raise VolumeError(f"{path}: not a NIfTI file; if ANALYZE, it does not say how it is oriented: convert it")
-    if (magic == separate) != path.name.lower().endswith(tuple(_VOXEL_FILES)):
+    if (magic == separate) != path.name.lower().endswith(SEPARATE_HEADERS):
         raise VolumeError(f"{path}: NIfTI in one file ends in .nii or .nii.gz, in two in .hdr and .img; rename it")
     dimensions = int(header["dim"][0])
     size, trailing = header["dim"][1:4], header["dim"][4 : max(4, dimensions + 1)]

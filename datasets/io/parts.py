@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from datasets.io import nifti
@@ -11,14 +12,10 @@ from utils.errors import VolumeError
 
 def files_of(path: Path) -> tuple[Path, ...]:
     """A volume file, and the file with its voxels if that is another one that exists."""
-    name = path.name.lower()
-    try:
+    data = path
+    with suppress(VolumeError):
         if nifti.is_nifti(path):
             data = nifti.voxel_file(path)
-        elif name.endswith(EXTENSIONS):
+        elif path.name.lower().endswith(EXTENSIONS):
             data = read_text_header(path).data
-        else:
-            data = path
-    except VolumeError:
-        data = path
     return tuple(dict.fromkeys((path, data)))

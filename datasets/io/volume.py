@@ -83,7 +83,7 @@ def is_volume_file(path: Path) -> bool:
     name = path.name.lower()
     if not name.endswith(EXTENSIONS) or name.startswith(".") or not path.is_file():
         return False
-    return not name.endswith((".hdr", ".hdr.gz")) or nifti.is_separate_header(path)
+    return not name.endswith(nifti.SEPARATE_HEADERS) or nifti.is_separate_header(path)
 
 
 def read_geometry(source: Path | Scan, reading: Reading = DEFAULT) -> Grid:
@@ -297,7 +297,7 @@ def write_volume(image: sitk.Image, path: Path) -> None:
     Raises:
         VolumeError: the file cannot be written, or would be two files, a header and its voxels.
     """
-    if path.name.lower().endswith((".mhd", ".nhdr", ".hdr", ".hdr.gz")):
+    if path.name.lower().endswith((".mhd", ".nhdr", *nifti.SEPARATE_HEADERS)):
         raise VolumeError(f"{path}: would be two files, a header and its voxels; write .mha or .nii.gz instead")
     try:
         with atomic_write(path) as temporary:
