@@ -93,7 +93,7 @@ class DatasetSettings(_Section):
 class DataloaderSettings(_Section):
     """DATALOADER: how batches are loaded."""
 
-    num_workers: CountOrZero = 4
+    num_workers: CountOrZero | None = None
     timeout: NotNegative = 600.0
     cache_mb: CountOrZero = 2000
 
@@ -106,6 +106,7 @@ class ImageSettings(_Section):
     slices: Count = 32
     normalization: Literal["minmax", "window"] = "minmax"
     augmentation: bool = True
+    augment_on: Literal["loader", "device"] = "loader"
     shift: Annotated[tuple[CountOrZero, CountOrZero, CountOrZero], Field(strict=False)] = (0, 0, 0)
 
     @model_validator(mode="after")

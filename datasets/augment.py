@@ -19,6 +19,16 @@ except ImportError as error:
 NOISE = 0.005
 """Half-width of the uniform noise on intensities in [0, 1]."""
 
+PROBABILITY = 0.2
+"""Probability of each augmentation but the flip."""
+
+SCALE = (1.0, 1.05)
+ROTATION = (-5, 5)  # degrees
+BLUR_SD = (0.0, 0.8)  # voxels
+BLUR_WIDTH = (0, 3)  # voxels
+INSET = (0.01, 0.03)
+"""Range of the SD of the distances by which a perspective transform cuts each corner, as a share of the slice."""
+
 
 def build_affine() -> iaa.Augmenter:
     """Build the published affine transform.
@@ -26,16 +36,18 @@ def build_affine() -> iaa.Augmenter:
     Beyond its border, the image is continued with black, its edge, a mirror image or its other side, drawn anew for
     each sample. Masks are always continued with 0, so mirrored tissue carries no label.
     """
-    scale = {"x": (1.0, 1.05), "y": (1.0, 1.05)}
-    return iaa.Affine(scale=scale, rotate=(-5, 5), order=[0, 1], mode=imgaug.ALL)
+    return iaa.Affine(scale={"x": SCALE, "y": SCALE}, rotate=ROTATION, order=[0, 1], mode=imgaug.ALL)
 
 
 def build_augmenter() -> iaa.Augmenter:
-    """Build the published pipeline: a flip, and four augmentations with probability 0.2 each, in random order."""
-    blur = iaa.OneOf([iaa.GaussianBlur(sigma=(0.0, 0.8)), iaa.AverageBlur(k=(0, 3))])
+    """Build the published pipeline: a flip, and four augmentations with probability 0.2 each, in random order.
+
+    The elastic one moves voxels by at most 0.4 and takes the nearest: it changes nothing.
+    """
+    blur = iaa.OneOf([iaa.GaussianBlur(sigma=BLUR_SD), iaa.AverageBlur(k=BLUR_WIDTH)])
     elastic = iaa.ElasticTransformation(alpha=(0.0, 0.4), sigma=0.0005)
-    perspective = iaa.PerspectiveTransform(scale=(0.01, 0.03))
-    sometimes = [iaa.Sometimes(0.2, augmenter) for augmenter in (build_affine(), blur, elastic, perspective)]
+    perspective = iaa.PerspectiveTransform(scale=INSET)
+    sometimes = [iaa.Sometimes(PROBABILITY, augmenter) for augmenter in (build_affine(), blur, elastic, perspective)]
     return iaa.Sequential([iaa.Fliplr(0.5), *sometimes], random_order=True)
 
 

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from configs.settings import DataloaderSettings, ImageSettings, SolverSettings
 from datasets.augment import augment, build_augmenter, shift
 from datasets.cohort import HELD_OUT, TRAINING, Case, Volumes, read_volumes
+from datasets.device_augment import augment_on_device
 from models.losses import IGNORED
 from models.objectives import Batch
 from utils import distributed
@@ -51,6 +52,12 @@ def batch_size(split: str, scans: int, solver: SolverSettings) -> int:
     if split == "LABELED" and not solver.fill_labelled_batch:
         return min(scans, solver.batch_size)
     return solver.batch_size
+
+
+def workers_by_cores() -> int:
+    """Workers per split: a third of the cores of this rank, but for one; at least one, and at most eight."""
+    cores = len(os.sched_getaffinity(0)) // distributed.local_world_size()
+    return min(max((cores - 1) // len(TRAINING), 1), 8)
 
 
 def normalise(image: np.ndarray, normalization: str) -> np.ndarray:
@@ -124,7 +131,8 @@ class _Cache:
 class Samples(Dataset):
     """Training samples of one split, indexed by their position in its endless stream.
 
-    Each epoch visits the scans in a new random order. A sample is a random stack of slices, augmented.
+    Each epoch visits the scans in a new random order. A sample is a random stack of slices, augmented unless that is
+    left to the device (`augmented_on_device`).
 
     Args:
         cases: the scans.
@@ -145,7 +153,7 @@ class Samples(Dataset):
         self.image = image
         self.seed = seed
         self.masks = MASKS[split]
-        self.augmenter = build_augmenter() if image.augmentation else None
+        self.augmenter = build_augmenter() if image.augmentation and image.augment_on == "loader" else None
         self._cache = _Cache(self.cases, image.size, len(self.masks), cache_mb * 2**20)
         self.under_way = np.zeros((0, 2), np.int64)
 
@@ -166,6 +174,16 @@ class Samples(Dataset):
             return _Failure(case.id, ": ".join([type(error).__name__, *str(error).splitlines()]))
         finally:
             self._note(-1)
+
+    def augmented_on_device(self, batch: Batch, positions: Sequence[int]) -> Batch:
+        """Augment the samples of a batch, on its device, by their positions in the stream."""
+        samples = []
+        for number, position in enumerate(positions):
+            masks = [mask[number, 0] for mask in batch[1:3] if mask is not None]
+            image, *masks = augment_on_device(self._rng(2, position), (batch.image[number, 0] + 1) / 2, *masks)
+            samples.append((image * 2 - 1, *masks))
+        arrays = iter(torch.stack(kind)[:, None] for kind in zip(*samples, strict=True))
+        return Batch(*(None if kind is None else next(arrays) for kind in batch[:3]), batch.ids)
 
     def _note(self, position: int) -> None:
         if (worker := get_worker_info()) is not None:
@@ -323,7 +341,7 @@ class BatchStream:
         self._batch_size = batch_size
         self._share = -(-batch_size // distributed.world_size())
         self._offset = distributed.rank() * self._share
-        workers = settings.num_workers
+        workers = workers_by_cores() if settings.num_workers is None else settings.num_workers
         self._timeout = settings.timeout or math.inf
         samples.under_way = _shared_array((workers, 2), np.int64)
         samples.under_way[:, 1] = -1
@@ -378,12 +396,20 @@ class BatchStream:
             raise TrainingError(f"{self.samples.split}: cannot load the sample {batch.id} ({batch.reason})")
         if isinstance(batch, _Loaded):
             batch = batch.copied()
+        volumes = (None if x is None else x.to(self.device, non_blocking=True).float() for x in batch[:3])
+        batch = Batch(*volumes, batch.ids)
+        if self.samples.image.augmentation and self.samples.image.augment_on == "device":
+            batch = self.samples.augmented_on_device(batch, self._positions())
         self.position += self._batch_size
-        image, lung, lesion = (None if x is None else x.to(self.device, non_blocking=True).float() for x in batch[:3])
         counted = max(self._batch_size - self._offset, 0)
-        if lesion is not None:
-            lesion[counted:] = IGNORED
-        return Batch(image, lung, lesion, tuple(batch.ids[:counted]))
+        if batch.lesion is not None:
+            batch.lesion[counted:] = IGNORED
+        return batch._replace(ids=tuple(batch.ids[:counted]))
+
+    def _positions(self) -> list[int]:
+        """Positions of the samples of the next batch in the stream."""
+        places = range(self._offset, self._offset + self._share)
+        return [self.position + place % self._batch_size for place in places]
 
     def _wait(self) -> Batch | _Loaded | _Failure:
         deadline = time.monotonic() + self._timeout
@@ -399,8 +425,7 @@ class BatchStream:
     def _unfinished(self) -> str:
         """What dead workers were loading or, if all are alive, what is missing of the awaited batch."""
         alive = {0, *(process.pid for process in multiprocessing.active_children())}  # 0: not started yet
-        places = range(self._offset, self._offset + self._share)
-        awaited = [self.position + place % self._batch_size for place in places]
+        awaited = self._positions()
         under_way = self.samples.under_way.tolist()
         lost = [position for pid, position in under_way if pid not in alive]
         positions = [position for position in lost if position >= 0]

@@ -71,6 +71,11 @@ def local_rank() -> int:
     return int(os.environ["LOCAL_RANK"]) if "WORLD_SIZE" in os.environ else 0
 
 
+def local_world_size() -> int:
+    """Return the number of ranks on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def is_rank_zero() -> bool:
     """Whether this is rank 0, which prints, logs and writes shared files."""
     return rank() == 0

@@ -26,6 +26,7 @@ from benchmarks.speed.reading_speed import read_written_cohort, write_cohort
 from benchmarks.speed.roofline import count, of_phases, rates
 from benchmarks.speed.timing import environment
 from configs.settings import read_settings
+from datasets.samples import workers_by_cores
 from evaluation.inference import autocast
 from models import Discriminator, Generator, Segmenter
 from models.fast.networks import FastPath, accelerate
@@ -362,12 +363,17 @@ def one_rank(section: Section) -> None:
 
 def loader(section: Section) -> None:
     """The published way and ours with batches from files, and the share of time that ours waits for them."""
-    workers = 0 if section.toy else min(8, max(1, (len(os.sched_getaffinity(0)) - 1) // 3))
+    workers = 0 if section.toy else workers_by_cores()
+    ways = (
+        ("published", True, ()),
+        ("ours, fast path", False, switched(*SWITCHES)),
+        ("ours, fast path, augmented on the device", False, [*switched(*SWITCHES), "IMAGE.AUGMENT_ON=device"]),
+    )
     with trainings(section) as build:
-        for way, published, on in (("published", True, ()), ("ours, fast path", False, SWITCHES)):
+        for way, published, overrides in ways:
             if section.left() < 5:
                 return
-            training = build(f"DATALOADER.NUM_WORKERS={workers}", *switched(*on), published=published)
+            training = build(f"DATALOADER.NUM_WORKERS={workers}", *overrides, published=published)
             waited = 0.0
             batch = training.batch
 
