@@ -39,6 +39,8 @@ from datasets.scan_options import add_series
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import VolumeError, one_line
 from utils.files import write_text
+from utils.manifest import NAME as MANIFEST
+from utils.manifest import is_manifest
 from utils.progress import progress_bar
 from utils.tables import as_csv
 
@@ -200,7 +202,7 @@ def _walk(found: _Found, folder: Path, walked: set[Path]) -> None:
     walked.add(folder.resolve())
     try:
         entries = sorted(folder.iterdir())
-        results = _holds_results(folder)
+        results = (folder / MANIFEST).is_file() and is_manifest(folder / MANIFEST)
     except OSError as error:
         found.unreadable[str(folder)] = error.strerror or one_line(error)
         return
@@ -217,14 +219,6 @@ def _walk(found: _Found, folder: Path, walked: set[Path]) -> None:
                 _sort_file(found, path)
         except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
             found.unreadable[str(path)] = getattr(error, "strerror", None) or one_line(error)
-
-
-def _holds_results(folder: Path) -> bool:
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        return False
-    with manifest.open("rb") as file:
-        return b"GASNet manifest" in file.read(200)
 
 
 def _sort_file(found: _Found, path: Path) -> None:

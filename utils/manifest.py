@@ -22,12 +22,13 @@ import torch
 
 from configs.settings import Settings
 from utils import distributed
-from utils.errors import GasnetError
+from utils.errors import FolderError, GasnetError
 from utils.files import write_text
 
 log = logging.getLogger(__name__)
 
 NAME = "manifest.json"
+_FORMAT = "GASNet manifest"
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "SimpleITK", "nibabel", "pydicom", "pyimgaug")
 """Whose versions may change a result."""
@@ -74,6 +75,16 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
     return found
 
 
+def is_manifest(path: Path) -> bool:
+    """Whether a file is a manifest of this project, perhaps a damaged one.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return _FORMAT.encode() in file.read(200)
+
+
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
     """What is known of the runs that wrote to a folder, the latest last; nothing where there is no manifest.
 
@@ -115,11 +126,15 @@ def recording(
         facts: more that is worth knowing, such as the model; JSON values and paths.
 
     Raises:
+        FolderError: the folder holds a ``manifest.json`` of another program.
         OSError: the manifest cannot be written.
     """
     if not distributed.is_rank_zero():
         yield
         return
+    path = folder / NAME
+    if path.exists() and path.stat().st_size and not is_manifest(path):
+        raise FolderError(f"{path}: of another program, and is not replaced; move it away, or choose another folder")
     script = Path(sys.argv[0])
     name = script.name if script.parent.resolve() == ROOT else str(script)
     record = {
@@ -138,8 +153,8 @@ def recording(
     def write(outcome: str) -> None:
         if outcome != "running":
             record.update(outcome=outcome, ended=_now(), seconds=round(time.monotonic() - since, 3))
-        text = json.dumps({"format": "GASNet manifest", "runs": [*earlier, record]}, indent=2, default=str)
-        write_text(folder / NAME, text + "\n")
+        text = json.dumps({"format": _FORMAT, "runs": [*earlier, record]}, indent=2, default=str)
+        write_text(path, text + "\n")
 
     write("running")
     try:

@@ -11,7 +11,7 @@ import torch
 
 from configs.settings import read_settings
 from utils import distributed, manifest
-from utils.errors import VolumeError
+from utils.errors import FolderError, VolumeError
 from utils.manifest import environment, git_revision, project_version, read_manifest, recording
 
 ROOT = Path(__file__).parents[2]
@@ -57,13 +57,23 @@ def test_earlier_runs_stay_and_a_damaged_manifest_is_begun_anew(tmp_path, caplog
             pass
     assert [record["seed"] for record in read_manifest(tmp_path)] == [1, 2]
     path = tmp_path / "manifest.json"
-    for damaged in (path.read_text()[:-20], "[]", '{"runs": [3]}', "\xff"):
+    whole = path.read_text()
+    for damaged in (whole[:-20], whole.replace("[\n", "[3,\n", 1), whole[:60] + "\xff", ""):
         path.write_text(damaged, encoding="latin-1")
         with recording(tmp_path, seed=3):
             pass
         assert [record["seed"] for record in read_manifest(tmp_path)] == [3]
         assert str(path) in caplog.text
         caplog.clear()
+
+
+@pytest.mark.parametrize("content", ["[]", '{"runs": [3]}', "\xff", '{"name": "some extension"}'])
+def test_the_manifest_of_another_program_is_not_replaced(content, tmp_path):
+    path = tmp_path / "manifest.json"
+    path.write_text(content)
+    with pytest.raises(FolderError, match=r"manifest\.json: of another program"), recording(tmp_path):
+        raise AssertionError
+    assert path.read_text() == content
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
