@@ -105,18 +105,24 @@ def _schedule(alone: int, gasnet: int, rate: float) -> dict[str, tuple[str, ...]
     }
 
 
-SCALES: Mapping[str, Scale] = {
-    "small": Scale(
+def _small(alone: int, gasnet: int, valid: int) -> Scale:
+    """Scale of 20x96x96 voxels: iterations of S alone and of GASNet, and between validations."""
+    return Scale(
         overrides=(
             "IMAGE.SIZE=[20, 96, 96]",
             "IMAGE.SLICES=16",
             "MODEL.WIDTH={UNET: 8, G: 8, D: 8}",
             "DATALOADER.NUM_WORKERS=0",
             "DATALOADER.CACHE_MB=200",
-            "INTERVAL={LOG: 20, VALID: 40, SAVE: 80, PICTURE: 160, JUDGE: 80}",
+            f"INTERVAL={{LOG: 20, VALID: {valid}, SAVE: {2 * valid}, PICTURE: {4 * valid}, JUDGE: {2 * valid}}}",
         ),
-        by_config=_schedule(240, 320, 2e-3),
-    ),
+        by_config=_schedule(alone, gasnet, 2e-3),
+    )
+
+
+SCALES: Mapping[str, Scale] = {
+    "small": _small(240, 320, valid=40),
+    "long": _small(720, 960, valid=120),
     "full": Scale(
         overrides=(
             "MODEL.WIDTH={UNET: 20, G: 16, D: 16}",

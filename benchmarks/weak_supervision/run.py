@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.records import as_json
 from benchmarks.weak_supervision.cohort import SIZES, write_cohort
-from benchmarks.weak_supervision.rows import ROWS, row_settings
+from benchmarks.weak_supervision.rows import ROWS, SCALES, row_settings
 from benchmarks.weak_supervision.trivial import THRESHOLDS, best_threshold
 from configs.settings import Settings, read_settings, recorded_settings
 from datasets.cohort import read_cohort
@@ -211,7 +211,7 @@ def run_all(
 
     Args:
         runs: row name and seed of each run, in starting order.
-        size: key of `SIZES`.
+        size: key of `SCALES`.
         output: results folder.
         device: training device.
         processes: number of parallel runs; with more than one, each run uses a single thread.
@@ -262,7 +262,8 @@ def stop_after(seconds: float) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = new_parser(__doc__, "python -m benchmarks.weak_supervision.run")
-    parser.add_argument("--size", choices=list(SIZES), default="small", help="size of the scans (default small)")
+    sizes = "small (the default): 20x96x96 voxels; long: the same, three times as many iterations; full: 40x160x160"
+    parser.add_argument("--size", choices=list(SCALES), default="small", help=sizes)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for cohort, runs and results")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"any of {', '.join(ROWS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default 0 1 2")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.weak_supervision import plots, rows, run, table
-from benchmarks.weak_supervision.cohort import Counts, Size, write_cohort
+from benchmarks.weak_supervision.cohort import SIZES, Counts, Size, write_cohort
 from benchmarks.weak_supervision.rows import ROWS, Row, Scale, row_settings
 from configs.settings import LossSettings
 from utils.errors import SettingsError
@@ -63,6 +63,19 @@ def test_every_row_has_the_settings_its_name_promises():
     for size in rows.SCALES:
         assert len({settings_of(name, size).solver.optimizer.u.lr for name in ROWS}) == 1
         assert len({settings_of(n, size).solver.iter_max for n, row in ROWS.items() if row.group == "alone"}) == 1
+
+
+def test_long_runs_are_those_of_small_with_three_times_the_iterations():
+    assert rows.SCALES.keys() < SIZES.keys()
+    assert SIZES["long"] == SIZES["small"]
+    for name in ROWS:
+        small, long = settings_of(name), settings_of(name, "long")
+        assert long.solver.iter_max == 3 * small.solver.iter_max
+        scaled = {"iter_max": small.solver.iter_max}
+        starts = {key: getattr(small.loss, key) for key in ("mil_start", "perception_start")}
+        assert long.solver.model_copy(update=scaled) == small.solver
+        assert long.loss.model_copy(update=starts) == small.loss
+        assert (long.image, long.model, long.gate) == (small.image, small.model, small.gate)
 
 
 def test_what_the_authors_ran_keeps_its_weights_and_gates():
