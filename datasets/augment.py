@@ -78,7 +78,9 @@ def augment(
     for bit, mask in enumerate(masks):
         bits |= mask.astype(np.int32) << bit
     maps = SegmentationMapsOnImage(np.moveaxis(bits, 0, -1), shape=image.shape[1:])
-    augmented, maps = augmenter(image=np.ascontiguousarray(np.moveaxis(noisy, 0, -1)), segmentation_maps=maps)
+    channels = np.ascontiguousarray(np.moveaxis(noisy, 0, -1))
+    # As a list of one: imgaug warns of a single image with 32 channels or more.
+    (augmented,), (maps,) = augmenter(images=[channels], segmentation_maps=[maps])
     labels = np.moveaxis(maps.arr, -1, 0)
     return (
         np.ascontiguousarray(np.clip(np.moveaxis(augmented, -1, 0), 0, 1)),

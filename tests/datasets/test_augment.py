@@ -48,6 +48,11 @@ def test_every_draw_is_another_one(augmenter, volume):
     assert len(images) == 30
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_stack_of_the_published_size_causes_no_warning(augmenter):
+    augment(augmenter, np.random.default_rng(0), np.zeros((32, 64, 64), np.float32), np.zeros((32, 64, 64), np.uint8))
+
+
 def test_types_and_ranges(augmenter, volume):
     image, first, second = drawn(augmenter, volume, 0, 1 - volume)
     assert (image.dtype, first.dtype, second.dtype) == (np.float32, np.uint8, np.uint8)
