@@ -6,7 +6,7 @@ L the lung mask, I_s the synthetic volume.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -145,6 +145,11 @@ def _gate_factor(value: Tensor, gate: GateSettings, gates: GatesSettings) -> flo
     return torch.where(over_ranks < gate.below, gate.factor, 1.0)
 
 
+def _together(network: Callable[[Tensor], Tensor], *images: Tensor) -> Sequence[Tensor]:
+    """Outputs of a network for several batches, from one forward pass: fewer and larger kernels than one pass each."""
+    return network(torch.cat(images)).split([len(image) for image in images])
+
+
 def _judge(discriminator: Discriminator, volumes: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
     """Logits of each head of D by name, from one forward pass, so that its weights are normalised only once."""
     logits = discriminator(torch.cat(list(volumes.values())))
@@ -172,7 +177,11 @@ def joint_objective(networks: Networks, diseased: Batch, healthy: Batch, method:
     loss = method.loss
     logits = networks.segmenter(diseased.image).float()
     lesion = logits.sigmoid()
-    generated = networks.generator(diseased.image).float()
+    if "recons" in method.constraints:
+        generated, repeated = _together(networks.generator, diseased.image, healthy.image)
+    else:
+        generated, repeated = networks.generator(diseased.image), None
+    generated = generated.float()
     judged = {
         "adversarial": synthesise(
             diseased.image, _scale_gradient(lesion, loss.adversarial_segmenter), diseased.lung, generated
@@ -184,8 +193,8 @@ def joint_objective(networks: Networks, diseased: Batch, healthy: Batch, method:
     objective = Objective("joint")
     for name, judgement in _judge(networks.discriminator, judged).items():
         objective.add(name, adversarial_loss(judgement, HEALTHY), loss.adversarial)
-    if "recons" in method.constraints:
-        objective.add("recons", reconstruction_loss(networks.generator(healthy.image), healthy.image), loss.recons)
+    if repeated is not None:
+        objective.add("recons", reconstruction_loss(repeated, healthy.image), loss.recons)
     if "MIL" in method.constraints and iteration > loss.mil_start:
         objective.add("MIL", multiple_instance_loss(logits, diseased.lung, loss.mil_share), loss.mil)
     if "perception" in method.constraints and iteration > loss.perception_start:
@@ -226,11 +235,12 @@ def segmenter_objective(
     focal = loss.segmentation_loss == "focal"
     objective = Objective("segmenter")
     if loss.healthy:
-        logits = networks.segmenter(healthy.image)
-        none = torch.zeros_like(logits)
-        term = focal_loss(logits, none) if focal else lung_cross_entropy(logits, none, healthy.lung)
+        empty, logits = _together(networks.segmenter, healthy.image, labelled.image)
+        none = torch.zeros_like(empty)
+        term = focal_loss(empty, none) if focal else lung_cross_entropy(empty, none, healthy.lung)
         objective.add("healthy", term, loss.segmentation * loss.healthy)
-    logits = networks.segmenter(labelled.image)
+    else:
+        logits = networks.segmenter(labelled.image)
     if focal:
         term = weighted_focal_loss(logits, labelled.lesion)
     else:
