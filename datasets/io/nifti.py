@@ -8,6 +8,7 @@ contradiction is an error.
 from __future__ import annotations
 
 import errno
+import gzip
 import logging
 import os
 import struct
@@ -59,7 +60,7 @@ _SIZE_FIELD = 42
 """Where the header has the size, x first."""
 
 _COMPRESSION = 1
-"""Of isal's levels 0 to 3; higher ones gain nothing on masks and crops, and 3 percent on CTs."""
+"""Of zlib's levels 1 to 9; higher ones take up to three times as long and save 1 percent of a CT."""
 
 _CHUNK = 1 << 24
 
@@ -192,8 +193,8 @@ def _read_voxels(path: Path, header: NiftiHeader, file: BinaryIO, place: int) ->
 def write_nifti(image: sitk.Image, path: Path) -> None:
     """Write a ``.nii`` with the bytes that ITK writes, or a ``.nii.gz`` that unpacks to them.
 
-    ITK's own writer says nothing of a disk that is full, and compresses several times more slowly. Equal images give
-    equal files.
+    ITK's own writer says nothing of a disk that is full. Equal images give equal files; so zlib compresses, as isal was
+    seen to pack equal masks differently.
 
     Args:
         image: one number a voxel.
@@ -206,7 +207,7 @@ def write_nifti(image: sitk.Image, path: Path) -> None:
     compressed = path.name.lower().endswith(".gz")
     with (
         path.open("wb") as raw,
-        igzip.IGzipFile("", "wb", _COMPRESSION, raw, mtime=0) if compressed else nullcontext(raw) as file,
+        gzip.GzipFile("", "wb", _COMPRESSION, raw, mtime=0) if compressed else nullcontext(raw) as file,
     ):
         file.write(_itk_header(image))
         for plane in sitk.GetArrayViewFromImage(image):
