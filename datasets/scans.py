@@ -19,19 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datasets.io.dicom import (
-    Other,
-    Series,
-    Slice,
-    choose_series,
-    common_folder,
-    group_series,
-    is_dicom_file,
-    read_slices,
-    short_hash,
-    step_mm,
-    studies_of,
-)
+from datasets.io.dicom_choice import choose_series
+from datasets.io.dicom_series import Series, common_folder, group_series, step_mm, studies_of
+from datasets.io.dicom_slices import Other, Slice, is_dicom_file, read_slices, short_hash
 from datasets.io.scan import Scan
 from datasets.io.volume import is_volume_file, volume_id
 from datasets.pairs import mask_of
@@ -134,13 +124,14 @@ class _Found:
 def index_scans(*paths: Path, series: str | None = None, progress: bool = False) -> Index:
     """Index the CTs below files and folders, at any depth.
 
-    Of the CT series of a patient's study one is taken, see `datasets.io.dicom.RULES`. The id of a scan is the path of
-    its file without extension, or of the deepest folder that holds all its slices, below the named folder and joined
-    by ``_``; files with a generic name have the name of their folder. Scans that would share an id have a hash added.
+    Of the CT series of a patient's study one is taken, see `datasets.io.dicom_choice.RULES`. The id of a scan is the
+    path of its file without extension, or of the deepest folder that holds all its slices, below the named folder and
+    joined by ``_``; files with a generic name have the name of their folder. Scans that would share an id have a hash
+    added.
 
     Args:
         paths: volume files, and folders.
-        series: which series of a study to take, see `datasets.io.dicom.choose_series`.
+        series: which series of a study to take, see `datasets.io.dicom_choice.choose_series`.
         progress: show a progress bar.
 
     Raises:

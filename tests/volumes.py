@@ -138,6 +138,17 @@ def refused(path, call, match):
     return message
 
 
+def changed_slice(path, **tags):
+    """Write a DICOM slice again with other tags; None removes one."""
+    data = pydicom.dcmread(path)
+    for tag, value in tags.items():
+        if value is None:
+            delattr(data, tag)
+        else:
+            setattr(data, tag, value)
+    data.save_as(path)
+
+
 def write_enhanced(folder, path, stored, order, slope=2.0, intercept=-1000.0):
     """Write a series of `write_dicom` as one enhanced CT, with its slices as frames in any order.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.io.dicom import Series
+from datasets.io.dicom_series import Series
 from datasets.io.parts import files_of
 
 

@@ -3,7 +3,8 @@
 Everything behind it may trust what it gets: three dimensions, one finite value a voxel, a geometry that can be, and
 all the data that the file's header promises. In this order: the header alone is read and checked; then the length of
 the file, and the checksum where it has one; then the voxels. NIfTI is read by `datasets.io.nifti`; DICOM folders are
-ordered by `datasets.io.dicom`; they and the other types are decoded in a process of their own (`datasets.io.decoder`).
+ordered by `datasets.io.dicom_series`; they and the other types are decoded in a process of their own
+(`datasets.io.decoder`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import SimpleITK as sitk
 
 from datasets.io import nifti, slicer, text_headers
 from datasets.io.decoder import Decoder, DecoderError
-from datasets.io.dicom import Series, find_series, padding_to_air, read_native, read_with_pydicom
+from datasets.io.dicom_choice import find_series
+from datasets.io.dicom_pixels import padding_to_air, read_native, read_with_pydicom
+from datasets.io.dicom_series import Series
 from datasets.io.grid import MAX_VOXELS, Grid, check_grid, turned_onto
 from datasets.io.scan import Scan
 from datasets.window import unmap_window
@@ -54,7 +57,7 @@ class Reading:
     Attributes:
         max_voxels: most voxels of a volume; a larger one is refused before memory is taken for it.
         series: SeriesInstanceUID, SeriesNumber, AcquisitionNumber, kernel or part of the SeriesDescription to take
-            from a study with several CT series; by default as `datasets.io.dicom.RULES` say.
+            from a study with several CT series; by default as `datasets.io.dicom_choice.RULES` say.
         grey_window: HU that became the ends of the scale in CTs whose values were mapped to 0..255, 0..1 or -1..1;
             those are mapped back. By default such CTs are refused.
         segments: names of the segments that count in segmentations of Slicer; by default see `datasets.io.slicer`.

@@ -1,0 +1,8 @@
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def stored():
+    """Stored values of a small CT, (z, y, x)."""
+    return np.random.default_rng(1).integers(0, 700, (6, 7, 8)).astype(np.int16)

@@ -1,0 +1,158 @@
+import shutil
+import subprocess
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from pydicom.encaps import encapsulate
+from pydicom.uid import RLELossless
+from scipy import ndimage
+
+from datasets.io.dicom_pixels import read_native
+from datasets.io.volume import read_ct, read_series, read_volume
+from tests.volumes import changed_slice, pixels, refused, write_dicom, write_enhanced
+
+
+@pytest.mark.fault("slope and intercept, each")
+def test_a_slope_and_intercept_of_every_slices_own(tmp_path, stored):
+    folder = write_dicom(tmp_path / "case", stored)
+    for k in range(6):
+        changed_slice(folder / f"slice{6 - k:03d}.dcm", RescaleSlope=k + 1, RescaleIntercept=-1000 - k)
+    expected = [plane * (k + 1) - 1000.0 - k for k, plane in enumerate(stored.astype(float))]
+    np.testing.assert_allclose(pixels(read_volume(folder)), expected)
+
+
+@pytest.mark.fault("slope and intercept missing")
+def test_values_without_slope_and_intercept_are_not_hu(tmp_path, stored):
+    folder = write_dicom(tmp_path / "case", stored, intercept=None)
+    np.testing.assert_array_equal(pixels(read_volume(folder)), stored)
+    refused(folder, lambda: read_ct(folder), "no air.*an intercept of -1024 were lost")
+
+
+ENCODERS = {
+    "implicit": "dcmconv +ti",
+    "big endian": "dcmconv +tb",
+    "deflated": "dcmconv +td",
+    "RLE": "dcmcrle",
+    "RLE by GDCM": "gdcmconv --rle",
+    "JPEG lossless, first-order": "dcmcjpeg +e1",
+    "JPEG lossless": "dcmcjpeg +el",
+    "JPEG lossless by GDCM": "gdcmconv --jpeg",
+    "JPEG-LS": "dcmcjpls +el",
+    "JPEG-LS by GDCM": "gdcmconv --jpegls",
+    "JPEG 2000": "gdcmconv --j2k",
+    "JPEG, 12 bits": "dcmcjpeg +ee +q 100",
+}
+"""Commands of DCMTK and GDCM that encode a file."""
+
+LOSSY = {"JPEG, 12 bits": 8}
+"""HU that a voxel may differ."""
+
+
+def encoded(path, command):
+    if shutil.which(command.split()[0]) is None:
+        pytest.skip(f"{command.split()[0]} is not installed")
+    out = path.with_suffix(".encoded")
+    subprocess.run([*command.split(), path, out], check=True, capture_output=True)
+    out.replace(path)
+
+
+def smooth(shape):
+    """Values of a picture, as noise alone would not survive a lossy encoder."""
+    noise = np.random.default_rng(1).normal(size=shape)
+    return np.clip(ndimage.gaussian_filter(noise, (0, 2, 2)) * 3000 + 1000, 0, 2000).astype(np.int16)
+
+
+@pytest.mark.fault("compressed slices")
+@pytest.mark.parametrize("syntax", ENCODERS)
+def test_what_independent_encoders_write(tmp_path, syntax):
+    stored = smooth((4, 32, 32))
+    folder = write_dicom(tmp_path / "case", stored)
+    for path in folder.iterdir():
+        encoded(path, ENCODERS[syntax])
+    found = pixels(read_volume(folder)).astype(int)
+    assert np.abs(found - (stored - 1024)).max() <= LOSSY.get(syntax, 0)
+    lossless = syntax not in LOSSY
+    assert lossless or np.abs(found - (stored - 1024)).max() > 0  # it was encoded
+
+
+@pytest.mark.fault("compressed slices")
+@pytest.mark.parametrize("syntax", [name for name in ENCODERS if name not in LOSSY])
+def test_compressed_frames_of_an_enhanced_ct(tmp_path, syntax):
+    stored = smooth((4, 32, 32))
+    path = tmp_path / "enhanced" / "all.dcm"
+    write_enhanced(write_dicom(tmp_path / "plain", stored), path, stored, [1, 0, 3, 2], 1.0, -1024.0)
+    encoded(path, ENCODERS[syntax])
+    np.testing.assert_array_equal(pixels(read_volume(path.parent)), stored - 1024)
+
+
+@pytest.mark.fault("compressed slices")
+def test_what_cannot_be_decoded_names_the_plug_ins(tmp_path):
+    stored = smooth((4, 32, 32))
+    path = tmp_path / "enhanced" / "all.dcm"
+    write_enhanced(write_dicom(tmp_path / "plain", stored), path, stored, [0, 1, 2, 3], 1.0, -1024.0)
+    data = pydicom.dcmread(path)
+    data.PixelData = encapsulate([b"\xff\x4f\xff\x51" + bytes(100)] * 4)
+    data["PixelData"].is_undefined_length = True
+    data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.201"  # high-throughput JPEG 2000
+    data.save_as(path)
+    refused(path, lambda: read_volume(path.parent), "cannot be decoded .* install pylibjpeg, pylibjpeg-libjpeg and")
+
+
+@pytest.mark.fault("compressed slices")
+@pytest.mark.parametrize("syntax", ["RLE", "JPEG 2000"])
+def test_compressed_slices(tmp_path, syntax):
+    stored = np.random.default_rng(1).integers(0, 700, (4, 16, 16)).astype(np.int16)
+    folder = write_dicom(tmp_path / "case", stored)
+    for path, plane in zip(sorted(folder.iterdir(), reverse=True), stored, strict=True):
+        data = pydicom.dcmread(path)
+        if syntax == "RLE":
+            data.compress(RLELossless)
+        else:
+            writer = sitk.ImageFileWriter()
+            writer.SetCompressor("JPEG2000")
+            writer.UseCompressionOn()
+            writer.SetFileName(str(tmp_path / "compressed.dcm"))
+            writer.Execute(sitk.GetImageFromArray(plane))
+            compressed = pydicom.dcmread(tmp_path / "compressed.dcm")
+            data.PixelData = compressed.PixelData
+            data["PixelData"].is_undefined_length = True
+            data.file_meta.TransferSyntaxUID = compressed.file_meta.TransferSyntaxUID
+        assert data.file_meta.TransferSyntaxUID.is_compressed
+        data.save_as(path)
+    np.testing.assert_array_equal(pixels(read_volume(folder)), stored - 1024)
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(folder, lambda: read_volume(folder), "damaged|cannot be decoded")
+
+
+@pytest.mark.parametrize("signed", [0, 1])
+@pytest.mark.parametrize("bits", [12, 16])
+@pytest.mark.parametrize("above", [False, True])
+def test_uncompressed_pixels_are_those_of_simpleitk(tmp_path, signed, bits, above):
+    rng = np.random.default_rng(bits + signed)
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if signed else (0, 2**bits)
+    stored = rng.integers(max(low, -31000), min(high, 33000), (6, 7, 8))
+    folder = write_dicom(tmp_path / "case", np.zeros(stored.shape, np.int16))
+    for path, plane in zip(sorted(folder.iterdir(), reverse=True), stored, strict=True):
+        pixels_of_16 = (plane % 2**bits if above else plane % 2**16).astype(np.uint16)
+        if above and bits < 16:
+            pixels_of_16 |= (rng.integers(0, 2, plane.shape) << 15).astype(np.uint16)  # an overlay
+        changed_slice(
+            path, PixelRepresentation=signed, BitsStored=bits, HighBit=bits - 1, PixelData=pixels_of_16.tobytes()
+        )
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    theirs = reader.Execute()
+    image = read_volume(folder)
+    np.testing.assert_array_equal(pixels(image), pixels(theirs))
+    np.testing.assert_array_equal(pixels(image), stored - 1024)
+    native = read_native(read_series(folder))
+    assert (native is None) == ((above and bits < 16) or stored.max() - 1024 > 32767)
+
+
+def test_scaling_without_a_decoder_stays_within_16_bits(tmp_path):
+    stored = np.array([0, 1, 2, 32767] * 84, np.int16).reshape(6, 7, 8)
+    for slope, intercept in ((1, -1024), (-1, 0), (2, -40000), (2, 0)):
+        folder = write_dicom(tmp_path / f"{slope}_{intercept}", stored, slope=slope, intercept=intercept)
+        np.testing.assert_array_equal(pixels(read_volume(folder)), slope * stored.astype(int) + intercept)
