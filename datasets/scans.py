@@ -28,7 +28,7 @@ from datasets.pairs import mask_of
 from datasets.scan_options import add_series
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import VolumeError, one_line
-from utils.files import write_text
+from utils.files import is_dangling, write_text
 from utils.manifest import NAME as MANIFEST
 from utils.manifest import is_manifest
 from utils.progress import progress_bar
@@ -206,8 +206,10 @@ def _walk(found: _Found, folder: Path, walked: set[Path]) -> None:
                     found.passed.append(PassedOver(path, "folder of results of this project"))
                 elif path.resolve() not in walked:
                     _walk(found, path, walked)
-            elif path.is_file():
+            elif path.is_file() or is_dangling(path):
                 _sort_file(found, path)
+            else:
+                found.passed.append(PassedOver(path, "pipe or device"))
         except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
             found.unreadable[str(path)] = getattr(error, "strerror", None) or one_line(error)
 
@@ -302,16 +304,13 @@ def _dicom_scans(found: _Found, choice: str | None, progress: bool) -> list[_Pro
     others: list[Other] = []
     with ThreadPoolExecutor(_THREADS) as pool, warnings.catch_warnings(action="ignore"):  # of pydicom, in all threads
         reading = progress_bar(
-            pool.map(_read_or_reason, found.dicom),
+            pool.map(read_slices, found.dicom),
             "reading headers",
             unit="file",
             total=len(found.dicom),
             shown=progress and len(found.dicom) > 1000,
         )
-        for path, parts in zip(found.dicom, reading, strict=True):
-            if isinstance(parts, str):
-                found.unreadable[str(path)] = parts
-                continue
+        for parts in reading:
             slices += [part for part in parts if isinstance(part, Slice)]
             others += [part for part in parts if isinstance(part, Other)]
     studies = studies_of(group_series(slices, others))
@@ -322,13 +321,6 @@ def _dicom_scans(found: _Found, choice: str | None, progress: bool) -> list[_Pro
         elif other.path.parent not in used:
             found.unreadable[str(other.path)] = other.kind
     return [_study_scan(found, volumes, choice) for volumes in studies.values()]
-
-
-def _read_or_reason(path: Path) -> list[Slice | Other] | str:
-    try:
-        return read_slices(path)
-    except OSError as error:
-        return error.strerror or one_line(error)
 
 
 def _study_scan(found: _Found, volumes: list[Series], choice: str | None) -> _Proposal:

@@ -138,15 +138,15 @@ def refused(path, call, match):
     return message
 
 
-def changed_slice(path, **tags):
-    """Write a DICOM slice again with other tags; None removes one."""
+def changed_slice(path, to=None, **tags):
+    """Write a DICOM slice again, or to another path, with other tags; None removes one."""
     data = pydicom.dcmread(path)
     for tag, value in tags.items():
         if value is None:
             delattr(data, tag)
         else:
             setattr(data, tag, value)
-    data.save_as(path)
+    data.save_as(to or path)
 
 
 def write_enhanced(folder, path, stored, order, slope=2.0, intercept=-1000.0):

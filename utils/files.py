@@ -97,13 +97,20 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def is_dangling(path: Path) -> bool:
+    """Whether a path is a link to something that is not there, or to itself."""
+    return path.is_symlink() and not path.exists()
+
+
 def visible_files(folder: Path) -> list[Path]:
     """The files below a folder, at any depth and sorted, that are not hidden and not in a hidden folder.
+
+    Dangling links are among them, so that a file that is lost is an error where it is read.
 
     Raises:
         OSError: a folder cannot be read.
     """
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() or is_dangling(path))
     return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.misc import is_dicom
 from pydicom.multival import MultiValue
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from utils.errors import one_line
+from utils.files import is_dangling
 
 logging.getLogger("pydicom").setLevel(logging.ERROR)  # it logs every oddity of a header; what matters is checked
 
@@ -150,15 +150,20 @@ def short_hash(*parts: str) -> str:
 def is_dicom_file(path: Path) -> bool:
     """Whether a file is DICOM, by its extension or its content; files without preamble by their first element.
 
-    Raises:
-        OSError: it cannot be read.
+    A file that cannot be opened is, unless it has an extension of another kind; numbers are parts of a UID.
     """
     if path.name.upper() == "DICOMDIR":
         return False
-    if path.suffix.lower() in EXTENSIONS or is_dicom(path):
+    if path.suffix.lower() in EXTENSIONS:
         return True
-    with path.open("rb") as file:
-        head = file.read(8)
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError:
+        return not path.suffix or path.suffix[1:].isdigit()
+    if start[128:] == b"DICM":
+        return True
+    head = start[:8]
     # Without preamble and file meta header: an element of group 2 or 8, little endian, of a plausible length.
     return (
         len(head) == 8
@@ -172,10 +177,7 @@ def is_dicom_file(path: Path) -> bool:
 def read_slices(path: Path) -> list[Slice | Other]:
     """The slices in a DICOM file: one, or one per frame; or what else the file is.
 
-    Never raises for what is in the file: damage is a kind of `Other`, or the problem of a slice.
-
-    Raises:
-        OSError: the file cannot be read.
+    Never raises: damage is a kind of `Other`, or the problem of a slice.
     """
     try:
         with path.open("rb") as file:
@@ -183,8 +185,9 @@ def read_slices(path: Path) -> list[Slice | Other]:
             rest = file.read(12)
             behind = file.tell()
         return _slices_of(path, header, rest, behind)
-    except OSError:
-        raise
+    except OSError as error:
+        reason = "a link to a file that is not there" if is_dangling(path) else f"cannot be read ({error.strerror})"
+        return [Other(path, reason, damaged=True)]
     except Exception as error:  # pydicom raises whatever it comes across
         return [Other(path, f"damaged, or not DICOM ({one_line(error)})", damaged=True)]
 

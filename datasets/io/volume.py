@@ -27,7 +27,7 @@ from datasets.io.grid import MAX_VOXELS, Grid, check_grid, turned_onto
 from datasets.io.scan import Scan
 from datasets.window import unmap_window
 from utils.errors import VolumeError
-from utils.files import atomic_write
+from utils.files import atomic_write, is_dangling
 
 EXTENSIONS = (*nifti.EXTENSIONS, *text_headers.EXTENSIONS)
 """File types that are read; a folder is read as a DICOM series."""
@@ -79,13 +79,15 @@ def volume_id(path: Path) -> str:
 
 
 def is_volume_file(path: Path) -> bool:
-    """Whether a file has one of the extensions that are read, and is not hidden.
+    """Whether a file, or a link to one that is lost, has one of the extensions that are read, and is not hidden.
 
     Files ending in .hdr are, if they are headers of NIfTI or ANALYZE; other formats use that extension, too.
     """
     name = path.name.lower()
-    if not name.endswith(EXTENSIONS) or name.startswith(".") or not path.is_file():
+    if not name.endswith(EXTENSIONS) or name.startswith("."):
         return False
+    if not path.is_file():
+        return is_dangling(path)
     return not name.endswith(nifti.SEPARATE_HEADERS) or nifti.is_separate_header(path)
 
 
@@ -316,6 +318,8 @@ def write_volume(image: sitk.Image, path: Path) -> None:
 
 
 def _check_file(path: Path) -> None:
+    if is_dangling(path):
+        raise VolumeError(f"{path}: a link to a file that is not there; fetch the file or remove the link")
     if not path.is_file():
         raise VolumeError(f"{path}: no such file; expected a CT or mask ({', '.join(EXTENSIONS)}) or a DICOM folder")
     if not path.name.lower().endswith(EXTENSIONS):

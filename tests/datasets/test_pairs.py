@@ -94,3 +94,9 @@ def test_no_match_at_all_is_an_error(tmp_path):
 )
 def test_a_mask_beside_its_ct(name, beside, ct):
     assert mask_of(name, beside) == ct
+
+
+def test_a_link_to_a_mask_that_is_not_there_is_no_missing_mask(tmp_path):
+    touched(tmp_path, "a.nii.gz")
+    (tmp_path / "b.nii.gz").symlink_to(tmp_path / "nothing")
+    assert set(match_masks(tmp_path, scans_of("a", "b"))[0]) == {"a", "b"}

@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import numpy as np
@@ -8,7 +9,7 @@ from pydicom.uid import generate_uid
 from datasets import scans as module
 from datasets.io.volume import read_volume
 from datasets.scans import find_scans, index_scans, main, result_name
-from tests.volumes import pixels, touched, write_dicom, write_enhanced
+from tests.volumes import changed_slice, pixels, touched, write_dicom, write_enhanced
 from utils.errors import VolumeError
 
 STORED = np.random.default_rng(3).integers(0, 700, (6, 7, 8)).astype(np.int16)
@@ -17,17 +18,6 @@ STORED = np.random.default_rng(3).integers(0, 700, (6, 7, 8)).astype(np.int16)
 def series(folder, slices=6, **tags):
     """Write a small DICOM series; studies of different calls differ unless their tags say otherwise."""
     return write_dicom(folder, STORED[:slices], **tags)
-
-
-def changed(path, to=None, **tags):
-    """Write a DICOM file again with other tags; None removes one."""
-    data = pydicom.dcmread(path)
-    for tag, value in tags.items():
-        if value is None:
-            delattr(data, tag)
-        else:
-            setattr(data, tag, value)
-    data.save_as(to or path)
 
 
 def paths(*roots, **options):
@@ -145,11 +135,44 @@ def test_links_that_lead_in_circles_end_and_every_series_is_found_once(tmp_path)
         ("p/s/up", tmp_path),
         ("p/s/self", tmp_path / "p" / "s"),
         ("q/deep/again", tmp_path / "p" / "s" / "series"),
-        ("q/deep/nowhere", tmp_path / "nothing"),
-        ("q/loop", tmp_path / "q" / "loop"),
     ):
         (tmp_path / link).symlink_to(target)
     assert len(find_scans(tmp_path)) == 2
+
+
+@pytest.mark.fault("links to what is not there")
+def test_what_links_have_lost_is_named(tmp_path):
+    series(tmp_path / "whole")
+    cut = series(tmp_path / "cut")
+    for path in ("scan.nii.gz", "patient", "itself", "notes.txt", ".hidden"):
+        (tmp_path / path).symlink_to(tmp_path / ("itself" if path == "itself" else "nothing"))
+    last = max(cut.iterdir())
+    last.unlink()
+    last.symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe.nii.gz")
+    index = index_scans(tmp_path)
+    lost = "a link to a file that is not there"
+    assert index.unreadable == {str(tmp_path / name): lost for name in ("patient", "itself")}
+    assert index.passed_over_lines() == ["passed over: 1 other file", "passed over: 1 pipe or device"]
+    assert index.scans["cut"].problem == f"{last}: {lost}; copy the slice again"
+    with pytest.raises(VolumeError, match=rf"scan.nii.gz: {lost}"):
+        read_volume(index.scans["scan"])
+    np.testing.assert_array_equal(pixels(read_volume(index.scans["whole"])), STORED - 1024)
+    with pytest.raises(VolumeError, match=rf"{last.name}: {lost}"):
+        read_volume(cut)
+
+
+def test_a_slice_that_cannot_be_opened_is_missing_from_its_series(tmp_path, monkeypatch):
+    last = max(series(tmp_path / "case").iterdir())
+    opened = module.Path.open
+
+    def open_(path, *args, **kwargs):
+        if path == last:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(module.Path, "open", open_)
+    assert f"{last}: cannot be read (Permission denied)" in find_scans(tmp_path)["case"].problem
 
 
 def test_the_current_folder_and_the_one_above_have_names(tmp_path, monkeypatch):
@@ -207,13 +230,26 @@ def test_an_entry_that_cannot_be_read_is_named_and_the_rest_is_found(tmp_path, m
 def test_other_objects_are_passed_over_by_what_they_are_even_with_the_series_own_uid(tmp_path):
     folder = series(tmp_path / "export" / "p" / "series")
     first = min(folder.iterdir())
-    changed(first, folder / "sr.dcm", SOPClassUID="1.2.840.10008.5.1.4.1.1.88.67", Modality="SR", PixelData=None,
-            ImagePositionPatient=None, Rows=None)  # fmt: skip
-    changed(first, folder / "dose.dcm", ImageType=["DERIVED", "SECONDARY"], ImagePositionPatient=None)
-    changed(first, folder / "screen", SOPClassUID="1.2.840.10008.5.1.4.1.1.7", ImagePositionPatient=None)
-    changed(first, folder / "scout.dcm", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    changed(first, folder.parent / "mr.dcm", SOPClassUID="1.2.840.10008.5.1.4.1.1.4", Modality="MR",
-            SeriesInstanceUID=generate_uid(), ImagePositionPatient=[0, 0, 9999])  # fmt: skip
+    changed_slice(
+        first,
+        folder / "sr.dcm",
+        SOPClassUID="1.2.840.10008.5.1.4.1.1.88.67",
+        Modality="SR",
+        PixelData=None,
+        ImagePositionPatient=None,
+        Rows=None,
+    )
+    changed_slice(first, folder / "dose.dcm", ImageType=["DERIVED", "SECONDARY"], ImagePositionPatient=None)
+    changed_slice(first, folder / "screen", SOPClassUID="1.2.840.10008.5.1.4.1.1.7", ImagePositionPatient=None)
+    changed_slice(first, folder / "scout.dcm", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    changed_slice(
+        first,
+        folder.parent / "mr.dcm",
+        SOPClassUID="1.2.840.10008.5.1.4.1.1.4",
+        Modality="MR",
+        SeriesInstanceUID=generate_uid(),
+        ImagePositionPatient=[0, 0, 9999],
+    )
     touched(tmp_path, "export/dicomdir", "export/readme.txt")
     np.testing.assert_array_equal(taken(tmp_path), STORED)
     summary = index_scans(tmp_path).summary()
@@ -261,7 +297,7 @@ def test_rounded_positions_and_cosines_are_even(tmp_path):
 @pytest.mark.parametrize("tag", ["RescaleSlope", "RescaleIntercept"])
 def test_a_rescale_that_some_slices_lack_is_refused(tmp_path, tag):
     folder = series(tmp_path / "case")
-    changed(folder / "slice003.dcm", **{tag: None})
+    changed_slice(folder / "slice003.dcm", **{tag: None})
     with pytest.raises(VolumeError, match=rf"1 of 6 slices have no {tag} \(slice003.dcm\)"):
         taken(tmp_path)
 
@@ -281,7 +317,7 @@ def test_volumes_under_one_uid_are_told_apart_and_selectable(tmp_path, tag):
         np.testing.assert_array_equal(taken(tmp_path, series=str(values[1])), STORED[:5] + 1)
     # An acquisition per slice is one volume.
     for number, path in enumerate(folder.glob("s*")):
-        changed(path, AcquisitionNumber=number)
+        changed_slice(path, AcquisitionNumber=number)
     for path in folder.glob("b*"):
         path.unlink()
     np.testing.assert_array_equal(taken(tmp_path), STORED)
