@@ -194,6 +194,14 @@ def test_ids_fit_a_file_name_and_are_text(tmp_path):
     assert any(case_id.startswith("M_xfcller") for case_id in ids)
 
 
+def test_ids_fit_a_line_of_a_list(tmp_path):
+    touched(tmp_path, "two\nlines.nii", "tab\there.nii", " spaces around .nii", "two_lines.nii")
+    ids = list(find_scans(tmp_path))
+    assert "tab_here" in ids
+    assert "spaces around" in ids
+    assert sum(case_id.startswith("two_lines_") for case_id in ids) == 2
+
+
 @pytest.mark.fault("own results below the scans")
 def test_results_of_the_project_are_no_scans(tmp_path):
     touched(tmp_path, "a.nii.gz", "out/masks/a.nii.gz", "out/images/a.nii.gz", "out/ct/b.nii.gz")
