@@ -32,6 +32,9 @@ INTERVAL: {LOG: 2, VALID: 4, SAVE: 4, PICTURE: 4}
 """
 
 
+LONG_FILES = ("test_train.py", "test_kills.py")
+
+
 def write(path, array):
     image = sitk.GetImageFromArray(array)
     image.SetSpacing((2.0, 1.5, 6.0))
@@ -111,7 +114,11 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Skip slow tests unless asked for, and attach the cases of docs/faults.md to the tests that show them."""
+    """Skip slow tests unless asked for, and attach the cases of docs/faults.md to the tests that show them.
+
+    Files that take minutes come first: behind the others, one process would wait for them.
+    """
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow; runs with --slow"))

@@ -9,5 +9,5 @@ development=yes
 cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-# One process per core. A file's tests share a process, so that its fixtures are made once.
-exec "$python" -m pytest -n auto --dist loadfile "$@"
+# One process per core. A file's tests share a process, so that its fixtures are made once; long files begin.
+exec "$python" -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

@@ -76,7 +76,7 @@ def test_run_checks_style_and_runs_the_tests_from_the_projects_folder(project, t
     assert out.splitlines() == [
         "<-m><ruff><check><.>",
         "<-m><ruff><format><--check><.>",
-        "<-m><pytest><-n><auto><--dist><loadfile><-k><a b>",
+        "<-m><pytest><-n><auto><--dist><loadfile><--no-loadscope-reorder><-k><a b>",
     ]
 
 
