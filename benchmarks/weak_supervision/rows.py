@@ -130,7 +130,7 @@ SCALES: Mapping[str, Scale] = {
             "DATALOADER.NUM_WORKERS=3",
             "INTERVAL={LOG: 20, VALID: 100, SAVE: 400, PICTURE: 400, JUDGE: 200}",
         ),
-        by_config=_schedule(600, 800, 1e-3),
+        by_config=_schedule(1200, 1600, 1e-3),
     ),
 }
 
