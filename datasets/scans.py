@@ -290,7 +290,7 @@ def _with_ids(proposals: Sequence[_Proposal]) -> dict[str, Scan]:
 def _fitting(name: str) -> str:
     """A name that fits a file name and a line of a list, and is text."""
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\\", "_")
-    name = "".join(c if c.isprintable() else "_" for c in name).strip()
+    name = "".join(c if c.isprintable() else "_" for c in name).strip() or "_"
     if len(name.encode()) <= _LONGEST_ID:
         return name
     return name.encode()[:_LONGEST_ID].decode(errors="ignore") + "_" + short_hash(name)
