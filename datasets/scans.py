@@ -28,7 +28,7 @@ from datasets.pairs import mask_of
 from datasets.scan_options import add_series
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import VolumeError, one_line
-from utils.files import is_dangling, write_text
+from utils.files import names_a_file, write_text
 from utils.manifest import NAME as MANIFEST
 from utils.manifest import is_manifest
 from utils.progress import progress_bar
@@ -206,11 +206,11 @@ def _walk(found: _Found, folder: Path, walked: set[Path]) -> None:
                     found.passed.append(PassedOver(path, "folder of results of this project"))
                 elif path.resolve() not in walked:
                     _walk(found, path, walked)
-            elif path.is_file() or is_dangling(path):
+            elif names_a_file(path):
                 _sort_file(found, path)
             else:
                 found.passed.append(PassedOver(path, "pipe or device"))
-        except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+        except (OSError, RuntimeError) as error:  # RuntimeError: folders nested more deeply than Python calls
             found.unreadable[str(path)] = getattr(error, "strerror", None) or one_line(error)
 
 

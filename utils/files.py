@@ -102,15 +102,20 @@ def is_dangling(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
 
 
+def names_a_file(path: Path) -> bool:
+    """Whether a path is a file, or a dangling link, so that a file that is lost is an error where it is read."""
+    return path.is_file() or is_dangling(path)
+
+
 def visible_files(folder: Path) -> list[Path]:
     """The files below a folder, at any depth and sorted, that are not hidden and not in a hidden folder.
 
-    Dangling links are among them, so that a file that is lost is an error where it is read.
+    Dangling links are among them, see `names_a_file`.
 
     Raises:
         OSError: a folder cannot be read.
     """
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file() or is_dangling(path))
+    found = (path for path in sorted(folder.rglob("*")) if names_a_file(path))
     return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
