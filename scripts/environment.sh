@@ -23,13 +23,13 @@ fail() {
 }
 
 find_python() {
-    for candidate in ${PYTHON:+"$PYTHON"} python3.12 python3.11 python3 python; do
-        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+    for candidate in ${PYTHON:+"$PYTHON"} python3.13 python3.12 python3.11 python3 python; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    fail "Python 3.11 or 3.12 not found; install one, or name it: PYTHON=/path/to/python3.12 sh $0"
+    fail "Python 3.11 to 3.13 not found; install one, or name it: PYTHON=/path/to/python3.13 sh $0"
 }
 
 install() {
