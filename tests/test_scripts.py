@@ -91,7 +91,7 @@ def test_a_missing_python_is_one_line(project, tmp_path):
         [shell, str(project / "train.sh")], cwd=tmp_path, env={"PATH": str(programs)}, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: Python 3.11 or 3.12 not found")
+    assert done.stderr.startswith("error: Python 3.11 to 3.13 not found")
     assert not (project / ".venv").exists()
 
 
