@@ -106,7 +106,7 @@ class ImageSettings(_Section):
     slices: Count = 32
     normalization: Literal["minmax", "window"] = "minmax"
     augmentation: bool = True
-    augment_on: Literal["loader", "device"] = "loader"
+    elastic: bool = True
     shift: Annotated[tuple[CountOrZero, CountOrZero, CountOrZero], Field(strict=False)] = (0, 0, 0)
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 try:
+    import cv2
     import imgaug
     import imgaug.augmenters as iaa
     from imgaug.augmentables.segmaps import SegmentationMapsOnImage
@@ -25,9 +26,15 @@ PROBABILITY = 0.2
 SCALE = (1.0, 1.05)
 ROTATION = (-5, 5)  # degrees
 BLUR_SD = (0.0, 0.8)  # voxels
-BLUR_WIDTH = (0, 3)  # voxels
+BLUR_KERNELS = ([1.0], [1.0], [1 / 8, 3 / 4, 1 / 8], [1 / 3, 1 / 3, 1 / 3])
+JITTER = (0.0, 0.4)
+"""Range of the elastic deformation's largest displacement along each axis, in voxels."""
 INSET = (0.01, 0.03)
 """Range of the SD of the distances by which a perspective transform cuts each corner, as a share of the slice."""
+
+
+_CORNERS = np.array([[0, 0], [1, 0], [1, 1], [0, 1]])  # x, y of a slice, as shares
+_CENTRE = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # from an index to the voxel's centre, in voxels
 
 
 def build_affine() -> iaa.Augmenter:
@@ -36,19 +43,98 @@ def build_affine() -> iaa.Augmenter:
     Beyond its border, the image is continued with black, its edge, a mirror image or its other side, drawn anew for
     each sample. Masks are always continued with 0, so mirrored tissue carries no label.
     """
-    return iaa.Affine(scale={"x": SCALE, "y": SCALE}, rotate=ROTATION, order=[0, 1], mode=imgaug.ALL)
+    return iaa.Affine(
+        scale={"x": SCALE, "y": SCALE},
+        translate_percent=None,
+        translate_px=None,
+        rotate=ROTATION,
+        shear=None,
+        order=[0, 1],
+        cval=0,
+        mode=imgaug.ALL,
+        fit_output=False,
+        backend="auto",
+    )
 
 
-def build_augmenter() -> iaa.Augmenter:
+def build_blur() -> iaa.Augmenter:
+    """Build the published blur: by a Gaussian or by the mean over a square, of the width 0, 1, 2 or 3.
+
+    A square of two voxels would move the image by half a voxel along each axis. It is replaced by a centred kernel of
+    the same variance.
+    """
+    gaussian = iaa.GaussianBlur(sigma=BLUR_SD)
+    return iaa.OneOf([gaussian, iaa.Convolve(lambda image, channels, random_state: _draw_kernel(random_state))])
+
+
+def _draw_kernel(random_state: imgaug.random.RNG) -> np.ndarray:
+    line = BLUR_KERNELS[random_state.integers(len(BLUR_KERNELS))]
+    return np.outer(line, line)
+
+
+def build_elastic() -> iaa.Augmenter:
+    """Build the published elastic deformation: a jitter of each pixel, interpolated by cubic convolution.
+
+    Sigma is too small to smooth the jitter. Masks take the nearest voxel, which is always their own.
+    """
+    return iaa.ElasticTransformation(alpha=JITTER, sigma=0.0005, order=3, cval=0, mode="constant")
+
+
+def build_perspective() -> iaa.Augmenter:
+    """Build the published perspective transform, by one resampling.
+
+    imgaug resizes its result back to the size of the slice, and rounds image and mask apart: masks land half a voxel
+    beside their image. Here, the quadrilateral is mapped onto the whole slice at once.
+    """
+    return iaa.Lambda(func_images=_warp_images, func_segmentation_maps=_warp_maps)
+
+
+def _draw_perspective(random_state: imgaug.random.RNG, height: int, width: int) -> np.ndarray:
+    """Draw a matrix from indices (x, y, 1) of a slice to those of the warped slice."""
+    size = np.array([width, height], np.float32)
+    inset = np.abs(random_state.normal(0, random_state.uniform(*INSET), _CORNERS.shape))
+    inside = np.abs(_CORNERS - inset).astype(np.float32)
+    matrix = cv2.getPerspectiveTransform(inside * size, _CORNERS.astype(np.float32) * size)
+    return np.linalg.inv(_CENTRE) @ matrix @ _CENTRE
+
+
+def _warp(channels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Resample (y, x, channels), float32, linearly."""
+    height, width, count = channels.shape
+    # OpenCV takes four channels at most.
+    parts = (np.ascontiguousarray(channels[..., first : first + 4]) for first in range(0, count, 4))
+    return np.concatenate(
+        [cv2.warpPerspective(part, matrix, (width, height)).reshape(height, width, -1) for part in parts], axis=-1
+    )
+
+
+def _warp_images(images: list[np.ndarray], random_state: imgaug.random.RNG, *_: object) -> list[np.ndarray]:
+    return [_warp(image, _draw_perspective(random_state, *image.shape[:2])) for image in images]
+
+
+def _warp_maps(
+    maps: list[SegmentationMapsOnImage], random_state: imgaug.random.RNG, *_: object
+) -> list[SegmentationMapsOnImage]:
+    """Resample each mask as its image, and cut at one half."""
+    for labels in maps:
+        matrix = _draw_perspective(random_state, *labels.arr.shape[:2])
+        masks = [(labels.arr >> bit & 1).astype(np.float32) for bit in range(int(labels.arr.max()).bit_length())]
+        labels.arr = sum(
+            ((_warp(mask, matrix) > 0.5).astype(np.int32) << bit for bit, mask in enumerate(masks)),
+            start=np.zeros_like(labels.arr),
+        )
+    return maps
+
+
+def build_augmenter(elastic: bool = True) -> iaa.Augmenter:
     """Build the published pipeline: a flip, and four augmentations with probability 0.2 each, in random order.
 
-    The elastic one moves voxels by at most 0.4 and takes the nearest: it changes nothing.
+    Args:
+        elastic: with the elastic deformation, as published.
     """
-    blur = iaa.OneOf([iaa.GaussianBlur(sigma=BLUR_SD), iaa.AverageBlur(k=BLUR_WIDTH)])
-    elastic = iaa.ElasticTransformation(alpha=(0.0, 0.4), sigma=0.0005)
-    perspective = iaa.PerspectiveTransform(scale=INSET)
-    sometimes = [iaa.Sometimes(PROBABILITY, augmenter) for augmenter in (build_affine(), blur, elastic, perspective)]
-    return iaa.Sequential([iaa.Fliplr(0.5), *sometimes], random_order=True)
+    augmenters = [build_affine(), build_blur(), *([build_elastic()] if elastic else []), build_perspective()]
+    sometimes = [iaa.Sometimes(p=PROBABILITY, then_list=augmenter) for augmenter in augmenters]
+    return iaa.Sequential([iaa.Fliplr(p=0.5), *sometimes], random_order=True)
 
 
 def augment(

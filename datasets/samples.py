@@ -29,7 +29,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from configs.settings import DataloaderSettings, ImageSettings, SolverSettings
 from datasets.augment import augment, build_augmenter, shift
 from datasets.cohort import HELD_OUT, TRAINING, Case, Volumes, read_volumes
-from datasets.device_augment import augment_on_device
 from models.losses import IGNORED
 from models.objectives import Batch
 from utils import distributed
@@ -131,8 +130,7 @@ class _Cache:
 class Samples(Dataset):
     """Training samples of one split, indexed by their position in its endless stream.
 
-    Each epoch visits the scans in a new random order. A sample is a random stack of slices, augmented unless that is
-    left to the device (`augmented_on_device`).
+    Each epoch visits the scans in a new random order. A sample is a random stack of slices, augmented.
 
     Args:
         cases: the scans.
@@ -153,7 +151,7 @@ class Samples(Dataset):
         self.image = image
         self.seed = seed
         self.masks = MASKS[split]
-        self.augmenter = build_augmenter() if image.augmentation and image.augment_on == "loader" else None
+        self.augmenter = build_augmenter(image.elastic) if image.augmentation else None
         self._cache = _Cache(self.cases, image.size, len(self.masks), cache_mb * 2**20)
         self.under_way = np.zeros((0, 2), np.int64)
 
@@ -174,16 +172,6 @@ class Samples(Dataset):
             return _Failure(case.id, ": ".join([type(error).__name__, *str(error).splitlines()]))
         finally:
             self._note(-1)
-
-    def augmented_on_device(self, batch: Batch, positions: Sequence[int]) -> Batch:
-        """Augment the samples of a batch, on its device, by their positions in the stream."""
-        samples = []
-        for number, position in enumerate(positions):
-            masks = [mask[number, 0] for mask in batch[1:3] if mask is not None]
-            image, *masks = augment_on_device(self._rng(2, position), (batch.image[number, 0] + 1) / 2, *masks)
-            samples.append((image * 2 - 1, *masks))
-        arrays = iter(torch.stack(kind)[:, None] for kind in zip(*samples, strict=True))
-        return Batch(*(None if kind is None else next(arrays) for kind in batch[:3]), batch.ids)
 
     def _note(self, position: int) -> None:
         if (worker := get_worker_info()) is not None:
@@ -398,8 +386,6 @@ class BatchStream:
             batch = batch.copied()
         volumes = (None if x is None else x.to(self.device, non_blocking=True).float() for x in batch[:3])
         batch = Batch(*volumes, batch.ids)
-        if self.samples.image.augmentation and self.samples.image.augment_on == "device":
-            batch = self.samples.augmented_on_device(batch, self._positions())
         self.position += self._batch_size
         counted = max(self._batch_size - self._offset, 0)
         if batch.lesion is not None:

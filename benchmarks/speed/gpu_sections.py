@@ -367,7 +367,6 @@ def loader(section: Section) -> None:
     ways = (
         ("published", True, ()),
         ("ours, fast path", False, switched(*SWITCHES)),
-        ("ours, fast path, augmented on the device", False, [*switched(*SWITCHES), "IMAGE.AUGMENT_ON=device"]),
     )
     with trainings(section) as build:
         for way, published, overrides in ways:

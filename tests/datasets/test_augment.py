@@ -33,7 +33,8 @@ def test_all_slices_are_alike_but_for_the_noise(augmenter, volume):
     for seed in range(20):
         image, mask = drawn(augmenter, volume, seed)
         assert (mask == mask[:1]).all()
-        assert np.abs(image - image[:1]).max() <= 2 * NOISE + 1e-6
+        # The weights of cubic interpolation have an absolute sum of up to 1.25 along each axis.
+        assert np.abs(image - image[:1]).max() <= 1.25**2 * 2 * NOISE + 1e-6
 
 
 def test_a_sample_depends_on_its_generator_alone(augmenter, volume):

@@ -21,8 +21,6 @@ from utils.errors import TrainingError
 
 CPU = torch.device("cpu")
 IMAGE = ImageSettings(size=(20, 64, 64), slices=16)
-ON_DEVICE = IMAGE.model_copy(update={"augment_on": "device"})
-EITHER_WAY = pytest.mark.parametrize("image", [IMAGE, ON_DEVICE], ids=["loader", "device"])
 NO_WORKERS = DataloaderSettings(num_workers=0)
 
 
@@ -71,34 +69,17 @@ def test_masks_that_no_objective_reads_change_no_image_and_no_other_mask(cases, 
     assert same([batch._replace(lesion=None) for batch in both], expected)
 
 
-@EITHER_WAY
 @pytest.mark.parametrize("workers", [1, 2])
-def test_batches_do_not_depend_on_the_number_of_workers(cases, workers, image):
-    there = taken(stream_of(cases, settings=DataloaderSettings(num_workers=workers), image=image), 5)
-    assert same(there, taken(stream_of(cases, image=image), 5))
+def test_batches_do_not_depend_on_the_number_of_workers(cases, workers):
+    there = taken(stream_of(cases, settings=DataloaderSettings(num_workers=workers)), 5)
+    assert same(there, taken(stream_of(cases), 5))
 
 
-@EITHER_WAY
-def test_a_stream_can_be_taken_up_anywhere(cases, image):
-    whole = taken(stream_of(cases, image=image), 6)
-    resumed = stream_of(cases, position=8, image=image)
+def test_a_stream_can_be_taken_up_anywhere(cases):
+    whole = taken(stream_of(cases), 6)
+    resumed = stream_of(cases, position=8)
     assert same(taken(resumed, 2), whole[4:])
     assert resumed.position == 12
-
-
-def test_batches_that_are_augmented_on_the_device(cases):
-    batch = stream_of(cases, "LABELED", image=ON_DEVICE).next()
-    assert batch.image.shape == batch.lesion.shape == batch.lung.shape == (2, 1, 16, 64, 64)
-    assert batch.image.dtype == batch.lesion.dtype == torch.float32
-    assert batch.image.min() >= -1
-    assert batch.image.max() <= 1
-    assert set(batch.lesion.unique().tolist()) == set(batch.lung.unique().tolist()) == {0, 1}
-    assert stream_of(cases, image=ON_DEVICE).next().lesion is None
-    # Loaded as it is, and augmented.
-    plain = stream_of(cases, "LABELED", image=IMAGE.model_copy(update={"augmentation": False})).next()
-    assert 0 < (batch.image - plain.image).abs().mean() < 0.5
-    batches = taken(stream_of(cases, image=ON_DEVICE), 6)
-    assert len({volume.numpy().tobytes() for batch in batches for volume in batch.image}) == 12
 
 
 def test_as_many_workers_as_the_cores_allow(monkeypatch):
@@ -283,10 +264,9 @@ def test_positions_go_on_for_ever():
     assert list(islice(module._Endless(5, batch_size=6, offset=2, share=2), 5)) == [7, 8, 13, 14, 19]
 
 
-@EITHER_WAY
 @pytest.mark.parametrize("workers", [0, 1])
-def test_processes_share_out_every_batch(cases, monkeypatch, workers, image):
-    samples = Samples(cases["WO_LABEL"], "WO_LABEL", image, seed=0)
+def test_processes_share_out_every_batch(cases, monkeypatch, workers):
+    samples = Samples(cases["WO_LABEL"], "WO_LABEL", IMAGE, seed=0)
     whole = BatchStream(samples, 4, NO_WORKERS, CPU, position=8)
     expected = taken(whole, 3)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
