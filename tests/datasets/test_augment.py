@@ -1,7 +1,51 @@
+import inspect
+import json
+
+import cv2
+import imgaug
+import imgaug.augmenters as iaa
 import numpy as np
 import pytest
 
-from datasets.augment import NOISE, augment, build_affine, build_augmenter, shift
+from datasets import augment as module
+from datasets.augment import (
+    NOISE,
+    augment,
+    build_affine,
+    build_augmenter,
+    build_blur,
+    build_elastic,
+    build_perspective,
+    shift,
+)
+from tests.reference import DATA
+
+IN_2020 = {
+    # What the published code passes; all else is the default of imgaug 0.4.0.
+    "Sequential": {"random_order": True},
+    "Sometimes": {"p": 0.2},
+    "Fliplr": {"p": 0.5},
+    # Scales are drawn for each axis apart.
+    "Affine": {
+        "scale": {"x": (1.0, 1.05), "y": (1.0, 1.05)},
+        "translate_percent": None,
+        "translate_px": None,
+        "rotate": (-5, 5),
+        "shear": None,
+        "order": [0, 1],
+        "cval": 0,
+        "mode": imgaug.ALL,
+        "fit_output": False,
+        "backend": "auto",
+    },
+    # Neither blur has a draw per channel, and one width holds for both axes.
+    "GaussianBlur": {"sigma": (0.0, 0.8)},
+    "ElasticTransformation": {"alpha": (0.0, 0.4), "sigma": 0.0005, "order": 3, "cval": 0, "mode": "constant"},
+}
+"""Parameters by augmenter; average blur and perspective transform are ours."""
+
+STATISTICS = json.loads((DATA / "year_2020.json").read_text(encoding="utf-8"))["augmentation"]
+NAMES = ("unchanged", "mask_unchanged", "sharper", "sharpness", "change", "brightness", "mask_size")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +96,147 @@ def test_every_draw_is_another_one(augmenter, volume):
 @pytest.mark.filterwarnings("error")
 def test_a_stack_of_the_published_size_causes_no_warning(augmenter):
     augment(augmenter, np.random.default_rng(0), np.zeros((32, 64, 64), np.float32), np.zeros((32, 64, 64), np.uint8))
+
+
+def test_every_parameter_is_passed_as_in_2020(monkeypatch):
+    passed = {}
+    for name in IN_2020:
+        kind = getattr(iaa, name)
+
+        def record(*children, name=name, kind=kind, **parameters):
+            passed.setdefault(name, []).append({k: v for k, v in parameters.items() if k != "then_list"})
+            return kind(*children, **parameters)
+
+        monkeypatch.setattr(iaa, name, record)
+    build_augmenter()
+    monkeypatch.undo()
+    assert passed.pop("Sometimes") == [IN_2020["Sometimes"]] * 4
+    assert passed == {name: [parameters] for name, parameters in IN_2020.items() if name != "Sometimes"}
+    # What imgaug draws images by, without exception: a default that changes would go unnoticed.
+    other = {"self", "seed", "name", "random_state", "deterministic", "children", "then_list", "else_list"}
+    for name, parameters in IN_2020.items():
+        known = set(inspect.signature(getattr(iaa, name).__init__).parameters) - other - {"polygon_recoverer"}
+        assert known == set(parameters), name
+
+
+def sharpness(image):
+    """Mean squared gradient inside of the border."""
+    inside = image[:, 8:-8, 8:-8]
+    return (np.diff(inside, axis=1) ** 2).mean() + (np.diff(inside, axis=2) ** 2).mean()
+
+
+def statistics(augmenter, count):
+    """Means over draws, in the order of NAMES, on a texture with a disc."""
+    y, x = np.mgrid[:96, :96].astype(float)
+    disc = ((y - 40) ** 2 + (x - 52) ** 2 < 20**2)[None].repeat(2, 0)
+    image = 0.45 + 0.15 * np.sin(x / 7) * np.cos(y / 5) + 0.1 * np.sin(0.9 * x + 0.4 * y) + 0.3 * disc
+    image, disc = image.astype(np.float32), disc.astype(np.uint8)
+    rows = []
+    for seed in range(count):
+        noisy = (image + np.random.default_rng(seed).uniform(-NOISE, NOISE, image.shape)).astype(np.float32)
+        found, mask = augment(augmenter, np.random.default_rng(seed), image, disc)
+        before = min((noisy, noisy[:, :, ::-1]), key=lambda other: np.abs(found - other).mean())
+        same = np.abs(found - before).max() < 1e-6
+        kept = np.array_equal(mask, disc) or np.array_equal(mask, disc[:, :, ::-1])
+        ratio = sharpness(found) / sharpness(noisy)
+        change = np.abs(found - before)[:, 8:-8, 8:-8].mean()
+        brightness, size = found.mean() - noisy.mean(), mask.mean() / disc.mean()
+        rows.append((same, kept and not same, ratio > 1.005, ratio, change, brightness, size))
+    return dict(zip(NAMES, np.mean(rows, 0), strict=True))
+
+
+EXCEPTIONS = {
+    # A square of two voxels moves the image of 2020 by half a voxel.
+    "blur": ("change",),
+    # Resampled twice in 2020.
+    "perspective": ("sharpness",),
+}
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_draws_are_those_of_2020(monkeypatch, name):
+    """Means over 250 draws, to four standard deviations of the difference and 1 %."""
+    builders = {
+        "affine": build_affine,
+        "blur": build_blur,
+        "elastic": build_elastic,
+        "perspective": build_perspective,
+        "all": build_augmenter,
+    }
+    kind, _, alpha = name.partition(", alpha ")
+    if alpha:
+        monkeypatch.setattr(module, "JITTER", float(alpha))
+    found = statistics(builders[kind](), 250)
+    for statistic, (mean, deviation) in STATISTICS[name].items():
+        if statistic not in EXCEPTIONS.get(name, ()):
+            tolerance = 4 * deviation * (1 / 250 + 1 / 800) ** 0.5 + 0.01 * mean + 1e-5
+            assert abs(found[statistic] - mean) < tolerance, (statistic, found[statistic], mean)
+
+
+def test_without_the_elastic_deformation():
+    """Then only blur, in 20 % of the draws times 61 % of its own, changes the image and not its mask."""
+    found = statistics(build_augmenter(elastic=False), 250)
+    assert found["mask_unchanged"] < 0.13 < STATISTICS["all"]["mask_unchanged"][0]
+    assert found["sharper"] < STATISTICS["all"]["sharper"][0]
+
+
+def overlaps(augmenter, radius, count, size=160):
+    """Dice of a disc in the image and its mask, and the distance of their centres in voxels, for each draw."""
+    y, x = np.mgrid[:size, :size]
+    found = []
+    for seed in range(count):
+        cy, cx = np.random.default_rng([1, seed]).uniform(radius + 12, size - radius - 12, 2)
+        disc = ((y - cy) ** 2 + (x - cx) ** 2 < radius**2)[None].astype(np.uint8)
+        image, mask = augment(augmenter, np.random.default_rng(seed), 0.2 + 0.6 * disc.astype(np.float32), disc)
+        shape, mask = image[0] > 0.5, mask[0] > 0
+        centres = [np.array([y[m].mean(), x[m].mean()]) for m in (shape, mask)]
+        dice = 2 * (shape & mask).sum() / (shape.sum() + mask.sum())
+        found.append((dice, np.linalg.norm(centres[0] - centres[1])))
+    return np.array(found).T
+
+
+def test_an_image_stays_over_its_mask(augmenter):
+    dice, distance = overlaps(augmenter, 30, 200)
+    assert (distance > 0.4).mean() <= 0.01
+    assert dice.mean() > 0.995
+    for radius, least in ((3, 0.99), (6, 0.99), (30, 0.998)):
+        dice, distance = overlaps(build_perspective(), radius, 200)
+        assert dice.mean() > least
+        assert distance.max() < 0.4
+        assert distance.mean() < 0.05
+
+
+def test_the_measure_finds_what_imgaug_does():
+    """Its perspective transform, and its blur by two voxels."""
+    dice, distance = overlaps(iaa.PerspectiveTransform(scale=module.INSET), 6, 100)
+    assert (distance > 0.4).mean() > 0.7
+    assert dice.mean() == pytest.approx(0.92, abs=0.015)
+    assert overlaps(iaa.AverageBlur(k=2), 30, 3)[1].min() > 0.4
+
+
+def test_blur_kernels_have_the_variance_of_the_published_squares():
+    for width, line in enumerate(module.BLUR_KERNELS):
+        places = np.arange(len(line)) - (len(line) - 1) / 2
+        assert np.sum(line) == pytest.approx(1)
+        assert np.dot(line, places**2) == pytest.approx(np.var(np.arange(max(width, 1))))
+    # Beyond the border, the image is mirrored as by imgaug's blur.
+    image = np.random.default_rng(0).random((20, 20), np.float32)
+    kernel = np.outer(module.BLUR_KERNELS[3], module.BLUR_KERNELS[3])
+    found = iaa.Convolve(kernel).augment_image(image[:, :, None].repeat(3, -1))
+    np.testing.assert_allclose(found[..., 0], cv2.blur(image, (3, 3)), atol=1e-6)
+
+
+def test_a_perspective_transform_maps_a_quadrilateral_onto_the_slice():
+    """Corners of the slice's area, not of its voxel centres: they come from inside by the drawn insets."""
+    for seed in range(20):
+        random_state = imgaug.random.RNG(seed)
+        matrix = module._draw_perspective(random_state.copy(), 100, 200)
+        spread = random_state.uniform(0.01, 0.03)
+        inset = np.abs(random_state.normal(0, spread, (4, 2))) * (200, 100)
+        corners = np.array([[0, 0], [200, 0], [200, 100], [0, 100]], float)
+        signs = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]])
+        source = np.hstack([corners + signs * inset - 0.5, np.ones((4, 1))]) @ matrix.T
+        np.testing.assert_allclose(source[:, :2] / source[:, 2:], corners - 0.5, atol=1e-3)
 
 
 def test_types_and_ranges(augmenter, volume):
