@@ -21,7 +21,7 @@ import SimpleITK as sitk
 
 from configs.settings import Settings
 from datasets.crop import has_no_geometry, recorded_window
-from datasets.io.grid import Grid, check_same_grid
+from datasets.geometry import check_same_geometry, shape_of
 from datasets.io.volume import read_geometry, read_labels, read_volume
 from datasets.window import WINDOW
 from utils import distributed
@@ -74,8 +74,8 @@ class Volumes:
     """uint8, 0 or 1"""
     lesion: np.ndarray
     """uint8, 0 or 1; all 0 if the case has no voxel label"""
-    grid: Grid
-    """size, spacing, origin and direction"""
+    geometry: sitk.Image
+    """the image as it was read: size, spacing, origin and direction of the arrays"""
 
 
 def lesion_folder(root: Path) -> Path:
@@ -191,25 +191,21 @@ def read_volumes(case: Case) -> Volumes:
             f"{case.image}: values of {values.min():g}..{values.max():g}; expected different values from 0 to 255, "
             "as lungCrop.py writes them"
         )
-    grid = Grid.of(image)
-    lung = _read_mask(case.lung, case.image, grid, highest=2)
+    lung = _read_mask(case.lung, case.image, image, highest=2)
     if not lung.any():
         raise VolumeError(f"{case.lung}: empty; expected the lungs of the scan")
     lesion = (
-        np.zeros_like(lung) if case.lesion is None else _read_mask(case.lesion, case.image, grid, case.highest_lesion)
+        np.zeros_like(lung) if case.lesion is None else _read_mask(case.lesion, case.image, image, case.highest_lesion)
     )
     if case.turned:
-        # The grid still lays the turned arrays, and masks made from them, over the file.
-        direction = np.reshape(grid.direction, (3, 3)) * (1, -1, 1)
-        origin = grid.point([0, grid.size[1] - 1, 0])
-        grid = Grid(grid.size, grid.spacing, tuple(origin.tolist()), tuple(direction.ravel().tolist()))
+        image = image[:, ::-1]  # its geometry still lays the turned arrays, and masks made from them, over the file
         values, lung, lesion = (np.ascontiguousarray(array[:, ::-1]) for array in (values, lung, lesion))
-    return Volumes(values, lung, lesion, grid)
+    return Volumes(values, lung, lesion, image)
 
 
-def _read_mask(path: Path, image_path: Path, grid: Grid, highest: int) -> np.ndarray:
+def _read_mask(path: Path, image_path: Path, image: sitk.Image, highest: int) -> np.ndarray:
     mask = read_labels(path)
-    check_same_grid(path, Grid.of(mask), image_path, grid)
+    check_same_geometry(path, mask, image_path, image)
     values = sitk.GetArrayViewFromImage(mask)
     if values.max() > highest:
         expected = " or ".join(str(label) for label in range(highest + 1))
@@ -353,7 +349,7 @@ def _all(cohort: Mapping[str, Iterable[Case]]) -> list[Case]:
 
 def _problem(case: Case, size: tuple[int, int, int], window: tuple[float, float]) -> str | None:
     try:
-        found = read_geometry(case.image).shape
+        found = shape_of(read_geometry(case.image))
         if found != size:
             return f"{case.image}: {found} voxels, IMAGE.SIZE is {size}; make both agree (lungCrop.py --size)"
         if (cropped := recorded_window(case.image)) != window:

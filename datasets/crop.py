@@ -17,7 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import sparse
 
-from datasets.io.grid import Grid, turned_onto
+from datasets.geometry import image_like, located, lps_geometry, lps_view, mask_onto, shape_of
 from datasets.io.nifti import NOTES, read_nifti_header
 from datasets.io.scan import Scan
 from datasets.io.volume import DEFAULT, Reading, as_ct, as_labels, read_ct, read_mask_on
@@ -157,18 +157,18 @@ def resized_planes(array: np.ndarray, size: tuple[int, int, int], order: int) ->
             yield _mix(plane_at(k), plane_at(min(k + 1, len(array) - 1)), share)
 
 
-def crop_grid(grid: Grid, box: Box, size: tuple[int, int, int]) -> Grid:
-    """The grid of a resized box of another grid.
+def crop_image(voxels: np.ndarray, scan: sitk.Image, box: Box) -> sitk.Image:
+    """An image of a resized box, with the geometry that overlays it on its scan.
 
     Args:
-        grid: grid that contains the box.
-        box: slices along (z, y, x), at least two voxels each.
-        size: (z, y, x) of the crop.
+        voxels: (z, y, x), at least 2 each.
+        scan: the scan in LPS, or its geometry.
+        box: slices of the scan along (z, y, x), at least two voxels each.
     """
     lengths = [s.stop - s.start for s in reversed(box)]
-    spacing = [mm * (old - 1) / (new - 1) for mm, old, new in zip(grid.spacing, lengths, reversed(size), strict=True)]
-    origin = grid.point([s.start for s in reversed(box)])
-    return Grid(tuple(size[::-1]), tuple(spacing), tuple(origin.tolist()), grid.direction)
+    sizes = zip(scan.GetSpacing(), lengths, reversed(voxels.shape), strict=True)
+    origin = scan.TransformIndexToPhysicalPoint([s.start for s in reversed(box)])
+    return located(voxels, [mm * (old - 1) / (new - 1) for mm, old, new in sizes], origin, scan.GetDirection())
 
 
 def crop_to_lungs(
@@ -182,8 +182,8 @@ def crop_to_lungs(
 
     Args:
         ct: CT in HU, in any orientation.
-        lungs: lung labels (z, y, x) on the CT's grid; every label above 0 is lung.
-        lesion: lesion labels on the CT's grid; every label above 0 is lesion.
+        lungs: lung labels (z, y, x) on the CT's voxels; every label above 0 is lung.
+        lesion: lesion labels on the CT's voxels; every label above 0 is lesion.
         size: (z, y, x) of the crops, at least 2 each.
         window: HU that become 0 and 255.
 
@@ -194,27 +194,26 @@ def crop_to_lungs(
         VolumeError: the lung mask is empty.
     """
     # Only views are reoriented, and only the box is converted, so no whole scan is copied.
-    scan = Grid.of(ct)
-    lung = scan.uprighted(lungs)
+    lung = lps_view(lungs, ct)
     box = bounding_box(lung)
     if box is None or min(s.stop - s.start for s in box) < 2:
         raise VolumeError("no lung found; is it a chest CT in HU? Lung masks can be given instead")
-    hu = resize(scan.uprighted(sitk.GetArrayViewFromImage(ct))[box], size, LINEAR)
+    hu = resize(lps_view(sitk.GetArrayViewFromImage(ct), ct)[box], size, LINEAR)
     crops = [map_window(hu, window), resize(lung[box], size, NEAREST) > 0]
     if lesion is not None:
-        crops.append(resize(scan.uprighted(lesion)[box], size, NEAREST) > 0)
-    grid = crop_grid(scan.upright(), box, size)
-    image, *masks = (grid.image(crop) for crop in crops)
+        crops.append(resize(lps_view(lesion, ct)[box], size, NEAREST) > 0)
+    scan = lps_geometry(ct)
+    image, *masks = (crop_image(crop, scan, box) for crop in crops)
     image.SetMetaData(NOTES, _WINDOW_NOTE.format(*map(float, window)))
     return image, *masks
 
 
-def paste_back(crop: sitk.Image, scan: Grid, threshold: float | None = None) -> sitk.Image:
-    """Paste a cropped mask onto the grid of its scan; 0 outside the lungs' box.
+def paste_back(crop: sitk.Image, scan: sitk.Image, threshold: float | None = None) -> sitk.Image:
+    """Paste a cropped mask onto the voxels of its scan; 0 outside the lungs' box.
 
     Args:
         crop: a mask (nearest neighbour), or with a threshold a probability or soft mask (linear interpolation).
-        scan: grid of the scan.
+        scan: the scan, or its geometry.
         threshold: values above it are lesion.
 
     Returns:
@@ -223,26 +222,26 @@ def paste_back(crop: sitk.Image, scan: Grid, threshold: float | None = None) -> 
     Raises:
         VolumeError: the crop does not fit a scan of this geometry.
     """
-    pasted = np.zeros(scan.shape, np.uint8)
+    pasted = np.zeros(shape_of(scan), np.uint8)
     for part, plane in _pasted_planes(crop, scan, pasted, NEAREST if threshold is None else LINEAR):
         part[:] = plane if threshold is None else plane > threshold
-    return scan.image(pasted)
+    return image_like(scan, pasted)
 
 
-def has_no_geometry(grid: Grid) -> bool:
+def has_no_geometry(image: sitk.Image) -> bool:
     """Whether a volume has the geometry of files without one: spacing 1, origin 0, identity direction."""
-    found = (*grid.spacing, *grid.origin, *grid.direction)
+    found = (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
     return np.allclose(found, (1, 1, 1, 0, 0, 0, *np.eye(3).ravel()), rtol=0, atol=1e-6)
 
 
 def lay_over(
-    scan: Path | Scan, grid: Grid, crop: sitk.Image, name: object, threshold: float | None = None
+    name_of_scan: object, scan: sitk.Image, crop: sitk.Image, name: object, threshold: float | None = None
 ) -> sitk.Image:
-    """Paste a crop onto the grid of its scan, see `paste_back`; errors name both files.
+    """Paste a crop onto the voxels of its scan, see `paste_back`; errors name both files.
 
     Args:
-        scan: path of the scan, for the message.
-        grid: grid of the scan.
+        name_of_scan: for the message.
+        scan: the scan, or its geometry.
         crop: a mask or, with a threshold, a probability.
         name: name of the crop, for the message.
         threshold: values above it are lesion.
@@ -250,24 +249,23 @@ def lay_over(
     Raises:
         VolumeError: the crop does not fit this scan.
     """
-    cropped = Grid.of(crop)
-    if has_no_geometry(cropped) and has_no_geometry(grid) and cropped.size != grid.size:
+    if has_no_geometry(crop) and has_no_geometry(scan) and crop.GetSize() != scan.GetSize():
         raise VolumeError(
             f"{name}: has no geometry (spacing 1, origin 0, identity direction), like crops of the published code, and "
-            f"neither has {scan}, so nothing says where it belongs; crop the scan again with lungCrop.py"
+            f"neither has {name_of_scan}, so nothing says where it belongs; crop the scan again with lungCrop.py"
         )
     try:
-        return paste_back(crop, grid, threshold)
+        return paste_back(crop, scan, threshold)
     except VolumeError as error:
-        raise VolumeError(f"{name}: does not lie on {scan}: {error}") from None
+        raise VolumeError(f"{name}: does not lie on {name_of_scan}: {error}") from None
 
 
-def paste_probabilities_back(crop: sitk.Image, scan: Grid) -> sitk.Image:
-    """Paste cropped probabilities onto the grid of their scan, as `paste_back` does before its threshold.
+def paste_probabilities_back(crop: sitk.Image, scan: sitk.Image) -> sitk.Image:
+    """Paste cropped probabilities onto the voxels of their scan, as `paste_back` does before its threshold.
 
     Args:
         crop: probabilities, float32.
-        scan: grid of the scan.
+        scan: the scan, or its geometry.
 
     Returns:
         float32, 0 outside the lungs' box, with exactly the geometry of the scan.
@@ -275,32 +273,33 @@ def paste_probabilities_back(crop: sitk.Image, scan: Grid) -> sitk.Image:
     Raises:
         VolumeError: the crop does not fit a scan of this geometry.
     """
-    pasted = np.zeros(scan.shape, np.float32)
+    pasted = np.zeros(shape_of(scan), np.float32)
     for part, plane in _pasted_planes(crop, scan, pasted, LINEAR):
         part[:] = plane
-    return scan.image(pasted)
+    return image_like(scan, pasted)
 
 
 def _pasted_planes(
-    crop: sitk.Image, scan: Grid, pasted: np.ndarray, order: int
+    crop: sitk.Image, scan: sitk.Image, pasted: np.ndarray, order: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Planes of a crop, resized to its box, each after its place in ``pasted``, an array on the scan's grid."""
-    box = _box_of(Grid.of(crop), scan.upright())
+    """Planes of a crop, resized to its box, each after its place in ``pasted``, an array on the scan's voxels."""
+    box = _box_of(crop, lps_geometry(scan))
     size = tuple(s.stop - s.start for s in box)
     planes = resized_planes(sitk.GetArrayViewFromImage(crop), size, order)
-    return zip(scan.uprighted(pasted)[box], planes, strict=True)
+    return zip(lps_view(pasted, scan)[box], planes, strict=True)
 
 
-def _box_of(crop: Grid, grid: Grid) -> Box:
-    first = grid.index(crop.origin)
-    last = grid.index(crop.point([n - 1 for n in crop.size]))
+def _box_of(crop: sitk.Image, scan: sitk.Image) -> Box:
+    corners = ([0, 0, 0], [n - 1 for n in crop.GetSize()])
+    points = (crop.TransformIndexToPhysicalPoint(corner) for corner in corners)
+    first, last = (np.array(scan.TransformPhysicalPointToContinuousIndex(point)) for point in points)
     start, stop = np.rint(first).astype(int), np.rint(last).astype(int) + 1
     aligned = np.allclose(first, start, atol=_ALIGNED) and np.allclose(last, stop - 1, atol=_ALIGNED)
-    straight = np.allclose(crop.direction, grid.direction, atol=1e-3)
-    if not (aligned and straight and (start >= 0).all() and (stop <= grid.size).all()):
+    straight = np.allclose(crop.GetDirection(), scan.GetDirection(), atol=1e-3)
+    if not (aligned and straight and (start >= 0).all() and (stop <= scan.GetSize()).all()):
         raise VolumeError(
             f"the crop spans voxels {first.round(2).tolist()} to {last.round(2).tolist()} of a scan of "
-            f"{list(grid.size)} (x, y, z); expected a crop that lungCrop.py made from this very scan"
+            f"{list(scan.GetSize())} (x, y, z); expected a crop that lungCrop.py made from this very scan"
         )
     return tuple(slice(int(a), int(b)) for a, b in zip(start[::-1], stop[::-1], strict=True))
 
@@ -372,8 +371,8 @@ class LungMaskCrop:
 
         Args:
             imagepath: CT in HU, a file or a folder with a DICOM series, in any orientation.
-            labelpath: lesion labels on the CT's grid.
-            lungpath: lung labels on the CT's grid, used instead of finding the lungs.
+            labelpath: lesion labels on the CT's voxels.
+            lungpath: lung labels on the CT's voxels, used instead of finding the lungs.
 
         Returns:
             image (float32, 0..255), lung and, with a label, lesion (uint8, 0 or 1), in LPS orientation and with a
@@ -400,10 +399,10 @@ class LungMaskCrop:
 
         Args:
             scan: a path as for `crop`, or an image in HU.
-            lungs: lung labels on the CT's grid, a path or an image; None finds the lungs.
+            lungs: lung labels on the CT's voxels, a path or an image; None finds the lungs.
 
         Returns:
-            The CT in HU, and its lung labels, (z, y, x) on the CT's grid.
+            The CT in HU, and its lung labels, (z, y, x) on the CT's voxels.
 
         Raises:
             VolumeError: a file cannot be read, does not fit the CT, or no lung was found.
@@ -424,7 +423,7 @@ class LungMaskCrop:
         self, mask: Path | str | sitk.Image, name: object, ct: sitk.Image, counted: Collection[int] | None
     ) -> np.ndarray:
         if isinstance(mask, sitk.Image):
-            values = turned_onto("the mask", as_labels("the mask", mask), name, Grid.of(ct))
+            values = mask_onto("the mask", as_labels("the mask", mask), name, ct)
         else:
-            values = read_mask_on(Path(mask), name, Grid.of(ct), self.reading)
+            values = read_mask_on(Path(mask), name, ct, self.reading)
         return values if counted is None else np.isin(np.arange(256), list(counted))[values]

@@ -10,6 +10,7 @@ from typing import Any
 
 from datasets.cohort import find_volume
 from datasets.crop import LungMaskCrop, recorded_window
+from datasets.geometry import shape_of
 from datasets.io.parts import files_of
 from datasets.io.scan import Scan
 from datasets.io.volume import Reading, read_geometry, write_volume
@@ -155,7 +156,7 @@ def is_cropped(
     if None in paths:
         return False
     try:
-        return recorded_window(paths[0]) == window and all(read_geometry(path).shape == size for path in paths)
+        return recorded_window(paths[0]) == window and all(shape_of(read_geometry(path)) == size for path in paths)
     except VolumeError:
         return False
 

@@ -15,8 +15,8 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from datasets.field_of_view import find_cut_lung
+from datasets.geometry import lps_geometry, lps_view, shape_of
 from datasets.gut_gas import find_gut_gas
-from datasets.io.grid import Grid
 from datasets.lungmask_model import load_lungmask
 from utils.errors import VolumeError
 
@@ -70,10 +70,9 @@ def segment_by_threshold(ct: sitk.Image) -> Array:
     """
     if ct.GetDimension() != 3:
         raise VolumeError(f"the CT has {ct.GetDimension()} dimensions; a volume is needed")
-    grid = Grid.of(ct)
-    upright = np.ascontiguousarray(grid.uprighted(sitk.GetArrayViewFromImage(ct)))
-    labels = np.zeros(grid.shape, np.uint8)
-    _segment_upright(upright, np.array(grid.upright().spacing[::-1]), grid.uprighted(labels))
+    upright = np.ascontiguousarray(lps_view(sitk.GetArrayViewFromImage(ct), ct))
+    labels = np.zeros(shape_of(ct), np.uint8)
+    _segment_upright(upright, np.array(lps_geometry(ct).GetSpacing()[::-1]), lps_view(labels, ct))
     return labels
 
 
@@ -96,7 +95,7 @@ def split_left_right(lung: Array, spacing: tuple[float, float, float] = (1.0, 1.
     return _split(lung, np.array(spacing[::-1], float), (lung.shape[2] - 1) / 2)
 
 
-def with_sides(labels: Array, grid: Grid) -> Array:
+def with_sides(labels: Array, ct: sitk.Image) -> Array:
     """Convert any lung labels to right and left lung.
 
     Labels that include 1 and 2 and none above 3 are kept: right, left, and lung of unknown side. Any other labels (a
@@ -104,7 +103,7 @@ def with_sides(labels: Array, grid: Grid) -> Array:
 
     Args:
         labels: uint8 (z, y, x), in any orientation; every label above 0 is lung.
-        grid: grid of the labels.
+        ct: the CT, or its geometry.
 
     Returns:
         uint8: 0 outside, 1 right, 2 left, 3 lung of unknown side.
@@ -112,7 +111,7 @@ def with_sides(labels: Array, grid: Grid) -> Array:
     if labels.max(initial=0) <= 3 and (labels == 1).any() and (labels == 2).any():
         return labels
     sides = np.zeros(labels.shape, np.uint8)
-    grid.uprighted(sides)[:] = split_left_right(grid.uprighted(labels), grid.upright().spacing)
+    lps_view(sides, ct)[:] = split_left_right(lps_view(labels, ct), lps_geometry(ct).GetSpacing())
     return sides
 
 

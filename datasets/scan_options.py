@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from datasets.crop import CROP_SIZE
-from datasets.io.grid import MAX_VOXELS
+from datasets.geometry import MAX_VOXELS
 from datasets.io.volume import Reading
 from datasets.lung_finders import LUNG_FINDERS, Lungs
 from datasets.window import WINDOW

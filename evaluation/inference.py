@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from datasets.cohort import HEALTHY, WITH_LESION, Case, Volumes, read_volumes
+from datasets.geometry import voxel_ml
 from datasets.samples import as_input, normalise
 from evaluation.metrics import THRESHOLD, Score, score_scan
 from models import Segmenter
@@ -123,6 +124,6 @@ def predict_cohort(
             prediction=probability > threshold,
             truth=volumes.lesion.astype(bool) if known else None,
             lung=volumes.lung.astype(bool),
-            voxel_ml=volumes.grid.voxel_ml,
+            voxel_ml=voxel_ml(volumes.geometry),
         )
         yield Prediction(case, volumes, probability, score, threshold)

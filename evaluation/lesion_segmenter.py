@@ -18,7 +18,7 @@ import SimpleITK as sitk
 import torch
 
 from datasets.crop import LungMaskCrop, crop_to_lungs, paste_back, paste_probabilities_back
-from datasets.io.grid import Grid
+from datasets.geometry import image_like, voxel_ml
 from datasets.io.scan import Scan
 from datasets.io.volume import DEFAULT, Reading
 from datasets.lung_finders import Lungs
@@ -97,7 +97,7 @@ def prepare_scan(
     if values.min() == values.max():
         raise VolumeError(f"{name}: all voxels in the box around its lungs have one value; leave the scan out")
     # A lung finder labels the sides; given masks may not.
-    labels = labels if lungs is None else with_sides(labels, Grid.of(ct))
+    labels = labels if lungs is None else with_sides(labels, ct)
     return RawScan(ct, labels, image, lung, time.monotonic() - start)
 
 
@@ -118,14 +118,13 @@ def predict_scan(
         with_probabilities: return the probabilities, too (4 bytes per voxel).
     """
     image, lung = (sitk.GetArrayViewFromImage(crop) for crop in (scan.image, scan.lung))
-    crop = Grid.of(scan.image).image(segment(segmenter, image, lung, normalization))
-    grid = Grid.of(scan.ct)
-    mask = paste_back(crop, grid, threshold)
+    crop = image_like(scan.image, segment(segmenter, image, lung, normalization))
+    mask = paste_back(crop, scan.ct, threshold)
     lesion = sitk.GetArrayViewFromImage(mask) > 0
     return FullSize(
         mask,
-        paste_probabilities_back(crop, grid) if with_probabilities else None,
-        measure_burden(lesion, scan.lungs, scan.hu, grid.voxel_ml),
+        paste_probabilities_back(crop, scan.ct) if with_probabilities else None,
+        measure_burden(lesion, scan.lungs, scan.hu, voxel_ml(scan.ct)),
     )
 
 

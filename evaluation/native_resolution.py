@@ -15,7 +15,7 @@ import SimpleITK as sitk
 
 from datasets.cohort import HEALTHY, WITH_LESION
 from datasets.crop import lay_over
-from datasets.io.grid import Grid
+from datasets.geometry import image_like, shape_of, voxel_ml
 from datasets.io.scan import Scan
 from datasets.io.volume import DEFAULT, Reading, read_geometry, read_mask_on
 from datasets.pairs import match_masks
@@ -81,20 +81,16 @@ def score_on_raw_scan(prediction: Prediction, raw: RawScans, tolerance_mm: float
         raise VolumeError(f"{raw.folder}: holds no raw scan named {case.id}; add it, or leave it out of the split")
     if split in WITH_LESION and label is None:
         raise VolumeError(f"{raw.label_folder}: holds no label for {case.id}; add it, or leave it out of the split")
-    grid = read_geometry(scan, raw.reading)
-    lung = _voxels(lay_over(scan, grid, volumes.grid.image(volumes.lung), case.lung))
-    mask = _voxels(lay_over(scan, grid, volumes.grid.image(prediction.probability), case.image, THRESHOLD))
+    ct = read_geometry(scan, raw.reading)
+    lung = _voxels(lay_over(scan, ct, image_like(volumes.geometry, volumes.lung), case.lung))
+    mask = _voxels(lay_over(scan, ct, image_like(volumes.geometry, prediction.probability), case.image, THRESHOLD))
     truth = None
     if split in WITH_LESION:
-        truth = _read_truth(label, scan, grid, raw.reading)
+        truth = read_mask_on(label, scan, ct, raw.reading) > 0
     elif split in HEALTHY:
-        truth = np.zeros(grid.shape, bool)
-    score = score_scan(case.id, split, mask, truth, lung, grid.voxel_ml)
-    return with_details(score, mask, truth, grid.spacing[::-1], tolerance_mm)
-
-
-def _read_truth(label: Path, scan: Scan, grid: Grid, reading: Reading) -> np.ndarray:
-    return read_mask_on(label, scan, grid, reading) > 0
+        truth = np.zeros(shape_of(ct), bool)
+    score = score_scan(case.id, split, mask, truth, lung, voxel_ml(ct))
+    return with_details(score, mask, truth, ct.GetSpacing()[::-1], tolerance_mm)
 
 
 def _voxels(mask: sitk.Image) -> np.ndarray:

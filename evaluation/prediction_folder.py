@@ -20,7 +20,7 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 
 from datasets.crop_scans import Masks
-from datasets.io.grid import Grid
+from datasets.geometry import lps_geometry, lps_view
 from datasets.io.scan import Scan
 from datasets.io.volume import write_volume
 from datasets.scans import result_name
@@ -151,14 +151,13 @@ def predict_folder(
 
 def report_case(scan: RawScan, found: FullSize, row: Row) -> ReportCase:
     """What the report shows of a scan, upright and without copies."""
-    grid = Grid.of(scan.ct)
     return ReportCase(
         id=row["id"],
-        grid=grid.upright(),
-        hu=grid.uprighted(scan.hu),
-        predicted=grid.uprighted(sitk.GetArrayViewFromImage(found.mask)) > 0,
+        geometry=lps_geometry(scan.ct),
+        hu=lps_view(scan.hu, scan.ct),
+        predicted=lps_view(sitk.GetArrayViewFromImage(found.mask), scan.ct) > 0,
         true=None,
-        lung=grid.uprighted(scan.lungs),
+        lung=lps_view(scan.lungs, scan.ct),
         values=row,
     )
 

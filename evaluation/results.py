@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from datasets.geometry import image_like, lps_geometry, lps_view
 from datasets.io.volume import write_volume
 from datasets.samples import normalise, scan_input
 from datasets.window import unmap_window
@@ -61,7 +62,7 @@ def score_prediction(prediction: Prediction, raw: RawScans | None = None, tolera
         tolerance_mm: tolerance of the surface Dice.
     """
     truth = None if prediction.score.counts is None else prediction.volumes.lesion.astype(bool)
-    spacing = prediction.volumes.grid.spacing[::-1]
+    spacing = prediction.volumes.geometry.GetSpacing()[::-1]
     crop = with_details(prediction.score, prediction.mask, truth, spacing, tolerance_mm)
     if raw is None:
         return Scored(crop)
@@ -94,7 +95,7 @@ def write_prediction(
     figures = [] if save_figure is None else [output / "figures" / f"{case_id}.png"]
     with results.writing(case_id, [*arrays, *figures], {}, {"crop": digest_of([prediction.case.image])}):
         for path, array in arrays.items():
-            write_volume(prediction.volumes.grid.image(array), path)
+            write_volume(image_like(prediction.volumes.geometry, array), path)
         for path in figures:
             save_figure(prediction, path)
 
@@ -127,7 +128,7 @@ def save_prediction_figure(
         synthetic = synthesise(scan, lesion, torch.ones_like(lesion), generated)
         for title, volume in (("I_g", generated), ("I_s", synthetic)):
             columns[title] = ((volume[0, 0] + 1) / 2).cpu().numpy()
-    x, y, _ = volumes.grid.spacing
+    x, y, _ = volumes.geometry.GetSpacing()
     save_case_figure(columns, slice_to_show(volumes.lesion, prediction.mask), y / x, path)
 
 
@@ -139,16 +140,16 @@ def view_of(prediction: Prediction, score: Score, window: tuple[float, float]) -
         score: its scores.
         window: HU mapped to 0 and 255 in the crop.
     """
-    volumes, grid = prediction.volumes, prediction.volumes.grid
+    volumes, crop = prediction.volumes, prediction.volumes.geometry
     known = score.counts is not None
     return encode_case(
         ReportCase(
             id=prediction.case.id,
-            grid=grid.upright(),
-            hu=unmap_window(grid.uprighted(volumes.image), window),
-            predicted=grid.uprighted(prediction.mask),
-            true=grid.uprighted(volumes.lesion > 0) if known else None,
-            lung=grid.uprighted(volumes.lung),
+            geometry=lps_geometry(crop),
+            hu=unmap_window(lps_view(volumes.image, crop), window),
+            predicted=lps_view(prediction.mask, crop),
+            true=lps_view(volumes.lesion > 0, crop) if known else None,
+            lung=lps_view(volumes.lung, crop),
             values=score.row(),
         )
     )

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import SimpleITK as sitk
 from PIL import Image
 
 from datasets.crop import Box, bounding_box
-from datasets.io.grid import Grid
+from datasets.geometry import orientation, shape_of
 
 LEVELS = ((-1350.0, 0), (-160.0, 112), (240.0, 255))
 """HU and their grey values, linear in between, from the lower end of the lung window to the upper end of the
@@ -52,7 +53,7 @@ class ReportCase:
 
     Attributes:
         id: any text.
-        grid: upright grid: x to the left, y to the back, z to the head.
+        geometry: image in LPS with the geometry of the arrays; its voxels are not used.
         hu: (z, y, x), HU.
         predicted: predicted lesion, bool, of the same shape.
         true: reference lesion, bool, of the same shape; None if unknown.
@@ -61,7 +62,7 @@ class ReportCase:
     """
 
     id: str
-    grid: Grid
+    geometry: sitk.Image
     hu: np.ndarray
     predicted: np.ndarray
     true: np.ndarray | None
@@ -185,14 +186,14 @@ def encode_case(case: ReportCase) -> CaseView:
     Without a lung mask, the box is that of the body. A crop is shown whole, since its box is the crop itself.
 
     Raises:
-        ValueError: the arrays differ in shape, or the grid is not upright.
+        ValueError: the arrays differ in shape, or the geometry is not upright.
     """
     for name in ("predicted", "true", "lung"):
         array = getattr(case, name)
         if array is not None and array.shape != case.hu.shape:
             raise ValueError(f"{case.id}: {name} has the shape {array.shape}, hu {case.hu.shape}")
-    if case.grid.shape != case.hu.shape or case.grid.upright().direction != case.grid.direction:
-        raise ValueError(f"{case.id}: the grid is not that of the arrays, or not upright")
+    if shape_of(case.geometry) != case.hu.shape or orientation(case.geometry) != "LPS":
+        raise ValueError(f"{case.id}: the geometry is not that of the arrays, or not upright")
     box = _box(case)
     label = case.predicted[box].astype(np.uint8) * PREDICTED
     if case.true is not None:
@@ -202,12 +203,12 @@ def encode_case(case: ReportCase) -> CaseView:
 
 
 def _axial(case: ReportCase, box: Box, label: np.ndarray) -> PlaneView:
-    x, y, _ = case.grid.spacing
+    x, y, _ = case.geometry.GetSpacing()
     return _plane(case, box, label, "axial", (x, y), box[1].start, 1)
 
 
 def _coronal(case: ReportCase, box: Box, label: np.ndarray) -> PlaneView:
-    x, _, z = case.grid.spacing
+    x, _, z = case.geometry.GetSpacing()
     return _plane(case, box, label, "coronal", (x, z), box[0].stop - 1, -1)
 
 
@@ -231,7 +232,7 @@ def _plane(
         slices.append(
             SliceView(
                 index=index,
-                position=round(float(case.grid.point(middle)[coordinate]), 2),
+                position=round(float(case.geometry.TransformContinuousIndexToPhysicalPoint(middle)[coordinate]), 2),
                 image=_picture(case.hu[region][::step], pixels),
                 mask=_webp(plane * np.uint8(MASK_STEP), lossless=True) if plane.any() else None,
             )
@@ -262,7 +263,7 @@ def _box(case: ReportCase) -> Box:
     boxes = [box for box in boxes if box is not None]
     if not boxes:
         return tuple(slice(0, n) for n in case.hu.shape)
-    margins = [0, *(round(_MARGIN_MM / mm) for mm in reversed(case.grid.spacing[:2]))]
+    margins = [0, *(round(_MARGIN_MM / mm) for mm in reversed(case.geometry.GetSpacing()[:2]))]
     return tuple(
         slice(max(min(s.start for s in along) - margin, 0), min(max(s.stop for s in along) + margin, n))
         for along, margin, n in zip(zip(*boxes, strict=True), margins, case.hu.shape, strict=True)

@@ -7,7 +7,6 @@ import SimpleITK as sitk
 import lungCrop
 import post_processing
 from datasets.crop import LINEAR, NEAREST, LungMaskCrop, bounding_box, paste_back
-from datasets.io.grid import Grid
 from datasets.io.volume import read_ct
 from datasets.lungs import segment_by_threshold
 from tests.volumes import crop_to_box, dice, geometry, image_of, pixels, write, write_dicom
@@ -197,7 +196,7 @@ def test_a_real_tumour_through_crop_and_paste_back(tmp_path):
     image = sitk.ReadImage(str(label))
     lungs = segment_by_threshold(read_ct(ct))
     soft = crop_to_box(sitk.Cast(image, sitk.sitkFloat32), bounding_box(lungs), (40, 160, 160), LINEAR)
-    linear = dice(pixels(paste_back(soft, Grid.of(image), threshold=0.5)), truth)
+    linear = dice(pixels(paste_back(soft, image, threshold=0.5)), truth)
     print(f"Dice of the tumour: nearest {nearest:.4f}, linear {linear:.4f}")
     assert nearest > 0.92
     assert linear > 0.925
@@ -211,7 +210,7 @@ def test_a_real_ct_comes_back_on_its_own_grid(name):
     image, lung = LungMaskCrop(lambda _: labels).crop(CT / name)
     assert pixels(image).min() >= 0
     assert pixels(image).max() <= 255
-    restored = paste_back(lung, Grid.of(sitk.ReadImage(str(CT / name))))
+    restored = paste_back(lung, sitk.ReadImage(str(CT / name)))
     assert geometry(restored) == geometry(CT / name)
     assert dice(pixels(restored), labels) > 0.97
     scan = pixels(CT / name)
@@ -228,7 +227,7 @@ def test_linear_interpolation_is_closer_to_a_smooth_truth_than_nearest():
     box = (slice(1, 23), slice(4, 57), slice(5, 58))
     hard = crop_to_box(image, box, (10, 20, 20), NEAREST)
     soft = crop_to_box(sitk.Cast(image, sitk.sitkFloat32), box, (10, 20, 20), LINEAR)
-    nearest = dice(pixels(paste_back(hard, Grid.of(image))), truth)
-    linear = dice(pixels(paste_back(soft, Grid.of(image), threshold=0.5)), truth)
+    nearest = dice(pixels(paste_back(hard, image)), truth)
+    linear = dice(pixels(paste_back(soft, image, threshold=0.5)), truth)
     assert linear > nearest + 0.02
     assert linear > 0.95

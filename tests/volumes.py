@@ -7,8 +7,7 @@ import SimpleITK as sitk
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from datasets.crop import crop_grid, resize
-from datasets.io.grid import Grid
+from datasets.crop import crop_image, resize
 from utils.errors import VolumeError
 
 SPACING = (0.7, 0.8, 2.5)
@@ -55,7 +54,7 @@ def geometry(path_or_image):
 
 def crop_to_box(image, box, size, order):
     """The part of an upright image inside a box, resized, as `LungMaskCrop` does it."""
-    return crop_grid(Grid.of(image), box, size).image(resize(pixels(image)[box], size, order))
+    return crop_image(resize(pixels(image)[box], size, order), image, box)
 
 
 def dice(a, b):

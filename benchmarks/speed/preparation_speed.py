@@ -24,7 +24,7 @@ from benchmarks.speed.timing import alternate, compared
 from benchmarks.speed.worker_process import process, requests
 from datasets.crop import CROP_SIZE, LINEAR, NEAREST, Box, LungMaskCrop, crop_to_lungs
 from datasets.crop_scans import Masks, crop_scans
-from datasets.io.grid import Grid
+from datasets.geometry import image_like
 from datasets.io.volume import read_ct, read_geometry, read_labels, read_volume, write_volume
 from datasets.lungs import segment_by_threshold
 from datasets.window import map_window
@@ -93,7 +93,7 @@ def published_paste_back(ct: sitk.Image, mask: np.ndarray) -> sitk.Image:
     _, box = scipys_box(lungs)
     pasted = np.zeros(ct.GetSize()[::-1], np.uint8)
     pasted[box] = scipys_resize(mask, pasted[box].shape, NEAREST)
-    return Grid.of(ct).image(pasted)
+    return image_like(ct, pasted)
 
 
 @cache
@@ -166,12 +166,12 @@ def write_inputs(folder: Path, shape: tuple[int, int, int]) -> None:
     """Write a CT, its lungs, and masks at crop resolution."""
     ct, lungs = make_body(shape)
     write_volume(ct, folder / "ct.nii")
-    write_volume(Grid.of(ct).image(lungs), folder / "lungs.nii")
+    write_volume(image_like(ct, lungs), folder / "lungs.nii")
     image, _ = crop_to_lungs(ct, lungs)
     smooth = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=CROP_SIZE), 4)
-    write_volume(Grid.of(image).image((smooth > smooth.std()).astype(np.uint8)), folder / "mask.nii.gz")
+    write_volume(image_like(image, (smooth > smooth.std()).astype(np.uint8)), folder / "mask.nii.gz")
     probability = 1 / (1 + np.exp(-4 * (smooth / smooth.std() - 1)))
-    write_volume(Grid.of(image).image(probability.astype(np.float32)), folder / "probability.nii.gz")
+    write_volume(image_like(image, probability.astype(np.float32)), folder / "probability.nii.gz")
 
 
 def rows(device: torch.device, quick: bool) -> list[dict[str, Any]]:
@@ -210,7 +210,7 @@ def _compare(
             ask = workers.enter_context(process(serve, way, folder, cores=cores))
             ways[name] = lambda name=name, ask=ask: peaks.update({name: ask("run")})
         row = compared(what, alternate(ways, repetitions), *ways)
-    volume_mib = np.prod(read_geometry(folder / "ct.nii").size) * 4 / 2**20
+    volume_mib = np.prod(read_geometry(folder / "ct.nii").GetSize()) * 4 / 2**20
     for who, name in zip(("baseline", "ours"), ways, strict=True):
         row |= {f"{who}_peak_mib": round(peaks[name]), f"{who}_peak_volumes": round(peaks[name] / volume_mib, 2)}
     return row

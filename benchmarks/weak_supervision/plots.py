@@ -131,7 +131,7 @@ def _columns(
             synthetic = synthesise(scan, lesion, torch.ones_like(lesion), generated)
             last = {"I_g": generated, "I_s": synthetic}
     columns |= {title: ((volume[0, 0] + 1) / 2).numpy() for title, volume in last.items()}
-    x, y, _ = volumes.grid.spacing
+    x, y, _ = volumes.geometry.GetSpacing()
     return columns, slice_to_show(volumes.lesion, volumes.lung), y / x
 
 

@@ -23,7 +23,7 @@ from scipy import ndimage
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from datasets.io.grid import Grid
+from datasets.geometry import lps_view
 from datasets.io.volume import read_ct
 from datasets.lungs import segment_by_threshold
 from datasets.phantom.hard import PLAIN_SITE, Crop, make_crop
@@ -180,7 +180,7 @@ def plot_beside(scans: Mapping[str, Sequence[Crop]], real: Sequence[Path], path:
     shown = [(kind, p.hu, p.lung > 0, p.lesion > 0) for kind, (p, *_) in scans.items()]
     for file in real:
         image = read_ct(file)
-        hu, lung = (Grid.of(image).uprighted(a) for a in (sitk.GetArrayFromImage(image), segment_by_threshold(image)))
+        hu, lung = (lps_view(a, image) for a in (sitk.GetArrayFromImage(image), segment_by_threshold(image)))
         shown.append((file.name, hu, lung > 0, np.zeros(lung.shape, bool)))
     figure, axes = plt.subplots(2, len(shown), figsize=(2.4 * len(shown), 4.2), squeeze=False)
     for (title, hu, lung, lesion), above, below in zip(shown, *axes, strict=True):

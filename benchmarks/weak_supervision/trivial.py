@@ -29,6 +29,7 @@ from scipy.stats import mannwhitneyu
 from torch import nn
 
 from datasets.cohort import Case, Volumes, read_cohort, read_volumes
+from datasets.geometry import shape_of
 from datasets.io.volume import read_geometry
 from datasets.window import unmap_window
 from utils.cli import add_quiet, new_parser, run, start_logging
@@ -75,7 +76,7 @@ def lung_voxels(volumes: Volumes) -> Voxels:
     and |x| relative to the lungs' box. Smoothing is restricted to the lungs.
     """
     hu, lung = unmap_window(volumes.image), volumes.lung > 0
-    step = np.array(volumes.grid.spacing[::-1])
+    step = np.array(volumes.geometry.GetSpacing()[::-1])
     inside = lung.astype(np.float32)
 
     def smooth(values: Array, sigma: float) -> Array:
@@ -189,7 +190,7 @@ def measure(root: Path, labels: Sequence[int] = LABELS, seed: int = 0, progress:
     """
     names = {"TEST": "test", "TESTH": "testh", "VALID": "valid", "HEALTHY": "healthy", "WO_LABEL": "diseased"}
     image = next((root / "images").iterdir())
-    size = read_geometry(image).shape
+    size = shape_of(read_geometry(image))
     cohort = read_cohort(root, names, size)
     many = f"labels_{max(labels)}"
     labelled = read_cohort(root, {"LABELED": many}, size)["LABELED"]

@@ -69,30 +69,6 @@ class Grid:
         """The index (x, y, z) of a point in mm; not rounded."""
         return np.linalg.solve(np.reshape(self.direction, (3, 3)), np.subtract(point, self.origin)) / self.spacing
 
-    def upright(self) -> Grid:
-        """This grid with its axes in the order and sense of LPS, as nearly as they go along those."""
-        code = self._orientation()
-        axes = _axes_along_lps(code)
-        corner = [n - 1 if letter in _AGAINST_LPS else 0 for n, letter in zip(self.size, code, strict=True)]
-        signs = [-1.0 if letter in _AGAINST_LPS else 1.0 for letter in code]
-        direction = (np.reshape(self.direction, (3, 3)) * signs)[:, axes]
-        return Grid(
-            tuple(self.size[axis] for axis in axes),
-            tuple(self.spacing[axis] for axis in axes),
-            tuple(self.point(corner).tolist()),
-            tuple(direction.ravel().tolist()),
-        )
-
-    def uprighted(self, voxels: np.ndarray) -> np.ndarray:
-        """A view of voxels on this grid, (z, y, x), as they lie on the `upright` one."""
-        code = self._orientation()
-        turned = voxels[tuple(slice(None, None, -1 if letter in _AGAINST_LPS else 1) for letter in reversed(code))]
-        return turned.transpose([2 - axis for axis in reversed(_axes_along_lps(code))])
-
-    def _orientation(self) -> str:
-        """Towards what x, y and z grow, as nearly as a letter says it: left, right, posterior, ..."""
-        return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(self.direction)
-
     def image(self, voxels: np.ndarray) -> sitk.Image:
         """An image on this grid.
 
@@ -137,67 +113,6 @@ def check_grid(name: object, grid: Grid, max_voxels: int) -> None:
         )
 
 
-def check_same_grid(name: object, grid: Grid, reference_name: object, reference: Grid) -> None:
-    """Check that two volumes have the same size, and the same geometry within a thousandth.
-
-    Spacings may differ by 0.1 %, direction cosines by 0.001 and origins by a hundredth of the smallest spacing.
-
-    Args:
-        name: of the file, for the message.
-        grid: of the file.
-        reference_name: of the file that it must fit.
-        reference: grid of that file.
-
-    Raises:
-        VolumeError: naming both files and the first difference.
-    """
-    spacing = np.array(reference.spacing)
-    differences = {
-        "size": grid.size != reference.size,
-        "spacing": not np.allclose(grid.spacing, spacing, rtol=_SAME, atol=0),
-        "origin": not np.allclose(grid.origin, reference.origin, rtol=0, atol=10 * _SAME * spacing.min()),
-        "direction": not np.allclose(grid.direction, reference.direction, rtol=0, atol=_SAME),
-    }
-    for what, differs in differences.items():
-        if differs:
-            raise VolumeError(
-                f"{name}: its {what} {rounded(getattr(grid, what))} differs from {rounded(getattr(reference, what))} "
-                f"of {reference_name}; use the mask that was drawn on this scan"
-            )
-
-
-def turned_onto(name: object, mask: sitk.Image, reference_name: object, reference: Grid) -> np.ndarray:
-    """The voxels of a mask on the grid of its scan; a mask on the same voxels in another axis order is turned.
-
-    Args:
-        name: file of the mask, for error messages.
-        mask: the mask.
-        reference_name: file of the scan.
-        reference: grid of the scan.
-
-    Returns:
-        (z, y, x) on `reference`.
-
-    Raises:
-        VolumeError: the mask does not lie on the same voxels.
-    """
-    grid = Grid.of(mask)
-    voxels = sitk.GetArrayFromImage(mask)
-    try:
-        check_same_grid(name, grid, reference_name, reference)
-        return voxels
-    except VolumeError:
-        check_same_grid(name, grid.upright(), reference_name, reference.upright())
-    turned = np.empty(reference.shape, voxels.dtype)
-    reference.uprighted(turned)[:] = grid.uprighted(voxels)
-    return turned
-
-
 def rounded(values: tuple[float, ...]) -> tuple[float, ...]:
     """Numbers short enough for a message."""
     return tuple(round(value, 4) for value in values)
-
-
-def _axes_along_lps(code: str) -> list[int]:
-    """Which axes of an orientation go along x, y and z of LPS, in either sense."""
-    return [next(axis for axis, letter in enumerate(code) if letter in pair) for pair in ("LR", "PA", "SI")]

@@ -16,8 +16,10 @@ from typing import Any
 
 import nrrd
 import numpy as np
+import SimpleITK as sitk
 
-from datasets.io.grid import Grid, check_grid, rounded
+from datasets.geometry import part_onto
+from datasets.io.grid import Grid, check_grid
 from utils.errors import VolumeError, one_line
 
 log = logging.getLogger(__name__)
@@ -26,8 +28,6 @@ EXTENSION = ".seg.nrrd"
 
 _LESION = re.compile(r"lesion|infect|covid|opaci|ggo|ground.?glass|consolid|pneumon|tumou?r|nodule", re.IGNORECASE)
 _LUNG = re.compile(r"lung", re.IGNORECASE)
-_WHOLE = 0.02
-"""How far, in voxels, a segmentation may lie from the voxels of its CT."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def is_segmentation(path: Path) -> bool:
 
 
 def read_segmentation(
-    path: Path, reference_name: object, reference: Grid, max_voxels: int, names: Collection[str] | None = None
+    path: Path, reference_name: object, reference: sitk.Image, max_voxels: int, names: Collection[str] | None = None
 ) -> np.ndarray:
     """Read a segmentation onto the grid of its CT.
 
@@ -61,7 +61,7 @@ def read_segmentation(
     Args:
         path: the ``.seg.nrrd`` file.
         reference_name: the CT, for error messages.
-        reference: grid of the CT.
+        reference: the CT, or its geometry.
         max_voxels: most voxels that are read.
         names: names of segments; None chooses by name.
 
@@ -88,7 +88,7 @@ def read_segmentation(
         if segment.layer >= len(layered):
             raise VolumeError(f"{path}: its segment {segment.name} is in a layer that is missing; export it again")
         inside |= (layered[segment.layer] == segment.value).astype(np.uint8)
-    return _laid_onto(path, inside.transpose(), grid, reference_name, reference)
+    return part_onto(path, grid.image(inside.transpose()), reference_name, reference)
 
 
 def segments_of(header: dict[str, Any]) -> list[Segment]:
@@ -141,31 +141,3 @@ def _chosen(path: Path, segments: list[Segment], names: Collection[str] | None) 
     if len(chosen) < len(segments):
         log.warning("%s: reads %s of its segments %s", path, ", ".join(s.name for s in chosen), known)
     return chosen
-
-
-def _laid_onto(path: Path, mask: np.ndarray, grid: Grid, reference_name: object, reference: Grid) -> np.ndarray:
-    """A mask that covers part of a CT, on the grid of the CT."""
-    part, whole = grid.upright(), reference.upright()
-    first = whole.index(part.origin)
-    start = np.rint(first).astype(int)
-    if not (
-        np.allclose(part.spacing, whole.spacing, rtol=1e-3, atol=0)
-        and np.allclose(part.direction, whole.direction, atol=1e-3)
-        and np.allclose(first, start, atol=_WHOLE)
-    ):
-        raise VolumeError(
-            f"{path}: its voxels (spacing {rounded(grid.spacing)}, origin {rounded(grid.origin)}) are not those of "
-            f"{reference_name} ({rounded(reference.spacing)}, {rounded(reference.origin)}); export it in the geometry "
-            "of the CT"
-        )
-    upright = grid.uprighted(mask)
-    found = np.zeros(reference.shape, np.uint8)
-    target = reference.uprighted(found)
-    start, shape = start[::-1], np.array(target.shape)
-    stop = start + upright.shape
-    low, high = np.maximum(start, 0), np.minimum(stop, shape)
-    kept = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
-    if (low >= high).any() or upright[kept].sum() < upright.sum():
-        raise VolumeError(f"{path}: segments lie outside {reference_name}; use the segmentation that was drawn on it")
-    target[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = upright[kept]
-    return found

@@ -18,12 +18,13 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 
+from datasets.geometry import blank, image_like, mask_onto
 from datasets.io import nifti, slicer, text_headers
 from datasets.io.decoder import Decoder, DecoderError
 from datasets.io.dicom_choice import find_series
 from datasets.io.dicom_pixels import padding_to_air, read_native, read_with_pydicom
 from datasets.io.dicom_series import Series
-from datasets.io.grid import MAX_VOXELS, Grid, check_grid, turned_onto
+from datasets.io.grid import MAX_VOXELS, Grid, check_grid
 from datasets.io.scan import Scan
 from datasets.window import unmap_window
 from utils.errors import VolumeError
@@ -91,12 +92,17 @@ def is_volume_file(path: Path) -> bool:
     return not name.endswith(nifti.SEPARATE_HEADERS) or nifti.is_separate_header(path)
 
 
-def read_geometry(source: Path | Scan, reading: Reading = DEFAULT) -> Grid:
-    """The grid of a volume, from its header alone.
+def read_geometry(source: Path | Scan, reading: Reading = DEFAULT) -> sitk.Image:
+    """The geometry of a volume as an image of zeros (uint8), from its header alone.
 
     Raises:
         VolumeError: as `read_volume`, as far as the header tells.
     """
+    grid = _grid_of(source, reading)
+    return blank(grid.size, grid.spacing, grid.origin, grid.direction)
+
+
+def _grid_of(source: Path | Scan, reading: Reading) -> Grid:
     series = _series_of(source, reading)
     if series is not None:
         return series.grid
@@ -233,7 +239,7 @@ def as_ct(name: object, image: sitk.Image, reading: Reading = DEFAULT) -> sitk.I
                 f"--grey-window{example}"
             )
         grey = (values - np.float32(low)) * np.float32(255 / (high - low))
-        return Grid.of(image).image(unmap_window(grey, reading.grey_window))
+        return image_like(image, unmap_window(grey, reading.grey_window))
     if lowest > _AIR_HU:
         raise VolumeError(f"{found} (no air): as if an intercept of -1024 were lost; restore it or leave the scan out")
     return image
@@ -257,19 +263,19 @@ def read_labels(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
     return as_labels(path, read_volume(path, reading))
 
 
-def read_mask_on(path: Path, reference_name: object, reference: Grid, reading: Reading = DEFAULT) -> np.ndarray:
-    """Read a mask onto the grid of its CT.
+def read_mask_on(path: Path, reference_name: object, reference: sitk.Image, reading: Reading = DEFAULT) -> np.ndarray:
+    """Read a mask onto the voxels of its CT.
 
     A mask on the same voxels in another axis order is turned; a segmentation of Slicer may cover a part of the CT.
 
     Args:
         path: the mask.
         reference_name: the CT, for error messages.
-        reference: grid of the CT.
+        reference: the CT, or its geometry.
         reading: how files are read.
 
     Returns:
-        Labels, uint8 (z, y, x) on `reference`.
+        Labels, uint8 (z, y, x).
 
     Raises:
         VolumeError: as `read_labels`, or the mask does not lie on the voxels of the CT.
@@ -277,7 +283,7 @@ def read_mask_on(path: Path, reference_name: object, reference: Grid, reading: R
     if slicer.is_segmentation(path):
         _check_file(path)
         return slicer.read_segmentation(path, reference_name, reference, reading.max_voxels, reading.segments)
-    return turned_onto(path, read_labels(path, reading), reference_name, reference)
+    return mask_onto(path, read_labels(path, reading), reference_name, reference)
 
 
 def as_labels(path: Path, image: sitk.Image) -> sitk.Image:

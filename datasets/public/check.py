@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import SimpleITK as sitk
 
-from datasets.io.grid import Grid, check_same_grid
+from datasets.geometry import check_same_geometry
 from datasets.io.volume import read_geometry, read_labels, read_volume
 from datasets.public.find import Found
 from datasets.public.sets import Mask, PublicScan
@@ -34,10 +34,10 @@ def check_scan(scan: PublicScan) -> list[str]:
             have, or is a lung mask without lung; or a CT that should be in HU has grey values.
     """
     odd = []
-    grid = read_geometry(scan.ct)
-    if scan.lesion is not None and not _count_labels(scan.lesion, scan, grid):
+    geometry = read_geometry(scan.ct)
+    if scan.lesion is not None and not _count_labels(scan.lesion, scan, geometry):
         odd.append(f"{scan.lesion.path}: holds no lesion")
-    if scan.lung is not None and not _count_labels(scan.lung, scan, grid):
+    if scan.lung is not None and not _count_labels(scan.lung, scan, geometry):
         raise VolumeError(f"{scan.lung.path}: holds no lung; use --lungs lungmask")
     if scan.lesion is not None:  # the few scans for tests, and the labelled one
         ct = read_volume(scan.ct)  # must outlive the view
@@ -54,10 +54,10 @@ def check_scan(scan: PublicScan) -> list[str]:
     return odd
 
 
-def _count_labels(mask: Mask, scan: PublicScan, grid: Grid) -> int:
+def _count_labels(mask: Mask, scan: PublicScan, geometry: sitk.Image) -> int:
     """Check a mask; return the number of voxels with counted labels."""
     image = read_labels(mask.path)
-    check_same_grid(mask.path, Grid.of(image), scan.ct, grid)
+    check_same_geometry(mask.path, image, scan.ct, geometry)
     voxels = sum(np.bincount(plane.ravel(), minlength=256) for plane in sitk.GetArrayViewFromImage(image))
     unknown = sorted(set(np.flatnonzero(voxels).tolist()) - mask.labels.known)
     if unknown:

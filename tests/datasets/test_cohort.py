@@ -5,6 +5,7 @@ import pytest
 import SimpleITK as sitk
 
 from datasets.cohort import Case, find_volume, lesion_folder, read_cohort, read_id_list, read_volumes
+from datasets.geometry import image_like
 from datasets.io.volume import write_volume
 from tests.volumes import pixels, write
 from utils.errors import CohortError, VolumeError
@@ -94,7 +95,7 @@ def test_crops_of_the_published_code_are_named_and_turned_on_demand(published, c
             for one, other in ((a.image, b.image), (a.lung, b.lung), (a.lesion, b.lesion)):
                 np.testing.assert_array_equal(other, one[:, ::-1] if split == "VALID" else one)
             # A mask of the turned volume lies over the file: every voxel is at the place that it has there.
-            written = b.grid.image(b.image)
+            written = image_like(b.geometry, b.image)
             for index in ((0, 0, 0), (5, 7, 3), (63, 63, 19)):
                 x, y, z = index
                 there = written.TransformContinuousIndexToPhysicalPoint([x, 63 - y if split == "VALID" else y, z])

@@ -11,13 +11,12 @@ from datasets.crop import (
     NEAREST,
     LungMaskCrop,
     bounding_box,
-    crop_grid,
+    crop_image,
     crop_to_lungs,
     paste_back,
     remove_small_components,
     resize,
 )
-from datasets.io.grid import Grid
 from datasets.window import map_window
 from tests import reference
 from tests.volumes import crop_to_box, geometry, image_of, pixels, refused, rotation, write
@@ -48,7 +47,7 @@ def test_agreement_with_the_reference_crop(tmp_path):
     np.testing.assert_allclose(pixels(image), arrays["cropped_image"], atol=1e-3)
     np.testing.assert_array_equal(pixels(lung), arrays["cropped_lung"])
     np.testing.assert_array_equal(pixels(lesion), arrays["cropped_lesion"])
-    back = paste_back(lesion, Grid.of(sitk.ReadImage(str(scan))))
+    back = paste_back(lesion, sitk.ReadImage(str(scan)))
     np.testing.assert_array_equal(pixels(back), arrays["pasted_back_lesion"])
     assert geometry(back) == geometry(scan)
 
@@ -125,9 +124,9 @@ def test_pasting_back_probabilities_is_scipys_zoom():
     rng = np.random.default_rng(6)
     image = image_of(np.zeros((40, 50, 60), np.uint8))
     box = (slice(3, 37), slice(4, 47), slice(2, 59))
-    probability = crop_grid(Grid.of(image), box, SIZE).image(rng.random(SIZE).astype(np.float32))
+    probability = crop_image(rng.random(SIZE).astype(np.float32), image, box)
     values = ndimage.zoom(pixels(probability).astype(float), np.divide((34, 43, 57), SIZE), order=1, mode="nearest")
-    found = pixels(paste_back(probability, Grid.of(image), 0.5))[box]
+    found = pixels(paste_back(probability, image, 0.5))[box]
     sure = np.abs(values - 0.5) > 1e-6
     assert sure.mean() > 0.999
     np.testing.assert_array_equal(found[sure], values[sure] > 0.5)
@@ -151,7 +150,7 @@ def test_no_copy_of_a_whole_scan_is_made(orientation):
 
     peak, crops = most_bytes(lambda: crop_to_lungs(scan, given, size=(20, 32, 32)))
     assert peak < 4 * lungs.size
-    peak, back = most_bytes(lambda: paste_back(crops[1], Grid.of(scan)))
+    peak, back = most_bytes(lambda: paste_back(crops[1], scan))
     assert peak < 1.5 * lungs.size
     np.testing.assert_array_equal(pixels(back), given)
 
@@ -252,7 +251,7 @@ def test_any_orientation_gives_the_same_crop_and_masks_come_back_voxel_for_voxel
         np.testing.assert_array_equal(pixels(crop), pixels(other))
         assert sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(crop.GetDirection()) == "LPS"
     scan = sitk.ReadImage(str(files["ct"]))
-    back = paste_back(crops[2], Grid.of(scan))
+    back = paste_back(crops[2], scan)
     assert geometry(back) == geometry(scan)
     np.testing.assert_array_equal(pixels(back), pixels(files["lesion"]) > 0)
 
@@ -277,7 +276,7 @@ def test_masks_come_back_to_turned_and_left_handed_oblique_scans(seed, tmp_path)
     # Through a file of single precision, as in use.
     crop = sitk.ReadImage(str(write(tmp_path / "crop.nii.gz", crops[2])))
     scan = sitk.ReadImage(str(files[0]))
-    back = paste_back(crop, Grid.of(scan))
+    back = paste_back(crop, scan)
     assert geometry(back) == geometry(scan)
     np.testing.assert_array_equal(pixels(back), lesion)
 
@@ -288,11 +287,11 @@ def test_what_is_pasted_is_zero_outside_the_box_and_unchanged_in_it():
     image = image_of(array)
     box = (slice(3, 12), slice(4, 17), slice(2, 16))
     # Smaller, and so large voxels: half of one would reach over the box's border.
-    small = pixels(paste_back(crop_to_box(image, box, (3, 4, 5), NEAREST) * 0 + 1, Grid.of(image)))
+    small = pixels(paste_back(crop_to_box(image, box, (3, 4, 5), NEAREST) * 0 + 1, image))
     assert small[box].all()
     small[box] = 0
     assert not small.any()
-    same = pixels(paste_back(crop_to_box(image, box, (9, 13, 14), NEAREST), Grid.of(image)))
+    same = pixels(paste_back(crop_to_box(image, box, (9, 13, 14), NEAREST), image))
     np.testing.assert_array_equal(same[box], array[box])
 
 
@@ -303,7 +302,7 @@ def test_a_scan_in_single_precision_geometry_is_matched_too(tmp_path):
     image = image_of(array, spacing=(0.7324218, 0.7324218, 1.2500001), origin=(-187.123456, -201.98765, -1234.5678))
     crop = crop_to_box(image, bounding_box(array), (40, 160, 160), NEAREST)
     written = sitk.ReadImage(str(write(tmp_path / "mask.nii.gz", crop)))
-    np.testing.assert_array_equal(pixels(paste_back(written, Grid.of(image))), array)
+    np.testing.assert_array_equal(pixels(paste_back(written, image)), array)
 
 
 @pytest.mark.fault("a mask that was cut")
@@ -321,7 +320,7 @@ def test_a_crop_of_another_scan_is_refused(scan):
     crop = crop_to_box(image, (slice(3, 12), slice(4, 17), slice(2, 16)), SIZE, NEAREST)
     other = image_of(np.zeros(scan.pop("shape", (14, 20, 18)), np.uint8), **scan)
     with pytest.raises(VolumeError, match=r"expected a crop that lungCrop\.py made from this very scan"):
-        paste_back(crop, Grid.of(other))
+        paste_back(crop, other)
 
 
 @pytest.mark.fault("lesion labels above")

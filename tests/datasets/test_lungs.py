@@ -5,7 +5,6 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from datasets.io.grid import Grid
 from datasets.lungs import (
     _distance_in_slice,
     _shrink,
@@ -215,13 +214,13 @@ def two_boxes():
 def test_given_labels_become_right_and_left_in_any_orientation(given, code):
     oriented = sitk.DICOMOrient(sitk.GetImageFromArray(two_boxes()), code)
     expected = sitk.GetArrayFromImage(oriented)
-    np.testing.assert_array_equal(with_sides(given(expected), Grid.of(oriented)), expected)
+    np.testing.assert_array_equal(with_sides(given(expected), oriented), expected)
 
 
 def test_given_labels_of_no_side_keep_that_and_a_single_lung_has_one():
     labels = two_boxes()
     labels[1, 2, 3] = 3
-    grid = Grid.of(sitk.GetImageFromArray(labels))
+    grid = sitk.GetImageFromArray(labels)
     np.testing.assert_array_equal(with_sides(labels, grid), labels)
     alone = np.where(two_boxes() == 2, 1, 0).astype(np.uint8)
     np.testing.assert_array_equal(with_sides(alone, grid), 2 * alone)

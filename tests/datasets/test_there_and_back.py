@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.crop import LINEAR, NEAREST, LungMaskCrop, paste_back
-from datasets.io.grid import Grid
+from datasets.geometry import image_like, located, same_geometry, shape_of
 from tests.volumes import crop_to_box, rotation
 
 AXES = [
@@ -28,15 +28,15 @@ seed = st.integers(0, 2**32 - 1)
 
 
 @st.composite
-def grids(draw, turned=True):
-    """Grids of any size and spacing, along any axes, turned by less than 45 degrees."""
+def geometries(draw, turned=True):
+    """Geometries of any size and spacing, along any axes, turned by less than 45 degrees."""
     turn = rotation(*(draw(angle) for _ in range(3))) if turned else np.eye(3)
     direction = turn @ draw(st.sampled_from(AXES))
-    return Grid(
-        tuple(draw(st.tuples(size, size, size))),
-        tuple(draw(st.tuples(spacing, spacing, spacing))),
-        tuple(draw(st.tuples(origin, origin, origin))),
-        tuple(direction.ravel().tolist()),
+    return located(
+        np.zeros(draw(st.tuples(size, size, size)), np.uint8),
+        draw(st.tuples(spacing, spacing, spacing)),
+        draw(st.tuples(origin, origin, origin)),
+        direction.ravel().tolist(),
     )
 
 
@@ -50,14 +50,6 @@ def boxes(draw, shape):
     return tuple(box)
 
 
-def upright(grid):
-    return sitk.DICOMOrient(grid.image(np.zeros(grid.shape, np.uint8)), "LPS")
-
-
-def same_geometry(image, grid):
-    return Grid.of(image) == grid
-
-
 def test_there_are_48_orientations():
     assert len({axes.tobytes() for axes in AXES}) == 48
     assert sum(np.linalg.det(axes) < 0 for axes in AXES) == 24
@@ -65,15 +57,15 @@ def test_there_are_48_orientations():
 
 @pytest.mark.fault("the 48 orientations")
 @few
-@given(grids(), st.data())
-def test_nothing_is_pasted_outside_the_box_and_the_geometry_is_the_scans(grid, data):
-    scan = upright(grid)
+@given(geometries(), st.data())
+def test_nothing_is_pasted_outside_the_box_and_the_geometry_is_the_scans(geometry, data):
+    scan = sitk.DICOMOrient(geometry, "LPS")
     box = data.draw(boxes(scan.GetSize()[::-1]))
     crop = crop_to_box(scan, box, data.draw(st.tuples(size, size, size)), NEAREST)
-    ones = Grid.of(crop).image(np.ones(Grid.of(crop).shape, np.float32))
+    ones = image_like(crop, np.ones(shape_of(crop), np.float32))
     for threshold in (None, 0.5):
-        back = paste_back(sitk.Cast(ones, sitk.sitkUInt8) if threshold is None else ones, grid, threshold)
-        assert same_geometry(back, grid)
+        back = paste_back(sitk.Cast(ones, sitk.sitkUInt8) if threshold is None else ones, geometry, threshold)
+        assert same_geometry(back, geometry)
         inside = sitk.GetArrayFromImage(sitk.DICOMOrient(back, "LPS"))
         assert inside[box].all()
         assert inside.sum() == inside[box].size
@@ -81,19 +73,19 @@ def test_nothing_is_pasted_outside_the_box_and_the_geometry_is_the_scans(grid, d
 
 @pytest.mark.fault("the 48 orientations")
 @few
-@given(grids(), st.data(), seed)
-def test_a_mask_at_crop_resolution_comes_back_exactly(grid, data, seed):
+@given(geometries(), st.data(), seed)
+def test_a_mask_at_crop_resolution_comes_back_exactly(geometry, data, seed):
     rng = np.random.default_rng(seed)
-    mask = (rng.random(grid.shape) < 0.4).astype(np.uint8)
-    scan = sitk.DICOMOrient(grid.image(mask), "LPS")
+    mask = (rng.random(shape_of(geometry)) < 0.4).astype(np.uint8)
+    scan = sitk.DICOMOrient(image_like(geometry, mask), "LPS")
     box = data.draw(boxes(scan.GetSize()[::-1]))
     own_size = tuple(s.stop - s.start for s in box)
     only_box = np.zeros(scan.GetSize()[::-1], np.uint8)
     only_box[box] = sitk.GetArrayViewFromImage(scan)[box]
-    expected = Grid.of(scan).image(only_box)
+    expected = image_like(scan, only_box)
     for threshold, order in ((None, NEAREST), (0.5, LINEAR)):
         image = sitk.Cast(scan, sitk.sitkFloat32) if threshold is not None else scan
-        back = paste_back(crop_to_box(image, box, own_size, order), grid, threshold)
+        back = paste_back(crop_to_box(image, box, own_size, order), geometry, threshold)
         np.testing.assert_array_equal(
             sitk.GetArrayFromImage(sitk.DICOMOrient(back, "LPS")), sitk.GetArrayFromImage(expected)
         )
@@ -101,24 +93,26 @@ def test_a_mask_at_crop_resolution_comes_back_exactly(grid, data, seed):
 
 @pytest.mark.fault("the 48 orientations")
 @few
-@given(grids(), seed)
-def test_a_lesion_inside_the_lungs_comes_back_voxel_for_voxel_from_files_on_any_grid(tmp_path_factory, grid, seed):
+@given(geometries(), seed)
+def test_a_lesion_inside_the_lungs_comes_back_voxel_for_voxel_from_files_on_any_grid(tmp_path_factory, geometry, seed):
     rng = np.random.default_rng(seed)
     folder = tmp_path_factory.mktemp("any")
-    lung = np.zeros(grid.shape, np.uint8)
-    corners = [sorted(rng.choice(n + 1, 2, replace=False)) for n in grid.shape]
-    box = tuple(slice(a, b) if b - a >= 2 else slice(0, n) for (a, b), n in zip(corners, grid.shape, strict=True))
+    lung = np.zeros(shape_of(geometry), np.uint8)
+    corners = [sorted(rng.choice(n + 1, 2, replace=False)) for n in shape_of(geometry)]
+    box = tuple(
+        slice(a, b) if b - a >= 2 else slice(0, n) for (a, b), n in zip(corners, shape_of(geometry), strict=True)
+    )
     lung[box] = 1
-    lesion = lung * (rng.random(grid.shape) < 0.3).astype(np.uint8)
-    ct = rng.integers(-1000, 200, grid.shape).astype(np.int16)
+    lesion = lung * (rng.random(shape_of(geometry)) < 0.3).astype(np.uint8)
+    ct = rng.integers(-1000, 200, shape_of(geometry)).astype(np.int16)
     ct[0, 0, 0] = -1000
     for name, array in (("ct", ct), ("lung", lung), ("lesion", lesion)):
-        sitk.WriteImage(grid.image(array), str(folder / f"{name}.nrrd"))
-    upright_lung = sitk.GetArrayFromImage(sitk.DICOMOrient(grid.image(lung), "LPS"))
+        sitk.WriteImage(image_like(geometry, array), str(folder / f"{name}.nrrd"))
+    upright_lung = sitk.GetArrayFromImage(sitk.DICOMOrient(image_like(geometry, lung), "LPS"))
     own_size = tuple(int(np.ptp(index)) + 1 for index in np.nonzero(upright_lung))
     cropper = LungMaskCrop(lambda _: lung, own_size)
     image, _, cropped = cropper.crop(folder / "ct.nrrd", folder / "lesion.nrrd", folder / "lung.nrrd")
-    assert Grid.of(image) == Grid.of(cropped)
-    back = paste_back(cropped, Grid.of(sitk.ReadImage(str(folder / "ct.nrrd"))))
+    assert same_geometry(image, cropped)
+    back = paste_back(cropped, sitk.ReadImage(str(folder / "ct.nrrd")))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(back), lesion)
-    assert Grid.of(back) == Grid.of(sitk.ReadImage(str(folder / "ct.nrrd")))
+    assert same_geometry(back, sitk.ReadImage(str(folder / "ct.nrrd")))

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from datasets.io.grid import Grid
 from reports.cases import Column, ReportCase, encode_case, write_case_report
+from tests.volumes import image_of
 
 SHAPE = (20, 48, 64)
 SPACING = (1.5, 2.0, 5.0)
@@ -41,9 +41,9 @@ def case(case_id, number):
     hu[:, :, 32:] = 40
     predicted, true = masks(number)
     values = dict(zip(("dice", "predicted_ml", "true_ml", "kind"), VALUES[case_id], strict=True))
-    grid = Grid(SHAPE[::-1], SPACING, (-10.0, 20.0, 30.0), (1.0, 0, 0, 0, 1, 0, 0, 0, 1))
+    geometry = image_of(np.zeros(SHAPE, np.uint8), SPACING, (-10, 20, 30))
     known = values["true_ml"] is not None
-    return ReportCase(case_id, grid, hu, predicted, true if known else None, np.ones(SHAPE, bool), values)
+    return ReportCase(case_id, geometry, hu, predicted, true if known else None, np.ones(SHAPE, bool), values)
 
 
 @pytest.fixture(scope="module")

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.io.grid import Grid
 from reports.views import CaseView, ReportCase, encode_case, pick_slices, picture_size, to_grey
+from tests.volumes import image_of
 
-UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
-
-def grid_of(shape, spacing=(1.5, 2.0, 5.0), origin=(-10.0, 20.0, 30.0)):
-    return Grid(tuple(shape[::-1]), spacing, origin, UPRIGHT)
+def geometry_of(shape, spacing=(1.5, 2.0, 5.0), **geometry):
+    return image_of(np.zeros(shape, np.uint8), spacing, (-10.0, 20.0, 30.0), **geometry)
 
 
 def case_of(shape=(20, 48, 64), **changes):
     empty = np.zeros(shape, bool)
-    case = ReportCase("a", grid_of(shape), np.full(shape, -600.0, np.float32), empty, None, np.ones(shape, bool), {})
+    case = ReportCase(
+        "a", geometry_of(shape), np.full(shape, -600.0, np.float32), empty, None, np.ones(shape, bool), {}
+    )
     return replace(case, **changes)
 
 
@@ -105,7 +105,7 @@ def test_a_large_scan_keeps_few_slices_of_bounded_size():
     noise = np.random.default_rng(0).normal(-600, 150, shape).astype(np.float32)
     predicted = np.zeros(shape, bool)
     predicted[61, 100:120, 100:120] = True
-    view = encode_case(case_of(shape, grid=grid_of(shape, (0.7, 0.7, 1.0)), hu=noise, predicted=predicted))
+    view = encode_case(case_of(shape, geometry=geometry_of(shape, (0.7, 0.7, 1.0)), hu=noise, predicted=predicted))
     axial, coronal = view.planes
     assert axial.size == (320, 256)
     assert pixels(axial.slices[0].image).shape == (230, 288)  # 256 * 288 / 320 = 230.4
@@ -134,8 +134,8 @@ def test_a_view_can_be_kept_as_bytes_and_sent_to_other_processes():
     [
         ({"predicted": np.zeros((2, 2, 2), bool)}, "predicted has the shape"),
         ({"true": np.zeros((2, 2, 2), bool)}, "true has the shape"),
-        ({"grid": replace(grid_of((20, 48, 64)), direction=(-1.0, *UPRIGHT[1:]))}, "not upright"),
-        ({"grid": grid_of((20, 48, 63))}, "not that of the arrays"),
+        ({"geometry": geometry_of((20, 48, 64), direction=np.diag([-1, 1, 1]))}, "not upright"),
+        ({"geometry": geometry_of((20, 48, 63))}, "not that of the arrays"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):

@@ -19,8 +19,8 @@ from benchmarks.weak_supervision.trivial import (
     volume_facts,
 )
 from datasets.cohort import Volumes
-from datasets.io.grid import Grid
 from datasets.window import map_window
+from tests.volumes import image_of
 
 SHAPE = (8, 24, 24)
 
@@ -28,8 +28,7 @@ SHAPE = (8, 24, 24)
 def volumes(hu, lung=None, lesion=None, spacing=(2.0, 2.0, 4.0)):
     lung = np.ones(SHAPE, np.uint8) if lung is None else lung
     lesion = np.zeros(SHAPE, np.uint8) if lesion is None else lesion
-    grid = Grid(SHAPE[::-1], spacing, (0.0, 0.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
-    return Volumes(map_window(np.asarray(hu, np.float32)), lung, lesion, grid)
+    return Volumes(map_window(np.asarray(hu, np.float32)), lung, lesion, image_of(lung, spacing, (0, 0, 0)))
 
 
 def test_dice_and_threshold_by_hand():

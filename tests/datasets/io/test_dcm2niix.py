@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from datasets.crop import crop_to_lungs
-from datasets.io.grid import Grid
+from datasets.geometry import lps_geometry, lps_view
 from datasets.io.volume import read_volume
 from tests.volumes import pixels, rotation, write_dicom, write_enhanced
 
@@ -26,8 +26,7 @@ def stored():
 
 
 def upright(image):
-    grid = Grid.of(image)
-    return grid.upright(), grid.uprighted(pixels(image))
+    return lps_geometry(image), lps_view(pixels(image), image)
 
 
 def converted(folder, out):
@@ -42,14 +41,14 @@ def check_same(folder, out):
     ours, theirs = read_volume(folder), read_volume(converted(folder, out))
     (grid, voxels), (other, others) = upright(ours), upright(theirs)
     np.testing.assert_allclose(voxels, others, atol=1e-3)
-    np.testing.assert_allclose(grid.spacing, other.spacing, rtol=1e-4)
-    np.testing.assert_allclose(grid.origin, other.origin, atol=0.02)
-    np.testing.assert_allclose(grid.direction, other.direction, atol=1e-3)
+    np.testing.assert_allclose(grid.GetSpacing(), other.GetSpacing(), rtol=1e-4)
+    np.testing.assert_allclose(grid.GetOrigin(), other.GetOrigin(), atol=0.02)
+    np.testing.assert_allclose(grid.GetDirection(), other.GetDirection(), atol=1e-3)
     crops = []
     for image in (ours, theirs):
         # A box as lungs, at the same place in the body.
         lungs = np.zeros(SHAPE if image is ours else sitk.GetArrayViewFromImage(image).shape, np.uint8)
-        Grid.of(image).uprighted(lungs)[2:-2, 3:-3, 4:-4] = 1
+        lps_view(lungs, image)[2:-2, 3:-3, 4:-4] = 1
         crops.append(crop_to_lungs(sitk.Cast(image, sitk.sitkFloat32), lungs, None, (8, 16, 16)))
     for ours, theirs in zip(*crops, strict=True):
         if ours is not None:

@@ -32,7 +32,7 @@ def test_series_picks_by_number_description_or_uid(tmp_path, stored, choice, cap
     if choice == "uid":
         choice = pydicom.dcmread(folder / "soft001.dcm").SeriesInstanceUID
     np.testing.assert_array_equal(pixels(read_volume(folder, Reading(series=choice))), stored[:4] - 1023)
-    assert read_geometry(folder, Reading(series=choice)).shape == (4, 7, 8)
+    assert read_geometry(folder, Reading(series=choice)).GetSize() == (8, 7, 4)
     assert caplog.text == ""
 
 

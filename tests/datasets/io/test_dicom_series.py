@@ -2,7 +2,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from datasets.io.grid import MAX_VOXELS, Grid
+from datasets.geometry import MAX_VOXELS, same_geometry
 from datasets.io.volume import Reading, read_ct, read_geometry, read_volume, volume_id
 from tests.volumes import ORIGIN, SPACING, changed_slice, pixels, refused, rotation, write_dicom
 
@@ -13,7 +13,7 @@ def test_a_folder_in_hu_and_in_the_order_of_positions(tmp_path, stored):
     np.testing.assert_array_equal(pixels(image), 2 * stored.astype(int) - 1024)
     np.testing.assert_allclose(image.GetSpacing(), SPACING)
     np.testing.assert_allclose(image.GetOrigin(), ORIGIN)
-    assert read_geometry(folder) == Grid.of(image)
+    assert same_geometry(read_geometry(folder), image)
     assert volume_id(folder) == "case 1"
 
 

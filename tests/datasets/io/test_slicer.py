@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from datasets.io.grid import Grid
 from datasets.io.volume import Reading, read_mask_on
 from tests.volumes import ORIGIN, SPACING, image_of, refused, write
 
 SHAPE = (6, 7, 8)
-CT = Grid.of(image_of(np.zeros(SHAPE, np.int16)))
+CT = image_of(np.zeros(SHAPE, np.int16))
 START = np.array([2, 1, 3])  # x, y, z of the first voxel of the extent
 
 

@@ -4,28 +4,30 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from datasets.io.grid import MAX_VOXELS, Grid, check_grid, check_same_grid
+from datasets.geometry import (
+    check_geometry,
+    check_same_geometry,
+    image_like,
+    lps_geometry,
+    lps_view,
+    same_geometry,
+    voxel_ml,
+)
 from datasets.io.volume import read_volume
 from tests.volumes import SPACING, geometry, image_of, pixels, refused, rotation, write
 
 SHAPE = (6, 7, 8)
-GOOD = Grid((8, 7, 6), SPACING, (-12.3, 45.6, 789.1), tuple(rotation(0.1, 0.2, 0.3).ravel().tolist()))
+GOOD = {"size": (8, 7, 6), "spacing": SPACING, "origin": (-12.3, 45.6, 789.1)}
+GOOD["direction"] = tuple(rotation(0.1, 0.2, 0.3).ravel().tolist())
 
 
-def test_a_grid_is_that_of_its_image():
+def test_the_geometry_of_an_image_goes_to_another():
     array = np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.int16)
     image = image_of(array, direction=rotation(0.1, 0.2, 0.3))
-    grid = Grid.of(image)
-    assert geometry(grid.image(array)) == geometry(image)
-    np.testing.assert_array_equal(pixels(grid.image(array)), array)
-    assert grid.shape == SHAPE
-    assert grid.voxel_ml == pytest.approx(0.7 * 0.8 * 2.5 / 1000)
-    assert grid.image(array > 3).GetPixelID() == sitk.sitkUInt8
-    for index in ([0, 0, 0], [7, 6, 5], [1, 2, 3]):
-        np.testing.assert_allclose(grid.point(index), image.TransformIndexToPhysicalPoint(index))
-        np.testing.assert_allclose(grid.index(grid.point(index)), index, atol=1e-9)
-    point = (3.0, 40.0, 800.0)
-    np.testing.assert_allclose(grid.index(point), image.TransformPhysicalPointToContinuousIndex(point))
+    assert same_geometry(image_like(image, array), image)
+    np.testing.assert_array_equal(pixels(image_like(image, array)), array)
+    assert image_like(image, array > 3).GetPixelID() == sitk.sitkUInt8
+    assert voxel_ml(image) == pytest.approx(0.7 * 0.8 * 2.5 / 1000)
 
 
 def directions():
@@ -37,20 +39,19 @@ def directions():
             yield rotation(*rng.uniform(-0.7, 0.7, 3)) @ (np.array(axes) * signs)
 
 
-def test_a_grid_is_uprighted_as_itk_orients_images():
+def test_axes_are_turned_to_lps_as_itk_turns_images():
     array = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE)
     for direction in directions():
         image = image_of(array, direction=direction)
-        theirs, grid = sitk.DICOMOrient(image, "LPS"), Grid.of(image)
-        upright = grid.upright()
-        assert upright.size == theirs.GetSize()
-        assert upright.spacing == theirs.GetSpacing()
-        np.testing.assert_allclose(upright.origin, theirs.GetOrigin(), rtol=0, atol=1e-9)
-        np.testing.assert_allclose(upright.direction, theirs.GetDirection(), rtol=0, atol=1e-12)
-        view = grid.uprighted(array)
+        theirs, ours = sitk.DICOMOrient(image, "LPS"), lps_geometry(image)
+        assert ours.GetSize() == theirs.GetSize()
+        assert ours.GetSpacing() == theirs.GetSpacing()
+        np.testing.assert_allclose(ours.GetOrigin(), theirs.GetOrigin(), rtol=0, atol=1e-9)
+        np.testing.assert_allclose(ours.GetDirection(), theirs.GetDirection(), rtol=0, atol=1e-12)
+        view = lps_view(array, image)
         np.testing.assert_array_equal(view, pixels(theirs))
         assert np.shares_memory(view, array)
-        assert upright.upright() == upright
+        assert same_geometry(lps_geometry(ours), ours)
 
 
 @pytest.mark.fault("spacing 0, negative")
@@ -75,20 +76,19 @@ def test_a_grid_is_uprighted_as_itk_orients_images():
     ],
 )
 def test_headers_of_volumes_that_cannot_be(change, match):
-    check_grid("scan", GOOD, MAX_VOXELS)
-    grid = Grid(**{**GOOD.__dict__, **change})
-    refused("scan", lambda: check_grid("scan", grid, MAX_VOXELS), match)
+    check_geometry("scan", **GOOD)
+    refused("scan", lambda: check_geometry("scan", **(GOOD | change)), match)
 
 
 @pytest.mark.fault("header of gigabytes")
 def test_larger_volumes_can_be_allowed():
-    large = Grid((1024, 1024, 1024), GOOD.spacing, GOOD.origin, GOOD.direction)
-    check_grid("scan", large, 2**30)
-    refused("scan", lambda: check_grid("scan", large, 2**30 - 1), "more than 1073741823")
+    large = GOOD | {"size": (1024, 1024, 1024)}
+    check_geometry("scan", **large, max_voxels=2**30)
+    refused("scan", lambda: check_geometry("scan", **large, max_voxels=2**30 - 1), "more than 1073741823")
 
 
 def test_mirrored_axes_are_axes():
-    check_grid("scan", Grid(GOOD.size, GOOD.spacing, GOOD.origin, (1.0, 0, 0, 0, -1, 0, 0, 0, 1)), MAX_VOXELS)
+    check_geometry("scan", **(GOOD | {"direction": (1.0, 0, 0, 0, -1, 0, 0, 0, 1)}))
 
 
 @pytest.mark.fault("mask of another size")
@@ -108,7 +108,7 @@ def test_grids_that_differ(tmp_path, what, change):
     shape = change.pop("shape", SHAPE)
     scan, mask = tmp_path / "scan.nii.gz", tmp_path / "mask.nii.gz"
     grid, reference = image_of(np.zeros(shape, np.uint8), **change), image_of(np.zeros(SHAPE, np.uint8))
-    message = refused(mask, lambda: check_same_grid(mask, Grid.of(grid), scan, Grid.of(reference)), f"its {what} ")
+    message = refused(mask, lambda: check_same_geometry(mask, grid, scan, reference), f"its {what} ")
     assert str(scan) in message
 
 
@@ -117,4 +117,4 @@ def test_grids_that_differ_by_single_precision_are_the_same(tmp_path):
     reference = image_of(np.zeros(SHAPE, np.uint8), direction=rotation(0.1, 0.2, 0.3))
     grid = read_volume(write(tmp_path / "mask.nii.gz", reference))
     assert geometry(grid) != geometry(reference)
-    check_same_grid(tmp_path / "mask.nii.gz", Grid.of(grid), tmp_path / "scan.nrrd", Grid.of(reference))
+    check_same_geometry(tmp_path / "mask.nii.gz", grid, tmp_path / "scan.nrrd", reference)

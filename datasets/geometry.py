@@ -1,0 +1,224 @@
+"""Geometry of volumes. A `sitk.Image` carries it; arrays are (z, y, x); coordinates are LPS, in mm.
+
+LPS is the order of axes to which scans are turned before they are cropped: x to the patient's left, y to the back
+(posterior), z to the head (superior).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import SimpleITK as sitk
+
+from utils.errors import VolumeError
+
+MAX_VOXELS = 2**29
+"""Most voxels that a volume may have unless more are allowed: 512x512x2048."""
+
+_SPACING_MM = (1e-3, 1e3)
+"""Smallest and largest plausible spacing; others are in other units, or damaged."""
+
+_FARTHEST_MM = 1e5
+"""No scanner lies farther from its own origin."""
+
+ORTHONORMAL = 1e-4
+"""How far the products of direction cosines may be from 0 and 1."""
+
+_SAME = 1e-3
+"""Relative difference of spacings, absolute one of direction cosines, and shift of the origin in voxels times 10."""
+
+_WHOLE = 0.02
+"""How far, in voxels, a mask of a part of a scan may lie from the scan's voxels."""
+
+_AGAINST_LPS = "RAI"
+
+
+def located(
+    voxels: np.ndarray, spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]
+) -> sitk.Image:
+    """An image of an array (copied; bool becomes uint8) with a geometry in the order (x, y, z)."""
+    return _placed(
+        sitk.GetImageFromArray(voxels.astype(np.uint8) if voxels.dtype == bool else voxels), spacing, origin, direction
+    )
+
+
+def blank(
+    size: Sequence[int], spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]
+) -> sitk.Image:
+    """A geometry alone: an image of zeros (uint8)."""
+    return _placed(sitk.Image([int(n) for n in size], sitk.sitkUInt8), spacing, origin, direction)
+
+
+def _placed(
+    image: sitk.Image, spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]
+) -> sitk.Image:
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    image.SetDirection(direction)
+    return image
+
+
+def image_like(reference: sitk.Image, voxels: np.ndarray) -> sitk.Image:
+    """An image of an array (z, y, x) with the geometry of another image."""
+    return located(voxels, reference.GetSpacing(), reference.GetOrigin(), reference.GetDirection())
+
+
+def shape_of(image: sitk.Image) -> tuple[int, int, int]:
+    """Size of an image in the order of arrays, (z, y, x)."""
+    return image.GetSize()[::-1]
+
+
+def voxel_ml(image: sitk.Image) -> float:
+    """Volume of a voxel in ml."""
+    return float(np.prod(image.GetSpacing())) / 1000
+
+
+def same_geometry(a: sitk.Image, b: sitk.Image) -> bool:
+    """Whether two images have exactly the same size, spacing, origin and direction."""
+    return all(getattr(a, f"Get{what}")() == getattr(b, f"Get{what}")() for what in _PARTS)
+
+
+_PARTS = ("Size", "Spacing", "Origin", "Direction")
+
+
+def orientation(image: sitk.Image) -> str:
+    """The directions in which x, y and z increase, to the nearest axis of the patient, such as ``LPS``."""
+    return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
+
+
+def lps_view(voxels: np.ndarray, image: sitk.Image) -> np.ndarray:
+    """A view of an array on the geometry of an image, (z, y, x), with its axes in the order of LPS."""
+    code = orientation(image)
+    turned = voxels[tuple(slice(None, None, -1 if letter in _AGAINST_LPS else 1) for letter in reversed(code))]
+    return turned.transpose([2 - axis for axis in reversed(_lps_axes(code))])
+
+
+def lps_geometry(image: sitk.Image) -> sitk.Image:
+    """The geometry of `lps_view`, as an image of zeros (uint8)."""
+    code = orientation(image)
+    axes = _lps_axes(code)
+    against = [letter in _AGAINST_LPS for letter in code]
+    corner = [n - 1 if flipped else 0 for n, flipped in zip(image.GetSize(), against, strict=True)]
+    direction = (np.reshape(image.GetDirection(), (3, 3)) * np.where(against, -1.0, 1.0))[:, axes]
+    size, spacing = image.GetSize(), image.GetSpacing()
+    return blank(
+        [size[axis] for axis in axes],
+        [spacing[axis] for axis in axes],
+        image.TransformIndexToPhysicalPoint(corner),
+        direction.ravel().tolist(),
+    )
+
+
+def _lps_axes(code: str) -> list[int]:
+    """Which axes of an orientation run along x, y and z of LPS, either way."""
+    return [next(axis for axis, letter in enumerate(code) if letter in pair) for pair in ("LR", "PA", "SI")]
+
+
+def check_geometry(
+    name: object,
+    size: Sequence[int],
+    spacing: Sequence[float],
+    origin: Sequence[float],
+    direction: Sequence[float],
+    max_voxels: int = MAX_VOXELS,
+) -> None:
+    """Check that a header describes a plausible volume that fits in memory; all in the order (x, y, z).
+
+    Raises:
+        VolumeError: naming what is impossible or too large.
+    """
+    if len(size) != 3 or min(size) < 2:
+        raise VolumeError(f"{name}: has the size {tuple(size)}; expected one volume of several slices")
+    if np.prod(size, dtype=float) > max_voxels:
+        raise VolumeError(
+            f"{name}: has {'x'.join(map(str, size))} voxels, more than {max_voxels}; if that is right, allow it "
+            "with --max-voxels"
+        )
+    if not np.isfinite([*spacing, *origin, *direction]).all():
+        raise VolumeError(f"{name}: its spacing, origin or direction is not finite; repair the header")
+    if not all(_SPACING_MM[0] <= mm <= _SPACING_MM[1] for mm in spacing):
+        raise VolumeError(f"{name}: its spacing {rounded(spacing)} cannot be in mm; repair the header")
+    if max(map(abs, origin)) > _FARTHEST_MM:
+        raise VolumeError(f"{name}: its origin {rounded(origin)} cannot be in mm; repair the header")
+    axes = np.reshape(direction, (3, 3))
+    if not np.allclose(axes.T @ axes, np.eye(3), rtol=0, atol=ORTHONORMAL):
+        raise VolumeError(
+            f"{name}: its axes {rounded(direction)} are not at right angles; resample it onto a straight grid"
+        )
+
+
+def check_same_geometry(name: object, image: sitk.Image, reference_name: object, reference: sitk.Image) -> None:
+    """Check that two volumes have the same size, and the same geometry within a thousandth.
+
+    Spacings may differ by 0.1 %, direction cosines by 0.001 and origins by a hundredth of the smallest spacing.
+
+    Raises:
+        VolumeError: naming both files and the first difference.
+    """
+    smallest = min(reference.GetSpacing())
+    tolerances = {"Spacing": (_SAME, 0), "Origin": (0, 10 * _SAME * smallest), "Direction": (0, _SAME)}
+    for what in _PARTS:
+        ours, theirs = (getattr(one, f"Get{what}")() for one in (image, reference))
+        rtol, atol = tolerances.get(what, (0, 0))
+        if len(ours) != len(theirs) or not np.allclose(ours, theirs, rtol=rtol, atol=atol):
+            raise VolumeError(
+                f"{name}: its {what.lower()} {rounded(ours)} differs from {rounded(theirs)} of {reference_name}; use "
+                "the mask that was drawn on this scan"
+            )
+
+
+def mask_onto(name: object, mask: sitk.Image, reference_name: object, reference: sitk.Image) -> np.ndarray:
+    """The labels of a mask on the voxels of its scan; a mask in another order of axes is turned.
+
+    Args:
+        name: file of the mask, for error messages.
+        mask: the mask.
+        reference_name: file of the scan.
+        reference: the scan, or its geometry.
+
+    Returns:
+        (z, y, x) on the scan's voxels.
+
+    Raises:
+        VolumeError: the mask does not lie on the same voxels.
+    """
+    mask = _turned(mask, reference)
+    check_same_geometry(name, mask, reference_name, reference)
+    return sitk.GetArrayFromImage(mask)
+
+
+def part_onto(name: object, mask: sitk.Image, reference_name: object, reference: sitk.Image) -> np.ndarray:
+    """As `mask_onto`, for a mask that covers a part of its scan, or reaches beyond it where it is empty."""
+    mask = _turned(mask, reference)
+    first = np.array(reference.TransformPhysicalPointToContinuousIndex(mask.GetOrigin()))
+    start = np.rint(first).astype(int)
+    if not (
+        np.allclose(mask.GetSpacing(), reference.GetSpacing(), rtol=_SAME, atol=0)
+        and np.allclose(mask.GetDirection(), reference.GetDirection(), atol=_SAME)
+        and np.allclose(first, start, atol=_WHOLE)
+    ):
+        raise VolumeError(
+            f"{name}: its voxels (spacing {rounded(mask.GetSpacing())}, origin {rounded(mask.GetOrigin())}) are not "
+            f"those of {reference_name} ({rounded(reference.GetSpacing())}, {rounded(reference.GetOrigin())}); export "
+            "it in the geometry of the CT"
+        )
+    values = sitk.GetArrayViewFromImage(mask)
+    found = np.zeros(shape_of(reference), values.dtype)
+    start = start[::-1]
+    low, high = np.maximum(start, 0), np.minimum(start + values.shape, found.shape)
+    inside = tuple(slice(a - s, max(b - s, 0)) for a, b, s in zip(low, high, start, strict=True))
+    if np.count_nonzero(values[inside]) < np.count_nonzero(values):
+        raise VolumeError(f"{name}: segments lie outside {reference_name}; use the segmentation that was drawn on it")
+    found[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = values[inside]
+    return found
+
+
+def _turned(mask: sitk.Image, reference: sitk.Image) -> sitk.Image:
+    code = orientation(reference)
+    return mask if orientation(mask) == code else sitk.DICOMOrient(mask, code)
+
+
+def rounded(values: Sequence[float]) -> tuple[float, ...]:
+    """Numbers short enough for a message."""
+    return tuple(round(value, 4) for value in values)
