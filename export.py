@@ -1,104 +1,178 @@
-"""Exports a trained segmenter for use elsewhere, or as a release.
+"""Exports a trained segmenter as ONNX (.onnx) or torch.export (.pt2), run beside S; without --output, describes it.
 
---output writes the segmenter with its sigmoid as ONNX (.onnx) and torch.export (.pt2), for any batch and any size that
-is a multiple of 4. Each file is run and compared with S. --release makes a folder to share: checkpoint, both exports,
-settings, model card and SHA256SUMS; with --state also networks.pth, S, G and D of a training state in half precision,
-for the figures of test.py and for INIT_MODEL.
-
-The model is a segmenter checkpoint, the folder of a run or a release, or a published checkpointU_*.pth. For research
-only; not a medical device.
+The exported network takes normalised crops, float32 (batch, 1, depth, height, width) in [-1, 1] with any batch and any
+sizes that are multiples of 4, from 8 on, and returns the probability of lesion. Each file is run and compared with S;
+one that differs is not kept. For research only; not a medical device.
 
 Examples:
-    python export.py output/run/segmenter_best.pth --output segmenter.onnx
-    python export.py output/run --output exported --format torch_export
-    python export.py output/run --release gasnet-release --licence "CC BY 4.0"
-    python export.py output/run --release gasnet-release --state output/run/state_0300000.pth
+    python export.py output/run
+    python export.py output/run --output segmenter.onnx
+    python export.py output/run/segmenter_best.pth --output exported/segmenter.onnx exported/segmenter.pt2
 """
 
 from __future__ import annotations
 
-import argparse
+import io
+import json
 import logging
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from models.checkpoint import BEST, LAST, STATE_FORMAT, find_segmenter, load, read_segmenter
-from training.model_card import UNKNOWN
-from training.release import SUFFIXES, agreement, export, files_in, release
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from models.checkpoint import PUBLISHED_INPUT, STATE_FORMAT, SegmenterFacts, find_segmenter, load, read_segmenter
 from utils.checksums import sha256
 from utils.cli import add_quiet, new_parser, run, start_logging
-from utils.errors import CheckpointError
-from utils.files import lock_folder
-from utils.manifest import recording
+from utils.errors import CheckpointError, GasnetError
+from utils.files import atomic_write, lock_folder
+from utils.manifest import project_version, recording
 from utils.results import RESULTS, Results
 
-log = logging.getLogger(__name__)
+TOLERANCE = 1e-3
+"""Largest difference of probabilities from those of S."""
 
-_MEBIBYTE = 2**20
+METADATA = "metadata.json"
+"""Name of the metadata in a .pt2 file: ``torch.export.load(path, extra_files={"metadata.json": ""})``."""
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = new_parser(__doc__)
-    parser.add_argument("model", type=Path, metavar="MODEL", help="the segmenter, or the folder of a run or a release")
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--output", type=Path, metavar="FILE|DIR", help="a .onnx or .pt2 file, or a folder for them")
-    where.add_argument("--release", type=Path, metavar="DIR", help="a new folder to share")
-    parser.add_argument(
-        "--format",
-        nargs="+",
-        choices=tuple(SUFFIXES),
-        metavar="FORMAT",
-        help=f"{', '.join(SUFFIXES)} (default: both in a folder, of a file the one that its extension says)",
+class Probability(nn.Module):
+    """A segmenter followed by a sigmoid."""
+
+    def __init__(self, segmenter: nn.Module) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Probabilities of lesion, of the shape of `volume`: (batch, 1, depth, height, width) in [-1, 1]."""
+        return self.segmenter(volume).sigmoid()
+
+
+def metadata(facts: SegmenterFacts) -> dict[str, str]:
+    """What an exported file says about itself; everything but words as JSON."""
+    given = facts.trained_on or PUBLISHED_INPUT
+    values = {
+        "crop_size": given.size,
+        "window_hu": given.window,
+        "iteration": facts.iteration,
+        "valid_dice": facts.valid_dice,
+    }
+    return {
+        "model": "GASNet segmenter: lesions of COVID-19 in chest CT; for research only, not a medical device",
+        "input": "volume: float32 (batch, 1, depth, height, width) in [-1, 1], sizes multiples of 4 from 8 on",
+        "output": "probability: of lesion, of the shape of the input; set it to 0 outside the lungs",
+        "normalization": given.normalization,
+        "gasnet_version": project_version(),
+        **{name: json.dumps(value) for name, value in values.items()},
+    }
+
+
+def trace(segmenter: nn.Module) -> ExportedProgram:
+    """Trace S with its sigmoid by torch.export; S on the CPU."""
+    sizes = {axis: 4 * Dim(name, min=2) for axis, name in ((2, "depth"), (3, "height"), (4, "width"))}
+    # Sizes that differ from each other and from 1, so that none is specialised or unified with another.
+    volume = torch.zeros(2, 1, 16, 32, 48)
+    program = torch.export.export(
+        Probability(segmenter).eval(), (volume,), dynamic_shapes=({0: Dim("batch", min=1), **sizes},)
     )
-    parser.add_argument(
-        "--licence", metavar="TEXT", help="licence of the weights, for the model card of --release (default: unknown)"
-    )
-    parser.add_argument(
-        "--state", type=Path, metavar="FILE", help="a state_*.pth, whose S, G and D are included in the --release"
-    )
-    add_quiet(parser)
-    options = parser.parse_args(arguments)
-    by_suffix = {suffix: form for form, suffix in SUFFIXES.items()}
-    named = by_suffix.get(options.output.suffix) if options.output else None
-    if named is not None and options.format not in (None, [named]):
-        parser.error(f"--output {options.output} is a file of {named}; leave --format out, or name a folder")
-    if options.licence is not None and options.release is None:
-        parser.error("--licence is for --release")
-    if options.state is not None and options.release is None:
-        parser.error("--state is for --release")
-    options.named = named
-    options.format = [named] if named is not None else list(dict.fromkeys(options.format or SUFFIXES))
-    return options
+    for node in program.graph.nodes:  # contains paths of this machine
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def write_torch_export(program: ExportedProgram, told: dict[str, str], path: Path) -> Callable[[Tensor], Tensor]:
+    """Write a .pt2 file; return a function that runs it."""
+    file = io.BytesIO()  # torch would name a folder in the archive after the path
+    torch.export.save(program, file, extra_files={METADATA: json.dumps(told, indent=2)})
+    path.write_bytes(file.getvalue())
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # from torch's own code
+        return torch.export.load(path).module()
+
+
+def write_onnx(program: ExportedProgram, told: dict[str, str], path: Path) -> Callable[[Tensor], Tensor]:
+    """Write an .onnx file, weights included; return a function that runs it."""
+    import onnx
+    import onnxruntime
+
+    for name in ("onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they log every node
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # from torch's own code
+        model = torch.onnx.export(
+            program, dynamo=True, input_names=["volume"], output_names=["probability"], verbose=False
+        ).model_proto
+    for item in (model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del item.metadata_props[:]  # contains paths of this machine
+    onnx.helper.set_model_props(model, told)
+    path.write_bytes(model.SerializeToString())
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda volume: torch.from_numpy(session.run(None, {"volume": volume.numpy()})[0])
+
+
+WRITERS = {".onnx": write_onnx, ".pt2": write_torch_export}
+
+
+@torch.no_grad()
+def export(segmenter: nn.Module, facts: SegmenterFacts, files: Sequence[Path]) -> dict[Path, float]:
+    """Export a segmenter and compare each file with it on random input.
+
+    Args:
+        segmenter: S on the CPU.
+        facts: what its file says about it.
+        files: files to write, .onnx or .pt2.
+
+    Returns:
+        The largest difference of probabilities, by file.
+
+    Raises:
+        GasnetError: a file does not agree with S; it is not kept.
+        OSError: a file cannot be written.
+    """
+    program, size = trace(segmenter), (facts.trained_on or PUBLISHED_INPUT).size
+    random, differences = torch.Generator().manual_seed(0), {}
+    for path in files:
+        with atomic_write(path) as temporary:
+            exported = WRITERS[path.suffix](program, metadata(facts), temporary)
+            found = []
+            for shape in ((1, 1, *size), (2, 1, size[0] + 4, 32, 64)):
+                volume = torch.rand(*shape, generator=random) * 2 - 1
+                found.append((exported(volume) - segmenter(volume).sigmoid()).abs().max())
+            differences[path] = torch.stack(found).max().item()  # NaN stays NaN
+            if not differences[path] <= TOLERANCE:
+                raise GasnetError(
+                    f"{path}: probabilities differ by up to {differences[path]:.2g} from those of S; not kept. Update "
+                    "torch, onnx and onnxscript"
+                )
+    return differences
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
-    options = parse(arguments)
+    parser = new_parser(__doc__)
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the segmenter, or the folder of a run")
+    parser.add_argument("--output", type=Path, nargs="+", metavar="FILE", help="files to write, .onnx or .pt2")
+    add_quiet(parser)
+    options = parser.parse_args(arguments)
+    if unknown := [str(path) for path in options.output or () if path.suffix not in WRITERS]:
+        parser.error(f"--output {' '.join(unknown)}: expected files that end with {' or '.join(WRITERS)}")
     start_logging(options.quiet)
-    named, formats = options.named, options.format
     path = find_segmenter(options.model)
     if load(path).get("format") == STATE_FORMAT:
-        raise CheckpointError(f"{path}: a state to resume training from; take {BEST} or {LAST} beside it")
+        raise CheckpointError(f"{path}: a state to resume training from; take the segmenter_*.pth beside it")
     segmenter, facts = read_segmenter(path)
-    if facts.trained_on is None:
-        log.warning("%s: does not say its input; assuming the published one", path)
-    if options.release is not None:
-        licence = options.licence or UNKNOWN
-        differences = release(segmenter, facts, options.release, formats, licence, options.state)
-    else:
-        folder = options.output.parent if named else options.output
-        files = {options.output: named} if named else files_in(folder, formats)
+    if options.output is None:
+        print(facts.describe())
+        return 0
+    for folder in {file.parent for file in options.output}:
+        files = [file for file in options.output if file.parent == folder]
         with (
             lock_folder(folder, RESULTS),
             recording(folder, model=path),
-            Results(folder).writing("export", list(files), {}, {"model": sha256(path)}),
+            Results(folder).writing("export", files, {}, {"model": sha256(path)}),
         ):
-            differences = export(segmenter, facts, files)
-    for file, difference in differences.items():
-        print(f"{file}: {file.stat().st_size / _MEBIBYTE:.1f} MiB; {agreement(difference)}")
-    if options.release is not None:
-        print(f"release in {options.release}: {', '.join(sorted(p.name for p in options.release.iterdir()))}")
+            for file, difference in export(segmenter, facts, files).items():
+                print(f"{file}: on random input, probabilities differ by at most {difference:.1g} from those of S")
     return 0
 
 

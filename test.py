@@ -155,7 +155,7 @@ def check(options: argparse.Namespace) -> Job:
     """
     settings = read_settings(options.config_path, options.overrides)
     device = choose_device(options.device)
-    if settings.speed.keep_memory and device.type == "cpu":
+    if device.type == "cpu":
         keep_freed_memory()
     model = find_segmenter(options.model_path) if options.model_path else settings.exp.folder / BEST
     image = settings.image

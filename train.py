@@ -1,7 +1,7 @@
 """Trains GASNet: segmenter, generator and discriminator, jointly.
 
 Results go to EXP.OUTPUT_DIR/EXP.ID: segmenter_best.pth and segmenter_last.pth for use, state_*.pth to resume from,
-model_card.md, settings.yaml, metrics.jsonl, manifest.json, pictures/, tensorboard/ and report.html. Any setting can be
+settings.yaml, metrics.jsonl, manifest.json, pictures/, tensorboard/ and report.html. Any setting can be
 overridden with KEY.SUB=VALUE.
 
 Examples:

@@ -6,6 +6,7 @@ Keys are upper case in the YAML files (``SOLVER.BATCH_SIZE``) and lower case as 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,15 +15,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from configs.published_format import looks_published
 from utils.errors import SettingsError
 from utils.strict_yaml import parse_yaml, read_text, shorten
 
 CONSTRAINTS = ("recons", "origImgToD", "genImgToD", "perception", "MIL")
 """Constraint losses; each is on if its name is a word of EXP.ID."""
-
-REMOVED = ("SOLVER.WARM_UP", "LOSS.RESTORATION", "LOSS.INSTANCE_NOISE")
-"""Settings of earlier versions. They cost more than they brought in the benchmark of weak supervision."""
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -32,6 +29,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 FileName = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00-\x1f]*$")]
 
 _MOST_FINDINGS = 10
+_PUBLISHED = re.compile(r"^[^#\n]*\b(N_CLASSES|IGNORE_LABEL|ITER_SIZE|TRAIN|step_size) *:", re.MULTILINE)
+"""Keys that only config files of the published code have."""
 
 
 class _Section(BaseModel):
@@ -187,7 +186,6 @@ class LossSettings(_Section):
     healthy: NotNegative = 1.0
     segmentation_loss: Literal["focal", "cross_entropy_dice"] = "focal"
     adversarial_segmenter: NotNegative = 1.0
-    mil_share: Probability = 0.0
     perception_ramp: CountOrZero = 0
     teacher: NotNegative = 0.0
     teacher_ramp: CountOrZero = 0
@@ -235,7 +233,6 @@ class SolverSettings(_Section):
     fill_labelled_batch: bool = False
     segmenter_only: bool = False
     segmenter_average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    patience: CountOrZero = 0
     max_skipped: CountOrZero = 10
     precision: Literal["bf16", "bf16_anywhere", "fp32"] = "bf16"
 
@@ -248,15 +245,7 @@ class SolverSettings(_Section):
 class SpeedSettings(_Section):
     """SPEED: performance switches; results do not change."""
 
-    keep_memory: bool = True
-    channels_last: bool | None = None
     compile: bool = False
-    planes: bool = False
-    padded_channels: bool = False
-    phases: bool = False
-    fused: bool = False
-    flat_step: bool = False
-    graphs: bool = False
 
 
 class IntervalSettings(_Section):
@@ -266,8 +255,6 @@ class IntervalSettings(_Section):
     valid: Count = 1000
     save: Count = 1000
     picture: Count = 1000
-    gradients: CountOrZero = 0
-    judge: CountOrZero = 0
 
 
 class Settings(_Section):
@@ -338,9 +325,7 @@ def _explain(error: ValidationError, source: str) -> str:
     findings = []
     for item in error.errors():
         key = ".".join(shorten(str(part)) for part in item["loc"])
-        if key in REMOVED:
-            finding = f"{key}: was removed, as it cost more than it brought (see CHANGELOG.md); delete it"
-        elif item["type"] == "extra_forbidden":
+        if item["type"] == "extra_forbidden":
             finding = f"{key}: unknown setting{_known_keys(item['loc'])}"
         else:
             expected = item["msg"].removeprefix("Value error, ")
@@ -369,18 +354,12 @@ def read_settings(path: Path | str | None = None, overrides: Sequence[str] = ())
         overrides: ``KEY.SUB=value`` assignments, applied in order; the value is parsed as YAML.
 
     Raises:
-        SettingsError: the file cannot be read or is one of the published code, or a key is unknown, removed, repeated,
-            of the wrong type or out of range. The message is one line that names the key and the expected value.
+        SettingsError: the file cannot be read or is one of the published code, or a key is unknown, repeated, of the
+            wrong type or out of range. The message is one line that names the key and the expected value.
     """
     if path is None:
         return read_settings_text("", "settings", overrides)
-    text = read_text(Path(path))
-    if looks_published(text):
-        raise SettingsError(
-            f"{path}: a config file of the published code; translate it with python -m configs.translate {path} "
-            "--output NEW.yaml (docs/published_config.md)"
-        )
-    return read_settings_text(text, str(path), overrides)
+    return read_settings_text(read_text(Path(path)), str(path), overrides)
 
 
 def read_settings_text(text: str, source: str, overrides: Sequence[str] = ()) -> Settings:
@@ -394,51 +373,17 @@ def read_settings_text(text: str, source: str, overrides: Sequence[str] = ()) ->
     Raises:
         SettingsError: as in `read_settings`.
     """
-    tree = _tree(text, source)
-    for assignment in overrides:
-        _override(tree, assignment)
-    return _validated(tree, source)
-
-
-def parse_settings(text: str, source: str) -> Settings:
-    """Parse the settings that a run recorded with `Settings.to_yaml`, also in an earlier version.
-
-    Args:
-        text: YAML.
-        source: where the text comes from, for error messages.
-
-    Raises:
-        SettingsError: as in `read_settings`, and for runs that used a setting which has been removed since.
-    """
-    return recorded_settings(_tree(text, source), source)
-
-
-def recorded_settings(tree: dict[str, Any], source: str) -> Settings:
-    """Validate settings that a run recorded; removed settings that were off are dropped.
-
-    Args:
-        tree: sections by name.
-        source: where the settings come from, for error messages.
-
-    Raises:
-        SettingsError: as in `parse_settings`.
-    """
-    tree = {section: dict(keys) if isinstance(keys, dict) else keys for section, keys in tree.items()}
-    for section, key in (name.split(".") for name in REMOVED):
-        if isinstance(tree.get(section), dict) and tree[section].get(key) == 0:
-            del tree[section][key]
-    return _validated(tree, source)
-
-
-def _tree(text: str, source: str) -> dict[str, Any]:
+    if _PUBLISHED.search(text):
+        raise SettingsError(
+            f"{source}: a config file of the published code; docs/published_config.md says what its keys are called "
+            "here, configs/published.yaml has the values of the known one"
+        )
     tree = parse_yaml(text, source)
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise SettingsError(f"{source}: expected sections such as EXP and DATASET, got {type(tree).__name__}")
-    return tree
-
-
-def _validated(tree: dict[str, Any], source: str) -> Settings:
+    for assignment in overrides:
+        _override(tree, assignment)
     try:
         return Settings.model_validate(tree, by_alias=True, by_name=False)
     except ValidationError as error:

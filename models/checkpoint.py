@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 from torch import Tensor, nn
 
@@ -18,7 +19,6 @@ from configs.settings import ImageSettings
 from models.generator import Generator
 from models.published import is_published, load_published, without_wrappers
 from models.segmenter import Segmenter
-from utils.checksums import check_listed
 from utils.errors import CheckpointError, one_line
 from utils.files import atomic_write
 from utils.torch_files import TorchFileError, read_torch_file
@@ -28,10 +28,7 @@ STATE_FORMAT = "GASNet training state"
 VERSION = 1
 
 BEST, LAST, RELEASED = "segmenter_best.pth", "segmenter_last.pth", "segmenter.pth"
-"""File names of segmenters: best validation and last save of a run, and release."""
-
-NETWORKS = "networks.pth"
-"""File name of S, G and D in a release."""
+"""File names of segmenters: best validation and last save of a run, and that of a folder to share."""
 
 _WIDEST = 1024
 _FACTS = ("input", "iteration", "valid_dice", "training")
@@ -60,7 +57,7 @@ class SegmenterInput(Entries):
 
 
 class Training(Entries):
-    """How a segmenter was trained, for its model card. Contains no ids of scans and no paths.
+    """How a segmenter was trained. Contains no ids of scans and no paths.
 
     Attributes:
         cohort: name of the cohort's folder.
@@ -91,6 +88,13 @@ class SegmenterFacts(Entries):
     iteration: NonNegativeInt | None = None
     valid_dice: float | None = None
     training: Training | None = None
+
+    def describe(self) -> str:
+        """What is known of the segmenter, as YAML; null for the rest."""
+        told = self.model_dump(mode="json", by_alias=True)
+        if self.training is not None:
+            told["training"]["settings"] = yaml.safe_load(self.training.settings)
+        return yaml.safe_dump(told, sort_keys=False, width=110)
 
 
 PUBLISHED_INPUT = SegmenterInput(
@@ -190,23 +194,16 @@ def save_segmenter(path: Path, segmenter: Segmenter, facts: SegmenterFacts) -> N
 
 
 def find_segmenter(path: Path) -> Path:
-    """The file of a segmenter: `path` itself or, for a folder, the segmenter of the release or training run in it.
-
-    If SHA256SUMS beside the file lists it, its checksum is compared.
+    """The file of a segmenter: `path` itself or, for a folder, ``segmenter.pth`` or ``segmenter_best.pth`` in it.
 
     Raises:
-        CheckpointError: the folder has no segmenter, or the checksum differs.
-        OSError: a file cannot be read.
+        CheckpointError: the folder has no segmenter.
     """
     if path.is_dir():
         found = [path / name for name in (RELEASED, BEST) if (path / name).is_file()]
         if not found:
-            raise CheckpointError(
-                f"{path}: neither a release ({RELEASED}) nor a run with validation ({BEST}); name the file itself"
-            )
-        path = found[0]
-    if path.is_file():
-        check_listed(path)
+            raise CheckpointError(f"{path}: has neither {RELEASED} nor {BEST}, of a run with validation; name it")
+        return found[0]
     return path
 
 
@@ -214,14 +211,14 @@ def load_segmenter(path: Path, default: SegmenterInput) -> tuple[Segmenter, Segm
     """Load a segmenter from its file, a training state, or a published ``checkpointU_*.pth``.
 
     Args:
-        path: the file, or the folder of a release or a training run (see `find_segmenter`).
+        path: the file, or a folder that has one (see `find_segmenter`).
         default: assumed input if the file does not say it, as published ones and training states do not.
 
     Returns:
         The segmenter on the CPU, and its input.
 
     Raises:
-        CheckpointError: the file cannot be read, its checksum differs, or it holds no segmenter.
+        CheckpointError: the file cannot be read or holds no segmenter.
     """
     segmenter, facts = read_segmenter(path)
     return segmenter, facts.trained_on or default

@@ -10,7 +10,6 @@ loss over ranks is the loss of the whole batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -92,31 +91,21 @@ def reconstruction_loss(generated: Tensor, volume: Tensor) -> Tensor:
     return (generated.float() - volume.float()).abs().mean()
 
 
-def multiple_instance_loss(logits: Tensor, lung: Tensor, share: float = 0.0) -> Tensor:
+def multiple_instance_loss(logits: Tensor, lung: Tensor) -> Tensor:
     """MIL: a diseased volume has a lesion somewhere in its lungs.
 
     Binary cross-entropy of max over voxels of (M * L) against 1, with M = sigmoid(logits) and L the lung mask:
-    -log of the highest probability inside the lungs, at most 100. With a share, the mean of -log over that share of the
-    lung voxels, those with the highest probabilities.
+    -log of the highest probability inside the lungs, at most 100.
 
     Args:
         logits: (batch, 1, depth, height, width).
         lung: 0 or 1, of the shape of `logits`.
-        share: smallest share of the lungs that is lesion, 0..1; 0 takes the maximum alone.
 
     Returns:
         The mean over the batch, float32.
     """
     inside = logits.float().masked_fill(lung == 0, _LOGIT_FLOOR).flatten(1)
-    if not share:
-        highest = inside.amax(dim=1).clamp(min=_LOGIT_FLOOR)
-        return softplus(-highest).mean()
-    # Shapes do not depend on the data, and nothing waits for the device: CUDA graphs need both.
-    most = max(1, math.ceil(share * inside.shape[1]))
-    counts = (share * (lung != 0).flatten(1).sum(dim=1)).ceil().clamp(min=1, max=most)
-    top = inside.topk(most, dim=1).values.clamp(min=_LOGIT_FLOOR)
-    counted = torch.arange(most, device=top.device) < counts[:, None]
-    return ((softplus(-top) * counted).sum(dim=1) / counts).mean()
+    return softplus(-inside.amax(dim=1).clamp(min=_LOGIT_FLOOR)).mean()
 
 
 def lung_cross_entropy(logits: Tensor, target: Tensor, lung: Tensor) -> Tensor:

@@ -196,7 +196,7 @@ def joint_objective(networks: Networks, diseased: Batch, healthy: Batch, method:
     if repeated is not None:
         objective.add("recons", reconstruction_loss(repeated, healthy.image), loss.recons)
     if "MIL" in method.constraints and iteration > loss.mil_start:
-        objective.add("MIL", multiple_instance_loss(logits, diseased.lung, loss.mil_share), loss.mil)
+        objective.add("MIL", multiple_instance_loss(logits, diseased.lung), loss.mil)
     if "perception" in method.constraints and iteration > loss.perception_start:
         pasted, label = paste_lesions(diseased.image, lesion, healthy.image, healthy.lung, loss)
         weight = loss.perception * _risen(iteration - loss.perception_start, loss.perception_ramp)

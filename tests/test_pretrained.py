@@ -1,6 +1,5 @@
 """The GASNet that comes with the project, on a phantom that it was not trained on."""
 
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +34,7 @@ def crops(settings):
     return [sitk.GetArrayFromImage(crop) for crop in cropped]
 
 
-def test_the_files_are_those_of_the_checksums_and_small_enough_for_a_repository():
-    done = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=FOLDER, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "")
+def test_the_files_are_small_enough_for_a_repository():
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 25e6
 
 

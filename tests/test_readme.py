@@ -152,7 +152,6 @@ def test_the_options_of_every_command_exist(page, monkeypatch):
         ["-m", "datasets.phantom"],
         ["-m", "datasets.scans"],
         ["-m", "datasets.make_splits"],
-        ["-m", "configs.translate"],
         ["-m", "datasets.public"],
         ["-m", "benchmarks.weak_supervision.cohort"],
         ["-m", "benchmarks.weak_supervision.public"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,22 @@ class RunningMeans:
         counts = torch.stack([self._counts[name] for name in names]).tolist()
         self._sums, self._counts = {}, {}
         return {name: s / n for name, s, n in zip(names, sums, counts, strict=True) if n}
+
+
+def discriminator_balance(entry: Mapping[str, float], heads: int) -> dict[str, float]:
+    """The discriminator's probability of the correct class, on healthy and on synthetic volumes, for the log.
+
+    Near 1 on both, D dominates; near 0.5 on both, it has collapsed. Either teaches S and G little.
+
+    Args:
+        entry: mean terms of the objectives by name.
+        heads: heads of D, over which its terms are summed.
+
+    Returns:
+        The geometric means exp(-BCE), BCE being the mean over the heads; nothing without a step of D.
+    """
+    terms = {kind: entry.get(f"discriminator/{kind}") for kind in ("healthy", "synthetic")}
+    return {f"right/{kind}": math.exp(-term / heads) for kind, term in terms.items() if term is not None}
 
 
 class RunLog:

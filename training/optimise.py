@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Adam, Optimizer, RMSprop
 
 from configs.settings import OptimizerSettings, SchedulerSettings, SolverSettings
@@ -57,25 +57,6 @@ def set_learning_rates(optimizers: Mapping[str, Optimizer], solver: SolverSettin
 def gradients(optimizers: Sequence[Optimizer]) -> list[Tensor]:
     """Return the gradients of the parameters of some optimisers."""
     return [p.grad for p in _parameters(optimizers)]
-
-
-def gradient_norms(weighted: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Compute the 2-norm of each term's gradient over the parameters of a network, as ``gradient_<term>``.
-
-    Terms that do not depend on the network are left out; genImgToD, which shares a forward pass of D with the
-    adversarial term, is 0 for the segmenter. The graph is retained for the backward pass.
-
-    Args:
-        weighted: weighted terms of an objective, scalars.
-        network: a network whose parameters require gradients.
-    """
-    parameters = list(network.parameters())
-    norms = {}
-    for name, term in weighted.items():
-        found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-        if found := [gradient for gradient in found if gradient is not None]:
-            norms[f"gradient_{name}"] = torch.stack([gradient.norm() for gradient in found]).norm()
-    return norms
 
 
 CHECKED = ("loss", "gradient", "optimiser state or weights")

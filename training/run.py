@@ -11,7 +11,6 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +19,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from configs.settings import Settings, SpeedSettings, parse_settings
+from configs.settings import Settings, read_settings_text
 from datasets.cohort import Case, read_volumes
 from datasets.samples import BatchStream, Samples, batch_size, scan_input
 from evaluation.inference import autocast
 from models import Segmenter
 from models.checkpoint import BEST, LAST, SegmenterFacts, SegmenterInput, load_weights, save_segmenter
-from models.fast.networks import FastPath, accelerate_checked
 from models.objectives import Batch, Method, Networks, Objective, build_networks, disturb
 from reports.training import write_training_report
-from training.balance import DiscriminatorBalance
-from training.flat_step import FlatOptimizer, flat_guarded_step
-from training.graphs import GraphedSteps
-from training.judgement import judge
-from training.log import RunLog, RunningMeans, SilentLog, picture_grid
-from training.model_card import describe_training, write_model_card
+from training.log import RunLog, RunningMeans, SilentLog, discriminator_balance, picture_grid
 from training.optimise import (
     SkippedSteps,
     build_optimizers,
-    gradient_norms,
     gradients,
     guarded_step,
     set_learning_rates,
 )
 from training.signals import StopSignal
-from training.states import find_states, load_latest_state, save_state
+from training.states import describe_training, find_states, load_latest_state, save_state
 from training.validation import DICE, validate
 from utils import distributed
 from utils.errors import CheckpointError, SettingsError, TrainingError, one_line
@@ -92,11 +84,7 @@ class TrainingRun:
         self._refuse_what_cannot_run(resume)
         _prepare_torch(settings, device)
         self.method = Method(settings.exp.constraints, settings.solver.iter_max, settings.loss, settings.gate)
-        self.networks = _initial_networks(settings, initialise=not resume).to(device, settings.speed.channels_last)
-        fast = settings.speed if _has_fast_path(device) else SpeedSettings()
-        if path := FastPath.of(fast):
-            for network in self.networks:
-                accelerate_checked(network, path)
+        self.networks = _initial_networks(settings, initialise=not resume).to(device)
         if settings.speed.compile:
             self.networks.segmenter.compile()
             self.networks.generator.compile()
@@ -104,18 +92,10 @@ class TrainingRun:
         self._average = _moving_average(self.networks.segmenter, settings.solver.segmenter_average)
         self.iteration = 0
         self.best_dice: float | None = None
-        self._stale = 0
         self.skipped = SkippedSteps(settings.solver.max_skipped)
         positions: dict[str, int] = {}
         if resume:
             positions = self._restore(load_latest_state(self.folder))
-        self._flat: dict[str, FlatOptimizer] = {}
-        self._graphs: GraphedSteps | None = None
-        if fast.flat_step or fast.graphs:
-            self._flat = {name: FlatOptimizer(optimizer) for name, optimizer in self.optimizers.items()}
-        if fast.graphs and distributed.world_size() == 1:
-            mixed = partial(autocast, device, settings.solver.precision)
-            self._graphs = GraphedSteps(self.networks, self._flat, self.method, mixed)
         self._streams = {split: self._open_stream(split, positions.get(split, 0)) for split in settings.training_splits}
         if distributed.is_rank_zero():
             write_text(self.folder / "settings.yaml", settings.to_yaml())
@@ -123,7 +103,6 @@ class TrainingRun:
         else:
             self._log = SilentLog()
         self._means = RunningMeans()
-        self._balance = DiscriminatorBalance(settings.model.discriminator_heads)
         self._last_log = (self.iteration, time.monotonic())
         self._next_page = time.monotonic() + 1 / _PAGE_SHARE  # as if a page had just taken a second
         self.stop = StopSignal()
@@ -162,8 +141,7 @@ class TrainingRun:
             self._log.close()
 
     def _finished(self) -> bool:
-        solver = self.settings.solver
-        return self.iteration >= solver.last_iteration or 0 < solver.patience <= self._stale
+        return self.iteration >= self.settings.solver.last_iteration
 
     @property
     def segmenter(self) -> Segmenter:
@@ -189,49 +167,22 @@ class TrainingRun:
             second: its second batch.
             trains: names of the networks to train.
         """
-        logs_gradients = "segmenter" in trains and self._looks_at_gradients()
-        if self._graphs is not None and not logs_gradients:
-            name, logged, finite = self._graphs.step(objective, (first, second), trains, self.iteration)
-            own = logged["total"]
-        else:
-            name, logged, finite, own = self._step(objective, first, second, trains, logs_gradients)
-        if self._average is not None and "segmenter" in trains:
-            self._average.update_parameters(self.networks.segmenter)
-        self._means.add(name, logged, finite.all())
-        self.skipped.record(finite, own, self.iteration, name, [*first.ids, *second.ids])
-
-    def _step(
-        self,
-        objective: Callable[..., Objective],
-        first: Batch,
-        second: Batch,
-        trains: Sequence[str],
-        logs_gradients: bool,
-    ) -> tuple[str, dict[str, Tensor], Tensor, Tensor]:
-        """Take a step eagerly; return the objective's name, the values to log, the guard's findings, and the total."""
         for name, network in self.networks._asdict().items():
             network.requires_grad_(name in trains)
         optimizers = [self.optimizers[name] for name in trains]
-        flat = [self._flat[name] for name in trains if self._flat]
-        for optimizer in flat or optimizers:
+        for optimizer in optimizers:
             optimizer.zero_grad()
         with autocast(self.device, self.settings.solver.precision):
             value = objective(self.networks, first, second, self.method, self.iteration)
         own = value.total.detach()
         logged = {name: term.clone() for name, term in {**value.terms, "total": own}.items()}
-        if logs_gradients:
-            logged |= gradient_norms(value.weighted, self.networks.segmenter)
         value.total.backward()
-        found = [optimizer.gradient for optimizer in flat] or gradients(optimizers)
-        distributed.average_over_ranks([*found, *logged.values()])
-        total = logged["total"]
-        finite = flat_guarded_step(flat, total) if flat else guarded_step(optimizers, total)
-        return value.name, logged, finite, own
-
-    def _looks_at_gradients(self) -> bool:
-        interval = self.settings.interval.gradients
-        # Counted in iterations of S: half of all iterations train D.
-        return interval > 0 and (self.iteration // 4 * 2 + self.iteration % 2) % interval == 0
+        distributed.average_over_ranks([*gradients(optimizers), *logged.values()])
+        finite = guarded_step(optimizers, logged["total"])
+        if self._average is not None and "segmenter" in trains:
+            self._average.update_parameters(self.networks.segmenter)
+        self._means.add(value.name, logged, finite.all())
+        self.skipped.record(finite, own, self.iteration, value.name, [*first.ids, *second.ids])
 
     def write_page(self) -> None:
         """Write report.html on rank 0. If that fails, warn and continue."""
@@ -251,13 +202,11 @@ class TrainingRun:
         improved = False
         if self.validate and (done % interval.valid == 0 or self._finished()):
             improved = self._validate()
-        finished = self._finished()  # validation may have used up SOLVER.PATIENCE
+        finished = self._finished()
         # Without a save, a resumed run would not know the best Dice, and could replace the best segmenter by a worse.
         save = done % interval.save == 0 or finished or improved or stop
         if done % interval.log == 0 or save:
             self._report()
-        if distributed.is_rank_zero() and self._judges() and (done % interval.judge == 0 or finished):
-            self._log.scalars(done, judge(self.networks, self.cohort, self.settings))
         if distributed.is_rank_zero() and (done % interval.picture == 0 or finished):
             self._log.picture(done, self._pictures())
         if distributed.is_rank_zero() and save:
@@ -268,17 +217,13 @@ class TrainingRun:
             log.warning("stopped at iteration %d, state saved; continue with --resume", done)
             raise SystemExit(128 + stop)
 
-    def _judges(self) -> bool:
-        return self.settings.interval.judge > 0 and not self.settings.solver.segmenter_only
-
     def _report(self) -> None:
         for what in self.skipped.check():
             log.warning("NaN or Inf in the %s; this step was skipped", what)
         before, since = self._last_log
         now = time.monotonic()
         values = self._means.take()
-        if message := self._balance.add(values):
-            log.warning("iteration %d: %s", self.iteration, message)
+        values |= discriminator_balance(values, self.settings.model.discriminator_heads)
         values |= {f"lr/{name}": o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
         values |= {
             "seconds_per_iteration": (now - since) / max(self.iteration - before, 1),
@@ -295,9 +240,8 @@ class TrainingRun:
         self._log.scalars(self.iteration, values)
         dice = values.get(DICE)
         if dice is None or (self.best_dice is not None and dice <= self.best_dice):
-            self._stale += 1
             return False
-        self.best_dice, self._stale = dice, 0
+        self.best_dice = dice
         if distributed.is_rank_zero():
             self._save_segmenter(BEST, dice)
         return True
@@ -326,9 +270,6 @@ class TrainingRun:
             training=describe_training(self.settings, self.cohort, self.device),
         )
         save_segmenter(self.folder / name, self.segmenter, facts)
-        # The card describes the segmenter that a user would take.
-        if name == BEST or self.best_dice is None:
-            write_model_card(self.folder / name, self.segmenter, facts)
 
     def _save(self) -> None:
         self._save_segmenter(LAST, None)
@@ -342,7 +283,6 @@ class TrainingRun:
             },
             "position": {split: stream.position for split, stream in self._streams.items()},
             "best_dice": self.best_dice,
-            "stale": self._stale,
             "skipped": self.skipped.count,
             "settings": self.settings.to_yaml(),
         }
@@ -363,7 +303,7 @@ class TrainingRun:
             torch.set_rng_state(state["random"]["torch"])
             if self.device.type == "cuda" and len(state["random"]["cuda"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(state["random"]["cuda"])
-            self.best_dice, self._stale = state["best_dice"], state.get("stale", 0)
+            self.best_dice = state["best_dice"]
             self.skipped.count = state["skipped"]
             self.iteration = state["iteration"]
             positions = dict(state["position"])
@@ -377,13 +317,8 @@ class TrainingRun:
         return positions
 
 
-def _has_fast_path(device: torch.device) -> bool:
-    """Whether SPEED may replace operations; on the CPU, PyTorch's own are the reference."""
-    return device.type == "cuda"
-
-
 def _prepare_torch(settings: Settings, device: torch.device) -> None:
-    if settings.speed.keep_memory and device.type == "cpu":
+    if device.type == "cpu":
         keep_freed_memory()
     random.seed(settings.exp.seed)
     torch.manual_seed(settings.exp.seed)
@@ -405,7 +340,7 @@ def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
 
 def _recorded_as(recorded: str, settings: Settings) -> bool:
     try:
-        return parse_settings(recorded, "settings") == settings
+        return read_settings_text(recorded, "settings") == settings
     except SettingsError:  # from another version
         return False
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import NonNegativeInt
 from torch import Tensor
 
-from models.checkpoint import STATE_FORMAT, VERSION, Entries, StateFile, check_entries, load, save
+from configs.settings import Settings
+from datasets.cohort import Case
+from models.checkpoint import STATE_FORMAT, VERSION, Entries, StateFile, Training, check_entries, load, save
 from utils.errors import CheckpointError
+from utils.manifest import environment, project_version
 
 log = logging.getLogger(__name__)
 
@@ -75,27 +79,27 @@ def load_latest_state(folder: Path) -> dict[str, Any]:
     raise CheckpointError(f"{folder}: no training state to resume from; start without --resume")
 
 
-def save_networks(path: Path, state: Path) -> None:
-    """Write only S, G and D of a training state, in half precision; training cannot resume from it.
+def describe_training(settings: Settings, cohort: Mapping[str, Sequence[Case]], device: torch.device) -> Training:
+    """Describe a training run, for the file of its segmenter: no ids of scans, and of folders only the last part.
 
     Args:
-        path: path of the new file.
-        state: the training state.
-
-    Raises:
-        CheckpointError: `state` cannot be read, is no training state or has weights beyond half precision, or the file
-            cannot be written.
+        settings: settings of the experiment.
+        cohort: cases by key of DATASET.SPLIT; they are counted.
+        device: device of the training.
     """
-    content = load(state)
-    if content.get("format") != STATE_FORMAT:
-        raise CheckpointError(f"{state}: not a training state; take a state_*.pth")
-    networks = {name: {key: _halved(x) for key, x in w.items()} for name, w in content["networks"].items()}
-    if not all(x.isfinite().all() for weights in networks.values() for x in weights.values()):
-        raise CheckpointError(f"{state}: has weights beyond the range of half precision; take another state")
-    # Without the settings, which contain folder names.
-    known = {"iteration": content["iteration"]} if "iteration" in content else {}
-    save({"format": STATE_FORMAT, "version": VERSION, **known, "networks": networks}, path)
-
-
-def _halved(tensor: Tensor) -> Tensor:
-    return tensor.half() if tensor.is_floating_point() else tensor
+    start = {name: None if path is None else Path(path).name for name, path in settings.init_model}
+    root = Path(settings.dataset.root).resolve().name or "data"
+    shared = settings.model_copy(
+        update={
+            "exp": settings.exp.model_copy(update={"output_dir": "output"}),
+            "dataset": settings.dataset.model_copy(update={"root": root}),
+            "init_model": settings.init_model.model_copy(update=start),
+        }
+    )
+    return Training(
+        cohort=root,
+        scans={split: len(cases) for split, cases in cohort.items()},
+        settings=shared.to_yaml(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        versions={"GASNet": project_version(), **environment()["versions"]},
+    )

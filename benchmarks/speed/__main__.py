@@ -24,7 +24,6 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 PARTS = {
     "training": "iteration_speed",
-    "roofline": "roofline",
     "segmenter": "inference_speed",
     "cohort": "reading_speed",
     "preparation": "preparation_speed",

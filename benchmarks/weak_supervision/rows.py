@@ -114,7 +114,7 @@ def _small(alone: int, gasnet: int, valid: int) -> Scale:
             "MODEL.WIDTH={UNET: 8, G: 8, D: 8}",
             "DATALOADER.NUM_WORKERS=0",
             "DATALOADER.CACHE_MB=200",
-            f"INTERVAL={{LOG: 20, VALID: {valid}, SAVE: {2 * valid}, PICTURE: {4 * valid}, JUDGE: {2 * valid}}}",
+            f"INTERVAL={{LOG: 20, VALID: {valid}, SAVE: {2 * valid}, PICTURE: {4 * valid}}}",
         ),
         by_config=_schedule(alone, gasnet, 2e-3),
     )
@@ -126,9 +126,8 @@ SCALES: Mapping[str, Scale] = {
     "full": Scale(
         overrides=(
             "MODEL.WIDTH={UNET: 20, G: 16, D: 16}",
-            "SPEED.CHANNELS_LAST=true",
             "DATALOADER.NUM_WORKERS=3",
-            "INTERVAL={LOG: 20, VALID: 100, SAVE: 400, PICTURE: 400, JUDGE: 200}",
+            "INTERVAL={LOG: 20, VALID: 100, SAVE: 400, PICTURE: 400}",
         ),
         by_config=_schedule(1200, 1600, 1e-3),
     ),

@@ -29,9 +29,10 @@ import torch
 
 from benchmarks.records import as_json
 from benchmarks.weak_supervision.cohort import SIZES, write_cohort
+from benchmarks.weak_supervision.judgement import judge
 from benchmarks.weak_supervision.rows import ROWS, SCALES, row_settings
 from benchmarks.weak_supervision.trivial import THRESHOLDS, best_threshold
-from configs.settings import Settings, read_settings, recorded_settings
+from configs.settings import Settings, read_settings
 from datasets.cohort import read_cohort
 from datasets.window import WINDOW
 from evaluation.inference import predict_cohort
@@ -42,6 +43,7 @@ from models.layers import place
 from train import train, used_splits
 from training.run import TrainingRun
 from training.states import find_states
+from utils import distributed
 from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
 from utils.errors import GasnetError, SettingsError
 from utils.files import lock_folder, write_text
@@ -50,10 +52,24 @@ from utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
+_CHANGED_NOTHING = ("SPEED.KEEP_MEMORY", "SPEED.CHANNELS_LAST", "IMAGE.AUGMENT_ON", "INTERVAL.JUDGE")
+"""Settings of earlier versions that changed no result; AUGMENT_ON was only ever ``loader``."""
+
 
 def result_path(output: Path, name: str, seed: int) -> Path:
     """Result file of a run."""
     return output / "results" / f"{name}_seed_{seed}.json"
+
+
+class JudgedRun(TrainingRun):
+    """A run that logs, at every second validation, which kinds of held-out volumes D can tell from healthy ones."""
+
+    def _between(self) -> None:
+        every = 2 * self.settings.interval.valid
+        due = self.iteration % every == 0 or self._finished()
+        if due and not self.settings.solver.segmenter_only and distributed.is_rank_zero():
+            self._log.scalars(self.iteration, judge(self.networks, self.cohort, self.settings))
+        super()._between()
 
 
 def train_row(settings: Settings, device: torch.device, progress: bool, validate: bool = True) -> None:
@@ -78,7 +94,7 @@ def train_row(settings: Settings, device: torch.device, progress: bool, validate
     folder = settings.exp.folder
     with lock_folder(folder, "pictures"), recording(folder, device=device, settings=settings):
         resume = bool(find_states(settings.exp.folder))
-        train(TrainingRun(settings, cohort, device, resume, validate=validate, progress=progress))
+        train(JudgedRun(settings, cohort, device, resume, validate=validate, progress=progress))
 
 
 def load_trained(settings: Settings, checkpoint: str, device: torch.device | None = None) -> tuple[Segmenter, str]:
@@ -167,13 +183,21 @@ def settings_to_record(settings: Settings) -> dict[str, Any]:
 
 
 def _made_with(path: Path, settings: Settings) -> bool:
-    """Whether a result was made with these settings; a result with settings that no longer exist was not."""
-    try:
-        # Compare validated settings: keys added since then have their defaults.
-        found = recorded_settings(json.loads(path.read_text(encoding="utf-8"))["settings"], str(path))
-    except SettingsError:
-        return False
-    return _without_folders(found) == _without_folders(settings)
+    """Whether a result was made with these settings.
+
+    A setting that the record lacks had its default, and one that no longer exists must have been off.
+    """
+    found = _flat(json.loads(path.read_text(encoding="utf-8"))["settings"])
+    wanted, defaults = _flat(settings_to_record(settings)), _flat(settings_to_record(Settings()))
+    gone = {key: value for key, value in found.items() if key not in wanted and key not in _CHANGED_NOTHING}
+    return not any(gone.values()) and all(found.get(key, defaults[key]) == value for key, value in wanted.items())
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _without_folders(settings: Settings) -> Settings:

@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import softplus
 
 from models.losses import (
     HEALTHY,
@@ -105,41 +104,6 @@ def test_half_precision_logits_are_computed_in_float32(loss):
     value = loss(logits, target)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, loss(logits.float(), target))
-
-
-def test_multiple_instance_loss_over_a_share_of_the_lung_by_hand():
-    # Five voxels of lung in the first volume, one in the second; a share of 0.4 is two of them, and one.
-    p = torch.tensor([[0.9, 0.5, 0.2, 0.1, 0.3, 0.99], [0.25, 0.9, 0.9, 0.9, 0.9, 0.9]])
-    lung = torch.tensor([[1.0, 1, 1, 1, 1, 0], [1, 0, 0, 0, 0, 0]])
-    found = multiple_instance_loss(p.logit().view(2, 1, 1, 1, 6), lung.view(2, 1, 1, 1, 6), share=0.4)
-    expected = ((-math.log(0.9) - math.log(0.5)) / 2 - math.log(0.25)) / 2
-    assert found.item() == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 1.0])
-def test_multiple_instance_loss_over_a_share_is_a_mean_per_volume(share):
-    torch.manual_seed(0)
-    logits = torch.randn(3, 1, 8, 16, 16, dtype=torch.float64).float()
-    lung = (torch.rand_like(logits) > torch.tensor([0.2, 0.7, 2.0]).view(3, 1, 1, 1, 1)).float()  # the last has none
-    results = []
-    for by_hand in (False, True):
-        own = logits.clone().requires_grad_()
-        if by_hand:
-            inside = own.masked_fill(lung == 0, -100).flatten(1)
-            counts = [max(1, math.ceil(share * n)) for n in lung.flatten(1).sum(1).int().tolist()]
-            tops = [volume.sort(descending=True).values[:n] for volume, n in zip(inside, counts, strict=True)]
-            value = torch.stack([softplus(-top).mean() for top in tops]).mean()
-        else:
-            value = multiple_instance_loss(own, lung, share)
-        value.backward()
-        results.append((value.detach(), own.grad))
-    torch.testing.assert_close(*results)
-
-
-def test_multiple_instance_loss_with_a_share_below_one_voxel_takes_the_highest():
-    logits = reference.wave((2, 1, 4, 8, 8), 0.4) * 3
-    lung = (reference.wave((2, 1, 4, 8, 8), 1.4) > 0).float()
-    torch.testing.assert_close(multiple_instance_loss(logits, lung, 1e-6), multiple_instance_loss(logits, lung))
 
 
 def _volumes(*voxels):

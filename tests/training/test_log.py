@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from models import Generator, Segmenter
 from models.objectives import Networks
 from tests import reference
-from training.log import RunLog, RunningMeans, picture_grid
+from training.log import RunLog, RunningMeans, discriminator_balance, picture_grid
 
 
 def test_running_means_leave_out_skipped_steps():
@@ -45,6 +46,15 @@ def test_the_end_of_a_log_that_a_kill_or_a_power_loss_cut_off_is_mended(tmp_path
     kept = [{"iteration": 4, "a": 2}] if end.endswith("}") and "4" in end else []
     entries = [json.loads(line) for line in path.read_text().splitlines()]
     assert entries == [{"iteration": 2, "a": 1}, *kept, {"iteration": 5, "a": 9.0}]
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_the_balance_is_the_probability_of_the_correct_class(heads):
+    # Heads that are right with probability 0.96 and 0.98, whose terms are summed: 0.97 in the mean.
+    bce = -math.log(0.97) if heads == 1 else -math.log(0.96) - math.log(0.98)
+    found = discriminator_balance({"discriminator/healthy": bce, "discriminator/synthetic": heads * math.log(2)}, heads)
+    assert found == pytest.approx({"right/healthy": 0.97, "right/synthetic": 0.5}, abs=1e-4)
+    assert discriminator_balance({"joint/adversarial": 1.0}, heads) == {}
 
 
 def test_the_picture_grid_has_a_row_a_volume_and_four_columns():

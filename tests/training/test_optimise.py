@@ -10,7 +10,6 @@ from tests.several import on_processes
 from training.optimise import (
     SkippedSteps,
     build_optimizers,
-    gradient_norms,
     guarded_step,
     learning_rate,
     set_learning_rates,
@@ -174,19 +173,3 @@ def skipping():
 
 def test_of_several_processes_the_one_that_went_wrong_names_its_batch(tmp_path):
     assert [(e.code, e.err) for e in on_processes(2, tmp_path, skipping)] == [(0, "")] * 2
-
-
-def test_norms_of_the_gradients_of_terms_by_hand():
-    network = torch.nn.Linear(2, 1)
-    other = torch.nn.Parameter(torch.ones(()))
-    x = torch.tensor([3.0, 4.0])
-    output = network(x).squeeze()
-    # The gradient of the output is (3, 4) on the weights and 1 on the bias.
-    terms = {"once": output, "twice": 2 * output, "elsewhere": other * 5}
-    norms = gradient_norms(terms, network)
-    assert {name: norm.item() for name, norm in norms.items()} == pytest.approx(
-        {"gradient_once": 26**0.5, "gradient_twice": 2 * 26**0.5}
-    )
-    assert network.weight.grad is None
-    output.backward()  # the graph is still there
-    assert network.weight.grad.tolist() == [[3, 4]]

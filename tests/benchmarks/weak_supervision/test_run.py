@@ -21,7 +21,7 @@ TINY = Scale(
         "MODEL.WIDTH={UNET: 2, G: 2, D: 2}",
         "DATALOADER.NUM_WORKERS=0",
         "SOLVER.ITER_MAX=4",
-        "INTERVAL={LOG: 1, VALID: 2, SAVE: 2, PICTURE: 4, JUDGE: 3}",
+        "INTERVAL={LOG: 1, VALID: 2, SAVE: 2, PICTURE: 4}",
     ),
     by_config={"supervised.yaml": ("SOLVER.ITER_MAX=3", "SOLVER.SEGMENTER_AVERAGE=0")},
 )
@@ -102,7 +102,7 @@ def test_runs_are_trained_tested_and_skipped_when_finished(output, monkeypatch):
         assert [entry["iteration"] for entry in result["curve"]] == {"s-1": [2, 3], "gasnet-1": [2, 4]}[name]
         assert 0 < result["test"]["threshold"] < 1
     judged = results["gasnet-1"]["judged"]
-    assert [entry["iteration"] for entry in judged] == [3, 4]
+    assert [entry["iteration"] for entry in judged] == [4]
     assert set(judged[0]) - {"iteration"} == set(plots._KINDS)
     assert "judged" not in results["s-1"]
 
@@ -121,7 +121,7 @@ def test_runs_are_trained_tested_and_skipped_when_finished(output, monkeypatch):
     output = moved
     # A result with other settings, or with settings that do not exist, is refused.
     path = run.result_path(output, "s-1", 0)
-    path.write_text(path.read_text().replace('"PATIENCE"', '"PATIENCE_OF_OLD"'))
+    path.write_text(path.read_text().replace('"SEED": 0', '"SEED": 0, "SETTING_OF_OLD": 1'))
     failed = run.run_all(runs[:1], "small", output, CPU, processes=1, progress=False)
     assert "made with other settings" in failed["s-1, seed 0"]
     monkeypatch.setitem(ROWS, "gasnet-1", Row("GASNet, 1 label", overrides=("LOSS.RECONS=7",)))

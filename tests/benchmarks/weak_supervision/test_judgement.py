@@ -6,10 +6,10 @@ import SimpleITK as sitk
 import torch
 from torch import nn
 
+from benchmarks.weak_supervision.judgement import judge
 from configs.settings import read_settings
 from datasets.cohort import Case
 from models.objectives import Networks
-from training.judgement import judge
 
 SHAPE = (16, 32, 64)
 SETTINGS = read_settings(None, [f"IMAGE.SIZE={list(SHAPE)}", "IMAGE.SLICES=16", "IMAGE.NORMALIZATION=window"])

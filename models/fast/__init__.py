@@ -1,1 +1,0 @@
-"""Exact, faster ways of computing the networks on CUDA."""
