@@ -5,8 +5,9 @@ Everything but the lesions is drawn independently of the disease.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from scipy import ndimage
@@ -15,6 +16,7 @@ from datasets.phantom.anatomy import Anatomy, draw_anatomy
 from datasets.phantom.body import height_above_diaphragm
 from datasets.phantom.confounders import EFFUSION, MOTION, Lung, add_confounders, effusion_height, move
 from datasets.phantom.lungs import aerated_lung, lung_trees
+from datasets.phantom.frame import Frame
 from datasets.phantom.make import fill_lungs, paint_thorax
 from datasets.phantom.pose import draw_pose
 from datasets.phantom.shapes import paint
@@ -22,6 +24,10 @@ from datasets.phantom.sites import SITES, acquire, draw_protocol
 from datasets.phantom.stages import Patient, add_stage_lesions, draw_patient
 
 Array = np.ndarray
+
+Disease = Callable[[np.random.Generator, Array, Array, Anatomy, Frame], tuple[Array, tuple[str, ...]]]
+"""Paints lesions into lung tissue: called with the generator, the tissue, the lungs, the anatomy and the grid; returns
+the lesion density and the names of what it painted."""
 
 FLUID = 10.0
 """HU of a pleural effusion."""
@@ -39,12 +45,16 @@ class Hardness:
         inspiration: lungs from deep inspiration to expiration; otherwise those of the default phantoms.
         confounders: strength of the confounders, 0 to 1; 0 is off.
         stages: different stages of the disease; otherwise one mixture.
+        grain: SD in HU of the texture of aerated lung.
+        crowding: maximum factor of the number of vessels.
     """
 
     sites: bool = True
     inspiration: bool = True
     confounders: float = 1.0
     stages: bool = True
+    grain: float = 60.0
+    crowding: float = 2.0
 
 
 HARD = Hardness()
@@ -75,6 +85,65 @@ def _breathe(rng: np.random.Generator, body: Anatomy) -> tuple[Anatomy, float]:
     return replace(body, parenchyma=-860 + 150 * level, gravity=rng.uniform(50, 110) + 60 * level), float(level)
 
 
+@dataclass(frozen=True)
+class Body:
+    """A body on the grid of a crop before a scanner sees it; arrays are (z, y, x).
+
+    Attributes:
+        hu: float32 ideal HU.
+        lung: uint8, 0 outside, 1 right, 2 left.
+        density: float32 lesion density, 0..1.
+        spacing: voxel size in mm, (x, y, z).
+        facts: lesion kinds, confounders and inspiration.
+    """
+
+    hu: Array
+    lung: Array
+    density: Array
+    spacing: tuple[float, float, float]
+    facts: dict[str, object]
+
+
+def paint_body(
+    rng: np.random.Generator, size: tuple[int, int, int], disease: Disease | None, hardness: Hardness = HARD
+) -> Body:
+    """Paint one body on the grid of a crop around its lungs.
+
+    Args:
+        rng: random generator; the same state gives the same body, bit by bit.
+        size: (z, y, x).
+        disease: paints lesions; None for a healthy body.
+        hardness: what is switched on; sites and stages are not used.
+    """
+    anatomy, level = draw_anatomy(rng), None
+    if hardness.inspiration:
+        anatomy, level = _breathe(rng, anatomy)
+    fissures = rng.uniform(0.5, 2.2) if hardness.inspiration else 1.0
+    crowding = rng.uniform(1.4, hardness.crowding) if hardness.inspiration and rng.random() < 0.5 else 1.0
+    g = draw_pose(rng, anatomy).crop_frame(anatomy, size)
+    thorax = paint_thorax(rng, anatomy, g)
+    strength, found = hardness.confounders, []
+    if strength and rng.random() < EFFUSION:
+        fluid = effusion_height(rng, anatomy, g, strength)
+        paint(thorax.hu, np.maximum(fluid, thorax.lung - 1), FLUID, g.spacing[0])
+        thorax = replace(thorax, lung=np.maximum(thorax.lung, -fluid))
+        found.append("effusion")
+    mask, above = thorax.labels(g), height_above_diaphragm(anatomy, g)
+    tissue = aerated_lung(rng, anatomy, g, fissures, hardness.grain)
+    if strength:
+        depth = ndimage.distance_transform_edt(np.pad(mask > 0, 1), sampling=g.spacing[::-1])[1:-1, 1:-1, 1:-1]
+        found += add_confounders(rng, Lung(g, anatomy, tissue, mask, depth.astype(np.float32), above), strength)
+    density, kinds = np.zeros(size, np.float32), ()
+    if disease is not None:
+        density, kinds = disease(rng, tissue, mask, anatomy, g)
+    hu = fill_lungs(thorax, tissue, lung_trees(rng, mask, anatomy, g, crowding, leaf=4), anatomy.blood, g)
+    if strength and rng.random() < MOTION:
+        move(rng, hu, anatomy, g, above, strength)
+        found.append("motion")
+    facts = {"kinds": list(kinds), "confounders": sorted(found), "inspiration": level and round(level, 3)}
+    return Body(hu, mask, density, g.spacing, facts)
+
+
 def make_crop(
     rng: np.random.Generator,
     size: tuple[int, int, int],
@@ -91,44 +160,14 @@ def make_crop(
         site: key of `SITES`.
         hardness: what is switched on.
     """
-    body, level = draw_anatomy(rng), None
-    if hardness.inspiration:
-        body, level = _breathe(rng, body)
-    fissures = rng.uniform(0.5, 2.2) if hardness.inspiration else 1.0
-    crowding = rng.uniform(1.4, 2.0) if hardness.inspiration and rng.random() < 0.5 else 1.0
-    g = draw_pose(rng, body).crop_frame(body, size)
-    thorax = paint_thorax(rng, body, g)
-    strength, found = hardness.confounders, []
-    if strength and rng.random() < EFFUSION:
-        fluid = effusion_height(rng, body, g, strength)
-        paint(thorax.hu, np.maximum(fluid, thorax.lung - 1), FLUID, g.spacing[0])
-        thorax = replace(thorax, lung=np.maximum(thorax.lung, -fluid))
-        found.append("effusion")
-    mask, above = thorax.labels(g), height_above_diaphragm(body, g)
-    tissue = aerated_lung(rng, body, g, fissures)
-    if strength:
-        depth = ndimage.distance_transform_edt(np.pad(mask > 0, 1), sampling=g.spacing[::-1])[1:-1, 1:-1, 1:-1]
-        found += add_confounders(rng, Lung(g, body, tissue, mask, depth.astype(np.float32), above), strength)
-    density, kinds = np.zeros(size, np.float32), ()
-    if patient is not None:
-        density, kinds = add_stage_lesions(rng, tissue, mask, body, g, patient)
-    hu = fill_lungs(thorax, tissue, lung_trees(rng, mask, body, g, crowding, leaf=4), body.blood, g)
-    if strength and rng.random() < MOTION:
-        move(rng, hu, body, g, above, strength)
-        found.append("motion")
-    cut = rng.uniform(0.35, 0.65) if strength else 0.5  # annotators differ
+    body = paint_body(rng, size, patient and partial(add_stage_lesions, patient=patient), hardness)
+    cut = rng.uniform(0.35, 0.65) if hardness.confounders else 0.5  # annotators differ
     protocol = draw_protocol(rng, SITES[site])
-    facts = {
-        "site": site,
-        "stage": patient and patient.stage,
-        "kinds": list(kinds),
-        "confounders": sorted(found),
-        "inspiration": level and round(level, 3),
-        "slice_mm": round(protocol.slice_mm, 2),
-        "noise_hu": round(protocol.noise, 1),
-    }
-    lesion = ((density > cut) & (mask > 0)).astype(np.uint8)
-    return Crop(acquire(rng, hu, g.spacing, SITES[site], protocol), mask, lesion, g.spacing, facts)
+    scanner = {"slice_mm": round(protocol.slice_mm, 2), "noise_hu": round(protocol.noise, 1)}
+    facts = {"site": site, "stage": patient and patient.stage} | body.facts | scanner
+    lesion = ((body.density > cut) & (body.lung > 0)).astype(np.uint8)
+    hu = acquire(rng, body.hu, body.spacing, SITES[site], protocol)
+    return Crop(hu, body.lung, lesion, body.spacing, facts)
 
 
 def site_of(seed: Sequence[int], number: int) -> str:

@@ -54,12 +54,17 @@ def fissure_distances(body: Anatomy, g: Frame) -> tuple[Array, Array]:
     return oblique, np.where((g.x < 0) & (oblique > 0), horizontal, np.float32(99))
 
 
-def aerated_lung(rng: np.random.Generator, body: Anatomy, g: Frame, fissures: float = 1.0) -> Array:
-    """HU of aerated lung without vessels: denser towards the back, patchy, with fissures scaled by ``fissures``."""
+def aerated_lung(
+    rng: np.random.Generator, body: Anatomy, g: Frame, fissures: float = 1.0, grain: float = 60.0
+) -> Array:
+    """HU of aerated lung without vessels: denser towards the back, patchy, with fissures scaled by ``fissures``.
+
+    ``grain`` is the SD in HU of what is too small to be painted, such as the smallest vessels.
+    """
     shape, spacing = g.x.shape, np.array(g.spacing)
     hu = body.parenchyma + body.gravity * np.clip(g.y / (2 * body.half_depth), -0.6, 0.6)
     hu += 14 * smooth_field(rng, shape, g.spacing, 22)
-    hu += 60 * filtered_noise(rng, shape, 1.3 / spacing[::-1])
+    hu += grain * filtered_noise(rng, shape, 1.3 / spacing[::-1])
     for fissure in fissure_distances(body, g):
         hu += (
             FISSURE_RISE * fissures * np.exp(-((fissure / max(0.9, 0.5 * spacing[0])) ** 2)) * min(1, 1.5 / spacing[0])

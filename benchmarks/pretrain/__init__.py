@@ -1,0 +1,1 @@
+"""Training of the pretrained segmenter on synthetic scans alone."""
