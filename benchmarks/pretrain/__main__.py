@@ -1,15 +1,18 @@
-"""Trains the pretrained segmenter on synthetic scans alone: one thread, resumable.
+"""Trains the pretrained segmenter on synthetic scans alone, on one thread of a CPU.
 
-OUTPUT/bodies/ holds the painted bodies, OUTPUT/state.pth the state of the training, OUTPUT/segmenter.pth the moving
-average of the weights. The same command resumes.
+Paints the bodies (about a second each), then trains S; every step sees some of them through a new random scanner.
+OUTPUT/bodies/ holds the bodies, OUTPUT/state.pth the state of the training and OUTPUT/segmenter.pth the moving average
+of the weights of S, for test.py, predict.py and python -m benchmarks.patients. The same command resumes; more cycles
+continue a finished training.
 
 Examples:
   OMP_NUM_THREADS=1 python -m benchmarks.pretrain pretrain
-  OMP_NUM_THREADS=1 python -m benchmarks.pretrain pretrain --bodies 800 --steps 6000
+  OMP_NUM_THREADS=1 python -m benchmarks.pretrain pretrain --bodies 800 --cycles 900 1500 3000
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,24 +23,36 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from benchmarks.pretrain.scans import CROP, draw_sample, write_body
+from benchmarks.pretrain.scans import CROP, body_path, draw_sample, write_body
+from datasets.window import WINDOW
+from evaluation.inference import autocast
+from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from models.layers import place
 from models.segmenter import Segmenter
-from utils.cli import new_parser, run
+from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.files import atomic_write
+from utils.memory import keep_freed_memory
 
-SIZES = (((24, 96, 96), 2), ((40, 96, 96), 1), ((40, 112, 112), 1), ((20, 160, 160), 1))
-"""Size and number of the sub-volumes of a step, drawn anew for each: S learns not to depend on the statistics of a
-sub-volume, which instance norm removes."""
+log = logging.getLogger(__name__)
 
-WHOLE = 0.12
-"""Share of the steps on whole crops in the last two thirds."""
+SUB_VOLUMES = (((24, 96, 96), 2), ((40, 96, 96), 1), ((40, 112, 112), 1), ((20, 160, 160), 1))
+"""Sizes (z, y, x) of the sub-volumes of a step, and their number. One is drawn for each step, so that S does not
+depend on the statistics of one size, which instance norm removes."""
 
-VALID = 20
-"""Number of the last bodies, which validate."""
+WHOLE, WHOLE_AFTER = 0.12, 300
+"""Share of the steps on a whole crop, after this many steps."""
 
-DECAY = 0.995
-CLIP = 5.0
+CYCLES = (900, 1500, 1500)
+"""Steps of each cycle of the learning rate."""
+
+SAVED_EVERY = 50
+RATE, LOWEST, WARM_UP = 1.5e-3, 0.02, 50
+"""Highest learning rate, its lowest share, and steps to the highest at the start."""
+
+DECAY, CLIPPED = 0.995, 5.0
+"""Decay of the moving average; highest norm of the gradient."""
+
+CPU = torch.device("cpu")
 
 
 def loss_of(logits: Tensor, lesion: Tensor, lung: Tensor) -> Tensor:
@@ -48,102 +63,113 @@ def loss_of(logits: Tensor, lesion: Tensor, lung: Tensor) -> Tensor:
     return (cross * lung).sum() / lung.sum().clamp_min(1) + 1 - dice
 
 
-def rate_at(step: int, steps: int, rate: float) -> float:
-    """Learning rate: a short warm-up, then cosine to a fiftieth."""
-    return rate * min(1, step / 50) * (0.02 + 0.49 * (1 + np.cos(np.pi * step / steps)))
+def rate_at(step: int, cycles: Sequence[int]) -> float:
+    """Learning rate of a step, counted from 1: a half cosine in each cycle."""
+    rest = step
+    for cycle in cycles:
+        if rest <= cycle:
+            break
+        rest -= cycle
+    share = LOWEST + (1 - LOWEST) * (1 + np.cos(np.pi * min(rest / cycle, 1))) / 2
+    return RATE * min(1, rest / WARM_UP) * float(share)
 
 
 class Training:
-    """S, its moving average and the optimiser."""
+    """S, the moving average of its weights, and the optimiser.
 
-    def __init__(self, width: int, rate: float) -> None:
-        torch.manual_seed(0)
-        device = torch.device("cpu")
-        self.segmenter, self.mean = (place(Segmenter(width), device).train() for _ in range(2))
-        self.mean.load_state_dict(self.segmenter.state_dict())
-        self.optimizer = torch.optim.AdamW(self.segmenter.parameters(), lr=rate, weight_decay=1e-4)
-        self.step, self.rate, self.seconds = 0, rate, 0.0
+    Args:
+        width: of S.
+        bodies: files of the painted bodies.
+        seed: of weights and samples.
+    """
 
-    def update(self, steps: int, paths: Sequence[Path], seed: int) -> float:
-        """One step; returns the loss."""
-        rng = np.random.default_rng([seed, 1, self.step])
-        size, count = SIZES[rng.integers(len(SIZES))]
-        if self.step > steps / 3 and rng.random() < WHOLE:
+    def __init__(self, width: int, bodies: Sequence[Path], seed: int) -> None:
+        torch.manual_seed(seed)
+        self.segmenter, self.average = (place(Segmenter(width), CPU).train() for _ in range(2))
+        self.average.load_state_dict(self.segmenter.state_dict())
+        self.optimizer = torch.optim.AdamW(self.segmenter.parameters(), weight_decay=1e-4)
+        self.bodies, self.seed, self.step, self.seconds = bodies, seed, 0, 0.0
+
+    def draw_batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Image, lesion and lung of the next step, float32 (batch, 1, z, y, x); a function of seed and step."""
+        rng = np.random.default_rng([self.seed, 1, self.step])
+        size, count = SUB_VOLUMES[rng.integers(len(SUB_VOLUMES))]
+        if self.step > WHOLE_AFTER and rng.random() < WHOLE:
             size, count = CROP, 1
-        samples = [draw_sample(rng, paths[rng.integers(len(paths))], size) for _ in range(count)]
-        image, lesion, lung = (
-            torch.from_numpy(np.stack([getattr(sample, name) for sample in samples]))[:, None]
-            for name in ("image", "lesion", "lung")
+        samples = [draw_sample(rng, self.bodies[rng.integers(len(self.bodies))], size) for _ in range(count)]
+        return tuple(
+            torch.from_numpy(np.stack(arrays))[:, None].contiguous(memory_format=torch.channels_last_3d)
+            for arrays in zip(*samples, strict=True)
         )
-        image = image.contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast("cpu", torch.bfloat16):
+
+    def update(self, rate: float) -> float:
+        """Take one step; returns its loss."""
+        image, lesion, lung = self.draw_batch()
+        with autocast(CPU, "bf16_anywhere"):
             logits = self.segmenter(image)
         loss = loss_of(logits.float(), lesion, lung)
         self.step += 1
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate_at(self.step, steps, self.rate)
+        self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.segmenter.parameters(), CLIP)
+        torch.nn.utils.clip_grad_norm_(self.segmenter.parameters(), CLIPPED)
         self.optimizer.step()
         decay = min(DECAY, 1 - 1 / (self.step / 4 + 1))
         with torch.no_grad():
-            for mean, now in zip(self.mean.parameters(), self.segmenter.parameters(), strict=True):
-                mean.lerp_(now, 1 - decay)
+            for average, now in zip(self.average.parameters(), self.segmenter.parameters(), strict=True):
+                average.lerp_(now, 1 - decay)
         return float(loss.detach())
 
     def save(self, folder: Path) -> None:
         """Write state.pth and segmenter.pth."""
-        state = {"segmenter": self.segmenter.state_dict(), "mean": self.mean.state_dict()}
-        state |= {"optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds}
-        for name, value in (("state.pth", state), ("mean.pth", {"width": self.segmenter.width, "weights": state["mean"]})):
-            with atomic_write(folder / name) as part:
-                torch.save(value, part)
+        state = {name: getattr(self, name).state_dict() for name in ("segmenter", "average", "optimizer")}
+        with atomic_write(folder / "state.pth") as part:
+            torch.save(state | {"step": self.step, "seconds": self.seconds}, part)
+        trained_on = SegmenterInput(size=CROP, window=WINDOW, normalization="window")
+        facts = SegmenterFacts(trained_on=trained_on, iteration=self.step)
+        save_segmenter(folder / "segmenter.pth", self.average, facts)
 
     def load(self, path: Path) -> None:
-        """Resume."""
+        """Resume from a state.pth."""
         state = torch.load(path, weights_only=True)
-        self.segmenter.load_state_dict(state["segmenter"])
-        self.mean.load_state_dict(state["mean"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("segmenter", "average", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
         self.step, self.seconds = state["step"], state["seconds"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = new_parser(__doc__, "python -m benchmarks.pretrain")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder of the run")
-    parser.add_argument("--bodies", type=int, default=500, help="number of painted bodies (default 500)")
-    parser.add_argument("--bodies-folder", type=Path)
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--seed", type=int, default=29)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--start", type=Path)
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder of the training")
+    parser.add_argument("--bodies", type=int, default=400, metavar="N", help="number of bodies (default 400)")
+    parser.add_argument(
+        "--cycles", type=int, nargs="+", default=list(CYCLES), metavar="STEPS", help="default {} {} {}".format(*CYCLES)
+    )
+    parser.add_argument("--width", type=int, default=16, help="width of S (default 16; published 20)")
+    parser.add_argument("--seed", type=int, default=29, help="random seed (default 29)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes that paint (default 1)")
+    add_quiet(parser)
     options = parser.parse_args(arguments)
-    folder = options.bodies_folder or options.output / "bodies"
-    folder.mkdir(parents=True, exist_ok=True)
-    options.output.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{number:05d}.npz" for number in range(options.bodies)]
-    if not all(path.is_file() for path in paths):
-        with ProcessPoolExecutor(options.processes) as pool:
-            list(pool.map(write_body, [folder] * len(paths), [options.seed] * len(paths), range(len(paths))))
+    if min(options.bodies, options.width, options.processes, *options.cycles) < 1 or options.seed < 0:
+        parser.error("--seed must be at least 0, all other numbers at least 1")
+    start_logging(options.quiet)
+    bodies = [body_path(options.output, number) for number in range(options.bodies)]
+    with ProcessPoolExecutor(options.processes) as pool:
+        list(pool.map(write_body, bodies, [options.seed] * len(bodies), range(len(bodies))))
     torch.set_num_threads(1)
-    training = Training(options.width, options.rate)
+    keep_freed_memory()
+    training = Training(options.width, bodies, options.seed)
     if (options.output / "state.pth").is_file():
         training.load(options.output / "state.pth")
-    elif options.start:
-        training.load(options.start)
-        training.step = 0
-    start, losses = time.monotonic() - training.seconds, []
-    while training.step < options.steps:
-        losses.append(training.update(options.steps, paths[VALID:], options.seed))
-        training.seconds = time.monotonic() - start
-        if training.step % 50 == 0 or training.step == options.steps:
-            print(f"step {training.step}, {training.seconds:.0f} s, loss {np.mean(losses):.3f}", flush=True)
+    start, losses, steps = time.monotonic() - training.seconds, [], sum(options.cycles)
+    while training.step < steps:
+        losses.append(training.update(rate_at(training.step + 1, options.cycles)))
+        if training.step % SAVED_EVERY == 0 or training.step == steps:
+            training.seconds = time.monotonic() - start
+            log.info("step %d of %d, %.0f s, loss %.3f", training.step, steps, training.seconds, np.mean(losses))
             losses = []
             training.save(options.output)
+    print(f"{options.output / 'segmenter.pth'}: {training.step} steps in {training.seconds / 60:.0f} minutes")
     return 0
 
 

@@ -15,8 +15,8 @@ from scipy import ndimage
 from datasets.phantom.anatomy import Anatomy, draw_anatomy
 from datasets.phantom.body import height_above_diaphragm
 from datasets.phantom.confounders import EFFUSION, MOTION, Lung, add_confounders, effusion_height, move
-from datasets.phantom.lungs import aerated_lung, lung_trees
 from datasets.phantom.frame import Frame
+from datasets.phantom.lungs import aerated_lung, lung_trees
 from datasets.phantom.make import fill_lungs, paint_thorax
 from datasets.phantom.pose import draw_pose
 from datasets.phantom.shapes import paint

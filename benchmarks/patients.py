@@ -1,0 +1,164 @@
+"""Measures segmenters on CTs of patients: crops, segments and scores them, by group of scans.
+
+FOLDER holds ct/, lung/ (lung masks), lesion/ (lesion masks, for those scans that have one) and lists/<group>.txt with
+one id per line; without lists/, all scans are one group. Scans with a lesion mask are scored by Dice on the crops, with
+a 95 % interval (bootstrap over scans); of the others, the volume that was found is given. Prints a table and, with
+--output, writes it as Markdown, and all numbers as JSON beside it.
+
+Examples:
+  python -m benchmarks.patients covid --model-path pretrained --output results/patients.md
+  python -m benchmarks.patients covid --model-path a.pth b.pth --threshold 0.3 0.5
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from benchmarks.records import as_json
+from datasets.cohort import read_id_list
+from datasets.crop import LungMaskCrop
+from datasets.pairs import match_masks
+from datasets.scans import find_scans
+from evaluation.inference import segment
+from evaluation.metrics import THRESHOLD, Score, score_scan
+from models.checkpoint import PUBLISHED_INPUT, find_segmenter, load_segmenter
+from models.layers import place
+from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
+from utils.errors import GasnetError
+from utils.files import write_text
+from utils.progress import progress_bar
+
+DRAWS = 10_000
+"""Bootstrap samples of an interval."""
+
+
+def score_patients(
+    folder: Path, model: Path, thresholds: Sequence[float], device: torch.device, progress: bool = False
+) -> dict[float, dict[str, Score]]:
+    """Crop and segment the CTs of a folder.
+
+    Args:
+        folder: with ct/, lung/ and lesion/.
+        model: checkpoint of a segmenter, or folder of a release or a run.
+        thresholds: probabilities above it are lesion.
+        device: of the segmenter.
+        progress: show a progress bar.
+
+    Returns:
+        Scores by threshold and id.
+
+    Raises:
+        GasnetError: a file cannot be read, or a CT has no lung mask.
+    """
+    segmenter, trained_on = load_segmenter(find_segmenter(model), PUBLISHED_INPUT)
+    segmenter = place(segmenter, device).eval()
+    cropper = LungMaskCrop(size=trained_on.size, window=trained_on.window)
+    scans = find_scans(folder / "ct")
+    lungs, lesions = (match_masks(folder / part, scans)[0] for part in ("lung", "lesion"))
+    if without := [case_id for case_id in scans if case_id not in lungs]:
+        raise GasnetError(f"{folder / 'lung'}: no lung mask of {without[0]}; add it or remove the scan")
+    scores: dict[float, dict[str, Score]] = {threshold: {} for threshold in thresholds}
+    for case_id, scan in progress_bar(scans.items(), "segmenting", unit="scan", shown=progress):
+        crops = cropper.crop(scan, lesions.get(case_id), lungs[case_id])
+        image, lung, *lesion = (sitk.GetArrayFromImage(crop) for crop in crops)
+        probability = segment(segmenter, image, lung, trained_on.normalization)
+        truth = lesion[0] > 0 if lesion else None
+        voxel_ml = float(np.prod(crops[0].GetSpacing())) / 1000
+        for threshold in thresholds:
+            scores[threshold][case_id] = score_scan(case_id, "TEST", probability > threshold, truth, lung > 0, voxel_ml)
+    return scores
+
+
+def read_groups(folder: Path, ids: Sequence[str]) -> dict[str, list[str]]:
+    """Ids by group: the lists of a folder, or one group of all scans.
+
+    Raises:
+        GasnetError: a list names a scan that is not there.
+    """
+    groups = {path.stem: read_id_list(path) for path in sorted((folder / "lists").glob("*.txt"))}
+    for name, listed in groups.items():
+        if missing := [case_id for case_id in listed if case_id not in ids]:
+            raise GasnetError(f"{folder / 'lists' / name}.txt: {missing[0]} is not among the scans in {folder / 'ct'}")
+    return groups or {"all": list(ids)}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of a mean, a percentile bootstrap."""
+    drawn = np.random.default_rng(0).choice(np.asarray(values), (DRAWS, len(values)))
+    low, high = np.quantile(drawn.mean(1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def summarise(scores: Mapping[str, Score], ids: Sequence[str]) -> dict[str, Any]:
+    """What a table says of a group: Dice, sensitivity and precision where lesions are known, elsewhere the ml found."""
+    known = {case_id: scores[case_id].counts for case_id in ids if scores[case_id].counts is not None}
+    found = {case_id: round(scores[case_id].predicted_ml, 1) for case_id in ids if case_id not in known}
+    summary: dict[str, Any] = {"scans": len(ids)}
+    if known:
+        dice = {case_id: counts.dice for case_id, counts in known.items()}
+        low, high = interval(list(dice.values()))
+        summary |= {
+            "dice": round(float(np.mean(list(dice.values()))), 3),
+            "interval": [round(low, 3), round(high, 3)],
+            "worst": round(min(dice.values()), 3),
+            "sensitivity": round(float(np.mean([counts.sensitivity for counts in known.values()])), 3),
+            "dice by scan": {case_id: round(value, 3) for case_id, value in dice.items()},
+        }
+    if found:
+        summary |= {"median ml": round(float(np.median(list(found.values()))), 1), "ml by scan": found}
+    return summary
+
+
+def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One row per segmenter, threshold and group."""
+    lines = [
+        "| segmenter | threshold | group | scans | Dice | 95 % interval | worst | sensitivity | found elsewhere, ml |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        for group, summary in row["groups"].items():
+            low, high = summary.get("interval", ("", ""))
+            spread = f"{low} to {high}" if "interval" in summary else ""
+            found = ", ".join(f"{value:.0f}" for value in summary.get("ml by scan", {}).values())
+            scored = [summary.get(key, "") for key in ("dice", "worst", "sensitivity")]
+            cells = (row["segmenter"], row["threshold"], group, summary["scans"], scored[0], spread, *scored[1:], found)
+            lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = new_parser(__doc__, "python -m benchmarks.patients")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder with ct/, lung/, lesion/ and lists/")
+    parser.add_argument("--model-path", type=Path, nargs="+", required=True, metavar="FILE|DIR", help="segmenters")
+    parser.add_argument(
+        "--threshold", type=float, nargs="+", default=[THRESHOLD], metavar="P", help=f"default {THRESHOLD}"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="table (.md); the numbers are written to FILE.json")
+    add_device(parser)
+    add_quiet(parser)
+    options = parser.parse_args(arguments)
+    start_logging(options.quiet)
+    device, rows = choose_device(options.device), []
+    for model in options.model_path:
+        by_threshold = score_patients(options.folder, model, options.threshold, device, not options.quiet)
+        for threshold, scores in by_threshold.items():
+            groups = read_groups(options.folder, list(scores))
+            summaries = {name: summarise(scores, ids) for name, ids in groups.items()}
+            rows.append({"segmenter": str(model), "threshold": threshold, "groups": summaries})
+    table = as_markdown(rows)
+    if options.output is not None:
+        write_text(options.output, table)
+        write_text(options.output.with_suffix(".json"), as_json({"rows": rows}))
+    print(table, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,59 @@
+"""Bodies and samples of the pretrained segmenter's training."""
+
+import numpy as np
+import pytest
+
+from benchmarks.pretrain import scans
+from benchmarks.pretrain.scans import draw_sample, paint, write_body
+
+CROP = (12, 48, 48)
+
+
+@pytest.fixture(scope="module")
+def bodies(tmp_path_factory):
+    """Files of four small bodies."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scans, "CROP", CROP)
+        paths = [tmp_path_factory.mktemp("bodies") / f"{number}.npz" for number in range(4)]
+        for number, path in enumerate(paths):
+            write_body(path, 29, number)
+        painted = [paint(29, number) for number in range(4)]
+    return paths, painted
+
+
+def test_a_file_holds_what_was_painted(bodies):
+    for path, body in zip(*bodies, strict=True):
+        with np.load(path) as stored:
+            assert abs(stored["hu"] - np.clip(body.hu, -1024, 1500)).max() <= 0.5
+            assert (stored["lung"] == body.lung).all()
+            inside = body.lung > 0
+            assert abs(stored["density"] / 200 - body.density)[inside].max() <= 0.5 / 200 + 1e-6
+            assert not stored["density"][~inside].any()
+    assert any(body.density.any() for body in bodies[1])
+
+
+def test_a_sample_is_a_function_of_its_generator(bodies):
+    size = (8, 32, 40)
+    first, again, other = (draw_sample(np.random.default_rng(seed), bodies[0][0], size) for seed in (1, 1, 2))
+    assert all(array.shape == size and array.dtype == np.float32 for array in first)
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert (first.image != other.image).any()
+
+
+def test_samples_are_in_range_and_lesions_lie_in_the_lungs(bodies):
+    lesioned = 0
+    for seed in range(24):
+        sample = draw_sample(np.random.default_rng(seed), bodies[0][seed % 4], CROP)
+        assert sample.image.min() >= -1 and sample.image.max() <= 1
+        assert set(np.unique(sample.lung)) <= {0, 1} and set(np.unique(sample.lesion)) <= {0, 1}
+        assert (sample.lesion <= sample.lung).all()
+        lesioned += sample.lesion.any()
+    assert 4 <= lesioned <= 24
+
+
+def test_the_whole_crop_shows_the_lesion_of_the_body_mirrored_or_not(bodies):
+    path, body = next(pair for pair in zip(*bodies, strict=True) if pair[1].density.any())
+    sample = draw_sample(np.random.default_rng(5), path, CROP)
+    least, most = ((body.density > cut) & (body.lung > 0) for cut in (0.66, 0.34))
+    ways = [sample.lesion > 0, sample.lesion[:, :, ::-1] > 0]
+    assert any((way <= most).all() and way[least].mean() > 0.5 for way in ways)

@@ -1,0 +1,86 @@
+"""Segmenters measured on a folder of CTs with lung and lesion masks."""
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from benchmarks.patients import interval, main, read_groups
+from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
+from models.segmenter import Segmenter
+from utils.errors import GasnetError
+
+SIZE = (8, 32, 32)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three scans of three boxes of lung; the first two have a lesion mask."""
+    for part in ("ct", "lung", "lesion", "lists"):
+        (tmp_path / part).mkdir()
+    for number, name in enumerate(("a", "b", "c")):
+        ct = np.full((12, 40, 40), 40, np.int16)
+        lung = np.zeros_like(ct, np.uint8)
+        lung[2:10, 6:34, 4:36] = 1
+        ct[lung > 0] = -850
+        lesion = np.zeros_like(lung)
+        lesion[3:7, 10:20, 6:20] = 1
+        ct[lesion > 0] = -300 + 20 * number
+        for part, array in (("ct", ct), ("lung", lung), ("lesion", lesion)):
+            if part != "lesion" or name != "c":
+                image = sitk.GetImageFromArray(array)
+                image.SetSpacing((2.0, 2.0, 5.0))
+                sitk.WriteImage(image, tmp_path / part / f"{name}.nii.gz")
+    return tmp_path
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A segmenter that answers alike everywhere: a probability of 0.6."""
+    segmenter = Segmenter(2)
+    with torch.no_grad():
+        segmenter.predict.weight.zero_()
+        segmenter.predict.bias.fill_(float(np.log(0.6 / 0.4)))
+    facts = SegmenterFacts(trained_on=SegmenterInput(size=SIZE, window=(-1250, 250), normalization="window"))
+    save_segmenter(tmp_path / "s.pth", segmenter, facts)
+    return tmp_path / "s.pth"
+
+
+def test_the_table_holds_dice_by_group_and_volumes_elsewhere(folder, model, tmp_path, capsys):
+    (folder / "lists" / "patients.txt").write_text("a\nb\n")
+    (folder / "lists" / "others.txt").write_text("c\n")
+    output = tmp_path / "out" / "table.md"
+    arguments = [str(folder), "--model-path", str(model), "--threshold", "0.5", "0.7", "--output", str(output)]
+    assert main([*arguments, "--device", "cpu", "--quiet"]) == 0
+    assert capsys.readouterr().out == output.read_text()
+    low, high = json.loads(output.with_suffix(".json").read_text())["rows"]
+    patients, others = low["groups"]["patients"], low["groups"]["others"]
+    share = 4 * 10 * 14 / (8 * 28 * 32)  # of the lungs; all of them are found
+    assert patients["dice"] == pytest.approx(2 * share / (1 + share), abs=0.03)
+    assert patients["sensitivity"] == 1 and patients["scans"] == 2
+    assert others["ml by scan"]["c"] == pytest.approx(8 * 28 * 32 * 20 / 1000, rel=0.1)
+    assert high["groups"]["patients"]["dice"] == 0 and high["groups"]["others"]["ml by scan"]["c"] == 0
+
+
+def test_without_lists_all_scans_are_one_group(folder):
+    assert read_groups(folder, ["a", "b", "c"]) == {"all": ["a", "b", "c"]}
+
+
+def test_a_list_with_an_unknown_scan_and_a_scan_without_lungs_are_errors(folder, model):
+    (folder / "lists" / "x.txt").write_text("d\n")
+    with pytest.raises(GasnetError, match=r"x\.txt: d is not among"):
+        read_groups(folder, ["a", "b", "c"])
+    (folder / "lung" / "b.nii.gz").unlink()
+    with pytest.raises(GasnetError, match="no lung mask of b"):
+        main([str(folder), "--model-path", str(model), "--device", "cpu", "--quiet"])
+
+
+def test_the_interval_is_that_of_the_mean():
+    values = np.random.default_rng(1).normal(0.6, 0.1, 200)
+    low, high = interval(values)
+    half = 1.96 * values.std() / np.sqrt(200)
+    assert low == pytest.approx(values.mean() - half, abs=0.003)
+    assert high == pytest.approx(values.mean() + half, abs=0.003)
+    assert interval([0.5, 0.5]) == (0.5, 0.5)
