@@ -122,6 +122,15 @@ def _rescale_slices(rng: np.random.Generator, hu: Array) -> Array:
     return -1000 + (hu + 1000) * gain[:, None, None] + offset[:, None, None]
 
 
+def _annotate(rng: np.random.Generator, density: Array) -> Array:
+    """A reader's mask of lesions: from tight to generous, half of them with smooth outlines."""
+    density = density / np.float32(DENSITY_STEPS)
+    if rng.random() < 0.5:
+        width = rng.uniform(0.5, 2.5)
+        density = ndimage.gaussian_filter(density, (width / 4, width, width), truncate=2)
+    return density > rng.uniform(0.25, 0.65)
+
+
 def _mask_by_threshold(hu: Array, lung: Array) -> Array:
     """The lungs as thresholds find them: without dense consolidation."""
     smooth = ndimage.gaussian_filter(hu, (0, 1, 1))
@@ -138,7 +147,7 @@ def draw_sample(rng: np.random.Generator, path: Path, size: tuple[int, int, int]
     """
     with np.load(path) as stored:
         hu, lung, density, spacing = (stored[name] for name in ("hu", "lung", "density", "spacing"))
-    lesion = density > rng.uniform(0.35, 0.65) * DENSITY_STEPS
+    lesion = density > DENSITY_STEPS / 2
     inside = lesion if lesion.any() and rng.random() < 0.7 else lung > 0
     spots = np.flatnonzero(inside)
     centre = np.unravel_index(spots[rng.integers(len(spots))], hu.shape)
@@ -148,7 +157,8 @@ def draw_sample(rng: np.random.Generator, path: Path, size: tuple[int, int, int]
         where.append(slice(start, start + n))
     planes = where[1:]
     hu = hu[:, planes[0], planes[1]].astype(np.float32)  # all slices, as thick slices are means of several
-    lung, lesion = lung[tuple(where)] > 0, lesion[tuple(where)]
+    lung = lung[tuple(where)] > 0
+    lesion = _annotate(rng, density[:, planes[0], planes[1]])[where[0]]
     site, protocol = _draw_site(rng)
     scale = rng.uniform(0.85, 1.15)  # small and large patients
     hu = acquire(rng, hu, tuple(spacing * scale), site, protocol)[where[0]]

@@ -12,8 +12,8 @@ from datasets.phantom.frame import Frame
 
 Array = np.ndarray
 
-LOADS = (0.01, 0.65)
-"""Range of the share of the lungs, log-uniform over patients."""
+LOADS = (0.01, 0.7)
+"""Range of the share of the lungs; uniform in half of the patients, log-uniform in the others."""
 
 
 def _above(field: Array, inside: Array, share: float, blur: float) -> Array:
@@ -46,15 +46,18 @@ def add_confluent_lesions(
         + rng.uniform(-0.2, 1.5) * g.y / body.half_depth
         - rng.uniform(-0.4, 1.5) * g.z / body.height
         + rng.uniform(-0.5, 0.5) * np.sign(g.x)
-        + rng.uniform(0.5, 1.0) * lumps
+        + rng.uniform(0.5, 1.5) * lumps
         + rng.uniform(0.05, 0.25) * fray
     )
-    density = _above(place, inside, float(np.exp(rng.uniform(*np.log(LOADS)))), rng.uniform(0.03, 0.2))
+    load = rng.uniform(*LOADS) if rng.random() < 0.5 else float(np.exp(rng.uniform(*np.log(LOADS))))
+    density = _above(place, inside, load, rng.uniform(0.03, 0.3))
     if rng.random() < 0.15:  # the subpleural lung may be spared
         density *= np.clip(depth / rng.uniform(3, 7) - 0.5, 0, 1)
     texture = filtered_noise(rng, shape, HALF_LENGTH_TO_SIGMA * np.exp(rng.uniform(np.log(1.2), np.log(9))) / spacing)
     clouds = smooth_field(rng, shape, g.spacing, rng.uniform(12, 30))
-    share = rng.uniform(0.17, 0.6) * (1 + rng.uniform(0.08, 0.5) * texture + rng.uniform(0.1, 0.35) * clouds)
+    share = np.exp(rng.uniform(np.log(0.08), np.log(0.6))) * (
+        1 + rng.uniform(0.08, 0.5) * texture + rng.uniform(0.1, 0.35) * clouds
+    )
     kinds = ["ground glass"]
     if rng.random() < 0.35:
         share += rng.uniform(0.15, 0.4) * (np.exp(-((fray / 0.3) ** 2)) - 0.3)
@@ -64,5 +67,5 @@ def add_confluent_lesions(
         solid = _above(core, inside & (density > 0.5), rng.uniform(0.05, 0.7), rng.uniform(0.05, 0.25))
         share += solid * np.maximum(rng.uniform(0.7, 1.0) * (1 + rng.uniform(0.05, 0.35) * texture) - share, 0)
         kinds.append("consolidation")
-    tissue += density * np.clip(share, 0.05, 1) * np.maximum(SOFT - tissue, 0)
+    tissue += density * np.clip(share, 0.03, 1) * np.maximum(SOFT - tissue, 0)
     return density.astype(np.float32), tuple(sorted(kinds))

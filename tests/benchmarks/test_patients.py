@@ -59,9 +59,11 @@ def test_the_table_holds_dice_by_group_and_volumes_elsewhere(folder, model, tmp_
     patients, others = low["groups"]["patients"], low["groups"]["others"]
     share = 4 * 10 * 14 / (8 * 28 * 32)  # of the lungs; all of them are found
     assert patients["dice"] == pytest.approx(2 * share / (1 + share), abs=0.03)
-    assert patients["sensitivity"] == 1 and patients["scans"] == 2
+    assert patients["sensitivity"] == 1
+    assert patients["scans"] == 2
     assert others["ml by scan"]["c"] == pytest.approx(8 * 28 * 32 * 20 / 1000, rel=0.1)
-    assert high["groups"]["patients"]["dice"] == 0 and high["groups"]["others"]["ml by scan"]["c"] == 0
+    assert high["groups"]["patients"]["dice"] == 0
+    assert high["groups"]["others"]["ml by scan"]["c"] == 0
 
 
 def test_without_lists_all_scans_are_one_group(folder):

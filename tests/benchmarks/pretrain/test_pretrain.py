@@ -24,8 +24,10 @@ def small(monkeypatch):
 def test_the_rate_is_highest_after_the_warm_up_and_low_at_the_end_of_each_cycle():
     cycles = (900, 1500)
     rates = np.array([rate_at(step, cycles) for step in range(1, 2401)])
-    assert rates.argmax() in (49, 949) and 0.98 * RATE < rates.max() <= RATE
-    assert rates[899] == pytest.approx(0.02 * RATE) and rates[2399] == pytest.approx(0.02 * RATE)
+    assert rates.argmax() in (49, 949)
+    assert 0.98 * RATE < rates.max() <= RATE
+    assert rates[899] == pytest.approx(0.02 * RATE)
+    assert rates[2399] == pytest.approx(0.02 * RATE)
     assert rates[900] < rates[910] < rates[949]
 
 
@@ -36,7 +38,8 @@ def test_the_loss_sees_the_lungs_alone():
     logits = 12 * (2 * lesion - 1)
     right = loss_of(logits, lesion, lung)
     logits[..., 4:] = 12
-    assert torch.equal(loss_of(logits, lesion, lung), right) and right < 1e-3
+    assert torch.equal(loss_of(logits, lesion, lung), right)
+    assert right < 1e-3
     assert loss_of(-logits, lesion, lung) > 1
 
 
@@ -53,7 +56,8 @@ def test_an_interrupted_training_ends_as_one_that_was_not(small, tmp_path, stopp
                 main([str(tmp_path / "two"), "--cycles", "4", "2", *options])
     assert main([str(tmp_path / "two"), "--cycles", "4", "2", *options]) == 0
     one, two = (read_segmenter(tmp_path / name / "segmenter.pth") for name in ("one", "two"))
-    assert one[1].iteration == two[1].iteration == 6 and one[1].trained_on.normalization == "window"
+    assert one[1].iteration == two[1].iteration == 6
+    assert one[1].trained_on.normalization == "window"
     for name, weights in one[0].state_dict().items():
         assert torch.equal(weights, two[0].state_dict()[name]), name
 
