@@ -15,21 +15,23 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from models.checkpoint import PUBLISHED_INPUT, STATE_FORMAT, SegmenterFacts, find_segmenter, load, read_segmenter
-from utils.checksums import sha256
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, GasnetError
 from utils.files import atomic_write, lock_folder
-from utils.manifest import project_version, recording
-from utils.results import RESULTS, Results
+from utils.ledger import Ledger, project_version, recording
 
 TOLERANCE = 1e-3
 """Largest difference of probabilities from those of S."""
@@ -166,11 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     for folder in {file.parent for file in options.output}:
         files = [file for file in options.output if file.parent == folder]
-        with (
-            lock_folder(folder, RESULTS),
-            recording(folder, model=path),
-            Results(folder).writing("export", files, {}, {"model": sha256(path)}),
-        ):
+        with lock_folder(folder), recording(folder, model=path), ExitStack() as stack:
+            for file in files:
+                stack.enter_context(Ledger(folder, "exported").writing(file.name, [file]))
             for file, difference in export(segmenter, facts, files).items():
                 print(f"{file}: on random input, probabilities differ by at most {difference:.1g} from those of S")
     return 0

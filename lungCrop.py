@@ -1,10 +1,11 @@
 """Crops chest CTs to the lungs and resizes them into a cohort.
 
-INPUT is one CT (.nii, .nii.gz, .mha, .mhd, .nrrd, or a folder with one DICOM series) or a folder of CTs. DICOM series
-may lie deeper, as in an export of patients, studies and series; the id of patient/study/series is then
+INPUT are CTs (.nii, .nii.gz, .mha, .mhd, .nrrd, or a folder with one DICOM series) and folders of CTs. DICOM series may
+lie deeper, as in an export of patients, studies and series; the id of patient/study/series is then
 patient_study_series, and a label or lung mask has that name. Writes images/<id>.nii.gz (0..255), lung/<id>.nii.gz and,
-for scans with a label, lesion/<id>.nii.gz to the output folder. Scans that are done are skipped. A scan that fails is
-listed at the end, and the others are done.
+for scans with a label, lesion/<id>.nii.gz to the output folder. Scans that are done are skipped. Crops of scans that
+were in the input of an earlier run and are there no more are removed. A scan that fails is listed at the end, and the
+others are done.
 
 From Python: LungMaskCrop().crop(imagepath, labelpath).
 
@@ -16,31 +17,25 @@ Examples:
     python lungCrop.py scans --output data --labels lesions --dry-run
     python lungCrop.py dicom_folder --output data --series "Lung 1.0"
     python lungCrop.py covidseg/ct_scans --output data --grey-window -1250 250
+    python lungCrop.py site_a/*.nii.gz site_b --output data --part 1/8
     torchrun --nproc-per-node 2 lungCrop.py scans --output data
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 
+from datasets.cohort import CROPS, FOLDERS
 from datasets.crop import LungMaskCrop
-from datasets.crop_scans import (
-    FOLDERS,
-    Masks,
-    crop_options,
-    crop_scans,
-    given_lung_masks,
-    keep_apart,
-    left_to_crop,
-    masks_of_scans,
-    print_pairs,
-)
+from datasets.crop_scans import Masks, crop_options, crop_scan, given_lung_masks, keep_apart, masks_of_scans
 from datasets.io.scan import Scan
-from datasets.lung_finders import Lungs
 from datasets.scan_options import (
     add_crop_size,
     add_grey_window,
@@ -55,10 +50,10 @@ from datasets.scan_options import (
 )
 from datasets.scans import files_of, find_scans
 from utils import distributed
-from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
-from utils.failures import gather_failures, print_failures
-from utils.manifest import recording
-from utils.results import RESULTS
+from utils.cli import add_device, add_part, add_quiet, new_parser, run, start_logging
+from utils.distributed import choose_device
+from utils.ledger import Ledger, Recipe, recording
+from utils.progress import do_left, is_in_part, print_failures
 
 __all__ = ["LungMaskCrop", "main"]
 
@@ -66,9 +61,11 @@ __all__ = ["LungMaskCrop", "main"]
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = new_parser(__doc__)
-    parser.add_argument("input", type=Path, metavar="INPUT", help="a CT, or a folder of CTs or of DICOM series")
+    parser.add_argument("input", type=Path, nargs="+", metavar="INPUT", help="CTs, folders of CTs or of DICOM series")
     parser.add_argument("--output", type=Path, required=True, metavar="ROOT", help="cohort folder")
-    parser.add_argument("--labels", type=Path, metavar="DIR", help="lesion labels, named like their scans")
+    parser.add_argument(
+        "--labels", type=Path, nargs="+", default=[], metavar="DIR", help="lesion labels, named like their scans"
+    )
     add_segments(parser)
     parser.add_argument("--dry-run", action="store_true", help="print which files belong together, write nothing")
     add_lungs(parser)
@@ -77,6 +74,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_grey_window(parser)
     add_reading(parser)
     parser.add_argument("--overwrite", action="store_true", help="crop scans again that are done")
+    add_part(parser)
     add_device(parser)
     add_quiet(parser)
     options = parser.parse_args(arguments)
@@ -91,33 +89,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     start_logging(options.quiet)
     torch.backends.cudnn.allow_tf32 = False  # the same lungs on every device
-    output, size, window = options.output, options.size, options.window
-    lungs = chosen_lungs(options)
-    scans, masks = distributed.on_rank_zero(lambda: _find_scans_and_masks(options, lungs))
+    output, lungs, part = options.output, chosen_lungs(options), options.part
+    scans, masks = distributed.on_rank_zero(lambda: _find(options))
     inputs = [*files_of(scans.values()), *masks.labels.values(), *(masks.lungs or {}).values()]
     keep_apart([output / folder for folder in FOLDERS], inputs)
     if options.dry_run:
-        print_pairs(scans, masks.labels, masks.lungs)
+        for case_id, scan in scans.items():
+            line = f"{case_id}: {scan}, label {masks.labels.get(case_id, 'none')}"
+            print(line if masks.lungs is None else f"{line}, lung mask {masks.lungs.get(case_id, 'none')}")
         return 0
     device = choose_device(options.device if lungs.on_gpu else "cpu")
-    made_by = crop_options(size, window, options.reading, lungs.fingerprint)
-    failed: dict[str, str] = {}
-    with distributed.lock_folder_on_rank_zero(output, *FOLDERS, RESULTS), recording(output, device=device):
-        # Looked up before any rank writes, so that all ranks share the same list.
-        left = distributed.on_rank_zero(lambda: left_to_crop(scans, output, masks, made_by, options.overwrite))
-        if mine := {case_id: scans[case_id] for case_id in distributed.shard(left)}:
-            finder = lungs.finder(device) if masks.lungs is None else None
-            cropper = LungMaskCrop(finder, size, options.reading, window)
-            failed = crop_scans(mine, output, cropper, masks, made_by, progress=not options.quiet)
-        failed = gather_failures(failed, left)
+    made_by = crop_options(options.size, options.window, options.reading, lungs.fingerprint)
+    recipes = {case_id: Recipe(masks.sources(case_id, scan), made_by) for case_id, scan in scans.items()}
+    ledger = Ledger(output, CROPS)
 
-    print(f"{len(scans) - len(failed)} of {len(scans)} scans are in {output}, {len(masks.labels)} with a lesion label")
+    def begin() -> Callable[[str, Recipe], None]:
+        finder = lungs.finder(device) if masks.lungs is None else None
+        cropper = LungMaskCrop(finder, options.size, options.reading, options.window)
+        return lambda case_id, recipe: crop_scan(case_id, scans[case_id], ledger, recipe, cropper, masks)
+
+    with (
+        distributed.lock_folder_on_rank_zero(output, *FOLDERS, *ledger.folders, part=part),
+        recording(output, device=device),
+    ):
+        failed = do_left(
+            ledger,
+            recipes,
+            begin,
+            "cropping",
+            part=part,
+            overwrite=options.overwrite,
+            inputs=options.input,
+            progress=not options.quiet,
+        )
+    asked = [case_id for case_id in scans if is_in_part(case_id, part)]
+    labelled = sum(case_id in masks.labels for case_id in asked)
+    print(f"{len(asked) - len(failed)} of {len(asked)} scans are in {output}, {labelled} with a lesion label")
     return print_failures(failed)
 
 
-def _find_scans_and_masks(options: argparse.Namespace, lungs: Lungs) -> tuple[dict[str, Scan], Masks]:
-    scans = find_scans(options.input, series=options.series, progress=not options.quiet)
-    return scans, Masks(masks_of_scans(options.labels, scans, "label"), given_lung_masks(lungs, scans))
+def _find(options: argparse.Namespace) -> tuple[dict[str, Scan], Masks]:
+    """The scans, and the masks that belong to them."""
+    scans = find_scans(*options.input, series=options.series, progress=not options.quiet)
+    lungs = given_lung_masks(chosen_lungs(options), scans)
+    return scans, Masks(masks_of_scans(options.labels, scans, "label"), lungs)
 
 
 if __name__ == "__main__":

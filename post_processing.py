@@ -13,8 +13,11 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 from datasets.io.volume import write_volume
 from datasets.pairs import match_masks
@@ -24,10 +27,9 @@ from evaluation.metrics import THRESHOLD
 from evaluation.paste_back import restore_mask
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import VolumeError
-from utils.failures import for_each, print_failures
 from utils.files import lock_folder
-from utils.manifest import recording
-from utils.results import RESULTS, Results, digest_of
+from utils.ledger import Ledger, Recipe, recording
+from utils.progress import for_each, print_failures
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -57,21 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inputs = (*options.images, options.masks, *(path.parent for path in (*files_of(scans.values()), *masks.values())))
     if options.output.resolve() in [path.resolve() for path in inputs]:
         raise VolumeError(f"{options.output}: is the folder of the input; choose another --output")
-
-    results = Results(options.output)
+    ledger = Ledger(options.output, "pasted")
 
     def paste_back(case_id: str, mask: Path) -> None:
-        restored = restore_mask(scans[case_id], mask, options.threshold, options.reading)
-        path = options.output / result_name(case_id, scans[case_id])
-        inputs = {"scan": digest_of(scans[case_id].files), "mask": digest_of([mask])}
-        with results.writing(case_id, [path], {"threshold": options.threshold}, inputs):
+        scan = scans[case_id]
+        restored = restore_mask(scan, mask, options.threshold, options.reading)
+        path = options.output / result_name(case_id, scan)
+        recipe = Recipe({"scan": scan.files, "mask": [mask]}, {"threshold": options.threshold})
+        with ledger.writing(case_id, [path], recipe):
             write_volume(restored, path)
 
     failed = {case_id: "no mask of this name" for case_id in scans if case_id not in masks}
-    with lock_folder(options.output, RESULTS), recording(options.output):
-        failed |= for_each(
-            masks.items(), paste_back, "pasting back", total=len(masks), unit="mask", progress=not options.quiet
-        )
+    with lock_folder(options.output, *ledger.folders), recording(options.output):
+        failed |= for_each(masks, paste_back, "pasting back", unit="mask", progress=not options.quiet)
     print(f"{len(scans) - len(failed)} of {len(scans)} scans have a full-size mask in {options.output}")
     code = print_failures(failed)
     for path in unmatched:

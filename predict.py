@@ -2,16 +2,16 @@ r"""Segments lesions in raw chest CTs in one step: lungs, crop, S, and back onto
 
 For research use only; not a medical device.
 
-INPUT is one CT (.nii, .nii.gz, .mha, .mhd, .nrrd, or a folder with one DICOM series) or a folder of CTs. DICOM series
-may lie deeper, as in an export of patients, studies and series; the id of patient/study/series is then
+INPUT are CTs (.nii, .nii.gz, .mha, .mhd, .nrrd, or a folder with one DICOM series) and folders of CTs. DICOM series may
+lie deeper, as in an export of patients, studies and series; the id of patient/study/series is then
 patient_study_series. Writes masks/<id> in the scan's size and file type (.nii.gz for DICOM), summary.csv (one row per
 scan: lesion volume, percent of the lungs and of each lung, mean HU of the lesion, CT-0 to CT-4 by percent of the more
 affected lung), summary.json and report.html to the output folder. The masks equal those of lungCrop.py, test.py and
 post_processing.py run one after the other. While S runs on one scan, the next one is read and its lungs are found.
 
 The model is a segmenter checkpoint, the folder of a release or a run, or a published checkpointU_*.pth. Scans that the
-same model predicted before with the same options are skipped. A scan that fails is listed at the end, and the others
-are done.
+same model predicted before with the same options are skipped. The summary is of all scans of INPUT; other masks in
+the output folder stay, and are named. A scan that fails is listed at the end, and the others are done.
 
 Examples:
     python predict.py scan.nii.gz --model-path segmenter_best.pth --output predicted
@@ -19,6 +19,7 @@ Examples:
     python predict.py dicom_exports --model-path segmenter_best.pth --output predicted --dicom-seg
     python predict.py scans --model-path checkpointU_1000.pth --output predicted --lungs lung_masks --device cpu
     python predict.py scans --model-path segmenter_best.pth --output predicted --weights unet_r231-d5d2fc3d.pth
+    python predict.py site_a/*.nii.gz site_b --model-path segmenter_best.pth --output predicted --part 1/8
     torchrun --nproc-per-node 2 predict.py scans --model-path segmenter_best.pth --output predicted
 """
 
@@ -26,71 +27,40 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 
 from datasets.crop import CROP_SIZE
 from datasets.crop_scans import Masks, given_lung_masks, keep_apart
 from datasets.io.scan import Scan
-from datasets.lung_finders import Lungs
 from datasets.scan_options import add_grey_window, add_lungs, add_reading, check_window, chosen_lungs, chosen_reading
 from datasets.scans import files_of, find_scans
 from datasets.window import WINDOW
 from evaluation.burden import NOTICE
 from evaluation.lesion_segmenter import LesionSegmenter
 from evaluation.metrics import THRESHOLD
-from evaluation.prediction_folder import (
-    DICOM_SEG,
-    FOLDERS,
-    MASKS,
-    PROBABILITIES,
-    SUMMARIES,
-    Row,
-    Wanted,
-    predict_folder,
-    what_is_left,
-    write_report,
-    write_summary,
-)
-from models.checkpoint import PUBLISHED_INPUT, fingerprint
+from evaluation.predicting import Predictor, Prepared, options_of, write_report, write_summary
+from evaluation.results import DICOM_SEG, FOLDERS, MASKS, PROBABILITIES, check_folder, finish, ledger_of
+from models.checkpoint import PUBLISHED_INPUT
 from utils import distributed
-from utils.cli import add_device, add_quiet, new_parser, run, start_logging
+from utils.cli import add_device, add_part, add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, VolumeError
-from utils.failures import gather_failures, print_failures
-from utils.manifest import project_version, recording
-from utils.results import RESULTS, check_own_summaries
+from utils.ledger import Entry, Recipe, project_version, recording
+from utils.progress import do_left, is_in_part, print_failures
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a run of this command does.
-
-    Attributes:
-        scans: id to CT.
-        segmenter: the segmenter.
-        wanted: what is written for every scan.
-        overwrite: redo scans that are done.
-        progress: show a progress bar.
-    """
-
-    scans: dict[str, Scan]
-    segmenter: LesionSegmenter
-    wanted: Wanted
-    overwrite: bool
-    progress: bool
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = new_parser(__doc__)
-    parser.add_argument("input", type=Path, metavar="INPUT", help="a CT, or a folder of CTs or of DICOM series")
+    parser.add_argument("input", type=Path, nargs="+", metavar="INPUT", help="CTs, folders of CTs or of DICOM series")
     parser.add_argument(
         "--model-path",
         type=Path,
@@ -106,7 +76,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="also write dicom_seg/<id>.dcm for scans that are DICOM series; none if no lesion was found",
     )
     parser.add_argument(
-        "--threshold", type=float, default=THRESHOLD, help=f"probabilities above it are lesion (default {THRESHOLD})"
+        "--threshold",
+        type=float,
+        help=f"probabilities above it are lesion (default: that of the segmenter's file, or {THRESHOLD})",
     )
     add_lungs(parser)
     add_grey_window(parser)
@@ -130,10 +102,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--no-report", dest="report", action="store_false", help="write no report.html")
     parser.add_argument("--overwrite", action="store_true", help="predict scans again that are done")
+    add_part(parser)
     add_device(parser)
     add_quiet(parser)
     options = parser.parse_args(arguments)
-    if not 0 <= options.threshold < 1:
+    if options.threshold is not None and not 0 <= options.threshold < 1:
         parser.error("--threshold must be at least 0 and below 1")
     if options.size is not None and (min(options.size) < 4 or any(n % 4 for n in options.size)):
         parser.error("--size needs multiples of 4")
@@ -143,83 +116,70 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def check(options: argparse.Namespace) -> Job:
-    """Load the model, find the scans, and check that no result would replace an input.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point.
 
     Raises:
         GasnetError: the model, the scans, the device or the output folder cannot be used.
     """
+    options = parse(arguments)
+    start_logging(options.quiet)
+    torch.backends.cudnn.allow_tf32 = False  # the same masks on every device
+    output, part = options.output, options.part
     segmenter = _load_segmenter(options)
-    scans, masks = distributed.on_rank_zero(lambda: _find_scans_and_masks(options, segmenter.lungs))
-    _keep_apart(options.input, options.output, [*files_of(scans.values()), *(masks.lungs or {}).values()])
+    scans, masks = distributed.on_rank_zero(lambda: _find_scans_and_masks(options))
+    _keep_apart(options.input, output, [*files_of(scans.values()), *(masks.lungs or {}).values()])
     if options.dicom_seg and (others := [case_id for case_id, scan in scans.items() if not scan.is_dicom]):
         log.warning("%d scan(s) are no DICOM series and get no DICOM SEG, the first %s", len(others), others[0])
-    wanted = Wanted(
-        output=options.output,
-        made_by=_made_by(segmenter),
-        probabilities=options.save_probabilities,
-        dicom_seg=options.dicom_seg,
-        report=options.report,
-        masks=masks,
-    )
-    return Job(scans, segmenter, wanted, options.overwrite, progress=not options.quiet)
+    asked = ((PROBABILITIES, options.save_probabilities), (DICOM_SEG, options.dicom_seg), ("report", options.report))
+    wanted, made_by = [what for what, given in asked if given], options_of(segmenter)
+    recipes = {i: Recipe(masks.sources(i, scan), made_by, wanted) for i, scan in scans.items()}
+    names = ["summary.csv", "summary.json", *(["report.html"] if options.report else [])]
+    predictor = Predictor(segmenter, scans, masks, output)
 
+    def begin() -> Callable[[str, Prepared], None]:
+        if masks.lungs is None:
+            _ = segmenter.cropper.lungs  # so that missing weights end the run
+        return lambda case_id, prepared: predictor.predict(case_id, recipes[case_id], prepared)
 
-def predict(job: Job) -> int:
-    """Predict the scans that are left; write summary and report.
+    def write(done: dict[str, Entry], failed: dict[str, str]) -> None:
+        rows = write_summary(done, failed, made_by, segmenter.model, output)
+        if options.report:
+            write_report(rows, output, _facts(segmenter))
 
-    Returns:
-        The exit code: 1 if a scan failed, otherwise 0.
-    """
-    wanted, output = job.wanted, job.wanted.output
-    made_by, model, device = wanted.made_by, job.segmenter.model, job.segmenter.device
-    distributed.on_rank_zero(lambda: check_own_summaries(output, *SUMMARIES))
+    distributed.on_rank_zero(lambda: check_folder(output, recipes, names, options.overwrite))
+    done: dict[str, Entry] = {}
     with (
-        distributed.lock_folder_on_rank_zero(output, *FOLDERS, RESULTS, f"{RESULTS}/{DICOM_SEG}"),
-        recording(output, device=device, model=model),
+        distributed.lock_folder_on_rank_zero(output, *FOLDERS, *ledger_of(output).folders, part=part),
+        recording(output, device=segmenter.device, model=segmenter.model),
     ):
-        # Looked up before any rank writes, so that all ranks share the same list.
-        records, left = distributed.on_rank_zero(lambda: what_is_left(job.scans, wanted, job.overwrite))
-        rows = {case_id: record["row"] for case_id, record in records.items() if record["made_by"] == made_by}
-        mine: dict[str, Row] = {}
-
-        def finished(row: Row) -> None:
-            mine[row["id"]] = row
-            if distributed.is_rank_zero():  # the rows of other ranks are added at the end
-                write_summary({**rows, **mine}, {}, made_by, model, output)
-
-        share = {case_id: job.scans[case_id] for case_id in distributed.shard(left)}
-        failed = predict_folder(share, job.segmenter, wanted, finished, job.progress)
-        rows |= {case_id: row for part in distributed.gather(mine) for case_id, row in part.items()}
-        failed = gather_failures(failed, left)
-        if distributed.is_rank_zero():
-            write_summary(rows, failed, made_by, model, output)
-            if wanted.report:
-                write_report(rows, output, _facts(job.segmenter))
-    if others := [case_id for case_id in records if case_id not in rows and case_id not in failed]:
-        log.warning(
-            "%s: %d mask(s) are of another model or other options and not in the summary, the first that of %s",
-            *(output, len(others), others[0]),
+        before = distributed.on_rank_zero(lambda: ledger_of(output).entries())
+        failed = do_left(
+            ledger_of(output),
+            recipes,
+            begin,
+            "predicting",
+            part=part,
+            overwrite=options.overwrite,
+            prepare=predictor.prepare,
+            progress=not options.quiet,
         )
-    done = [case_id for case_id in job.scans if case_id in rows]
-    print(f"{len(done)} of {len(job.scans)} scans have a mask in {output}, {len(job.scans) - len(left)} had it before")
-    for grade, number in sorted(Counter(rows[case_id]["severity"] for case_id in done).items()):
+        if distributed.is_rank_zero():
+            done = finish(output, recipes, names, write)
+    mine = {case_id: entry for case_id, entry in done.items() if is_in_part(case_id, part)}
+    total, kept = sum(is_in_part(i, part) for i in scans), sum(before.get(i) == entry for i, entry in mine.items())
+    print(f"{len(mine)} of {total} scans have a mask in {output}, {kept} had it before")
+    for grade, number in sorted(Counter(entry.facts["row"]["severity"] for entry in mine.values()).items()):
         print(f"{grade}: {number} scan(s)")
+    if seen := [case_id for case_id, entry in mine.items() if entry.facts["row"]["seen"]]:
+        log.warning("%s: was trained on, or chosen by, %d scan(s), the first %s", segmenter.model, len(seen), seen[0])
     print(NOTICE)
     return print_failures(failed)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    options = parse(arguments)
-    start_logging(options.quiet)
-    torch.backends.cudnn.allow_tf32 = False  # the same masks on every device
-    return predict(check(options))
-
-
-def _find_scans_and_masks(options: argparse.Namespace, lungs: Lungs) -> tuple[dict[str, Scan], Masks]:
-    scans = find_scans(options.input, series=options.series, progress=not options.quiet)
-    return scans, Masks(lungs=given_lung_masks(lungs, scans))
+def _find_scans_and_masks(options: argparse.Namespace) -> tuple[dict[str, Scan], Masks]:
+    scans = find_scans(*options.input, series=options.series, progress=not options.quiet)
+    return scans, Masks(lungs=given_lung_masks(chosen_lungs(options), scans))
 
 
 def _load_segmenter(options: argparse.Namespace) -> LesionSegmenter:
@@ -258,26 +218,11 @@ def _facts(segmenter: LesionSegmenter) -> dict[str, str]:
     }
 
 
-def _keep_apart(given: Path, output: Path, inputs: Sequence[Path]) -> None:
-    """Refuse an output folder inside the folder of scans, where the next run would take results for scans."""
-    if given.is_dir() and output.resolve().is_relative_to(given.resolve()):
+def _keep_apart(inputs: Sequence[Path], output: Path, files: Sequence[Path]) -> None:
+    """Refuse an output folder inside a folder of scans, where the next run would take results for scans."""
+    if any(given.is_dir() and output.resolve().is_relative_to(given.resolve()) for given in inputs):
         raise VolumeError(f"{output}: is, or lies in, the folder of the scans; choose another --output")
-    keep_apart([output / folder for folder in (MASKS, PROBABILITIES, DICOM_SEG)], inputs, "results")
-
-
-def _made_by(segmenter: LesionSegmenter) -> dict[str, Any]:
-    """What masks depend on, as JSON values."""
-    trained_on, reading = segmenter.trained_on, segmenter.reading
-    return {
-        "model": fingerprint(segmenter.segmenter),
-        "size": list(trained_on.size),
-        "window": list(trained_on.window),
-        "normalization": trained_on.normalization,
-        "threshold": segmenter.threshold,
-        "lungs": segmenter.lungs.fingerprint,
-        "series": reading.series,
-        "grey_window": None if reading.grey_window is None else list(reading.grey_window),
-    }
+    keep_apart([output / folder for folder in (MASKS, PROBABILITIES, DICOM_SEG)], files, "results")
 
 
 if __name__ == "__main__":

@@ -1,93 +1,55 @@
 r"""Tests a trained segmenter on a cohort: masks, probabilities and scores.
 
-Writes masks/<id>.nii.gz, probabilities/<id>.nii.gz, metrics.csv, summary.json, manifest.json and report.html to the
-output folder, and prints mean and standard deviation over the scans. Scans without lesion are scored by the volume
-found in them. Besides overlap and volumes, scans are scored by surface distances (HD95, surface Dice) and by lesion;
-docs/scores.md defines all scores. With --images they are also scored on the grids of the raw scans, in
-metrics_raw.csv. The model is a segmenter checkpoint, the folder of a release or a run, or a published
-checkpointU_*.pth.
+Writes masks/<id>.nii.gz, probabilities/<id>.nii.gz, metrics.csv, summary.json and report.html to the output folder, and
+prints mean and standard deviation over the scans. Scans without lesion are scored by the volume found in them. Besides
+overlap and volumes, scans are scored by surface distances (HD95, surface Dice) and by lesion; docs/scores.md defines
+all scores. With --images they are also scored on the grids of the raw scans, in metrics_raw.csv. Scans that the same
+model was tested on before with the same options are skipped. Scans that the model was trained on or chosen by are
+refused unless --allow-seen is given. The model is a segmenter checkpoint, the folder of a release or a run, or a
+published checkpointU_*.pth.
 
 Examples:
-    python test.py --config-path configs/Gan.yaml
+    python test.py --config-path configs/Gan.yaml --allow-seen
     python test.py --config-path configs/Gan.yaml --model-path S.pth --output output/test --split TEST TESTH --save-vis
     python test.py --config-path configs/Gan.yaml --model-path checkpointU_1000.pth --output output/test \
         --save-vis --generator-path checkpointG_1000.pth DATASET.ROOT=/data/covid
     python test.py --config-path configs/Gan.yaml --images /data/scans --labels /data/lesion_labels
-    torchrun --nproc-per-node 2 test.py --config-path configs/Gan.yaml
+    python test.py --config-path configs/Gan.yaml --split TEST --part 1/4
+    torchrun --nproc-per-node 2 test.py --config-path configs/Gan.yaml --split TEST
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import math
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 import torch
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from configs.settings import Settings, read_settings
-from datasets.cohort import HELD_OUT, TRAINING, WITH_LESION, Case, read_cohort_of
-from datasets.public.protocol import lesion_protocols
+from datasets.cohort import HELD_OUT, TRAINING, WITH_LESION, Case, notes_of, read_cohort_of
 from datasets.scan_options import add_reading, add_segments, chosen_reading
-from evaluation.inference import Prediction, predict_cohort
-from evaluation.native_resolution import RawScans, find_raw_scans
-from evaluation.results import (
-    SUMMARIES,
-    Scored,
-    as_text,
-    save_prediction_figure,
-    score_prediction,
-    view_of,
-    write_prediction,
-    write_scores,
-)
+from evaluation.metrics import THRESHOLD
+from evaluation.results import FIGURES, FOLDERS, check_folder, finish, ledger_of, read_views
 from evaluation.surface import TOLERANCE_MM
-from models import Generator, Segmenter
-from models.checkpoint import BEST, SegmenterInput, find_segmenter, load_generator, load_segmenter
+from evaluation.testing import Tester, as_text, find_raw_scans, write_scores
+from models.checkpoint import BEST, SegmenterInput, find_segmenter, fingerprint, load_generator, read_segmenter
 from models.layers import place
-from reports.cases import CaseView
 from reports.page import made_with
 from reports.scores import write_score_report
 from utils import distributed
-from utils.cli import add_device, add_published_crops, add_quiet, choose_device, new_parser, run, start_logging
+from utils.cli import add_device, add_part, add_published_crops, add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, CohortError
-from utils.manifest import recording
+from utils.ledger import Entry, recording
 from utils.memory import keep_freed_memory
-from utils.progress import progress_bar
-from utils.results import RESULTS, check_own_summaries
+from utils.progress import do_left, print_failures
 
-
-@dataclass(frozen=True)
-class Job:
-    """What a run of this command does.
-
-    Attributes:
-        settings: the settings.
-        device: device of the networks.
-        model: checkpoint of the segmenter.
-        segmenter: S, on its device.
-        normalization: IMAGE.NORMALIZATION of its training.
-        generator: G for the figures, on its device; None leaves out I_g and I_s.
-        cohort: cases by split.
-        protocols: which labels of public sets are lesion in the cohort.
-        raw: the raw scans, to score on their grids; None scores crops only.
-        output: folder of the results.
-        options: tolerance, figures, report and progress.
-    """
-
-    settings: Settings
-    device: torch.device
-    model: Path
-    segmenter: Segmenter
-    normalization: str
-    generator: Generator | None
-    cohort: dict[str, tuple[Case, ...]]
-    protocols: list[str]
-    raw: RawScans | None
-    output: Path
-    options: argparse.Namespace
+log = logging.getLogger(__name__)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -110,6 +72,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="SPLIT",
         help=f"splits to test on: {', '.join((*TRAINING, *HELD_OUT))} (default VALID)",
     )
+    parser.add_argument(
+        "--allow-seen", action="store_true", help="test on scans that the model was trained on or chosen by, too"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help=f"probabilities above it are lesion (default: that of the segmenter's file, or {THRESHOLD})",
+    )
     parser.add_argument("--save-vis", action="store_true", help="save a figure of every scan in figures/")
     parser.add_argument("--generator-path", type=Path, metavar="FILE", help="G, for I_g and I_s in the figures")
     parser.add_argument(
@@ -119,12 +89,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="MM",
         help=f"surfaces this close to each other agree, in the surface Dice (default {TOLERANCE_MM:g} mm)",
     )
-    parser.add_argument("--images", type=Path, metavar="RAW", help="raw scans; score on their grids too")
-    parser.add_argument("--labels", type=Path, metavar="DIR", help="lesion labels of the raw scans, named like them")
+    parser.add_argument("--images", type=Path, nargs="+", metavar="RAW", help="raw scans; score on their grids too")
+    parser.add_argument(
+        "--labels", type=Path, nargs="+", metavar="DIR", help="lesion labels of the raw scans, named like them"
+    )
     add_segments(parser)
     add_reading(parser)
     add_published_crops(parser)
     parser.add_argument("--no-report", dest="report", action="store_false", help="leave out report.html")
+    add_part(parser)
     add_device(parser)
     add_quiet(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that replace the file's")
@@ -135,6 +108,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for split in options.split:
         if split not in (*TRAINING, *HELD_OUT):
             parser.error(f"argument --split: {split} is none of {', '.join((*TRAINING, *HELD_OUT))}")
+    if options.threshold is not None and not 0 <= options.threshold < 1:
+        parser.error("--threshold must be at least 0 and below 1")
     if options.generator_path is not None and not options.save_vis:
         parser.error("--generator-path is for the figures of --save-vis")
     if not 0 <= options.surface_tolerance < math.inf:
@@ -147,20 +122,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def check(options: argparse.Namespace) -> Job:
-    """Load settings and networks, and check that they fit the cohort.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point.
 
     Raises:
-        GasnetError: settings, networks, cohort or raw scans cannot be used, or do not fit each other.
+        GasnetError: settings, networks, cohort, raw scans or output cannot be used, or do not fit each other.
     """
+    options = parse(arguments)
+    start_logging(options.quiet)
+    torch.backends.cudnn.allow_tf32 = False  # the same scores on every device
     settings = read_settings(options.config_path, options.overrides)
-    device = choose_device(options.device)
+    device = distributed.choose_device(options.device)
     if device.type == "cpu":
         keep_freed_memory()
-    model = find_segmenter(options.model_path) if options.model_path else settings.exp.folder / BEST
     image = settings.image
-    segmenter, trained_on = load_segmenter(
-        model, SegmenterInput(size=image.size, window=image.window, normalization=image.normalization)
+    model = find_segmenter(options.model_path) if options.model_path else settings.exp.folder / BEST
+    segmenter, facts = read_segmenter(model)
+    trained_on = facts.trained_on or SegmenterInput(
+        size=image.size, window=image.window, normalization=image.normalization
     )
     for name, what in (("size", "crops of"), ("window", "crops with the window")):
         if (trained := getattr(trained_on, name)) != (wanted := getattr(image, name)):
@@ -168,77 +147,99 @@ def check(options: argparse.Namespace) -> Job:
                 f"{model}: was trained on {what} {trained}, IMAGE.{name.upper()} is {wanted}; crop the scans with that "
                 f"{name} and set IMAGE.{name.upper()}"
             )
-    generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
-    splits = _splits(settings, options.split)
-    cohort = read_cohort_of(settings, splits, not options.quiet, options.published_crops)
-    labelled = [case.id for cases in cohort.values() for case in cases if case.lesion is not None]
+    cohort = read_cohort_of(settings, _splits(settings, options.split), not options.quiet, options.published_crops)
+    splits = _split_by_id(cohort)
+    cases = {case.id: case for of_split in cohort.values() for case in of_split}
+    seen = _check_unseen(cases, model, frozenset(getattr(facts, "seen", None) or ()), options.allow_seen)
+    threshold = options.threshold
+    if threshold is None:
+        threshold = getattr(facts, "threshold", None) or THRESHOLD
     raw = None
     if options.images is not None:
-        raw = distributed.on_rank_zero(lambda: find_raw_scans(options.images, options.labels, options.reading))
-    return Job(
-        settings=settings,
-        device=device,
-        model=model,
+        raw = distributed.on_rank_zero(lambda: find_raw_scans(options.images, options.labels or (), options.reading))
+    generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
+    output = options.output or model.parent / "test"
+    tester = Tester(
         segmenter=place(segmenter, device),
         normalization=trained_on.normalization,
-        generator=generator,
-        cohort=cohort,
-        protocols=lesion_protocols(Path(settings.dataset.root), labelled),
+        window=image.window,
+        threshold=threshold,
+        tolerance_mm=options.surface_tolerance,
         raw=raw,
-        output=options.output or model.parent / "test",
-        options=options,
+        generator=generator,
+        slices=image.slices,
+        output=output,
     )
+    made_by = {
+        "model": fingerprint(segmenter),
+        "threshold": threshold,
+        "tolerance_mm": options.surface_tolerance,
+        "normalization": trained_on.normalization,
+        "published_crops": options.published_crops,
+        "generator": None if generator is None else fingerprint(generator),
+    }
+    wanted = [what for what, asked in ((FIGURES, options.save_vis), ("report", options.report)) if asked]
+    recipes = {case_id: tester.recipe(case, splits[case_id], made_by, wanted) for case_id, case in cases.items()}
+    names = ["metrics.csv", "summary.json"]
+    names += [name for name, asked in (("metrics_raw.csv", raw), ("report.html", options.report)) if asked]
+    notes = notes_of(cases.values())
 
+    def write(done: dict[str, Entry], _: dict[str, str]) -> None:
+        print(as_text(write_scores(done, output, model, raw is not None, seen, notes)))
+        if options.report:
+            about = {"model": str(model), "cohort": settings.dataset.root, "splits": ", ".join(options.split)}
+            about |= {**made_with(device), **({"lesion": "; ".join(notes)} if notes else {})}
+            write_score_report(output / "report.html", read_views(output, done), about)
 
-def test(job: Job) -> int:
-    """Predict and score all scans, and write the results.
-
-    Returns:
-        The exit code: 1 if a scan could not be scored at its own resolution, otherwise 0.
-    """
-    options, output = job.options, job.output
-    scored: list[Scored] = []
-    views: list[CaseView] = []
-    shares = {split: distributed.shard(cases) for split, cases in job.cohort.items()}
-    total = sum(len(cases) for cases in shares.values())
-
-    def save_figure(prediction: Prediction, path: Path) -> None:
-        save_prediction_figure(prediction, job.normalization, job.generator, job.settings.image.slices, path)
-
-    distributed.on_rank_zero(lambda: check_own_summaries(output, *SUMMARIES))
+    distributed.on_rank_zero(lambda: check_folder(output, recipes, names))
     with (
-        distributed.lock_folder_on_rank_zero(output, "masks", "probabilities", "figures", RESULTS),
-        recording(output, device=job.device, settings=job.settings, model=job.model),
-        logging_redirect_tqdm(),
+        distributed.lock_folder_on_rank_zero(output, *FOLDERS, *ledger_of(output).folders, part=options.part),
+        recording(output, device=device, settings=settings, seed=settings.exp.seed, model=model),
     ):
-        with progress_bar(None, "testing", total=total, unit="scan", shown=not options.quiet) as bar:
-            for split, cases in shares.items():
-                mine, seen = [], []
-                for prediction in predict_cohort(job.segmenter, cases, split, job.normalization):
-                    write_prediction(prediction, output, save_figure if options.save_vis else None)
-                    score = score_prediction(prediction, job.raw, options.surface_tolerance)
-                    mine.append(score)
-                    seen += [view_of(prediction, score.crop, job.settings.image.window)] if options.report else []
-                    bar.update()
-                scored += distributed.unshard(mine)
-                views += distributed.unshard(seen)
+        failed = do_left(
+            ledger_of(output),
+            recipes,
+            lambda: lambda case_id, recipe: tester.test(cases[case_id], recipe),
+            "testing",
+            part=options.part,
+            progress=not options.quiet,
+        )
         if distributed.is_rank_zero():
-            print(as_text(write_scores(scored, output, job.model, job.raw is not None, job.protocols)))
-            if options.report:
-                root, splits = job.settings.dataset.root, ", ".join(options.split)
-                facts = {"model": str(job.model), "cohort": root, "splits": splits, **made_with(job.device)}
-                facts |= {"lesion": "; ".join(job.protocols)} if job.protocols else {}
-                write_score_report(output / "report.html", views, facts)
+            finish(output, recipes, names, write)
     print(f"results in {output}")
-    return 1 if any(scan.problem for scan in scored) else 0
+    return print_failures(failed)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    options = parse(arguments)
-    start_logging(options.quiet)
-    torch.backends.cudnn.allow_tf32 = False  # the same scores on every device
-    return test(check(options))
+def _split_by_id(cohort: dict[str, tuple[Case, ...]]) -> dict[str, str]:
+    """The split of each scan.
+
+    Raises:
+        CohortError: a scan is in two of them.
+    """
+    splits: dict[str, str] = {}
+    for split, cases in cohort.items():
+        for case in cases:
+            if splits.setdefault(case.id, split) != split:
+                raise CohortError(f"{case.id}: is in {splits[case.id]} and in {split}; test one of these splits")
+    return splits
+
+
+def _check_unseen(cases: dict[str, Case], model: Path, seen: frozenset[str], allowed: bool) -> list[str]:
+    """The ids of the scans that a model was trained on or chosen by.
+
+    Raises:
+        CohortError: there are some, and that is not allowed.
+    """
+    found = [case.id for case in cases.values() if case.content in seen]
+    if found and not allowed:
+        names = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "")
+        raise CohortError(
+            f"{model}: was trained on, or chosen by, {len(found)} of these scans: {names}; test other scans, or give "
+            "--allow-seen"
+        )
+    if found:
+        log.warning("%s: was trained on, or chosen by, %d of these scans, the first %s", model, len(found), found[0])
+    return found
 
 
 def _splits(settings: Settings, keys: Sequence[str]) -> dict[str, str]:

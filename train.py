@@ -1,7 +1,7 @@
 """Trains GASNet: segmenter, generator and discriminator, jointly.
 
 Results go to EXP.OUTPUT_DIR/EXP.ID: segmenter_best.pth and segmenter_last.pth for use, state_*.pth to resume from,
-settings.yaml, metrics.jsonl, manifest.json, pictures/, tensorboard/ and report.html. Any setting can be
+settings.yaml, metrics.jsonl, ledger/, pictures/, tensorboard/ and report.html. Any setting can be
 overridden with KEY.SUB=VALUE.
 
 Examples:
@@ -15,16 +15,20 @@ Examples:
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 from configs.settings import Settings, misspelt_constraints, read_settings
 from datasets.cohort import read_cohort_of
 from models.objectives import Batch, discriminator_objective, joint_objective, segmenter_objective, teacher_objective
 from training.run import TrainingRun
 from utils import distributed
-from utils.cli import add_device, add_published_crops, add_quiet, choose_device, new_parser, run, start_logging
-from utils.manifest import recording
+from utils.cli import add_device, add_published_crops, add_quiet, new_parser, run, start_logging
+from utils.distributed import choose_device
+from utils.ledger import recording
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with (
         distributed.lock_folder_on_rank_zero(settings.exp.folder, "pictures"),
-        recording(settings.exp.folder, device=device, settings=settings),
+        recording(settings.exp.folder, device=device, settings=settings, seed=settings.exp.seed),
     ):
         training = TrainingRun(
             settings, cohort, device, options.resume, validate=options.is_validation, progress=not options.quiet

@@ -26,10 +26,11 @@ from datasets.crop import LungMaskCrop
 from datasets.pairs import match_masks
 from datasets.scans import find_scans
 from evaluation.inference import segment
-from evaluation.metrics import THRESHOLD, Score, score_scan
+from evaluation.metrics import THRESHOLD, Row, score_scan
 from models.checkpoint import PUBLISHED_INPUT, find_segmenter, load_segmenter
 from models.layers import place
-from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
+from utils.cli import add_device, add_quiet, new_parser, run, start_logging
+from utils.distributed import choose_device
 from utils.errors import GasnetError
 from utils.files import write_text
 from utils.progress import progress_bar
@@ -40,7 +41,7 @@ DRAWS = 10_000
 
 def score_patients(
     folder: Path, model: Path, thresholds: Sequence[float], device: torch.device, progress: bool = False
-) -> dict[float, dict[str, Score]]:
+) -> dict[float, dict[str, Row]]:
     """Crop and segment the CTs of a folder.
 
     Args:
@@ -63,15 +64,15 @@ def score_patients(
     lungs, lesions = (match_masks(folder / part, scans)[0] for part in ("lung", "lesion"))
     if without := [case_id for case_id in scans if case_id not in lungs]:
         raise GasnetError(f"{folder / 'lung'}: no lung mask of {without[0]}; add it or remove the scan")
-    scores: dict[float, dict[str, Score]] = {threshold: {} for threshold in thresholds}
+    scores: dict[float, dict[str, Row]] = {threshold: {} for threshold in thresholds}
     for case_id, scan in progress_bar(scans.items(), "segmenting", unit="scan", shown=progress):
         crops = cropper.crop(scan, lesions.get(case_id), lungs[case_id])
         image, lung, *lesion = (sitk.GetArrayFromImage(crop) for crop in crops)
         probability = segment(segmenter, image, lung, trained_on.normalization)
         truth = lesion[0] > 0 if lesion else None
-        voxel_ml = float(np.prod(crops[0].GetSpacing())) / 1000
+        spacing = crops[0].GetSpacing()[::-1]
         for threshold in thresholds:
-            scores[threshold][case_id] = score_scan(case_id, "TEST", probability > threshold, truth, lung > 0, voxel_ml)
+            scores[threshold][case_id] = score_scan(case_id, "TEST", probability > threshold, truth, lung > 0, spacing)
     return scores
 
 
@@ -95,19 +96,19 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def summarise(scores: Mapping[str, Score], ids: Sequence[str]) -> dict[str, Any]:
+def summarise(scores: Mapping[str, Row], ids: Sequence[str]) -> dict[str, Any]:
     """What a table says of a group: Dice, sensitivity and precision where lesions are known, elsewhere the ml found."""
-    known = {case_id: scores[case_id].counts for case_id in ids if scores[case_id].counts is not None}
-    found = {case_id: round(scores[case_id].predicted_ml, 1) for case_id in ids if case_id not in known}
+    known = {case_id: scores[case_id] for case_id in ids if scores[case_id]["kind"] == "lesion"}
+    found = {case_id: round(scores[case_id]["predicted_ml"], 1) for case_id in ids if case_id not in known}
     summary: dict[str, Any] = {"scans": len(ids)}
     if known:
-        dice = {case_id: counts.dice for case_id, counts in known.items()}
+        dice = {case_id: row["dice"] for case_id, row in known.items()}
         low, high = interval(list(dice.values()))
         summary |= {
             "dice": round(float(np.mean(list(dice.values()))), 3),
             "interval": [round(low, 3), round(high, 3)],
             "worst": round(min(dice.values()), 3),
-            "sensitivity": round(float(np.mean([counts.sensitivity for counts in known.values()])), 3),
+            "sensitivity": round(float(np.mean([row["sensitivity"] for row in known.values()])), 3),
             "dice by scan": {case_id: round(value, 3) for case_id, value in dice.items()},
         }
     if found:

@@ -7,6 +7,7 @@ The role of a list is determined by its key in DATASET.SPLIT, not by its name.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -21,19 +22,25 @@ import SimpleITK as sitk
 
 from configs.settings import Settings
 from datasets.crop import has_no_geometry, recorded_window
-from datasets.geometry import check_same_geometry, shape_of
+from datasets.geometry import check_same_geometry, lps_view, shape_of
 from datasets.io.volume import read_geometry, read_labels, read_volume
 from datasets.window import WINDOW
 from utils import distributed
 from utils.errors import CohortError, GasnetError, VolumeError
 from utils.files import write_text
+from utils.ledger import Ledger
 from utils.progress import progress_bar
-from utils.results import Results
 
 log = logging.getLogger(__name__)
 
+FOLDERS = ("images", "lung", "lesion")
+"""Folders of the crops in a cohort, in the order of what `LungMaskCrop.crop` returns."""
+
 LIST_FOLDER = "id_txt"
 """Folder of the lists in a cohort."""
+
+CROPS = "crops"
+"""Kind of the crops in the ledger. Facts: ``voxels``, the checksum of the CT; ``note``, what tests should say."""
 
 TRAINING = ("LABELED", "WO_LABEL", "HEALTHY")
 HELD_OUT = ("VALID", "VALIDWL", "VALIDH", "TEST", "TESTH")
@@ -62,6 +69,10 @@ class Case:
     """turn all volumes along y when reading them"""
     highest_lesion: int = 1
     """lesion labels from 1 to this one are lesion, higher ones an error"""
+    content: str = ""
+    """checksum of the CT's voxels or, of a crop that is not in the ledger, of the crop's"""
+    note: str | None = None
+    """what tests on the scan should say"""
 
 
 @dataclass(frozen=True)
@@ -151,20 +162,20 @@ def write_id_lists(root: Path, lists: Mapping[str, Iterable[str] | None], made_b
         FolderError: a list that differs was written or edited by somebody else.
         OSError: a list cannot be written.
     """
-    results, record = Results(root), f"{LIST_FOLDER}/{made_by}"
-    changed = _changed_lists(root, lists)
-    results.check(record, changed)
-    with results.writing(record, [path for path, text in changed.items() if text is not None], {}, {}):
+    ledger, changed = Ledger(root, LIST_FOLDER), _changed_lists(root, lists)
+    ledger.check(made_by, changed)
+    entry = ledger.entry(made_by)
+    known = {root / name for name in ({} if entry is None else entry.files)}
+    written = [root / LIST_FOLDER / f"{name}.txt" for name, ids in lists.items() if ids is not None]
+    with ledger.writing(made_by, [path for path in written if path in changed or path in known]):
         for path, text in changed.items():
-            if text is None:
-                path.unlink()
-            else:
+            if text is not None:
                 write_text(path, text)
 
 
 def check_id_lists(root: Path, lists: Mapping[str, Iterable[str] | None], made_by: str) -> None:
     """Check that `write_id_lists` may write these lists; it raises the same errors."""
-    Results(root).check(f"{LIST_FOLDER}/{made_by}", _changed_lists(root, lists))
+    Ledger(root, LIST_FOLDER).check(made_by, _changed_lists(root, lists))
 
 
 def _changed_lists(root: Path, lists: Mapping[str, Iterable[str] | None]) -> dict[Path, str | None]:
@@ -176,6 +187,37 @@ def _changed_lists(root: Path, lists: Mapping[str, Iterable[str] | None]) -> dic
         if text != (path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None):
             changed[path] = text
     return changed
+
+
+def contents_of(root: Path, ids: Iterable[str]) -> dict[str, str]:
+    """Checksum by id of the voxels of the CTs of crops; of a crop that is not in the ledger, that of its own.
+
+    Raises:
+        VolumeError: a crop cannot be read.
+    """
+    entries = Ledger(root, CROPS).entries()
+    known = {case_id: entry.facts["voxels"] for case_id, entry in entries.items() if "voxels" in entry.facts}
+    missing = [case_id for case_id in ids if case_id not in known]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        crops = pool.map(lambda i: _checksum_of_crop(read_volume(find_volume(root / FOLDERS[0], i))), missing)
+        return known | dict(zip(missing, crops, strict=True))
+
+
+def _checksum_of_crop(image: sitk.Image) -> str:
+    return "crop " + hashlib.sha256(sitk.GetArrayViewFromImage(image).astype(np.float32).tobytes()).hexdigest()[:32]
+
+
+def checksum_of_voxels(ct: sitk.Image) -> str:
+    """A checksum of a CT's voxels, the same for all file types and orientations.
+
+    Args:
+        ct: in HU; values are rounded and clipped to -1024..3071.
+    """
+    values = lps_view(sitk.GetArrayViewFromImage(ct), ct)
+    digest = hashlib.sha256(str(values.shape).encode())
+    for plane in values:
+        digest.update(np.clip(np.rint(plane), -1024, 3071).astype("<i2").tobytes())
+    return digest.hexdigest()[:32]
 
 
 def read_volumes(case: Case) -> Volumes:
@@ -288,6 +330,15 @@ def read_cohort(
             checked, "checking the cohort", unit="scan", shown=progress, total=len(distinct), leave=False
         )
         problems += filter(None, bar)
+    if not problems:
+        entries = Ledger(root, CROPS).entries()
+        notes = {case_id: entry.facts.get("note") for case_id, entry in entries.items()}
+        contents = contents_of(root, {case.id for case in _all(cohort)})
+        cohort = {
+            key: tuple(replace(case, content=contents[case.id], note=notes.get(case.id)) for case in cases)
+            for key, cases in cohort.items()
+        }
+        problems += _copies(cohort)
     if problems:
         raise CohortError("\n".join([f"{root}: {len(problems)} problem(s) in this cohort", *_shortened(problems)]))
     return cohort
@@ -301,6 +352,11 @@ def read_cohort_of(
     return distributed.on_rank_zero(
         lambda: read_cohort(dataset.root, splits, image.size, image.window, progress, published_crops)
     )
+
+
+def notes_of(cases: Iterable[Case]) -> list[str]:
+    """What tests on cases should say, such as which labels count as lesion."""
+    return sorted({case.note for case in cases if case.note})
 
 
 def _with_published_crops(
@@ -363,16 +419,38 @@ def _problem(case: Case, size: tuple[int, int, int], window: tuple[float, float]
     return None
 
 
+def _contradict(a: str, b: str) -> bool:
+    """Whether two splits must not share a scan."""
+    return side_of(a) != side_of(b) or (a in HEALTHY) != (b in HEALTHY)
+
+
 def _contradictions(ids: Mapping[str, list[str]]) -> list[str]:
+    return [
+        f"{case_id} is listed in both {a} and {b}; take it out of one of them"
+        for a, b in combinations(ids, 2)
+        if _contradict(a, b)
+        for case_id in sorted(set(ids[a]) & set(ids[b]))
+    ]
+
+
+def _copies(cohort: Mapping[str, Iterable[Case]]) -> list[str]:
+    """CTs that stand under two ids in training and in a held-out split, or in validation and in testing."""
     problems = []
-    for a, b in combinations(ids, 2):
-        trained_and_held_out = (a in TRAINING) != (b in TRAINING)
-        healthy_and_diseased = (a in HEALTHY) != (b in HEALTHY)
-        if not (trained_and_held_out or healthy_and_diseased):
+    for a, b in combinations(cohort, 2):
+        if side_of(a) == side_of(b):
             continue
-        for case_id in sorted(set(ids[a]) & set(ids[b])):
-            problems.append(f"{case_id} is listed in both {a} and {b}; take it out of one of them")
+        ids = {case.content: case.id for case in cohort[a]}
+        problems += [
+            f"{case.id} in {b} is the same CT as {ids[case.content]} in {a}; take one of them out"
+            for case in cohort[b]
+            if case.content in ids and ids[case.content] != case.id
+        ]
     return problems
+
+
+def side_of(split: str) -> str:
+    """``training``, ``validation`` or ``testing``, by the key of a split."""
+    return "training" if split in TRAINING else "testing" if split.startswith("TEST") else "validation"
 
 
 def _shortened(problems: list[str]) -> list[str]:

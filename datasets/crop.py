@@ -382,12 +382,23 @@ class LungMaskCrop:
             VolumeError: a file cannot be read, does not fit the CT, or no lung was found.
         """
         imagepath = Path(imagepath) if isinstance(imagepath, str) else imagepath
-        ct, lungs = self.read(imagepath, lungpath)
-        lesion = None if labelpath is None else self._read_fitting(labelpath, imagepath, ct, self.lesion_labels)
+        return self.crop_volumes(imagepath, *self.read_all(imagepath, labelpath, lungpath))
+
+    def read_all(
+        self, scan: Path | Scan, labelpath: Path | str | None = None, lungpath: Path | str | None = None
+    ) -> tuple[sitk.Image, np.ndarray, np.ndarray | None]:
+        """Read a CT, find its lungs and read its lesion label; arguments and errors as for `crop`."""
+        ct, lungs = self.read(scan, lungpath)
+        return ct, lungs, None if labelpath is None else self._read_fitting(labelpath, scan, ct, self.lesion_labels)
+
+    def crop_volumes(
+        self, scan: Path | Scan, ct: sitk.Image, lungs: np.ndarray, lesion: np.ndarray | None
+    ) -> tuple[sitk.Image, ...]:
+        """Crop what `read_all` returns; the scan is named in errors."""
         try:
             return crop_to_lungs(ct, lungs, lesion, self.size, self.window)
         except VolumeError as error:
-            raise VolumeError(f"{imagepath}: {error}") from None
+            raise VolumeError(f"{scan}: {error}") from None
 
     def read(
         self, scan: Path | Scan | sitk.Image, lungs: Path | str | sitk.Image | None = None

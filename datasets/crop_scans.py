@@ -8,23 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets.cohort import find_volume
-from datasets.crop import LungMaskCrop, recorded_window
-from datasets.geometry import shape_of
+from datasets.cohort import FOLDERS, checksum_of_voxels
+from datasets.crop import LungMaskCrop
 from datasets.io.parts import files_of
 from datasets.io.scan import Scan
-from datasets.io.volume import Reading, read_geometry, write_volume
+from datasets.io.volume import Reading, write_volume
 from datasets.lung_finders import Lungs
 from datasets.pairs import match_masks
-from datasets.window import WINDOW
 from utils.errors import VolumeError
-from utils.failures import for_each
-from utils.results import NO_RECORD, Results, digest_of
+from utils.ledger import Ledger, Recipe
 
 log = logging.getLogger(__name__)
-
-FOLDERS = ("images", "lung", "lesion")
-"""The folders of a cohort, in the order of what `LungMaskCrop.crop` returns."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +43,14 @@ class Masks:
             raise VolumeError(f"{scan}: no lung mask of this name; add {case_id}.nii.gz to the lung masks")
         return None if self.lungs is None else self.lungs[case_id]
 
-    def digests(self, case_id: str, scan: Path | Scan) -> dict[str, str]:
-        """Digest of the scan, its label and its lung mask, see `utils.results.digest_of`."""
+    def sources(self, case_id: str, scan: Path | Scan) -> dict[str, list[Path]]:
+        """The files of a scan, its label and its lung mask, by role."""
         files = {"scan": scan.files if isinstance(scan, Scan) else files_of(scan)}
         for role, masks in (("label", self.labels), ("lung mask", self.lungs or {})):
             if case_id in masks:
                 files[role] = files_of(masks[case_id])
-        return {role: digest_of(path for path in paths if path.is_file()) for role, paths in files.items()}
-
-    def crop_paths(self, output: Path, case_id: str) -> list[Path]:
-        """Paths of the crops of a scan."""
-        folders = FOLDERS if case_id in self.labels else FOLDERS[:2]
-        return [output / folder / f"{case_id}.nii.gz" for folder in folders]
+        found = {role: [path for path in paths if path.is_file()] for role, paths in files.items()}
+        return {role: paths for role, paths in found.items() if paths}
 
 
 def crop_options(
@@ -77,121 +67,72 @@ def crop_options(
     }
 
 
-def crop_scans(
-    scans: Mapping[str, Path | Scan],
-    output: Path,
+def crop_scan(
+    case_id: str,
+    scan: Path | Scan,
+    ledger: Ledger,
+    recipe: Recipe,
     cropper: LungMaskCrop,
     masks: Masks,
-    made_by: Mapping[str, Any],
-    progress: bool = True,
-) -> dict[str, str]:
-    """Crop scans into a cohort folder, one after the other.
+    note: str | None = None,
+) -> None:
+    """Crop a scan into a cohort.
 
     Args:
-        scans: id to CT.
-        output: cohort folder; images/, lung/ and lesion/ are created in it.
+        case_id: id of the scan.
+        scan: the CT.
+        ledger: of the cohort's crops.
+        recipe: sources and options of the crops, see `Masks.sources` and `crop_options`.
         cropper: crops one scan.
         masks: labels and lung masks.
-        made_by: options that the crops depend on, see `crop_options`.
-        progress: show a progress bar.
+        note: what tests on the scan should say.
 
-    Returns:
-        Id to reason of the scans that failed, among them those whose crops would replace somebody else's files.
+    Raises:
+        VolumeError: a file cannot be read, does not fit the CT, or no lung was found.
+        FolderError: the crops would replace somebody else's files.
     """
-    results = Results(output)
-
-    def crop(case_id: str, scan: Path | Scan) -> None:
-        crops = cropper.crop(scan, masks.labels.get(case_id), masks.lung_of(case_id, scan))
-        paths, inputs = masks.crop_paths(output, case_id), masks.digests(case_id, scan)
-        with results.writing(case_id, paths, made_by, inputs):
-            # The image is written last: if it exists, the others do.
-            for path, image in reversed(list(zip(paths, crops, strict=True))):
-                write_volume(image, path)
-
-    return for_each(scans.items(), crop, "cropping", total=len(scans), progress=progress)
+    ct, lungs, lesion = cropper.read_all(scan, masks.labels.get(case_id), masks.lung_of(case_id, scan))
+    crops = cropper.crop_volumes(scan, ct, lungs, lesion)
+    paths = [ledger.folder / folder / f"{case_id}.nii.gz" for folder in FOLDERS[: len(crops)]]
+    with ledger.writing(case_id, paths, recipe) as facts:
+        facts |= {"voxels": checksum_of_voxels(ct), "note": note}
+        for path, image in zip(paths, crops, strict=True):
+            write_volume(image, path)
 
 
-def left_to_crop(
-    scans: Mapping[str, Scan], output: Path, masks: Masks, made_by: Mapping[str, Any], overwrite: bool
-) -> list[str]:
-    """The ids of the scans that are not cropped yet, or were cropped from other inputs or with other options.
-
-    Crops of earlier versions have no record; those of the right size and window are taken as done, with a warning.
-
-    Args:
-        scans: id to CT.
-        output: cohort folder.
-        masks: labels and lung masks.
-        made_by: options that the crops depend on, see `crop_options`.
-        overwrite: crop all scans again.
-    """
-    results = Results(output)
-    left, changed, unrecorded = [], {}, []
-    for case_id, scan in scans.items():
-        difference = results.difference(case_id, made_by, masks.digests(case_id, scan))
-        size, window = tuple(made_by["size"]), tuple(made_by["window"])
-        if difference == NO_RECORD and is_cropped(output, case_id, size, case_id in masks.labels, window):
-            unrecorded.append(case_id)
-            difference = None
-        elif difference not in (None, NO_RECORD):
-            changed[case_id] = difference
-        if overwrite or difference is not None:
-            left.append(case_id)
-    if changed and not overwrite:
-        first = next(iter(changed))
-        log.warning("%d scan(s) are cropped again, the first %s: %s", len(changed), first, changed[first])
-    if unrecorded and not overwrite:
-        log.warning(
-            "%d scan(s) have crops without a record of how they were made, the first %s; they are taken as done",
-            *(len(unrecorded), unrecorded[0]),
-        )
-    return left
-
-
-def is_cropped(
-    output: Path, case_id: str, size: tuple[int, int, int], with_lesion: bool, window: tuple[float, float] = WINDOW
-) -> bool:
-    """Whether the cohort folder has the crops of a scan, with this size (z, y, x) and window (HU)."""
-    paths = [find_volume(output / folder, case_id) for folder in (FOLDERS if with_lesion else FOLDERS[:2])]
-    if None in paths:
-        return False
-    try:
-        return recorded_window(paths[0]) == window and all(shape_of(read_geometry(path)) == size for path in paths)
-    except VolumeError:
-        return False
-
-
-def masks_of_scans(folder: Path | None, scans: Mapping[str, Path | Scan], what: str) -> dict[str, Path]:
+def masks_of_scans(
+    folders: Sequence[Path], scans: Mapping[str, Path | Scan], what: str, of_all: bool = True
+) -> dict[str, Path]:
     """Masks by the id of their scan; masks without a scan and scans without a mask are warnings.
 
     Args:
-        folder: of the masks; None if none are given.
+        folders: of the masks.
         scans: id to CT.
         what: kind of mask, for the messages.
+        of_all: warn of scans without a mask.
 
     Raises:
-        VolumeError: as `match_masks`.
+        VolumeError: as `match_masks`, or masks in two folders belong to one scan.
     """
-    if folder is None:
-        return {}
-    matched, unmatched = match_masks(folder, scans)
+    matched: dict[str, Path] = {}
+    unmatched: list[Path] = []
+    for folder in folders:
+        found, others = match_masks(folder, scans)
+        if twice := found.keys() & matched.keys():
+            case_id = min(twice)
+            raise VolumeError(f"{found[case_id]} and {matched[case_id]} both belong to {case_id}; keep one of them")
+        matched |= found
+        unmatched += others
     if unmatched:
         log.warning("%d %s file(s) match no scan, the first %s", len(unmatched), what, unmatched[0])
-    if missing := [case_id for case_id in scans if case_id not in matched]:
+    if of_all and folders and (missing := [case_id for case_id in scans if case_id not in matched]):
         log.warning("%d scan(s) have no %s, the first %s", len(missing), what, missing[0])
     return matched
 
 
-def print_pairs(scans: Mapping[str, Scan], labels: Mapping[str, Path], lungs: Mapping[str, Path] | None) -> None:
-    """Print one line per scan: its id, its CT, its label and its lung mask."""
-    for case_id, scan in scans.items():
-        line = f"{case_id}: {scan}, label {labels.get(case_id, 'none')}"
-        print(line if lungs is None else f"{line}, lung mask {lungs.get(case_id, 'none')}")
-
-
 def given_lung_masks(lungs: Lungs, scans: Mapping[str, Path | Scan]) -> dict[str, Path] | None:
     """Given lung masks by the id of their scan; None if lungs are found by a method."""
-    return None if lungs.folder is None else masks_of_scans(lungs.folder, scans, "lung mask")
+    return None if lungs.folder is None else masks_of_scans([lungs.folder], scans, "lung mask")
 
 
 def keep_apart(folders: Sequence[Path], inputs: Sequence[Path], what: str = "crops") -> None:

@@ -4,25 +4,45 @@ A scan is healthy if its id matches --healthy or is in --healthy-list; all other
 if lesion/ has their file. Diseased scans with a voxel label are assigned to TEST, VALID and LABELED; the rest is used
 for training with its volume-level label only.
 
+Lists that exist are kept: new scans are added to what the options ask for beyond that, and else to the training lists.
+--overwrite draws all anew. Crops of the same CT stay on one side, training, validation or test, and so do the scans of
+a patient in --patients.
+
 Examples:
     python -m datasets.make_splits data --healthy 'healthy_*'
     python -m datasets.make_splits data --healthy-list healthy.txt --labeled 1 --valid 0.1 --test 30 --seed 7
+    python -m datasets.make_splits data --healthy 'healthy_*' --patients patients.csv --overwrite
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
 
-from datasets.cohort import LIST_FOLDER, lesion_folder, read_id_list, write_id_lists
+from datasets.cohort import (
+    CROPS,
+    HEALTHY,
+    LIST_FOLDER,
+    WITH_LESION,
+    contents_of,
+    lesion_folder,
+    read_id_list,
+    side_of,
+    write_id_lists,
+)
 from datasets.io.volume import is_volume_file, volume_id
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import CohortError
-from utils.manifest import recording
+from utils.ledger import Ledger, recording
+
+log = logging.getLogger(__name__)
 
 LISTS = {
     "LABELED": "train_id_L",
@@ -35,6 +55,9 @@ LISTS = {
     "TESTH": "test_id_H",
 }
 """Name of the written list by key in DATASET.SPLIT."""
+
+LEFT_OUT = "left_out"
+"""Name of the list of scans that are in no other: held out, and without the voxel label that a test needs."""
 
 
 def amount(text: str) -> float | int:
@@ -58,27 +81,14 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def _deal(rng: np.random.Generator, ids: Sequence[str], amounts: dict[str, float | int]) -> dict[str, list[str]]:
-    """Assign ids at random: to each key, in order, its count or its proportion of all; the rest to ""."""
-    shuffled = [ids[i] for i in rng.permutation(len(ids))]
-    dealt, start = {}, 0
-    for key, wanted in amounts.items():
-        number = round(wanted * len(ids)) if isinstance(wanted, float) else wanted
-        if start + number > len(ids):
-            raise CohortError(
-                f"{key} asks for {number} scans, {len(ids) - start} of {len(ids)} are left; ask for fewer"
-            )
-        dealt[key] = sorted(shuffled[start : start + number])
-        start += number
-    return {**dealt, "": sorted(shuffled[start:])}
-
-
 def make_splits(
     with_label: Sequence[str],
     without_label: Sequence[str],
     healthy: Sequence[str],
-    amounts: dict[str, float | int],
+    amounts: Mapping[str, float | int],
     rng: np.random.Generator,
+    groups: Mapping[str, str] | None = None,
+    before: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, list[str]]:
     """Assign the scans of a cohort to splits.
 
@@ -89,26 +99,140 @@ def make_splits(
         amounts: count (int) or proportion (float) for LABELED, VALID and TEST of the scans with a voxel label, for
             VALIDWL of those without, and for VALIDH and TESTH of the healthy ones.
         rng: random generator.
+        groups: group by id; scans of a group stay on one side: training, validation or test. Others are on their own.
+        before: ids by split that are assigned already.
 
     Returns:
-        Sorted ids by key in DATASET.SPLIT. Remaining diseased scans go to WO_LABEL, healthy ones to HEALTHY.
+        Sorted ids by key in DATASET.SPLIT. Remaining diseased scans go to WO_LABEL, healthy ones to HEALTHY; scans
+        without voxel label whose group is tested are under `LEFT_OUT`.
 
     Raises:
-        CohortError: more scans are requested than there are.
+        CohortError: more scans are requested than there are, or `before` has a group on two sides.
     """
-    labelled = _deal(rng, sorted(with_label), {key: amounts[key] for key in ("TEST", "VALID", "LABELED")})
-    unlabelled = _deal(rng, sorted(without_label), {"VALIDWL": amounts["VALIDWL"]})
-    without = _deal(rng, sorted(healthy), {key: amounts[key] for key in ("TESTH", "VALIDH")})
-    return {
-        "LABELED": labelled["LABELED"],
-        "WO_LABEL": sorted(labelled[""] + unlabelled[""]),
-        "HEALTHY": without[""],
-        "VALID": labelled["VALID"],
-        "VALIDWL": unlabelled["VALIDWL"],
-        "VALIDH": without["VALIDH"],
-        "TEST": labelled["TEST"],
-        "TESTH": without["TESTH"],
-    }
+    groups = groups or {}
+    splits = {key: list((before or {}).get(key, ())) for key in (*LISTS, LEFT_OUT)}
+    placed = {case_id for ids in splits.values() for case_id in ids}
+    sides: dict[str, tuple[str, str]] = {}
+    for key in LISTS:
+        for case_id in splits[key]:
+            group = groups.get(case_id, case_id)
+            side, first = sides.setdefault(group, (side_of(key), case_id))
+            if side != side_of(key):
+                raise CohortError(
+                    f"{first} and {case_id} are of one patient or CT, and stand in {side} and {side_of(key)}; "
+                    "--overwrite draws the lists anew"
+                )
+    for ids, keys, rest in (
+        (with_label, ("TEST", "VALID", "LABELED"), "WO_LABEL"),
+        (without_label, ("VALIDWL",), "WO_LABEL"),
+        (healthy, ("TESTH", "VALIDH"), "HEALTHY"),
+    ):
+        new = [case_id for case_id in sorted(ids) if case_id not in placed]
+        free: dict[str, list[str]] = defaultdict(list)
+        for case_id in (new[k] for k in rng.permutation(len(new))):
+            group = groups.get(case_id, case_id)
+            if group not in sides:
+                free[group].append(case_id)
+                continue
+            of_side = {side_of(key): key for key in (*keys[::-1], rest)}
+            splits[of_side.get(sides[group][0], LEFT_OUT)].append(case_id)
+        for key in keys:
+            number = round(amounts[key] * len(ids)) if isinstance(amounts[key], float) else amounts[key]
+            wanted, left = number - len(splits[key]), sum(map(len, free.values()))
+            if wanted > left:
+                raise CohortError(f"{key} asks for {number} scans, {left} of {len(ids)} are left; ask for fewer")
+            for group, members in list(free.items()):
+                if len(members) <= wanted:
+                    wanted -= len(members)
+                    splits[key] += free.pop(group)
+                    sides[group] = side_of(key), members[0]
+            if wanted > 0:
+                log.warning(
+                    "%s has %d scan(s) fewer than asked for, since scans of a patient stay together", key, wanted
+                )
+        for group, members in free.items():
+            splits[rest] += members
+            sides[group] = side_of(rest), members[0]
+    if out := splits[LEFT_OUT]:
+        log.warning("%d scan(s) without voxel label are left out, to hold TEST apart, the first %s", len(out), out[0])
+    return {key: sorted(ids) for key, ids in splits.items()}
+
+
+def read_patients(path: Path, ids: Sequence[str]) -> dict[str, str]:
+    """Read a table of ids and patients, one scan per line, separated by comma, semicolon or tab.
+
+    Raises:
+        CohortError: it cannot be read, or names no scan of the cohort.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise CohortError(f"{path}: {reason}; expected lines such as scan_1,patient_7") from None
+    cells = [[cell.strip().strip('"') for cell in re.split(r"[,;\t]", line)] for line in lines if line.strip()]
+    patients = {row[0]: f"patient {row[1]}" for row in cells if len(row) > 1 and row[0] in ids and row[1]}
+    if not patients:
+        raise CohortError(f"{path}: names no scan of this cohort; expected lines such as {ids[0]},patient_7")
+    if len(patients) < len(ids):
+        log.warning("%s: names the patients of %d of %d scans", path, len(patients), len(ids))
+    return patients
+
+
+def groups_of(root: Path, ids: Sequence[str], patients: Mapping[str, str]) -> dict[str, str]:
+    """Group of each scan: its patient, and that of every scan of the same CT.
+
+    Args:
+        root: cohort folder.
+        ids: ids of the cohort.
+        patients: patient by id, for those that are known.
+    """
+    contents = contents_of(root, ids)
+    groups = {case_id: patients.get(case_id, contents[case_id]) for case_id in ids}
+    of_content: dict[str, list[str]] = defaultdict(list)
+    for case_id in ids:
+        of_content[contents[case_id]].append(case_id)
+    copies = [same for same in of_content.values() if len(same) > 1]
+    for same in copies:
+        merged = {groups[case_id] for case_id in same}
+        groups = {case_id: min(merged) if group in merged else group for case_id, group in groups.items()}
+    if copies:
+        log.warning("%d CT(s) have several crops, which stay together, the first %s", len(copies), ", ".join(copies[0]))
+    return groups
+
+
+def kept_lists(
+    root: Path, labelled: Sequence[str], unlabelled: Sequence[str], well: Sequence[str]
+) -> dict[str, list[str]]:
+    """Ids by split of the lists that exist, without scans that are not in the cohort any more.
+
+    Scans whose voxel label was withdrawn move from LABELED to WO_LABEL, from VALID to VALIDWL, from TEST to `LEFT_OUT`.
+
+    Raises:
+        CohortError: a list is damaged, or names a healthy scan as diseased or the other way round.
+    """
+    names = {**LISTS, LEFT_OUT: LEFT_OUT}
+    kept: dict[str, list[str]] = {key: [] for key in names}
+    gone = []
+    for key, name in names.items():
+        path = root / LIST_FOLDER / f"{name}.txt"
+        for case_id in read_id_list(path) if path.is_file() else ():
+            if case_id not in {*labelled, *unlabelled, *well}:
+                gone.append(case_id)
+            elif key in LISTS and (case_id in well) != (key in HEALTHY):
+                found, said = ("healthy", "diseased") if key in HEALTHY else ("diseased", "healthy")
+                raise CohortError(
+                    f"{path}: {case_id} is listed as {found}, and {said} by the options; --overwrite draws the lists "
+                    "anew"
+                )
+            elif key in WITH_LESION and case_id in unlabelled:
+                moved = {"LABELED": "WO_LABEL", "VALID": "VALIDWL", "TEST": LEFT_OUT}[key]
+                log.warning("%s: %s has no voxel label any more; moved to %s", path, case_id, moved)
+                kept[moved].append(case_id)
+            else:
+                kept[key].append(case_id)
+    if gone:
+        log.warning("%d scan(s) in the lists are not in the cohort any more, the first %s", len(gone), gone[0])
+    return kept
 
 
 def cohort_ids(root: Path, healthy: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -123,6 +247,9 @@ def cohort_ids(root: Path, healthy: Sequence[str]) -> tuple[list[str], list[str]
     """
     folder = root / "images"
     ids = sorted(volume_id(p) for p in folder.iterdir() if is_volume_file(p)) if folder.is_dir() else []
+    entries = Ledger(root, CROPS).entries()
+    if unfinished := [case_id for case_id in ids if case_id in entries and not entries[case_id].finished]:
+        raise CohortError(f"{root}: {unfinished[0]} is not finished; run lungCrop.py again")
     if not ids:
         raise CohortError(f"{folder}: no images; make them with python lungCrop.py")
     well = [i for i in ids if any(i == pattern or fnmatchcase(i, pattern) for pattern in healthy)]
@@ -153,18 +280,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):
         help_text = f"{what}, a count or a proportion (default {default})"
         parser.add_argument(f"--{option}", type=amount, default=default, metavar="N", help=help_text)
+    parser.add_argument("--patients", type=Path, metavar="FILE", help="table of ids and patients: id,patient")
+    parser.add_argument("--overwrite", action="store_true", help="draw lists that exist anew")
     parser.add_argument("--seed", type=_seed, default=0, help="random seed of the assignment (default 0)")
     add_quiet(parser)
     options = parser.parse_args(arguments)
     start_logging(options.quiet)
 
-    healthy = [*options.healthy, *(read_id_list(options.healthy_list) if options.healthy_list else [])]
+    root = options.root
+    named = [*options.healthy, *(read_id_list(options.healthy_list) if options.healthy_list else [])]
     amounts = {key: getattr(options, key.lower()) for key in ("LABELED", "VALID", "VALIDWL", "VALIDH", "TEST", "TESTH")}
-    splits = make_splits(*cohort_ids(options.root, healthy), amounts, np.random.default_rng(options.seed))
-    with recording(options.root, seed=options.seed):
-        write_id_lists(options.root, {LISTS[key]: ids for key, ids in splits.items()}, "make_splits")
-    for key, ids in splits.items():
-        print(f"{key:9} {len(ids):5}  {options.root / LIST_FOLDER / LISTS[key]}.txt")
+    labelled, unlabelled, well = cohort_ids(root, named)
+    ids = [*labelled, *unlabelled, *well]
+    groups = groups_of(root, ids, read_patients(options.patients, ids) if options.patients else {})
+    before = {} if options.overwrite else kept_lists(root, labelled, unlabelled, well)
+    rng = np.random.default_rng(options.seed)
+    splits = make_splits(labelled, unlabelled, well, amounts, rng, groups, before)
+    if kept := sum(map(len, before.values())):
+        log.warning("kept the lists of %d scans, added %d; --overwrite draws all anew", kept, len(ids) - kept)
+    with recording(root, seed=options.seed):
+        names = {LISTS[key]: splits[key] for key in LISTS}
+        write_id_lists(root, {**names, LEFT_OUT: splits[LEFT_OUT] or None}, "make_splits")
+    for key, name in LISTS.items():
+        print(f"{key:9} {len(splits[key]):5}  {root / LIST_FOLDER / name}.txt")
     return 0
 
 

@@ -28,11 +28,9 @@ from datasets.pairs import mask_of
 from datasets.scan_options import add_series
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import VolumeError, one_line
-from utils.files import names_a_file, write_text
-from utils.manifest import NAME as MANIFEST
-from utils.manifest import is_manifest
+from utils.files import as_csv, names_a_file, write_text
+from utils.ledger import LEDGER, is_output
 from utils.progress import progress_bar
-from utils.tables import as_csv
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +40,8 @@ _MASK_FOLDER = re.compile(
 )
 """Names of folders below INPUT that hold masks and no CTs; ``Lung 1.0`` and ``lung_ct`` are none."""
 
-RESULT_FOLDERS = ("images", "lung", "lesion", "masks", "probabilities", "dicom_seg", "figures", "pictures")
-"""Folders of results beside a manifest.json of this project; they are no inputs."""
+RESULT_FOLDERS = (LEDGER, "images", "lung", "lesion", "masks", "probabilities", "dicom_seg", "figures", "pictures")
+"""Folders of results in an output folder of this project; they are no inputs."""
 
 GENERIC_NAMES = ("ct", "image", "img", "imaging", "scan", "volume", "vol", "data", "series", "chest", "thorax", "input")
 """File names that are alike in every patient's folder; the folder then names the scan."""
@@ -193,7 +191,7 @@ def _walk(found: _Found, folder: Path, walked: set[Path]) -> None:
     walked.add(folder.resolve())
     try:
         entries = sorted(folder.iterdir())
-        results = (folder / MANIFEST).is_file() and is_manifest(folder / MANIFEST)
+        results = is_output(folder)
     except OSError as error:
         found.unreadable[str(folder)] = error.strerror or one_line(error)
         return

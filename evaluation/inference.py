@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from datasets.cohort import HEALTHY, WITH_LESION, Case, Volumes, read_volumes
-from datasets.geometry import voxel_ml
 from datasets.samples import as_input, normalise
-from evaluation.metrics import THRESHOLD, Score, score_scan
+from evaluation.metrics import THRESHOLD, Row, score_scan
 from models import Segmenter
 
 _SLOW_BELOW = 20480
@@ -55,15 +54,15 @@ class Prediction:
         case: the scan.
         volumes: its arrays.
         probability: float32, (z, y, x), 0 outside the lungs.
-        score: score of `mask`.
         threshold: probabilities above it are lesion.
+        score: row of scores of `mask`, see `evaluation.metrics`.
     """
 
     case: Case
     volumes: Volumes
     probability: np.ndarray
-    score: Score
-    threshold: float = THRESHOLD
+    threshold: float
+    score: Row
 
     @property
     def mask(self) -> np.ndarray:
@@ -101,29 +100,44 @@ def predict_cohort(
     precision: str = "fp32",
     threshold: float = THRESHOLD,
 ) -> Iterator[Prediction]:
-    """Run the segmenter on the scans of a split, one after the other, and score what it finds.
+    """Run the segmenter on the scans of a split, one after the other; arguments and errors as for `predict_case`."""
+    for case in cases:
+        yield predict_case(segmenter, case, split, normalization, precision, threshold)
+
+
+def predict_case(
+    segmenter: Segmenter,
+    case: Case,
+    split: str,
+    normalization: str,
+    precision: str = "fp32",
+    threshold: float = THRESHOLD,
+    tolerance_mm: float | None = None,
+) -> Prediction:
+    """Run the segmenter on a scan of a cohort, and score what it finds.
 
     Args:
         segmenter: S, on its device.
-        cases: the scans.
+        case: the scan.
         split: key in DATASET.SPLIT; says whether the truth is a mask, no lesion, or unknown.
         normalization: IMAGE.NORMALIZATION of the training.
         precision: SOLVER.PRECISION.
         threshold: probabilities above it are lesion.
+        tolerance_mm: of the surface Dice; None leaves out the scores of surfaces and lesions.
 
     Raises:
-        VolumeError: a scan cannot be read.
+        VolumeError: the scan cannot be read.
     """
-    for case in cases:
-        volumes = read_volumes(case)
-        probability = segment(segmenter, volumes.image, volumes.lung, normalization, precision)
-        known = split in WITH_LESION or split in HEALTHY
-        score = score_scan(
-            case.id,
-            split,
-            prediction=probability > threshold,
-            truth=volumes.lesion.astype(bool) if known else None,
-            lung=volumes.lung.astype(bool),
-            voxel_ml=voxel_ml(volumes.geometry),
-        )
-        yield Prediction(case, volumes, probability, score, threshold)
+    volumes = read_volumes(case)
+    probability = segment(segmenter, volumes.image, volumes.lung, normalization, precision)
+    known = split in WITH_LESION or split in HEALTHY
+    score = score_scan(
+        case.id,
+        split,
+        prediction=probability > threshold,
+        truth=volumes.lesion.astype(bool) if known else None,
+        lung=volumes.lung.astype(bool),
+        spacing=volumes.geometry.GetSpacing()[::-1],
+        tolerance_mm=tolerance_mm,
+    )
+    return Prediction(case, volumes, probability, threshold, score)

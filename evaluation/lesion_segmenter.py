@@ -27,9 +27,9 @@ from evaluation.burden import Burden, measure_burden
 from evaluation.inference import segment
 from evaluation.metrics import THRESHOLD
 from models import Segmenter
-from models.checkpoint import PUBLISHED_INPUT, SegmenterInput, find_segmenter, load_segmenter
+from models.checkpoint import PUBLISHED_INPUT, SegmenterInput, find_segmenter, read_segmenter
 from models.layers import place
-from utils.cli import choose_device
+from utils.distributed import choose_device
 from utils.errors import VolumeError
 
 
@@ -135,7 +135,7 @@ class LesionSegmenter:
         model: checkpoint of a segmenter, folder of a run or a release, or a published ``checkpointU_*.pth``.
         lungs: how lungs are found: ``"lungmask"`` (downloads its weights on first use), ``"threshold"``, or `Lungs`.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
-        threshold: probabilities above it are lesion.
+        threshold: probabilities above it are lesion; by default that of the segmenter's file.
         reading: how files are read.
         assumed: input of the segmenter if its file does not say it, as published ones do not.
 
@@ -149,16 +149,18 @@ class LesionSegmenter:
         model: Path | str,
         lungs: Lungs | str = "lungmask",
         device: str = "auto",
-        threshold: float = THRESHOLD,
+        threshold: float | None = None,
         reading: Reading = DEFAULT,
         assumed: SegmenterInput = PUBLISHED_INPUT,
     ) -> None:
         self.model = find_segmenter(Path(model))
-        segmenter, self.trained_on = load_segmenter(self.model, assumed)
+        segmenter, facts = read_segmenter(self.model)
+        self.trained_on = facts.trained_on or assumed
+        self.seen = frozenset(getattr(facts, "seen", None) or ())
         self.device = choose_device(device)
         self.segmenter = place(segmenter, self.device)
         self.lungs = Lungs(lungs) if isinstance(lungs, str) else lungs
-        self.threshold = threshold
+        self.threshold = (getattr(facts, "threshold", None) or THRESHOLD) if threshold is None else threshold
         self.reading = reading
 
     @cached_property

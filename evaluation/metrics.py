@@ -1,7 +1,8 @@
 """Scores of predicted lesion masks, one scan at a time and over a cohort.
 
-A scan without lesion has no Dice: there is nothing to overlap with. It is scored by the volume of what was found
-all the same, in a row of its own. The rule for empty masks, of all scores (None: undefined, an empty cell):
+The scores of a scan are a row, a dictionary with the keys `COLUMNS`. A scan without lesion has no Dice: there is
+nothing to overlap with. It is scored by the volume that was found all the same. The rule for empty masks, of all scores
+(None: undefined, an empty cell):
 
     score                          truth and prediction   only the truth is      only the prediction is
                                    are empty              empty                  empty
@@ -22,150 +23,52 @@ Where the truth is not known, all that compares with it is None.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from datasets.crop import bounding_box
-from evaluation.lesions import LesionCounts, count_lesions
-from evaluation.surface import TOLERANCE_MM, surface_distances
+from evaluation.lesions import count_lesions
+from evaluation.surface import surface_distances
 
 THRESHOLD = 0.5
 """Probabilities above it are lesion."""
 
 RATIOS = ("dice", "sensitivity", "specificity", "iou")
 
+COLUMNS = (
+    *("id", "split", "kind", *RATIOS, "predicted_ml", "true_ml", "predicted_percent_of_lung", "true_percent_of_lung"),
+    *("false_positive_ml", "hd95_mm", "surface_dice", "volume_error_ml", "volume_error_percent"),
+    *("lesions", "lesions_found", "lesion_sensitivity", "false_positive_lesions", "lesion_f1"),
+)
+"""Columns of metrics.csv. A row has two keys more: ``voxels``, TP, FP, FN and TN, and ``tolerance_mm``."""
 
-@dataclass(frozen=True)
-class Counts:
-    """Voxels by truth and prediction."""
+Row = dict[str, Any]
 
-    true_positive: int
-    false_positive: int
-    false_negative: int
-    true_negative: int
 
-    @property
-    def dice(self) -> float:
-        """2 TP / (2 TP + FP + FN)."""
-        return _ratio(2 * self.true_positive, 2 * self.true_positive + self.false_positive + self.false_negative)
-
-    @property
-    def sensitivity(self) -> float:
-        """TP / (TP + FN)."""
-        return _ratio(self.true_positive, self.true_positive + self.false_negative)
-
-    @property
-    def specificity(self) -> float:
-        """TN / (TN + FP)."""
-        return _ratio(self.true_negative, self.true_negative + self.false_positive)
-
-    @property
-    def iou(self) -> float:
-        """TP / (TP + FP + FN), intersection over union of the lesion."""
-        return _ratio(self.true_positive, self.true_positive + self.false_positive + self.false_negative)
-
-    @property
-    def background_iou(self) -> float:
-        """TN / (TN + FP + FN), intersection over union of the background."""
-        return _ratio(self.true_negative, self.true_negative + self.false_positive + self.false_negative)
+def ratios(tp: int, fp: int, fn: int, tn: int) -> dict[str, float]:
+    """Dice 2 TP / (2 TP + FP + FN), sensitivity TP / (TP + FN), specificity TN / (TN + FP), IoU TP / (TP + FP + FN)."""
+    return {
+        "dice": _ratio(2 * tp, 2 * tp + fp + fn),
+        "sensitivity": _ratio(tp, tp + fn),
+        "specificity": _ratio(tn, tn + fp),
+        "iou": _ratio(tp, tp + fp + fn),
+    }
 
 
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else float("nan")
 
 
-def count_voxels(prediction: np.ndarray, truth: np.ndarray) -> Counts:
-    """Voxels by truth and prediction, of two boolean arrays of one shape."""
-    return Counts(
-        true_positive=int((prediction & truth).sum()),
-        false_positive=int((prediction & ~truth).sum()),
-        false_negative=int((~prediction & truth).sum()),
-        true_negative=int((~prediction & ~truth).sum()),
-    )
-
-
-@dataclass(frozen=True)
-class Details:
-    """What is measured of the shape of a prediction, which takes longer than counting voxels.
-
-    Attributes:
-        hd95_mm: 95th percentile of the Hausdorff distance, None where a mask is empty.
-        surface_dice: 0 to 1, None where the truth is empty.
-        tolerance_mm: of the surface Dice.
-        lesions: counted one by one.
-    """
-
-    hd95_mm: float | None
-    surface_dice: float | None
-    tolerance_mm: float
-    lesions: LesionCounts
-
-
-@dataclass(frozen=True)
-class Score:
-    """The scores of one scan.
-
-    Attributes:
-        id: of the scan.
-        split: key in DATASET.SPLIT.
-        kind: ``lesion`` and ``no lesion`` by the true mask, ``unknown`` without one.
-        counts: None without a true mask.
-        predicted_ml: lesion volume found.
-        true_ml: true lesion volume, None without a true mask.
-        lung_ml: lung volume.
-        details: None without a true mask, or where they were not asked for.
-    """
-
-    id: str
-    split: str
-    kind: str
-    counts: Counts | None
-    predicted_ml: float
-    true_ml: float | None
-    lung_ml: float
-    details: Details | None = None
-
-    @property
-    def volume_error_ml(self) -> float | None:
-        """Predicted - true volume; None without a true mask."""
-        return None if self.true_ml is None else self.predicted_ml - self.true_ml
-
-    @property
-    def volume_error_percent(self) -> float | None:
-        """Predicted - true volume in percent of the true one; None where that is 0 or not known."""
-        return 100 * self.volume_error_ml / self.true_ml if self.true_ml else None
-
-    def row(self) -> dict[str, str | float | None]:
-        """This score as a row of a table; what does not apply is None."""
-        known, lesion = self.counts is not None, self.kind == "lesion"
-        details = self.details
-        lesions = details.lesions if details else None
-        return {
-            "id": self.id,
-            "split": self.split,
-            "kind": self.kind,
-            **{name: getattr(self.counts, name) if lesion else None for name in RATIOS},
-            "predicted_ml": self.predicted_ml,
-            "true_ml": self.true_ml,
-            "predicted_percent_of_lung": 100 * self.predicted_ml / self.lung_ml,
-            "true_percent_of_lung": 100 * self.true_ml / self.lung_ml if known else None,
-            "false_positive_ml": self.predicted_ml if self.kind == "no lesion" else None,
-            "hd95_mm": details.hd95_mm if details else None,
-            "surface_dice": details.surface_dice if details else None,
-            "volume_error_ml": self.volume_error_ml,
-            "volume_error_percent": self.volume_error_percent,
-            "lesions": lesions.lesions if lesions else None,
-            "lesions_found": lesions.found if lesions else None,
-            "lesion_sensitivity": lesions.sensitivity if lesions else None,
-            "false_positive_lesions": lesions.false_positive if lesions else None,
-            "lesion_f1": lesions.f1 if lesions else None,
-        }
-
-
 def score_scan(
-    case_id: str, split: str, prediction: np.ndarray, truth: np.ndarray | None, lung: np.ndarray, voxel_ml: float
-) -> Score:
+    case_id: str,
+    split: str,
+    prediction: np.ndarray,
+    truth: np.ndarray | None,
+    lung: np.ndarray,
+    spacing: Sequence[float],
+    tolerance_mm: float | None = None,
+) -> Row:
     """Score the predicted mask of one scan.
 
     Args:
@@ -173,132 +76,129 @@ def score_scan(
         split: key in DATASET.SPLIT.
         prediction: bool, (z, y, x).
         truth: bool, of the same shape; None where it is not known.
-        lung: bool, of the same shape.
-        voxel_ml: volume of a voxel in millilitres.
+        lung: bool, of the same shape, not empty.
+        spacing: of the voxels in mm, in the order of the axes, (z, y, x).
+        tolerance_mm: of the surface Dice; None leaves out the scores of surfaces and lesions, which take seconds on a
+            scan of full size.
     """
-    counts = None if truth is None else count_voxels(prediction, truth)
-    return Score(
-        id=case_id,
-        split=split,
-        kind="unknown" if truth is None else "lesion" if truth.any() else "no lesion",
-        counts=counts,
-        predicted_ml=float(prediction.sum()) * voxel_ml,
-        true_ml=None if truth is None else float(truth.sum()) * voxel_ml,
-        lung_ml=float(lung.sum()) * voxel_ml,
-    )
-
-
-def with_details(
-    score: Score,
-    prediction: np.ndarray,
-    truth: np.ndarray | None,
-    spacing: Sequence[float],
-    tolerance_mm: float = TOLERANCE_MM,
-) -> Score:
-    """A score with its details, which takes seconds on a scan of full size.
-
-    Args:
-        score: of the same masks.
-        prediction: bool, (z, y, x).
-        truth: bool, of the same shape; None where it is not known, and the score then stays as it is.
-        spacing: of the voxels in mm, (z, y, x).
-        tolerance_mm: of the surface Dice, at least 0.
-    """
+    voxel_ml = float(np.prod(spacing)) / 1000
+    lung_voxels, predicted = (int(np.count_nonzero(mask)) for mask in (lung, prediction))
+    row: Row = {
+        **dict.fromkeys((*COLUMNS, "voxels", "tolerance_mm")),
+        "id": case_id,
+        "split": split,
+        "kind": "unknown",
+        "predicted_ml": predicted * voxel_ml,
+        "predicted_percent_of_lung": 100 * predicted / lung_voxels,
+    }
     if truth is None:
-        return score
+        return row
+    true, tp = (int(np.count_nonzero(mask)) for mask in (truth, prediction & truth))
+    voxels = tp, predicted - tp, true - tp, truth.size - predicted - true + tp
+    row |= {
+        "kind": "lesion" if true else "no lesion",
+        "true_ml": true * voxel_ml,
+        "true_percent_of_lung": 100 * true / lung_voxels,
+        "volume_error_ml": (predicted - true) * voxel_ml,
+        "voxels": list(voxels),
+    }
+    if true:
+        row |= {**ratios(*voxels), "volume_error_percent": 100 * (predicted - true) / true}
+    else:
+        row["false_positive_ml"] = row["predicted_ml"]
+    if tolerance_mm is not None:
+        row |= _surfaces_and_lesions(prediction, truth, spacing, tolerance_mm)
+    return row
+
+
+def _surfaces_and_lesions(
+    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance_mm: float
+) -> Row:
     box = bounding_box(prediction | truth)
-    if box is None:
-        return replace(score, details=Details(None, None, tolerance_mm, LesionCounts(0, 0, 0)))
-    prediction, truth = prediction[box], truth[box]
-    hd95 = surface_dice = None
+    if box is not None:
+        prediction, truth = prediction[box], truth[box]
+    lesions = count_lesions(prediction, truth)
+    row = {
+        "tolerance_mm": tolerance_mm,
+        "lesions": lesions.lesions,
+        "lesions_found": lesions.found,
+        "lesion_sensitivity": lesions.sensitivity,
+        "false_positive_lesions": lesions.false_positive,
+        "lesion_f1": lesions.f1,
+        "surface_dice": 0.0 if truth.any() else None,
+    }
     if prediction.any() and truth.any():
         distances = surface_distances(prediction, truth, spacing)
-        hd95, surface_dice = distances.hd95, distances.surface_dice(tolerance_mm)
-    elif truth.any():
-        surface_dice = 0.0
-    return replace(score, details=Details(hd95, surface_dice, tolerance_mm, count_lesions(prediction, truth)))
+        row |= {"hd95_mm": distances.hd95, "surface_dice": distances.surface_dice(tolerance_mm)}
+    return row
 
 
-def mean_and_deviation(values: Sequence[float]) -> dict[str, float] | None:
-    """Mean and population standard deviation, None of nothing."""
-    return {"mean": float(np.mean(values)), "std": float(np.std(values))} if len(values) else None
+def mean_and_deviation(values: Iterable[float | None]) -> dict[str, float] | None:
+    """Mean and population standard deviation of the values that are not None; None of nothing."""
+    known = [value for value in values if value is not None]
+    return {"mean": float(np.mean(known)), "std": float(np.std(known))} if known else None
 
 
-def summarise(scores: Iterable[Score]) -> dict[str, dict]:
+def summarise(rows: Iterable[Row]) -> dict[str, Any]:
     """The scores of a cohort in one place.
 
     Returns:
         ``lesion``: number of scans with lesion; mean and population standard deviation over them of `RATIOS`, of the
-        volumes and their signed errors and, where there are details, of the scores of surfaces and lesions, beside
-        the sums of lesions and of those found. ``hd95_mm`` is over the ``scans`` where it is defined, and names the
-        number of the others as ``undefined``. ``no_lesion`` and ``unknown``: number of scans, the volume found in
-        them, and in how many it is not 0. ``pooled``: IoU of lesion and of background over all voxels of all scans
-        whose truth is known.
+        volumes and their signed errors and, if they were scored, of surfaces and lesions, beside the sums of lesions
+        and of those found. ``hd95_mm`` is over the ``scans`` where it is defined, and names the number of the others
+        as ``undefined``. ``no_lesion`` and ``unknown``: number of scans, the volume found in them, and in how many it
+        is not 0. ``pooled``: IoU of lesion and of background over all voxels of all scans whose truth is known.
     """
-    scores = list(scores)
-    by_kind = {kind: [s for s in scores if s.kind == kind] for kind in ("lesion", "no lesion", "unknown")}
-    lesion = by_kind["lesion"]
-    known = [s.counts for s in scores if s.counts is not None]
-    pooled = (
-        Counts(*(sum(column) for column in zip(*(vars(c).values() for c in known), strict=True))) if known else None
-    )
-    volumes = ("predicted_ml", "true_ml", "volume_error_ml", "volume_error_percent")
+    rows = list(rows)
+    lesion, healthy, unknown = ([r for r in rows if r["kind"] == k] for k in ("lesion", "no lesion", "unknown"))
+    means = (*RATIOS, "predicted_ml", "true_ml", "volume_error_ml", "volume_error_percent")
+    counted = [row["voxels"] for row in rows if row["voxels"] is not None]
+    tp, fp, fn, tn = (sum(column) for column in zip(*counted, strict=True)) if counted else (0, 0, 0, 0)
     return {
-        "lesion": {
-            "scans": len(lesion),
-            **{name: mean_and_deviation([getattr(s.counts, name) for s in lesion]) for name in RATIOS},
-            **{name: mean_and_deviation([getattr(s, name) for s in lesion]) for name in volumes},
-            **_summarise_details(lesion),
-        },
-        "no_lesion": {
-            **_found_in(by_kind["no lesion"], "false_positive_ml"),
-            **_false_positives(by_kind["no lesion"]),
-        },
-        "unknown": _found_in(by_kind["unknown"], "predicted_ml"),
-        "pooled": {"iou_lesion": pooled.iou, "iou_background": pooled.background_iou} if pooled else None,
+        "lesion": {"scans": len(lesion), **{n: _mean(lesion, n) for n in means}, **_summarise_details(lesion)},
+        "no_lesion": {**_found_in(healthy, "false_positive_ml"), **_false_positives(healthy)},
+        "unknown": _found_in(unknown, "predicted_ml"),
+        "pooled": {"iou_lesion": _ratio(tp, tp + fp + fn), "iou_background": _ratio(tn, tn + fp + fn)}
+        if counted
+        else None,
     }
 
 
-def _found_in(scores: Sequence[Score], name: str) -> dict:
-    return {
-        "scans": len(scores),
-        "scans_with_prediction": sum(s.predicted_ml > 0 for s in scores),
-        name: mean_and_deviation([s.predicted_ml for s in scores]),
-    }
+def _mean(rows: Sequence[Row], name: str) -> dict[str, float] | None:
+    return mean_and_deviation(row[name] for row in rows)
 
 
-def _summarise_details(scores: Sequence[Score]) -> dict:
-    details = [s.details for s in scores if s.details is not None]
-    if not details:
+def _found_in(rows: Sequence[Row], name: str) -> Row:
+    found = sum(row["predicted_ml"] > 0 for row in rows)
+    return {"scans": len(rows), "scans_with_prediction": found, name: _mean(rows, "predicted_ml")}
+
+
+def _summarise_details(rows: Sequence[Row]) -> Row:
+    rows = [row for row in rows if row["tolerance_mm"] is not None]
+    if not rows:
         return {}
-    hd95 = [d.hd95_mm for d in details if d.hd95_mm is not None]
-    lesions = [d.lesions for d in details]
+    defined = sum(row["hd95_mm"] is not None for row in rows)
     return {
         "hd95_mm": {
-            "scans": len(hd95),
-            "undefined": len(details) - len(hd95),
-            **(mean_and_deviation(hd95) or {"mean": None, "std": None}),
+            "scans": defined,
+            "undefined": len(rows) - defined,
+            **(_mean(rows, "hd95_mm") or {"mean": None, "std": None}),
         },
-        "surface_dice": {
-            "tolerance_mm": details[0].tolerance_mm,
-            **mean_and_deviation([d.surface_dice for d in details]),
-        },
-        "lesions": sum(n.lesions for n in lesions),
-        "lesions_found": sum(n.found for n in lesions),
-        "lesion_sensitivity": mean_and_deviation([n.sensitivity for n in lesions]),
-        **_false_positives(scores),
-        "lesion_f1": mean_and_deviation([n.f1 for n in lesions]),
+        "surface_dice": {"tolerance_mm": rows[0]["tolerance_mm"], **_mean(rows, "surface_dice")},
+        "lesions": sum(row["lesions"] for row in rows),
+        "lesions_found": sum(row["lesions_found"] for row in rows),
+        "lesion_sensitivity": _mean(rows, "lesion_sensitivity"),
+        **_false_positives(rows),
+        "lesion_f1": _mean(rows, "lesion_f1"),
     }
 
 
-def _false_positives(scores: Sequence[Score]) -> dict:
-    details = [s.details for s in scores if s.details is not None]
-    if not details:
-        return {}
-    return {"false_positive_lesions": mean_and_deviation([d.lesions.false_positive for d in details])}
+def _false_positives(rows: Sequence[Row]) -> Row:
+    found = _mean(rows, "false_positive_lesions")
+    return {} if found is None else {"false_positive_lesions": found}
 
 
-def as_table(summary: dict[str, dict]) -> str:
+def as_table(summary: dict[str, Any]) -> str:
     """A summary as the lines that test.py prints: mean +- standard deviation, ratios in percent."""
     lesion, no_lesion, unknown = (summary[kind] for kind in ("lesion", "no_lesion", "unknown"))
     lines = []
@@ -318,20 +218,20 @@ def as_table(summary: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def _lines_of_details(lesion: dict) -> list[str]:
+def _lines_of_details(lesion: Row) -> list[str]:
     hd95 = lesion["hd95_mm"]
     missing = f"  (over {hd95['scans']} scans; in {hd95['undefined']} nothing was found)" if hd95["undefined"] else ""
+    found = f"  ({lesion['lesions_found']} of {lesion['lesions']} lesions found)"
     return [
         _line(lesion, "hd95_mm", "mm") + missing,
         _line(lesion, "surface_dice", "%", 100) + f"  (within {lesion['surface_dice']['tolerance_mm']:g} mm)",
-        _line(lesion, "lesion_sensitivity", "%", 100)
-        + f"  ({lesion['lesions_found']} of {lesion['lesions']} lesions found)",
+        _line(lesion, "lesion_sensitivity", "%", 100) + found,
         _line(lesion, "false_positive_lesions"),
         _line(lesion, "lesion_f1", "%", 100),
     ]
 
 
-def _line(part: dict, name: str, unit: str = "", factor: float = 1) -> str:
+def _line(part: Row, name: str, unit: str = "", factor: float = 1) -> str:
     value = part[name]
     if value["mean"] is None:
         return f"  {name:22}     -"

@@ -75,10 +75,19 @@ def write_case_report(
         columns=headings,
         helps=[column for column in headings if column["help"]],
         rows=rows,
+        first=first_to_show(views),
         figures=cohort_plots([view.values for view in views]),
         cases=[_embedded(view) for view in views],
         facts=facts,
     )
+
+
+def first_to_show(views: Sequence[CaseView]) -> int:
+    """Index of the case with the median Dice, the lower one of two; 0 if no case has one."""
+    dice = sorted(
+        (view.values["dice"], number) for number, view in enumerate(views) if view.values.get("dice") is not None
+    )
+    return dice[(len(dice) - 1) // 2][1] if dice else 0
 
 
 def _cell(column: Column, value: str | float | None) -> dict[str, object]:

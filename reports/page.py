@@ -14,7 +14,7 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from utils.files import write_text
-from utils.manifest import environment
+from utils.ledger import environment
 
 FOLDER = Path(__file__).parent
 

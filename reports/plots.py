@@ -173,7 +173,7 @@ def _bland_altman(predicted: Sequence[float], true: Sequence[float]) -> Plot:
         axes.set_ylabel(f"predicted {MINUS} true, ml")
         axes.margins(y=0.18)
 
-    return draw("bland-altman", "Agreement of volumes (Bland-Altman)", caption + ".", paint)
+    return draw("bland-altman", "Agreement of volumes (Bland-Altman)", caption + ".", paint, left=0.95)
 
 
 def _severity(rows: Sequence[Mapping[str, str | float | None]]) -> Plot:

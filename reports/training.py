@@ -27,7 +27,7 @@ from reports.page import write_page
 from reports.plots import Plot, draw
 from utils.cli import new_parser, run
 from utils.errors import GasnetError, SettingsError
-from utils.manifest import read_manifest
+from utils.ledger import read_runs
 
 PAGE = "report.html"
 
@@ -52,7 +52,7 @@ def write_training_report(folder: Path) -> Path:
     Missing or damaged parts are left out, so that an interrupted run has a page, too.
 
     Args:
-        folder: folder of the run, with metrics.jsonl and, if present, pictures/, settings.yaml and manifest.json.
+        folder: folder of the run, with metrics.jsonl and, if present, pictures/, settings.yaml and ledger/.
 
     Returns:
         Path of the page.
@@ -251,9 +251,9 @@ def _setting_rows(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _facts(folder: Path) -> dict[str, str]:
-    """Facts from the manifest of the last run; without a manifest, the folder alone."""
+    """Facts of the last run in the ledger; without one, the folder alone."""
     facts = {"folder": str(folder)}
-    runs = read_manifest(folder)
+    runs = read_runs(folder)
     if runs:
         last = {name: value for name, value in runs[-1].items() if name != "settings" and value is not None}
         if last.get("outcome") == "running":  # it writes this page, or was killed

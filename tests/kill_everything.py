@@ -35,7 +35,6 @@ from models import Segmenter
 from models.checkpoint import SegmenterFacts, SegmenterInput, load, save_segmenter
 from tests.test_train import states_equal
 from training.states import find_states
-from utils import manifest
 from utils.cli import new_parser, run
 from utils.errors import CheckpointError
 
@@ -80,7 +79,8 @@ class Job:
         return self.files()
 
     def _folders(self) -> list[Path]:
-        names = ("", "images", "lung", "lesion", "masks", "probabilities", "figures", "pictures", ".results", ".views")
+        names = ("", "images", "lung", "lesion", "masks", "probabilities", "figures", "pictures", ".views")
+        names += tuple(f"ledger/{kind}" for kind in ("runs", "crops", "results", "summary", "pasted"))
         return [self.output / name for name in names]
 
 
@@ -202,8 +202,8 @@ def kill_often(job: Job, kills: int, rng: random.Random, fresh: bool) -> Tally:
     return tally
 
 
-_OF_A_RUN = (manifest.NAME, "report.html")
-"""Files that record when and how often a script ran."""
+_OF_A_RUN = ("report.html",)
+"""Files that record when and how often a script ran, beside the ledger."""
 
 
 def check_files(folder: Path, reference: Path, done: bool) -> None:
@@ -261,7 +261,8 @@ def _compare_names(folder: Path, reference: Path, done: bool) -> None:
 
 def _files(folder: Path) -> list[Path]:
     found = (path for path in folder.rglob("*") if path.is_file())
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    parts = {path: path.relative_to(folder).parts for path in found}
+    return [path for path, names in parts.items() if not any(n.startswith(".") or n == "ledger" for n in names)]
 
 
 def _entries(path: Path, done: bool) -> list[dict]:

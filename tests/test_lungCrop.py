@@ -1,4 +1,3 @@
-import os
 import shutil
 import urllib.error
 from contextlib import suppress
@@ -13,9 +12,12 @@ from datasets import lung_finders
 from datasets.crop import LungMaskCrop, recorded_window
 from datasets.lungs import segment_by_threshold
 from tests.several import noting_who_indexes, on_processes
+from tests.utils.test_files import holder
 from tests.volumes import geometry, pixels, write, write_dicom
+from utils import ledger
 from utils.cli import run
-from utils.results import Results
+from utils.errors import FolderError
+from utils.ledger import Ledger
 
 
 @pytest.fixture
@@ -29,8 +31,8 @@ def cropped(scans, output, *arguments, size=(8, 16, 16)):
 
 
 def written(output):
-    paths = [path.relative_to(output) for path in output.rglob("*") if path.is_file() and path.name != "manifest.json"]
-    return sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
+    paths = [path.relative_to(output) for path in output.rglob("*") if path.is_file()]
+    return sorted(str(path) for path in paths if path.parts[0] != "ledger" and path.name[0] != ".")
 
 
 def test_a_folder_of_scans_becomes_a_cohort(scans, tmp_path, capsys):
@@ -95,7 +97,7 @@ def test_what_a_kill_left_behind_is_no_result(scans, tmp_path):
     # The image is written last: masks alone are not done.
     for path in (scans / "lung").iterdir():
         target = output / "lung" / path.name
-        with suppress(KeyboardInterrupt), Results(output).writing(path.name.split(".")[0], [target], {}, {}):
+        with suppress(KeyboardInterrupt), Ledger(output, "crops").writing(path.name.split(".")[0], [target]):
             target.parent.mkdir(exist_ok=True)
             shutil.copy(path, target)
             raise KeyboardInterrupt
@@ -327,11 +329,74 @@ def test_crops_of_other_inputs_or_options_are_made_again_and_others_are_not_read
         assert cropped(*arguments) == 0
     assert "cropped again" not in capsys.readouterr().err
     label = next((scans / "lesion").glob("diseased_000*"))
-    os.utime(label, ns=(1, 1))
+    write(label, sitk.ReadImage(str(label)) * 0)
     assert cropped(*arguments) == 0
-    assert "1 scan(s) are cropped again, the first diseased_000: other label" in capsys.readouterr().err
+    assert "1 result(s) are redone, the first diseased_000: other label" in capsys.readouterr().err
+    assert pixels(output / "lesion" / "diseased_000.nii.gz").sum() == 0
     assert cropped(*arguments, "--lungs", str(scans / "lung")) == 0
-    assert "3 scan(s) are cropped again" in capsys.readouterr().err
+    assert "3 result(s) are redone, the first diseased_000: other lung mask" in capsys.readouterr().err
+
+
+@pytest.mark.fault("labels that were withdrawn")
+@pytest.mark.fault("scans that were removed or renamed")
+def test_crops_follow_what_was_removed_renamed_and_withdrawn(scans, tmp_path, capsys):
+    output = tmp_path / "cohort"
+    arguments = (scans / "ct", output, "--labels", str(scans / "lesion"))
+    assert cropped(*arguments) == 0
+    for folder in ("ct", "lesion"):
+        (scans / folder / "diseased_000.nii.gz").rename(scans / folder / "patient_0.nii.gz")
+        (scans / folder / "healthy_000.nii.gz").unlink()
+    (scans / "lesion" / "diseased_001.nii.gz").unlink()
+    capsys.readouterr()
+    assert cropped(*arguments) == 0
+    assert "removed the results of 2 scan(s) that are not in the input any more" in capsys.readouterr().err
+    here = [f"{folder}/{i}.nii.gz" for folder in ("images", "lung") for i in ("diseased_001", "patient_0")]
+    assert written(output) == sorted([*here, "lesion/patient_0.nii.gz"])
+
+
+@pytest.mark.fault("two scans of one name, from two folders")
+def test_crops_from_another_folder_stay_and_two_scans_of_one_name_are_refused(scans, tmp_path, capsys):
+    output = tmp_path / "cohort"
+    assert cropped(scans / "ct", output) == 0
+    other = tmp_path / "site_b"
+    other.mkdir()
+    shutil.copy(scans / "ct" / "diseased_000.nii.gz", other / "b.nii.gz")
+    assert cropped(other, output) == 0
+    assert len(written(output)) == 8
+    shutil.copy(scans / "ct" / "diseased_000.nii.gz", other / "healthy_000.nii.gz")
+    assert run(lambda: cropped(other, output)) == 1
+    err = capsys.readouterr().err
+    assert f"healthy_000: {output} has the result of {scans / 'ct' / 'healthy_000.nii.gz'}, " in err
+    assert "choose another --output" in err
+
+
+def test_results_of_another_version_are_redone(scans, tmp_path, capsys, monkeypatch):
+    assert cropped(scans / "ct", tmp_path / "cohort") == 0
+    monkeypatch.setattr(ledger, "project_version", lambda: "99.0.0")
+    assert cropped(scans / "ct", tmp_path / "cohort") == 0
+    assert "3 result(s) are redone, the first diseased_000: made by version" in capsys.readouterr().err
+
+
+def test_parts_write_beside_each_other_what_one_run_writes(scans, tmp_path):
+    assert cropped(scans / "ct", tmp_path / "whole") == 0
+    with holder(tmp_path / "parts", (3, 3)):  # another part is at work
+        for part in ("1/2", "2/2"):
+            assert cropped(scans / "ct", tmp_path / "parts", "--part", part) == 0
+        with pytest.raises(FolderError, match="another process is writing here"):
+            cropped(scans / "ct", tmp_path / "parts")
+    assert written(tmp_path / "parts") == written(tmp_path / "whole")
+
+
+def test_several_inputs_and_folders_of_labels(scans, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (scans / "ct" / "healthy_000.nii.gz").rename(tmp_path / "one" / "healthy_000.nii.gz")
+    (scans / "lesion" / "diseased_000.nii.gz").rename(tmp_path / "two" / "diseased_000.nii.gz")
+    labels = ["--labels", str(scans / "lesion"), str(tmp_path / "two"), "--lungs", "threshold", "--quiet"]
+    inputs = [str(path) for path in sorted((scans / "ct").iterdir())]
+    size = ["--size", "8", "16", "16", "--output", str(tmp_path / "cohort")]
+    assert lungCrop.main([*inputs, str(tmp_path / "one"), *labels, *size]) == 0
+    assert len(written(tmp_path / "cohort")) == 9
 
 
 @pytest.mark.fault("own masks where results are written")

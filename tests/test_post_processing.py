@@ -42,7 +42,7 @@ def scans(tmp_path):
 
 
 def written(folder):
-    return [path for path in folder.glob("[!.]*") if path.name != "manifest.json"]
+    return [path for path in folder.glob("[!.]*") if path.name != "ledger"]
 
 
 def pasted(folder, masks, *arguments):

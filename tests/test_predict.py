@@ -2,6 +2,7 @@ import csv
 import json
 import re
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,20 @@ import post_processing
 import predict
 import test
 from datasets import lung_finders
+from datasets.cohort import checksum_of_voxels
 from datasets.crop import CROP_SIZE
 from datasets.lungs import segment_by_threshold
-from evaluation import lesion_segmenter, prediction_folder
+from evaluation import lesion_segmenter, predicting
 from evaluation.burden import NOTICE
 from models import Segmenter
 from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests import reference
 from tests.several import noting_who_indexes, on_processes
+from tests.utils.test_files import holder
 from tests.volumes import geometry, pixels, write, write_dicom
-from utils import results
+from utils import ledger
 from utils.cli import run
+from utils.ledger import read_runs
 
 SIZE = (8, 32, 32)
 OF_ALL_NETWORKS = (16, 64, 64)
@@ -72,7 +76,8 @@ def summary(output):
 
 
 def written(output):
-    return sorted(str(path.relative_to(output)) for path in output.rglob("[!.]*") if path.is_file())
+    files = [path.relative_to(output) for path in output.rglob("[!.]*") if path.is_file()]
+    return sorted(str(path) for path in files if path.parts[0] != "ledger")
 
 
 def mixed_scans(phantoms, folder):
@@ -162,7 +167,7 @@ def test_what_it_prints_names_the_scans_the_grades_and_what_it_is_not(scans, mod
     command = [str(scans), "--model-path", str(model), "--output", str(tmp_path / "b"), "--lungs", "threshold"]
     assert predict.main([*command, "--device", "cpu", "--no-report"]) == 0
     err = capsys.readouterr().err
-    assert "predicting: 3 of 3 scans" in err
+    assert "predicting: 100%" in err
     assert re.search(r"info: diseased_000: [\d.]+ ml, [\d.]+ % of the lungs, CT-\d; [\d.]+ s", err)
 
 
@@ -196,31 +201,89 @@ def test_scans_of_the_same_model_and_options_are_skipped(scans, model, tmp_path,
     assert sorted(rows(output)) == IDS
 
 
-def test_masks_of_another_model_are_not_in_the_summary(scans, model, tmp_path, capsys):
+@pytest.mark.fault("results of a replaced scan")
+def test_a_folder_has_the_masks_of_one_model(scans, model, tmp_path, capsys):
     output = tmp_path / "out"
     assert predicted(scans / "healthy_000.nii.gz", model, output) == 0
     other = save_model(tmp_path / "other.pth", seed=2)
-    assert predicted(scans / "diseased_000.nii.gz", other, output) == 0
-    assert list(rows(output)) == ["diseased_000"]
-    assert "1 mask(s) are of another model or other options and not in the summary" in capsys.readouterr().err
-    assert predicted(scans / "healthy_000.nii.gz", other, output) == 0
-    assert list(rows(output)) == ["diseased_000", "healthy_000"]
-    assert "another model" not in capsys.readouterr().err
+    assert run(lambda: predicted(scans / "diseased_000.nii.gz", other, output)) == 1
+    assert f"{output}: holds 1 result(s) of another model or threshold" in capsys.readouterr().err
+    assert list(rows(output)) == ["healthy_000"]
+    assert predicted(scans / "healthy_000.nii.gz", other, output) == 0  # nothing else is here
+    assert predicted(scans / "diseased_000.nii.gz", model, output, "--overwrite") == 0
+    assert [path.name for path in (output / "masks").iterdir()] == ["diseased_000.nii.gz"]
+
+
+@pytest.mark.fault("scans that were removed or renamed")
+def test_the_summary_is_of_the_input_and_other_masks_are_named(scans, model, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert predicted(scans, model, output) == 0
+    (scans / "healthy_000.nii.gz").unlink()
+    (scans / "diseased_001.nii.gz").rename(scans / "patient_b.nii.gz")
+    capsys.readouterr()
+    assert predicted(scans, model, output) == 0
+    assert list(rows(output)) == ["diseased_000", "patient_b"]
+    assert summary(output)["scans"] == 2
+    err = capsys.readouterr().err
+    assert "2 scan(s) that are not in this input, and not in the summary: diseased_001, healthy_000" in err
+
+
+@pytest.mark.fault("parts of a task")
+def test_parts_write_beside_each_other_and_the_last_one_joins_them(scans, model, tmp_path, capsys):
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    (scans / "broken.nii.gz").write_bytes(b"no gzip")
+    assert predicted(scans, model, whole, report=True) == 1
+    with holder(output, (9, 9)):  # another part is at work
+        codes = [predicted(scans, model, output, "--part", f"{part}/3", report=True) for part in (1, 2, 3)]
+        assert sum(codes) == 1
+        assert run(lambda: predicted(scans, model, output)) == 1
+    assert written(output) == written(whole)
+    for name in written(output):
+        assert (output / name).read_bytes() == (whole / name).read_bytes(), name
+    (output / "summary.csv").unlink()
+    assert predicted(scans, model, output, "--part", "1/1") == 1  # nothing is left but the broken one
+    assert sorted(rows(output)) == IDS
+
+
+def test_several_inputs(scans, model, tmp_path):
+    (tmp_path / "b").mkdir()
+    (scans / "healthy_000.nii.gz").rename(tmp_path / "b" / "healthy_000.nii.gz")
+    paths = [str(scans / f"{case_id}.nii.gz") for case_id in IDS[:2]]
+    more = ["--model-path", str(model), "--output", str(tmp_path / "out"), "--lungs", "threshold", "--no-report"]
+    assert predict.main([*paths, str(tmp_path / "b"), *more, "--device", "cpu", "--quiet"]) == 0
+    assert sorted(rows(tmp_path / "out")) == IDS
+
+
+@pytest.mark.fault("scans that a segmenter was trained on")
+def test_scans_that_the_model_has_seen_are_marked(scans, model, tmp_path, monkeypatch, capsys):
+    checksum = checksum_of_voxels(sitk.ReadImage(str(scans / "diseased_001.nii.gz")))
+    init = lesion_segmenter.LesionSegmenter.__init__
+
+    def trained(self, *arguments, **options):
+        init(self, *arguments, **options)
+        self.seen = frozenset({checksum})
+
+    monkeypatch.setattr(lesion_segmenter.LesionSegmenter, "__init__", trained)
+    assert predicted(scans, model, tmp_path / "out") == 0
+    assert {case_id: row["seen"] for case_id, row in rows(tmp_path / "out").items()} == {
+        "diseased_000": "", "diseased_001": "yes", "healthy_000": ""
+    }  # fmt: skip
+    assert summary(tmp_path / "out")["seen"] == 1
+    assert "was trained on, or chosen by, 1 scan(s), the first diseased_001" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_loses_nothing_and_the_next_one_completes_it(scans, model, tmp_path, monkeypatch):
     undisturbed = tmp_path / "undisturbed"
     assert predicted(scans, model, undisturbed, report=True) == 0
-    output, write_results = tmp_path / "out", prediction_folder.write_results
+    output, work = tmp_path / "out", predicting.Predictor.predict
 
-    def interrupted(row, *rest):
-        if row["id"] == "diseased_001":
+    def interrupted(self, case_id, *rest):
+        if case_id == "diseased_001":
             raise KeyboardInterrupt
-        write_results(row, *rest)
+        work(self, case_id, *rest)
 
-    monkeypatch.setattr(prediction_folder, "write_results", interrupted)
+    monkeypatch.setattr(predicting.Predictor, "predict", interrupted)
     assert run(lambda: predicted(scans, model, output, report=True)) == 130
-    assert list(rows(output)) == ["diseased_000"]
     assert not (output / "report.html").exists()
     first = (output / "masks" / "diseased_000.nii.gz").stat().st_mtime_ns
     monkeypatch.undo()
@@ -228,7 +291,7 @@ def test_an_interrupted_run_loses_nothing_and_the_next_one_completes_it(scans, m
     assert (output / "masks" / "diseased_000.nii.gz").stat().st_mtime_ns == first
     assert written(output) == written(undisturbed)
     for name in written(output):
-        if name not in ("manifest.json", "summary.json"):
+        if name != "summary.json":
             assert (output / name).read_bytes() == (undisturbed / name).read_bytes(), name
 
 
@@ -239,8 +302,7 @@ def test_the_folder_of_a_run_or_a_release_is_its_segmenter_by_name(scans, tmp_pa
         file = save_model(folder / name, seed=1)
         assert predicted(scans / "healthy_000.nii.gz", folder, output, report=True) == 0
         assert summary(output)["model"] == str(file)
-        manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
-        assert manifest["runs"][-1]["model"] == str(file)
+        assert read_runs(output)[-1]["model"] == str(file)
         assert str(file) in (output / "report.html").read_text(encoding="utf-8")
 
 
@@ -264,14 +326,14 @@ def test_bad_scans_are_named_and_the_others_are_done(scans, model, tmp_path, cap
 
 
 def test_a_full_disk_is_told_of_every_scan(scans, model, tmp_path, monkeypatch, capsys):
-    write_text = results.write_text
+    write_text = ledger.write_text
 
     def full(path, text):
-        if path.parent.name == ".results":
+        if path.parent.name == "results":
             raise OSError(28, "No space left on device", str(path))
         write_text(path, text)
 
-    monkeypatch.setattr(results, "write_text", full)
+    monkeypatch.setattr(ledger, "write_text", full)
     assert run(lambda: predicted(scans, model, tmp_path / "out")) == 1
     assert "No space left on device" in capsys.readouterr().err
 
@@ -314,9 +376,13 @@ def test_dicom_in_dicom_seg_out(phantoms, model, tmp_path, capsys):
     assert predicted(raw, model, output, "--dicom-seg") == 0
     assert path.stat().st_mtime_ns == before
     path.unlink()
-    assert predicted(raw / "three", model, output, "--dicom-seg") == 0
+    assert predicted(raw, model, output, "--dicom-seg") == 0
     assert path.is_file()
     # Without lesion there is none, and that is done.
+    output = tmp_path / "none"
+    path = output / "dicom_seg" / "three.dcm"
+    assert predicted(raw / "three", model, output, "--dicom-seg") == 0
+    assert path.is_file()
     assert predicted(raw / "three", model, output, "--dicom-seg", "--threshold", "0.99") == 0
     assert not path.exists()
     row = rows(output)["three"]
@@ -339,7 +405,7 @@ def test_an_export_of_patients_studies_and_series_is_done_series_by_series(phant
     assert predicted(export, model, output, "--dicom-seg", "--save-probabilities", lungs=lungs) == 0
     assert sorted(rows(output)) == ids
     assert [name for name in written(output) if not name.startswith(".")] == sorted(
-        ["manifest.json", "summary.csv", "summary.json"]
+        ["summary.csv", "summary.json"]
         + [f"{folder}/{case_id}.nii.gz" for folder in ("masks", "probabilities") for case_id in ids]
         + [f"dicom_seg/{case_id}.dcm" for case_id in ids]
     )
@@ -390,7 +456,9 @@ def test_a_published_segmenter_has_the_published_defaults_and_options_for_others
     assert (seen[0].size, seen[0].window) == ((16, 32, 32), (-1000, 100))
     made_by = summary(tmp_path / "a")["made_by"]
     assert (made_by["size"], made_by["window"], made_by["normalization"]) == ([16, 32, 32], [-1000, 100], "window")
-    monkeypatch.setattr(predict, "predict_folder", lambda scans, segmenter, *rest: seen.append(segmenter.cropper) or {})
+    monkeypatch.setattr(predict, "do_left", lambda *_, **__: {})
+    monkeypatch.setattr(predict, "Predictor", lambda segmenter, *rest: seen.append(segmenter.cropper) or Namespace())
+    monkeypatch.setattr(Namespace, "prepare", None, raising=False)
     predicted(scan, path, tmp_path / "b")
     assert (seen[1].size, seen[1].window) == (CROP_SIZE, (-1250, 250))
     assert summary(tmp_path / "b")["made_by"]["normalization"] == "minmax"
@@ -471,7 +539,7 @@ def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed
         assert [e.code for e in ended] == [1] * count
         assert all(e.out == e.err == "" for e in ended[1:])
         printed.append(ended[0].out.replace(str(output), ""))
-        files.append({name: (output / name).read_bytes() for name in written(output) if name != "manifest.json"})
+        files.append({name: (output / name).read_bytes() for name in written(output)})
     assert "3 of 5 scans have a mask in" in printed[0]
     assert printed[0].count("failed: ") == 2
     assert printed[0] == printed[1]

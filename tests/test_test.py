@@ -2,6 +2,7 @@ import csv
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from scipy import ndimage
 
 import post_processing
 import test
-from evaluation import results
+from datasets.cohort import contents_of
+from evaluation import testing
 from models import Discriminator, Generator, Segmenter, load_published
 from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests import reference
@@ -20,8 +22,8 @@ from tests.volumes import pixels
 from training.states import save_state
 from utils.cli import run
 
-OF_A_RUN = (".lock", "manifest.json")
-"""Files that differ from run to run."""
+OF_A_RUN = (".lock",)
+"""Files that differ from run to run, beside the ledger."""
 
 TRAINED_ON = SegmenterInput(size=(20, 64, 64), window=(-1250.0, 250.0), normalization="minmax")
 
@@ -132,9 +134,9 @@ def test_the_intensity_settings_come_from_the_model(config, cohort, tmp_path):
 @pytest.mark.parametrize("with_generator", [False, True])
 def test_figures_have_the_columns_of_the_papers(config, model, tmp_path, monkeypatch, with_generator):
     drawn = {}
-    save = results.save_case_figure
+    save = testing.save_case_figure
     monkeypatch.setattr(
-        results,
+        testing,
         "save_case_figure",
         lambda columns, *rest: drawn.update({rest[-1].stem: columns}) or save(columns, *rest),
     )
@@ -242,15 +244,75 @@ def test_figures_and_tables_of_others_are_not_replaced(config, model, tmp_path, 
     figure.write_text("for the paper")
     arguments = ["--config-path", str(config), "--model-path", str(model), "--output", str(output), "--quiet"]
     assert run(lambda: test.main([*arguments, "--save-vis"])) == 1
-    assert f"{figure}: was not written by this command, and is not replaced" in capsys.readouterr().err
+    assert f"{figure}: was not written by this command, and is not replaced" in capsys.readouterr().out
     assert figure.read_text() == "for the paper"
     assert not (output / "masks" / "sick_4.nii.gz").exists()
     assert test.main(arguments) == 0  # without figures there is nothing to replace
-    (output / "manifest.json").unlink()
     table.write_text("of another study")
     assert run(lambda: test.main(arguments)) == 1
-    assert f"{table}: was not written by this command" in capsys.readouterr().err
+    assert f"{table}: was changed since this command wrote it" in capsys.readouterr().err
     assert table.read_text() == "of another study"
+
+
+@pytest.mark.fault("another model or threshold")
+def test_a_folder_has_the_results_of_one_model(config, model, tmp_path, capsys):
+    output = tmp_path / "results"
+    arguments = ["--config-path", str(config), "--output", str(output), "--quiet", "--device", "cpu", "--no-report"]
+    assert test.main([*arguments, "--model-path", str(model), "--split", "VALIDH"]) == 0
+    torch.manual_seed(2)
+    other = tmp_path / "other.pth"
+    save_segmenter(other, Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON, iteration=0))
+    assert run(lambda: test.main([*arguments, "--model-path", str(other)])) == 1
+    assert f"{output}: holds 1 result(s) of another model or threshold, the first that of well_2" in (
+        capsys.readouterr().err
+    )
+    assert [path.name for path in (output / "masks").iterdir()] == ["well_2.nii.gz"]
+    assert test.main([*arguments, "--model-path", str(other), "--split", "VALIDH"]) == 0  # replaces all
+
+
+def test_what_is_done_is_not_done_again_and_parts_are_joined(config, model, tmp_path, monkeypatch):
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    results_of(config, model, "--split", "VALID", "VALIDH", "--output", str(whole))
+    for part in ("1/2", "2/2"):
+        results_of(config, model, "--split", "VALID", "VALIDH", "--output", str(output), "--part", part)
+    for name in ("metrics.csv", "summary.json"):
+        assert (output / name).read_bytes() == (whole / name).read_bytes()
+    monkeypatch.setattr(testing.Tester, "test", lambda *_: pytest.fail("nothing is left"))
+    results_of(config, model, "--split", "VALID", "VALIDH", "--output", str(output))
+    assert (output / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+def test_the_threshold_is_a_choice(config, model, tmp_path):
+    output = results_of(config, model, "--threshold", "0.45", "--output", str(tmp_path / "out")) and tmp_path / "out"
+    probability, mask = (read(output / kind / "sick_4.nii.gz") for kind in ("probabilities", "masks"))
+    np.testing.assert_array_equal(mask > 0, probability > 0.45)
+    assert mask.sum() > (probability > 0.5).sum()
+
+
+@pytest.mark.fault("scans that a segmenter was trained on")
+def test_scans_that_the_model_has_seen_are_refused_unless_that_is_allowed(config, cohort, model, monkeypatch, capsys):
+    (checksum,) = contents_of(cohort, ["sick_5"]).values()
+    loaded = test.read_segmenter
+
+    def trained(path):
+        segmenter, facts = loaded(path)
+        return segmenter, SimpleNamespace(trained_on=facts.trained_on, seen=[checksum])
+
+    monkeypatch.setattr(test, "read_segmenter", trained)
+    arguments = ["--config-path", str(config), "--model-path", str(model), "--quiet", "--device", "cpu"]
+    assert run(lambda: test.main(arguments)) == 1
+    assert "was trained on, or chosen by, 1 of these scans: sick_5; test other scans" in capsys.readouterr().err
+    assert not (model.parent / "test").exists()
+    assert test.main([*arguments, "--allow-seen"]) == 0
+    assert json.loads((model.parent / "test" / "summary.json").read_text())["seen"] == ["sick_5"]
+    assert test.main([*arguments, "--split", "VALIDH", "--output", str(model.parent / "other")]) == 0
+
+
+def test_a_scan_in_two_splits_is_refused(config, model, capsys):
+    arguments = ["--config-path", str(config), "--model-path", str(model), "--quiet", "--device", "cpu"]
+    more = ["--split", "VALID", "TEST", "DATASET.SPLIT.TEST=valid_id_L"]
+    assert run(lambda: test.main([*arguments, *more])) == 1
+    assert "sick_4 is listed in both VALID and TEST" in capsys.readouterr().err
 
 
 def test_the_page_shows_every_scan_with_its_scores(config, model, tmp_path):
@@ -285,11 +347,10 @@ def test_two_processes_write_the_files_of_one(config, model, raw, tmp_path):
         assert [(e.code, e.err) for e in ended] == [(0, "")] * count
         assert all(e.out == "" for e in ended[1:])
         printed.append(ended[0].out.replace(str(output), ""))
-        written.append(
-            {p.relative_to(output): p.read_bytes() for p in output.rglob("*") if p.is_file() and p.name not in OF_A_RUN}
-        )
+        files = [p for p in output.rglob("*") if p.is_file() and p.name not in OF_A_RUN and "ledger" not in p.parts]
+        written.append({p.relative_to(output): p.read_bytes() for p in files})
     assert printed[0] == printed[1]
-    assert len(written[0]) == 3 * 3 + 4 + 3  # and a record per scan
+    assert len(written[0]) == 3 * 3 + 4
     # Where arrays lie in memory differs from process to process, and with it, now and then, the last bit of a float.
     probabilities = [{name for name in files if name.parent.name == "probabilities"} for files in written]
     assert len(probabilities[0]) == 3
@@ -377,14 +438,14 @@ def test_raw_scans_that_are_missing_or_do_not_fit_are_named_and_the_rest_is_done
     summary = json.loads((output / "summary.json").read_text())
     assert summary["raw"]["lesion"]["scans"] == 1
     assert list(summary["raw"]["failed"]) == ["sick_4", "well_2"]
-    assert f"failed: sick_4: {raw / 'labels'}: holds no label for sick_4" in captured.out
+    assert "failed: sick_4: sick_4: no label of this name" in captured.out
     assert re.search(r"failed: well_2: \S*.*well_2.nii.gz: does not lie on \S*well_2.nrrd", captured.out)
     assert len(captured.err.splitlines()) == 2
     shutil.copy(raw / "labels" / "sick_5_label.nrrd", raw / "labels" / "well_2_label.nrrd")
     (raw / "ct" / "sick_5.nrrd").unlink()
     assert test.main(command) == 1
     captured = capsys.readouterr()
-    assert f"failed: sick_5: {raw / 'ct'}: holds no raw scan named sick_5" in captured.out
+    assert "failed: sick_5: sick_5: no raw scan of this name" in captured.out
     assert "no scan was scored" in captured.out
     assert (output / "metrics_raw.csv").read_text().splitlines()[0].startswith("id,split,kind,dice")
 

@@ -91,7 +91,7 @@ def test_a_run_leaves_everything_that_it_promises(config, run_folder):
     names = {p.name for p in run_folder.iterdir()}
     assert names == {
         "settings.yaml", "metrics.jsonl", "pictures", "tensorboard", "segmenter_best.pth", "segmenter_last.pth",
-        "state_0000004.pth", "state_0000008.pth", "manifest.json", "report.html", ".lock",
+        "state_0000004.pth", "state_0000008.pth", "ledger", "report.html", ".lock",
     }  # fmt: skip
     assert read_settings(run_folder / "settings.yaml") == read_settings(config)
     assert [p.name for p in sorted((run_folder / "pictures").iterdir())] == ["0000004.png", "0000008.png"]

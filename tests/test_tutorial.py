@@ -26,7 +26,7 @@ def test_the_tutorial_does_what_it_says(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "tutorial"
     run = folder / "output" / "demo_recons_MIL"
-    for name in ("report.html", "manifest.json"):
+    for name in ("report.html", "settings.yaml"):
         assert (run / name).is_file(), name
 
     predicted = folder / "predicted"

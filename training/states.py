@@ -15,7 +15,7 @@ from configs.settings import Settings
 from datasets.cohort import Case
 from models.checkpoint import STATE_FORMAT, VERSION, Entries, StateFile, Training, check_entries, load, save
 from utils.errors import CheckpointError
-from utils.manifest import environment, project_version
+from utils.ledger import environment, project_version
 
 log = logging.getLogger(__name__)
 

@@ -1,21 +1,23 @@
-"""What all commands have in common: help with examples, one-line errors, exit codes, and the device."""
+"""What all commands share: help with examples, one-line errors, exit codes, the device and the part."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import TextIO
 
 import torch
 
 from utils import distributed
-from utils.errors import GasnetError
-from utils.manifest import project_version
-from utils.terminal import tolerant_output
+from utils.errors import GasnetError, one_line
+from utils.ledger import project_version
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,23 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_part(parser: argparse.ArgumentParser) -> None:
+    """Add ``--part``."""
+    parser.add_argument(
+        "--part",
+        type=_part,
+        metavar="I/N",
+        help="do the scans of part I of N only, for job arrays; a scan is always of the same part",
+    )
+
+
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"expected a part such as 1/8, from 1/8 to 8/8, got {text}")
+    return int(match[1]), int(match[2])
+
+
 def start_logging(quiet: bool) -> None:
     """Send messages to standard error, warnings and errors only when quiet; of several processes, the first does."""
     level = logging.CRITICAL if not distributed.is_rank_zero() else logging.WARNING if quiet else logging.INFO
@@ -81,62 +100,31 @@ def painted(text: str, colour: int, stream: TextIO) -> str:
     return f"\x1b[{colour}m{text}\x1b[0m"
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of a name; ``auto`` is the first CUDA device, or the CPU where there is none.
-
-    Of several processes each takes a CUDA device of its own.
-
-    Raises:
-        GasnetError: there is no such device, or not one for each process.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        log.info("device: %s", name)
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise GasnetError(f"--device {name}: no such device; expected auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise GasnetError(f"--device {name}: not supported; expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise GasnetError(
-            f"--device {name}: {torch.cuda.device_count()} CUDA device(s) here; use --device cpu, or check the driver"
-        )
-    if device.type == "cuda" and distributed.world_size() > 1:
-        return _own_device(device)
-    if device.index is not None:
-        torch.cuda.set_device(device)
-    return device
-
-
-def _own_device(device: torch.device) -> torch.device:
-    if device.index is not None:
-        raise GasnetError(f"--device {device}: not for several processes; use --device cuda, each takes its own")
-    number, found = distributed.local_rank(), torch.cuda.device_count()
-    if number >= found:
-        raise GasnetError(
-            f"--device cuda: {found} CUDA device(s) here for more processes; start fewer, or use --device cpu"
-        )
-    return torch.device("cuda", number)
-
-
 def run(main: Callable[[], int]) -> int:
     """Run a command; an error that a user can do something about becomes one line and exit code 1.
 
-    Of several processes only the first prints, and of their errors only the one that came first is reported.
+    Of several processes only the first prints, and of their errors only the one that came first is reported. Characters
+    that the encoding of the terminal lacks are escaped.
 
     Returns:
         The exit code: what `main` returned, 1 after an error, 130 after Ctrl-C.
     """
-    with tolerant_output() as output:
-        code = _without_traceback(main)
-        output.flush()
-        if output.error is not None:
-            _print_error(
-                f"standard output: {output.error.strerror}; results are in their files, but not all lines were printed"
-            )
-            return code or 1
-        return code
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        if hasattr(stream := getattr(sys, name), "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    code = _without_traceback(main)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # the interpreter would report it again
+            if stream is sys.stdout:
+                reason = f"{error.strerror}; results are in their files, but not all lines were printed"
+                _print_error(f"standard output: {reason}")
+                code = code or 1
+    return code
 
 
 def _without_traceback(main: Callable[[], int]) -> int:
@@ -144,20 +132,21 @@ def _without_traceback(main: Callable[[], int]) -> int:
         return _with_others(main)
     except GasnetError as error:
         _print_error(str(error))
-        return 1
     except OSError as error:
-        if error.filename is None:
+        name = f"{error.filename}: " if error.filename else ""
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            _print_error(name + one_line(error))
+        elif name:
+            _print_error(f"{name}{error.strerror}; check the path, its rights and the disk")
+        else:
             _print_error(f"{error.strerror or error}; check the disk, the temporary folder and the limits on memory")
-            return 1
-        _print_error(f"{error.filename}: {error.strerror}; check the path, its rights and the disk")
-        return 1
     except torch.OutOfMemoryError as error:
         reason = str(error).split(". ")[0]
         _print_error(f"{reason}; use --device cpu or, in training, a smaller SOLVER.BATCH_SIZE")
-        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    return 1
 
 
 def _print_error(message: str) -> None:

@@ -1,4 +1,4 @@
-"""Distributed runs: one command on several devices, started by torchrun.
+"""Devices, and distributed runs: one command on several devices, started by torchrun.
 
 A command started without torchrun is rank 0 of 1, and the functions here then return their input. All ranks must call
 the collective functions (sums, gathers, broadcasts) in the same order.
@@ -6,6 +6,7 @@ the collective functions (sums, gathers, broadcasts) in the same order.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from utils.errors import GasnetError, one_line
 from utils.files import lock_folder
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -155,10 +158,49 @@ def average_over_ranks(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(mean.view(tensor.shape))
 
 
+def choose_device(name: str) -> torch.device:
+    """The device of a name; ``auto`` is the first CUDA device, or the CPU where there is none.
+
+    Of several processes each takes a CUDA device of its own.
+
+    Raises:
+        GasnetError: there is no such device, or not one for each process.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        log.info("device: %s", name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise GasnetError(f"--device {name}: no such device; expected auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise GasnetError(f"--device {name}: not supported; expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise GasnetError(
+            f"--device {name}: {torch.cuda.device_count()} CUDA device(s) here; use --device cpu, or check the driver"
+        )
+    if device.type == "cuda" and world_size() > 1:
+        return _own_device(device)
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
+def _own_device(device: torch.device) -> torch.device:
+    if device.index is not None:
+        raise GasnetError(f"--device {device}: not for several processes; use --device cuda, each takes its own")
+    number, found = local_rank(), torch.cuda.device_count()
+    if number >= found:
+        raise GasnetError(
+            f"--device cuda: {found} CUDA device(s) here for more processes; start fewer, or use --device cpu"
+        )
+    return torch.device("cuda", number)
+
+
 @contextmanager
-def lock_folder_on_rank_zero(folder: Path, *subfolders: str) -> Iterator[None]:
+def lock_folder_on_rank_zero(folder: Path, *subfolders: str, part: tuple[int, int] | None = None) -> Iterator[None]:
     """Lock a folder on rank 0 (see `lock_folder`); the other ranks wait until it is locked."""
-    with lock_folder(folder, *subfolders) if is_rank_zero() else nullcontext():
+    with lock_folder(folder, *subfolders, part=part) if is_rank_zero() else nullcontext():
         on_rank_zero(lambda: None)
         yield
 

@@ -5,6 +5,9 @@ scripts print it after ``error:`` and exit with a non-zero code; anything else t
 and keeps its traceback.
 """
 
+import errno
+import resource
+
 
 class GasnetError(Exception):
     """Base of all errors that are reported to the user as one line."""
@@ -36,4 +39,6 @@ class TrainingError(GasnetError):
 
 def one_line(error: BaseException, limit: int = 200) -> str:
     """Flatten the text of an error into one line of at most `limit` characters; its type if it has no text."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"too many open files, the limit is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}: see ulimit -n"
     return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -1,16 +1,19 @@
-"""Files that appear whole or not at all, in folders that one command at a time writes to."""
+"""Atomic writes, and one writer per folder."""
 
 from __future__ import annotations
 
+import csv
+import errno
 import fcntl
+import io
 import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from utils.errors import FolderError
 
@@ -97,6 +100,21 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Format rows as CSV with a header line; floats have six significant digits, None is an empty cell.
+
+    Args:
+        columns: keys of the rows, in the order of the table; other keys are left out.
+        rows: one mapping per line.
+    """
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+    return table.getvalue()
+
+
 def is_dangling(path: Path) -> bool:
     """Whether a path is a link to something that is not there, or to itself."""
     return path.is_symlink() and not path.exists()
@@ -120,53 +138,78 @@ def visible_files(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def lock_folder(folder: Path, *subfolders: str) -> Iterator[None]:
-    """Keep other processes that ask for the same folder out of it, and remove what killed ones left half-written.
+def lock_folder(folder: Path, *subfolders: str, part: tuple[int, int] | None = None) -> Iterator[None]:
+    """Keep other processes out of a folder, and remove what killed ones left half-written.
 
-    The lock is on the hidden file ``.lock``, which stays. It ends with the process, however that ends, and
-    is not passed on to its children: workers that outlive a killed run do not keep the next one out.
+    Parts of one task keep out whole tasks and the same part, not each other. The locks are on hidden files, which
+    stay. A lock ends with the process, however that ends, and is not passed on to its children: workers that outlive a
+    killed run do not keep the next one out.
 
     Args:
         folder: to write to; made if need be.
         subfolders: in it, that are written to as well; they are cleaned, others are left alone.
+        part: number of the part, from 1, and number of parts; None is the whole.
 
     Raises:
         FolderError: another process holds the folder.
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
-    with path.open("a+", encoding="utf-8") as file:
-        if _lock(file, folder):
-            for place in (folder, *(folder / name for name in subfolders)):
-                for left in place.glob(".[0-9]*.partial.*"):
-                    left.unlink(missing_ok=True)
+    with (folder / ".lock").open("a+", encoding="utf-8") as whole:
+        locked = _lock(whole, folder, shared=part is not None)
+        if part is not None:
+            with (folder / f".lock.{part[0]}-of-{part[1]}").open("a+", encoding="utf-8") as file:
+                _lock(file, folder)
+                yield
+            return
+        for place in (folder, *(folder / name for name in subfolders)) if locked else ():
+            for left in place.glob(".[0-9]*.partial.*"):
+                left.unlink(missing_ok=True)
         yield
 
 
-def _lock(file: TextIO, folder: Path) -> bool:
-    """Lock the file and write down who did; False where the file system has no locks."""
+@contextmanager
+def wait_for_lock(path: Path) -> Iterator[None]:
+    """Lock a file, once no other process has it locked; no lock where the file system has none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        with suppress(OSError):
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
+def _lock(file: TextIO, folder: Path, shared: bool = False) -> bool:
+    """Lock the file and, unless the lock is shared, write down who did; False where the file system has no locks."""
     try:
         # Unlike those of flock, these locks belong to the process, and not to the file that its children share.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)
         raise FolderError(
-            f"{folder}: {file.read().strip()} is writing here; wait for its end, or choose another folder"
+            f"{folder}: {file.read().strip() or 'another process'} is writing here; wait for its end, or choose "
+            "another folder"
         ) from None
     except OSError as error:
         log.warning("%s: cannot be locked (%s); see to it that no other run writes here", folder, error.strerror)
         return False
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    if not shared:
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
     return True
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until a file or folder would survive a loss of power."""
+    """Wait until a file or folder would survive a loss of power, where the file system can tell.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise
     finally:
         os.close(descriptor)

@@ -1,16 +1,32 @@
-"""Progress of long tasks: a bar on terminals, occasional plain lines in pipes and files."""
+"""Progress bars, and work on many scans in which the failure of one does not stop the others."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import sys
-import time
-from collections.abc import Iterable
-from typing import Any
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from utils import distributed
+from utils.errors import GasnetError, one_line
+from utils.ledger import Ledger, Recipe
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+OF_ONE_ITEM = (ArithmeticError, EOFError, LookupError, MemoryError, OSError, RuntimeError, ValueError)
+"""What libraries raise for data that they cannot take, beside what files and memory do."""
 
 SECONDS_BETWEEN_LINES = 30.0
-"""Seconds between two progress lines."""
+"""Seconds between two updates of a bar that is not on a terminal."""
 
 
 def progress_bar(
@@ -23,7 +39,7 @@ def progress_bar(
     initial: int = 0,
     leave: bool = True,
 ) -> tqdm:
-    """Create a tqdm bar on standard error; in pipes and files it prints plain lines.
+    """Create a tqdm bar on standard error; in pipes and files it is updated rarely.
 
     Args:
         items: items to iterate over, or None to call `update` by hand.
@@ -34,8 +50,8 @@ def progress_bar(
         initial: number of items done before.
         leave: keep the finished bar on the terminal.
     """
-    kind = tqdm if sys.stderr.isatty() else _Lines
-    return kind(
+    terminal = sys.stderr.isatty()
+    return tqdm(
         items,
         desc=doing,
         unit=unit,
@@ -44,48 +60,128 @@ def progress_bar(
         leave=leave,
         disable=not shown,
         file=sys.stderr,
-        dynamic_ncols=kind is tqdm,
+        dynamic_ncols=terminal,
+        mininterval=0.1 if terminal else SECONDS_BETWEEN_LINES,
     )
 
 
-class _Lines(tqdm):
-    """Progress as lines without control characters: one every `SECONDS_BETWEEN_LINES`, and one at the end."""
+def for_each(
+    items: Mapping[str, T],
+    work: Callable[[str, Any], None],
+    doing: str,
+    *,
+    unit: str = "scan",
+    progress: bool = True,
+    prepare: Callable[[str, T], Any] | None = None,
+) -> dict[str, str]:
+    """Process items one by one; an item that fails is logged, and the others are processed.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._last_line = time.monotonic()
-        self._finished = False
-        super().__init__(*args, **kwargs)
+    Args:
+        items: item by id.
+        work: called with an id and its item, prepared if need be; a `GasnetError` or one of `OF_ONE_ITEM`, such as a
+            full disk, fails this item only.
+        doing: label of the progress bar, such as ``cropping``.
+        unit: what an item is, in the singular.
+        progress: show a progress bar.
+        prepare: prepares an item in a thread while the one before it is worked on; must not write anything.
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        if msg == "":  # tqdm clears the bar
-            return False
-        now = time.monotonic()
-        finished = self.n == self.total
-        if not self._finished and (finished or now - self._last_line >= SECONDS_BETWEEN_LINES):
-            self._last_line, self._finished = now, finished
-            print(self._line(), file=self.fp, flush=True)
+    Returns:
+        Id to reason of the items that failed.
+    """
+    failed: dict[str, str] = {}
+    with logging_redirect_tqdm(), progress_bar(None, doing, unit=unit, total=len(items), shown=progress) as bar:
+        for case_id, item in _one_ahead(items, prepare):
+            try:
+                work(case_id, item.result() if isinstance(item, Future) else item)
+            except GasnetError as error:
+                failed[case_id] = str(error)
+                log.warning("%s", error)
+            except OF_ONE_ITEM as error:
+                failed[case_id] = f"cannot be processed ({type(error).__name__}: {one_line(error)})"
+                log.warning("%s: %s", case_id, failed[case_id])
+                log.debug("%s", case_id, exc_info=True)
+            bar.update()
+    return failed
+
+
+def _one_ahead(items: Mapping[str, T], prepare: Callable[[str, T], Any] | None) -> Iterator[tuple[str, Any]]:
+    """Items by id or, with `prepare`, futures of the prepared ones, of which only the next one is started."""
+    if prepare is None:
+        yield from items.items()
+        return
+    pool = ThreadPoolExecutor(1)
+    try:
+        left = ((case_id, pool.submit(prepare, case_id, item)) for case_id, item in items.items())
+        ahead = next(left, None)
+        while ahead is not None:
+            now, ahead = ahead, next(left, None)
+            yield now
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def do_left(
+    ledger: Ledger,
+    recipes: Mapping[str, Recipe],
+    begin: Callable[[], Callable[[str, Any], None]],
+    doing: str,
+    *,
+    part: tuple[int, int] | None = None,
+    overwrite: bool = False,
+    inputs: Sequence[Path] = (),
+    prepare: Callable[[str, Recipe], Any] | None = None,
+    progress: bool = True,
+) -> dict[str, str]:
+    """Make the results that are missing or not up to date; with several ranks, each makes its share.
+
+    Failures are entered in the ledger, where other parts read them. All ranks must call this.
+
+    Args:
+        ledger: of the results.
+        recipes: of all results, also those of other parts, by id.
+        begin: returns the function that makes a result from its id and recipe, and enters it; called if any is left.
+        doing: label of the progress bar.
+        part: make results of this part only.
+        overwrite: make all.
+        inputs: files and folders where scans are looked for: results of scans that are gone are removed.
+        prepare: as for `for_each`.
+        progress: show a progress bar.
+
+    Returns:
+        Id to reason of the results that could not be made.
+    """
+    asked = {case_id: recipe for case_id, recipe in recipes.items() if is_in_part(case_id, part)}
+
+    def find_left() -> list[str]:
+        if inputs:
+            ledger.remove_gone(inputs, recipes, lambda case_id: is_in_part(case_id, part))
+        return ledger.left(asked, overwrite)
+
+    # Looked up before any rank writes, so that all ranks share the same list.
+    left = distributed.on_rank_zero(find_left)
+    failed: dict[str, str] = {}
+    if mine := {case_id: recipes[case_id] for case_id in distributed.shard(left)}:
+        failed = for_each(mine, begin(), doing, prepare=prepare, progress=progress)
+    gathered = {case_id: reason for of_rank in distributed.gather(failed) for case_id, reason in of_rank.items()}
+    if distributed.is_rank_zero():
+        ledger.note_failures(asked, gathered)
+    return {case_id: gathered[case_id] for case_id in left if case_id in gathered}
+
+
+def is_in_part(case_id: str, part: tuple[int, int] | None) -> bool:
+    """Whether a scan belongs to part I of N; that depends on its id alone. None is the whole."""
+    if part is None:
         return True
+    digest = hashlib.sha256(unicodedata.normalize("NFC", case_id).encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") % part[1] == part[0] - 1
 
-    def clear(self, nolock: bool = False) -> None:
-        """Do nothing: printed lines stay."""
 
-    def moveto(self, n: int) -> None:
-        """Do nothing: there is no cursor."""
+def print_failures(failed: Mapping[str, str]) -> int:
+    """Print one line per failed item at the end of a command.
 
-    def close(self) -> None:
-        if not self.disable and self.n == self.total:
-            self.display()
-        self.leave = False  # the last line has been printed already
-        super().close()
-
-    def _line(self) -> str:
-        values = self.format_dict
-        count = f"{self.n} of {self.total}" if self.total else f"{self.n}"
-        parts = [f"{self.desc}: {count} {self.unit}s"]
-        done = self.n - self.initial
-        if self.n == self.total or (done and not self.total):
-            parts.append(f"{self.format_interval(values['elapsed'])} in all")
-        elif done:  # before, there is no estimate
-            rate = values["rate"] or done / max(values["elapsed"], 1e-9)
-            parts.append(f"{self.format_interval((self.total - self.n) / rate)} left")
-        return ", ".join([*parts, *([self.postfix] if self.postfix else [])])
+    Returns:
+        The exit code: 1 if an item failed, otherwise 0.
+    """
+    for case_id, reason in failed.items():
+        print(f"failed: {case_id}: {reason}")
+    return 1 if failed else 0

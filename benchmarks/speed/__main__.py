@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.timing import environment, write_results
-from utils.cli import add_device, choose_device, new_parser, run, start_logging
+from utils.cli import add_device, new_parser, run, start_logging
+from utils.distributed import choose_device
 from utils.files import write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"

@@ -22,13 +22,15 @@ from scipy import ndimage
 
 from benchmarks.speed.timing import alternate, compared
 from benchmarks.speed.worker_process import process, requests
+from datasets.cohort import CROPS
 from datasets.crop import CROP_SIZE, LINEAR, NEAREST, Box, LungMaskCrop, crop_to_lungs
-from datasets.crop_scans import Masks, crop_scans
+from datasets.crop_scans import Masks, crop_scan
 from datasets.geometry import image_like
 from datasets.io.volume import read_ct, read_geometry, read_labels, read_volume, write_volume
 from datasets.lungs import segment_by_threshold
 from datasets.window import map_window
 from evaluation.paste_back import restore_mask
+from utils.ledger import Ledger, Recipe
 from utils.memory import peak_memory_mib
 
 SHAPE, QUICK_SHAPE = (300, 512, 512), (75, 128, 128)
@@ -108,16 +110,10 @@ def _scipy_crop_files(folder: Path) -> None:
 
 
 def _our_crop_files(folder: Path) -> None:
-    scan, lungs = {"ct": folder / "ct.nii"}, {"ct": folder / "lungs.nii"}
-    failed = crop_scans(
-        scan,
-        folder / "cohort",
-        LungMaskCrop(segment_by_threshold),
-        Masks(lungs=lungs),
-        {"lungs": "given"},
-        progress=False,
-    )
-    assert not failed
+    scan, masks = folder / "ct.nii", Masks(lungs={"ct": folder / "lungs.nii"})
+    cropper = LungMaskCrop(segment_by_threshold)
+    recipe = Recipe(masks.sources("ct", scan))
+    crop_scan("ct", scan, Ledger(folder / "cohort", CROPS), recipe, cropper, masks)
 
 
 def _published_paste_back_files(folder: Path, extension: str = ".nii") -> None:

@@ -36,7 +36,7 @@ from datasets.window import map_window
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import SettingsError
 from utils.files import lock_folder, write_text
-from utils.manifest import recording
+from utils.ledger import recording
 from utils.progress import progress_bar
 
 FOLDERS = ("images", "lung", "lesion")

@@ -39,13 +39,13 @@ from benchmarks.weak_supervision.run import (
     train_row,
 )
 from configs.settings import Settings, read_settings
-from datasets.cohort import LIST_FOLDER, read_cohort
-from datasets.public.protocol import lesion_protocols
+from datasets.cohort import LIST_FOLDER, notes_of, read_cohort
 from evaluation.inference import predict_cohort
 from models.checkpoint import LAST
-from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
+from utils.cli import add_device, add_quiet, new_parser, run, start_logging
+from utils.distributed import choose_device
 from utils.files import write_text
-from utils.manifest import environment
+from utils.ledger import environment
 
 log = logging.getLogger(__name__)
 
@@ -91,23 +91,24 @@ def row_settings(name: str, seed: int, cohort: Path, output: Path, config: Path,
     return read_settings(config, [_ITERATIONS, *ROWS[name], *overrides, *own])
 
 
-def test_segmenter(settings: Settings, device: torch.device) -> dict[str, dict[str, float]]:
-    """Dice of the last segmenter by test list and scan; lists that the cohort lacks are left out.
+def test_segmenter(settings: Settings, device: torch.device) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Dice of the last segmenter by test list and scan, and the notes of the cohort; missing lists are left out.
 
     Raises:
         GasnetError: segmenter or cohort cannot be read.
     """
     segmenter, normalization = load_trained(settings, LAST, device)
     root, image = Path(settings.dataset.root), settings.image
-    dice = {}
+    dice, tested = {}, []
     for name in TESTED:
         if not (root / LIST_FOLDER / f"{name}.txt").is_file():
             log.warning("%s: no list %s; left out", root, name)
             continue
         cases = read_cohort(root, {"TEST": name}, image.size, image.window)["TEST"]
         scores = [found.score for found in predict_cohort(segmenter, cases, "TEST", normalization)]
-        dice[name] = {score.id: score.counts.dice for score in scores}
-    return dice
+        dice[name] = {score["id"]: score["dice"] for score in scores}
+        tested += cases
+    return dice, notes_of(tested)
 
 
 def run_row(name: str, seed: int, settings: Settings, output: Path, device: torch.device, progress: bool) -> Path:
@@ -120,12 +121,11 @@ def run_row(name: str, seed: int, settings: Settings, output: Path, device: torc
     if is_finished(path, settings):
         return path
     train_row(settings, device, progress, validate=settings.dataset.split.valid is not None)
-    dice = test_segmenter(settings, device)
-    ids = [case_id for scores in dice.values() for case_id in scores]
+    dice, notes = test_segmenter(settings, device)
     result = {
         "row": name,
         "seed": seed,
-        "protocols": lesion_protocols(Path(settings.dataset.root), ids),
+        "protocols": notes,
         "dice": dice,
         "environment": environment(device),
         "settings": settings_to_record(settings),

@@ -36,7 +36,7 @@ from configs.settings import Settings, read_settings
 from datasets.cohort import read_cohort
 from datasets.window import WINDOW
 from evaluation.inference import predict_cohort
-from evaluation.metrics import summarise
+from evaluation.metrics import COLUMNS, summarise
 from models import Segmenter
 from models.checkpoint import BEST, SegmenterInput, load, load_segmenter
 from models.layers import place
@@ -44,10 +44,11 @@ from train import train, used_splits
 from training.run import TrainingRun
 from training.states import find_states
 from utils import distributed
-from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
+from utils.cli import add_device, add_quiet, new_parser, run, start_logging
+from utils.distributed import choose_device
 from utils.errors import GasnetError, SettingsError
 from utils.files import lock_folder, write_text
-from utils.manifest import environment, recording
+from utils.ledger import environment, recording
 from utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def train_row(settings: Settings, device: torch.device, progress: bool, validate
         )
     cohort = read_cohort(settings.dataset.root, used_splits(settings, validate), settings.image.size)
     folder = settings.exp.folder
-    with lock_folder(folder, "pictures"), recording(folder, device=device, settings=settings):
+    with lock_folder(folder, "pictures"), recording(folder, device=device, settings=settings, seed=settings.exp.seed):
         resume = bool(find_states(settings.exp.folder))
         train(JudgedRun(settings, cohort, device, resume, validate=validate, progress=progress))
 
@@ -132,7 +133,7 @@ def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
         for key, cases in cohort.items()
         for prediction in predict_cohort(segmenter, cases, key, normalization, threshold=threshold)
     ]
-    rows = [{name: value for name, value in score.row().items() if value is not None} for score in scores]
+    rows = [{name: score[name] for name in COLUMNS if score[name] is not None} for score in scores]
     return {"threshold": round(threshold, 3), **summarise(scores), "rows": rows}
 
 

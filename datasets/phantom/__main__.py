@@ -21,7 +21,7 @@ from pathlib import Path
 from datasets.phantom.make import SMALLEST_SIDE, write_phantoms
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import SettingsError
-from utils.manifest import recording
+from utils.ledger import recording
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,26 +34,26 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.cohort import LIST_FOLDER, check_id_lists, find_volume, write_id_lists
+from datasets.cohort import CROPS, FOLDERS, LIST_FOLDER, check_id_lists, write_id_lists
 from datasets.crop import LungMaskCrop
-from datasets.crop_scans import FOLDERS, Masks, crop_scans, is_cropped
+from datasets.crop_scans import Masks, crop_scan
 from datasets.io.volume import Reading
-from datasets.lung_finders import LUNG_FINDERS, FindLungs, Lungs
+from datasets.lung_finders import LUNG_FINDERS, Lungs
 from datasets.public import SETS
 from datasets.public.check import check_scans
 from datasets.public.find import Found, Wanted, find_public_scans
 from datasets.public.lists import chosen_labels, make_lists, natural
-from datasets.public.protocol import read_rules, report_path
+from datasets.public.protocol import lesion_note, read_rules, report_path
 from datasets.public.report import as_text, report_of
-from datasets.public.sets import GREY_WINDOW, Labels, PublicScan, PublicSet
+from datasets.public.sets import GREY_WINDOW, Labels, PublicSet
 from datasets.scan_options import add_crop_size, add_lungmask, check_size
 from utils import distributed
-from utils.cli import add_device, add_quiet, choose_device, new_parser, run, start_logging
+from utils.cli import add_device, add_quiet, new_parser, run, start_logging
+from utils.distributed import choose_device
 from utils.errors import CohortError
-from utils.failures import gather_failures, print_failures
 from utils.files import write_text
-from utils.manifest import recording
-from utils.results import RESULTS
+from utils.ledger import Ledger, Recipe, recording
+from utils.progress import do_left, print_failures
 
 HELD_OUT = {
     "valid": "scans with voxel labels to hold out for validation; they are then in no test list",
@@ -61,58 +61,6 @@ HELD_OUT = {
     "validwl": "diseased scans of D to hold out for validation",
 }
 """Help of the options that hold scans out."""
-
-
-def crop_public_scans(
-    scans: Mapping[str, PublicScan],
-    output: Path,
-    find_lungs: Callable[[], FindLungs],
-    size: tuple[int, int, int],
-    made_by: Mapping[str, Any],
-    progress: bool,
-) -> dict[str, str]:
-    """Crop scans of a public set into a cohort folder.
-
-    Args:
-        scans: id to scan.
-        output: cohort folder.
-        find_lungs: makes the lung finder for scans without a lung mask; called if there are any.
-        size: (z, y, x) of the crops.
-        made_by: rules that the crops depend on.
-        progress: show progress bars.
-
-    Returns:
-        Id to reason of the scans that failed.
-    """
-    failed: dict[str, str] = {}
-    # By how they are read: grey values, lung labels, lesion labels.
-    kinds: dict[tuple, dict[str, PublicScan]] = {}
-    for case_id, scan in scans.items():
-        used = [None if mask is None else mask.labels for mask in (scan.lung, scan.lesion)]
-        kinds.setdefault((scan.grey, *used), {})[case_id] = scan
-    finder = None
-    for (grey, lung, lesion), of_kind in kinds.items():
-        if lung is None and finder is None:
-            finder = find_lungs()
-        cropper = LungMaskCrop(
-            finder,  # not used for scans with a lung mask
-            size,
-            Reading(grey_window=GREY_WINDOW if grey else None),
-            lung_labels=lung and lung.counted,
-            lesion_labels=lesion and lesion.counted,
-        )
-        failed |= crop_scans(
-            {case_id: scan.ct for case_id, scan in of_kind.items()},
-            output,
-            cropper,
-            Masks(
-                {case_id: scan.lesion.path for case_id, scan in of_kind.items() if scan.lesion is not None},
-                None if lung is None else {case_id: scan.lung.path for case_id, scan in of_kind.items()},
-            ),
-            {**made_by, "grey": grey},
-            progress,
-        )
-    return failed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,14 +107,43 @@ def _make(
     """Crop the scans; write lists and report. Scans that fail move to `found.failed`."""
     title, output, path = SETS[options.set].title, options.output, report_path(options.output, SETS[options.set])
     device = choose_device(options.device if lungs is not None and lungs.on_gpu else "cpu")
+    ledger = Ledger(output, CROPS)
+    note = lesion_note(SETS[options.set], rules["lesion_labels"])
+    made_by = {**rules, "size": list(options.size)}
+    masks = {
+        case_id: Masks(
+            {} if scan.lesion is None else {case_id: scan.lesion.path},
+            None if scan.lung is None else {case_id: scan.lung.path},
+        )
+        for case_id, scan in found.scans.items()
+    }
+    recipes = {
+        case_id: Recipe(masks[case_id].sources(case_id, scan.ct), made_by) for case_id, scan in found.scans.items()
+    }
+
+    def begin() -> Callable[[str, Recipe], None]:
+        finder = None if all(scan.lung for scan in found.scans.values()) else lungs.finder(device)
+
+        def crop(case_id: str, recipe: Recipe) -> None:
+            scan = found.scans[case_id]
+            cropper = LungMaskCrop(
+                finder,  # not used for scans with a lung mask
+                options.size,
+                Reading(grey_window=GREY_WINDOW if scan.grey else None),
+                lung_labels=scan.lung and scan.lung.labels.counted,
+                lesion_labels=scan.lesion and scan.lesion.labels.counted,
+            )
+            crop_scan(case_id, scan.ct, ledger, recipe, cropper, masks[case_id], note)
+
+        return crop
+
     with (
-        distributed.lock_folder_on_rank_zero(output, *FOLDERS, LIST_FOLDER, RESULTS, f"{RESULTS}/{LIST_FOLDER}"),
+        distributed.lock_folder_on_rank_zero(output, *FOLDERS, LIST_FOLDER, *ledger.folders),
         recording(output, device=device, seed=options.seed, rules=rules),
     ):
-        left = distributed.on_rank_zero(lambda: _begin(path, found, lists, rules, options))
-        mine = {case_id: found.scans[case_id] for case_id in distributed.shard(left)}
-        failed = crop_public_scans(mine, output, lambda: lungs.finder(device), options.size, rules, not options.quiet)
-        found.failed |= gather_failures(failed, left)
+        distributed.on_rank_zero(lambda: _begin(path, found, lists, rules, options))
+        progress = not options.quiet
+        found.failed |= do_left(ledger, recipes, begin, "cropping", overwrite=options.overwrite, progress=progress)
         for case_id in found.failed:
             found.scans.pop(case_id, None)
         report = report_of(title, options.download, found, lists, rules)
@@ -184,33 +161,23 @@ def _begin(
     lists: Mapping[str, Sequence[str]],
     rules: Mapping[str, Any],
     options: argparse.Namespace,
-) -> list[str]:
-    """Record the rules of the crops; return the ids that remain to be cropped.
+) -> None:
+    """Record the rules of the crops.
 
     Raises:
         CohortError: existing crops were made with other rules, and must not be overwritten.
         FolderError: a list was written or edited by somebody else.
     """
-    root = path.parent
-    check_id_lists(root, {name: ids or None for name, ids in lists.items()}, options.set)
-    done = [
-        case_id
-        for case_id, scan in found.scans.items()
-        if is_cropped(root, case_id, options.size, with_lesion=scan.lesion is not None)
-    ]
+    ledger = Ledger(path.parent, CROPS)
+    check_id_lists(path.parent, {name: ids or None for name, ids in lists.items()}, options.set)
     before = read_rules(path)
-    if done and before not in (None, rules):
-        if not options.overwrite:
-            differ = [f"{key} {before.get(key)}, now {rules[key]}" for key in rules if before.get(key) != rules[key]]
-            raise CohortError(
-                f"{path}: scans here were made with {'; '.join(differ)}; --overwrite replaces them, another --output "
-                "keeps them"
-            )
-        # If this run is killed, the next one must not mistake crops of the old rules for done.
-        for case_id in done:
-            find_volume(root / FOLDERS[0], case_id).unlink()
+    if not options.overwrite and before not in (None, rules) and found.scans.keys() & ledger.entries().keys():
+        differ = [f"{key} {before.get(key)}, now {rules[key]}" for key in rules if before.get(key) != rules[key]]
+        raise CohortError(
+            f"{path}: scans here were made with {'; '.join(differ)}; --overwrite replaces them, another --output keeps "
+            "them"
+        )
     write_text(path, json.dumps({"rules": rules}, indent=2) + "\n")
-    return [case_id for case_id in found.scans if options.overwrite or case_id not in done]
 
 
 def _label(text: str) -> int:

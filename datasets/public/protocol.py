@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from datasets.public import SETS
 from datasets.public.sets import PublicSet
 from utils.errors import CohortError
 
@@ -34,34 +33,13 @@ def read_rules(path: Path) -> dict[str, Any] | None:
         raise CohortError(f"{path}: not a report of this command; remove it, or choose another --output") from None
 
 
-def lesion_protocols(root: Path, ids: Iterable[str]) -> list[str]:
-    """Which labels count as lesion, one line per public set with a scan among these.
-
-    The published test counts every label above 0.
-
-    Args:
-        root: cohort folder.
-        ids: ids of scans.
-
-    Raises:
-        CohortError: the report on a set is damaged.
-    """
-    ids = list(ids)
-    lines = []
-    for public_set in SETS.values():
-        if not any(case_id.startswith(f"{public_set.name}_") for case_id in ids):
-            continue
-        rules = read_rules(report_path(root, public_set))
-        if rules is None or "lesion_labels" not in rules:
-            continue
-        counted, published = set(rules["lesion_labels"]), public_set.lesion.known - {0}
-        line = f"{public_set.title}: lesion is {_labels(counted)}"
-        lines.append(
-            f"{line}, as in the published test"
-            if counted == published
-            else f"{line}; the published test counts {_labels(published)}, so its Dice does not compare"
-        )
-    return lines
+def lesion_note(public_set: PublicSet, counted: Collection[int]) -> str:
+    """Which labels count as lesion, beside those of the published test, which counts every label above 0."""
+    published = public_set.lesion.known - {0}
+    line = f"{public_set.title}: lesion is {_labels(counted)}"
+    if set(counted) == published:
+        return f"{line}, as in the published test"
+    return f"{line}; the published test counts {_labels(published)}, so its Dice does not compare"
 
 
 def _labels(values: Iterable[int]) -> str:

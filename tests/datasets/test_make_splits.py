@@ -1,11 +1,15 @@
 import argparse
+import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from datasets.make_splits import LISTS, amount, cohort_ids, main, make_splits
+from tests.volumes import write
 from utils.cli import run
 from utils.errors import CohortError
+from utils.ledger import Ledger
 
 LABELLED = [f"a{k}" for k in range(10)]
 UNLABELLED = [f"b{k}" for k in range(8)]
@@ -20,7 +24,8 @@ def split(seed=0, **amounts):
 def test_counts_and_proportions_of_each_kind():
     sizes = {key: len(ids) for key, ids in split().items()}
     assert sizes == {
-        "LABELED": 1, "WO_LABEL": 4 + 6, "HEALTHY": 3, "VALID": 2, "VALIDWL": 2, "VALIDH": 3, "TEST": 3, "TESTH": 6
+        "LABELED": 1, "WO_LABEL": 4 + 6, "HEALTHY": 3, "VALID": 2, "VALIDWL": 2, "VALIDH": 3, "TEST": 3, "TESTH": 6,
+        "left_out": 0,
     }  # fmt: skip
 
 
@@ -62,8 +67,138 @@ def root(tmp_path):
     for folder, ids in (("images", LABELLED + UNLABELLED + HEALTHY), ("lesion", LABELLED + HEALTHY[:2])):
         (tmp_path / folder).mkdir()
         for case_id in ids:
-            (tmp_path / folder / f"{case_id}.nii.gz").touch()
+            touch(tmp_path / folder / f"{case_id}.nii.gz")
     return tmp_path
+
+
+def touch(path, seed=None):
+    """A crop that differs from all others, or from those of another seed."""
+    number = zlib.crc32(path.name.encode()) if seed is None else seed
+    write(path, np.random.default_rng(number).normal(size=(2, 3, 4)).astype(np.float32))
+
+
+def lists(root):
+    return {path.stem: path.read_text().splitlines() for path in (root / "id_txt").iterdir()}
+
+
+OPTIONS = ["--healthy", "h*", "--labeled", "1", "--valid", "2", "--validh", "2", "--test", "2", "--testh", "1"]
+
+
+@pytest.mark.fault("lists that exist when")
+def test_lists_that_exist_are_kept_and_new_scans_are_trained_on(root, capsys):
+    assert main([str(root), *OPTIONS]) == 0
+    before = lists(root)
+    for case_id in ("a90", "a91", "b90", "h90"):
+        touch(root / "images" / f"{case_id}.nii.gz")
+    touch(root / "lesion" / "a90.nii.gz")
+    capsys.readouterr()
+    assert main([str(root), *OPTIONS, "--quiet"]) == 0
+    assert "kept the lists of 30 scans, added 4" in capsys.readouterr().err
+    after = lists(root)
+    added = {name: sorted(set(after[name]) - set(before[name])) for name in after}
+    assert {name: ids for name, ids in added.items() if ids} == {
+        "train_id_WL": ["a90", "a91", "b90"], "train_id_H": ["h90"]
+    }  # fmt: skip
+    assert all(set(before[name]) <= set(after[name]) for name in before)
+    assert main([str(root), *OPTIONS, "--quiet", "--seed", "5"]) == 0
+    assert lists(root) == after
+    assert main([str(root), *OPTIONS, "--quiet", "--seed", "5", "--overwrite"]) == 0
+    assert lists(root)["test_id_L"] != after["test_id_L"]
+
+
+def test_new_scans_fill_what_the_options_ask_for_beyond_the_lists(root):
+    assert main([str(root), *OPTIONS]) == 0
+    before = lists(root)
+    for case_id in ("a90", "a91"):
+        touch(root / "images" / f"{case_id}.nii.gz")
+        touch(root / "lesion" / f"{case_id}.nii.gz")
+    more = [*OPTIONS]
+    more[more.index("--test") + 1] = "3"
+    assert main([str(root), *more]) == 0
+    (added,) = set(lists(root)["test_id_L"]) - set(before["test_id_L"])
+    assert added in ("a90", "a91")
+
+
+def test_scans_that_are_gone_and_labels_that_were_withdrawn_leave_the_lists(root, capsys):
+    assert main([str(root), *OPTIONS]) == 0
+    before = lists(root)
+    gone, (valid, _), test = before["train_id_WL"][0], before["valid_id_L"], before["test_id_L"][0]
+    (root / "images" / f"{gone}.nii.gz").unlink()
+    for case_id in (valid, test):
+        (root / "lesion" / f"{case_id}.nii.gz").unlink()
+    options = [*OPTIONS, "--quiet"]
+    for name in ("--valid", "--test"):
+        options[options.index(name) + 1] = "1"
+    assert main([str(root), *options]) == 0
+    after = lists(root)
+    assert gone not in after["train_id_WL"]
+    assert after["valid_id_WL"] == [valid]
+    assert after["left_out"] == [test]
+    err = capsys.readouterr().err
+    assert f"1 scan(s) in the lists are not in the cohort any more, the first {gone}" in err
+    assert f"{test} has no voxel label any more; moved to left_out" in err
+    assert main([str(root), *options]) == 0
+    assert lists(root) == after
+
+
+def sides(root):
+    """Side of each scan."""
+    found = {"train": "training", "valid": "validation", "test_": "testing", "left_": "testing"}
+    return {case_id: found[name[:5]] for name, ids in lists(root).items() for case_id in ids}
+
+
+@pytest.mark.fault("two CTs of a patient")
+@pytest.mark.parametrize("seed", range(3))
+def test_crops_of_the_same_ct_stay_together(root, seed, capsys):
+    for k in range(10):
+        touch(root / "images" / f"a{k} (1).nii.gz", seed=k // 2)
+        touch(root / "images" / f"a{k}.nii.gz", seed=k // 2)
+        touch(root / "lesion" / f"a{k} (1).nii.gz")
+    assert main([str(root), "--healthy", "h*", "--valid", "4", "--test", "5", "--seed", str(seed), "--quiet"]) == 0
+    found = sides(root)
+    for k in range(0, 10, 2):
+        assert len({found[case_id] for case_id in (f"a{k}", f"a{k} (1)", f"a{k + 1}", f"a{k + 1} (1)")}) == 1
+    assert sum(side == "testing" for side in found.values()) == 4  # one CT has four crops
+    err = capsys.readouterr().err
+    assert "5 CT(s) have several crops, which stay together, the first a0, a0 (1), a1, a1 (1)" in err
+    assert "TEST has 1 scan(s) fewer than asked for" in err
+
+
+@pytest.mark.fault("two CTs of a patient")
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_scans_of_a_patient_stay_together(root, tmp_path, separator, capsys):
+    table = tmp_path / "patients.csv"
+    scans = [f"{kind}{k}" for k in range(8) for kind in "abh"]
+    table.write_text("\n".join(["id,patient", *(f"{case_id}{separator}{case_id[1:]}" for case_id in scans)]))
+    assert main([str(root), *OPTIONS, "--patients", str(table), "--quiet"]) == 0
+    found = sides(root)
+    for k in range(8):
+        assert len({found[case_id] for case_id in (f"a{k}", f"b{k}", f"h{k}") if case_id in found}) == 1
+    assert "scan(s) without voxel label are left out, to hold TEST apart" in capsys.readouterr().err
+    assert main([str(root), *OPTIONS, "--patients", str(table), "--quiet"]) == 0  # kept
+    assert sides(root) == found
+    table.write_text("nobody,1")
+    assert run(lambda: main([str(root), *OPTIONS, "--patients", str(table)])) == 1
+    assert "names no scan of this cohort" in capsys.readouterr().err
+
+
+def test_a_patient_on_two_sides_of_kept_lists_is_refused(root, tmp_path, capsys):
+    assert main([str(root), *OPTIONS]) == 0
+    one, other = lists(root)["test_id_L"][0], lists(root)["train_id_WL"][0]
+    table = tmp_path / "patients.csv"
+    table.write_text(f"{one},7\n{other},7\n")
+    assert run(lambda: main([str(root), *OPTIONS, "--patients", str(table)])) == 1
+    assert "are of one patient or CT, and stand in training and testing" in capsys.readouterr().err
+
+
+def test_a_cohort_that_is_being_made_is_refused(root, capsys):
+    path = root / "images" / "a0.nii.gz"
+    path.unlink()
+    with suppress(KeyboardInterrupt), Ledger(root, "crops").writing("a0", [path]):
+        touch(path)
+        raise KeyboardInterrupt
+    assert run(lambda: main([str(root), *OPTIONS])) == 1
+    assert "a0 is not finished; run lungCrop.py again" in capsys.readouterr().err
 
 
 def test_the_command_writes_the_lists(root, capsys):
@@ -82,16 +217,17 @@ def test_lists_of_the_user_are_not_replaced(root, capsys):
     edited, arguments = root / "id_txt" / "train_id_WL.txt", [str(root), "--healthy", "h*", "--quiet"]
     assert main(arguments) == 0
     before = edited.read_text()
-    assert main([*arguments, "--seed", "3"]) == main(arguments) == 0  # its own lists
+    anew = [*arguments, "--overwrite"]
+    assert main([*anew, "--seed", "3"]) == main(anew) == 0  # its own lists
     edited.write_text(before.split("\n", 1)[1])
-    assert run(lambda: main([*arguments, "--seed", "3"])) == 1
+    assert run(lambda: main([*anew, "--seed", "3"])) == 1
     assert f"{edited}: was changed since this command wrote it, and is not replaced" in capsys.readouterr().err
     assert edited.read_text() == before.split("\n", 1)[1]
     edited.write_text(before)  # what would be written is no reason to stop
     assert main(arguments) == 0
-    (root / ".results" / "id_txt" / "make_splits.json").unlink()
+    (root / "ledger" / "id_txt" / "make_splits.json").unlink()
     assert main(arguments) == 0
-    assert run(lambda: main([*arguments, "--seed", "3"])) == 1
+    assert run(lambda: main([*anew, "--seed", "3"])) == 1
     assert "was not written by this command" in capsys.readouterr().err
 
 
@@ -130,7 +266,7 @@ def test_a_healthy_id_that_is_mistyped_is_not_taken_for_diseased(root, tmp_path,
 
 
 def test_ids_that_look_like_patterns_are_ids(root):
-    (root / "images" / "h[1].nii.gz").touch()
+    touch(root / "images" / "h[1].nii.gz")
     assert cohort_ids(root, ["h[1]"])[2] == ["h1", "h[1]"]
     (root / "images" / "h1.nii.gz").unlink()
     assert cohort_ids(root, ["h[1]"])[2] == ["h[1]"]

@@ -74,3 +74,11 @@ def test_a_single_scan_and_volumes_far_apart_are_plotted():
     assert len(cohort_plots([{"dice": 1.0, "predicted_ml": 0.0, "true_ml": 3.0}])) == 3
     far = np.geomspace(0.5, 5000, 12)
     assert len(cohort_plots([{"lesion_ml": float(v), "lesion_percent_of_lung": 0.0} for v in far])) == 2
+
+
+@pytest.mark.parametrize("scale", [0.01, 1, 1000])
+def test_labels_of_axes_lie_in_the_picture(scale):
+    rows = [{"dice": 0.5, "predicted_ml": scale * p, "true_ml": scale * t} for p, t in ((10, 1), (1, 20), (30, 9))]
+    for plot in cohort_plots(rows):
+        for at in re.findall(r"rotate\(-90 ([\d.]+) ", plot.svg):
+            assert float(at) > 9, plot.caption  # the baseline of a text of 9 points

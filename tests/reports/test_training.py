@@ -39,7 +39,9 @@ def run_folder(tmp_path_factory):
     )
     (folder / "settings.yaml").write_text(settings.to_yaml())
     record = {"command": "train.py <x>", "outcome": "finished", "versions": {"torch": "2.11"}, "settings": {"A": 1}}
-    (folder / "manifest.json").write_text(json.dumps({"runs": [{"command": "earlier"}, record]}))
+    (folder / "ledger" / "runs").mkdir(parents=True)
+    for name, entry in (("1", {"command": "earlier"}), ("2", record)):
+        (folder / "ledger" / "runs" / f"{name}.json").write_text(json.dumps(entry))
     return folder
 
 
@@ -143,7 +145,6 @@ def test_on_a_phone_nothing_scrolls_sideways(run_folder, opened):
 
 def test_a_run_that_has_logged_nothing_yet_has_a_page_and_another_folder_none(tmp_path, capsys):
     (tmp_path / "settings.yaml").write_text("EXP: {ID: young}\n")
-    (tmp_path / "manifest.json").write_text("{")
     page = write_training_report(tmp_path).read_text(encoding="utf-8")
     assert "nothing logged yet" in page
     assert "Training young" in page

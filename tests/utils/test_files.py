@@ -147,17 +147,17 @@ HOLD = """
 import sys
 from pathlib import Path
 from utils.files import lock_folder
-with lock_folder(Path(sys.argv[1])):
+with lock_folder(Path(sys.argv[1]), part=eval(sys.argv[2])):
     print(flush=True)
     sys.stdin.read()
 """
 
 
-def holder(folder):
-    """Another process that holds a folder, once it does."""
+def holder(folder, part=None):
+    """Another process that holds a folder, or a part of the work on it, once it does."""
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLD, str(folder), str(part)], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     process.stdout.readline()
     return process
@@ -168,7 +168,7 @@ def test_a_folder_has_one_writer_until_that_ends_or_is_killed(tmp_path):
     folder = tmp_path / "new" / "folder"
     with lock_folder(folder):
         refused = subprocess.run(
-            [sys.executable, "-c", HOLD, str(folder)],
+            [sys.executable, "-c", HOLD, str(folder), "None"],
             cwd=Path(__file__).parents[2],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -183,6 +183,37 @@ def test_a_folder_has_one_writer_until_that_ends_or_is_killed(tmp_path):
         first.kill()
     with lock_folder(folder):
         pass
+
+
+def test_parts_keep_out_the_whole_and_themselves_and_not_each_other(tmp_path):
+    with holder(tmp_path, (1, 2)):
+        with lock_folder(tmp_path, part=(2, 2)):
+            pass
+        with pytest.raises(FolderError), lock_folder(tmp_path, part=(1, 2)):
+            pass
+        with pytest.raises(FolderError, match="another process is writing here"), lock_folder(tmp_path):
+            pass
+    with holder(tmp_path), pytest.raises(FolderError), lock_folder(tmp_path, part=(1, 2)):
+        pass
+
+
+@pytest.mark.fault("a mount that cannot flush")
+def test_a_mount_that_cannot_sync_is_written_to(tmp_path, monkeypatch):
+    def fsync(code):
+        def fail(_):
+            raise OSError(code, os.strerror(code))
+
+        return fail
+
+    for code in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+        monkeypatch.setattr(os, "fsync", fsync(code))
+        write_text(tmp_path / "file.txt", str(code))
+        assert (tmp_path / "file.txt").read_text() == str(code)
+    for code in (errno.EIO, errno.ENOSPC):
+        monkeypatch.setattr(os, "fsync", fsync(code))
+        with pytest.raises(OSError, match=r"file\.txt"):
+            write_text(tmp_path / "file.txt", "lost")
+        assert (tmp_path / "file.txt").read_text() != "lost"
 
 
 @pytest.mark.fault("what a kill leaves")

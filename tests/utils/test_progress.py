@@ -1,13 +1,16 @@
+import gc
 import io
 import logging
-import os
 import sys
+import threading
+import weakref
 
+import numpy as np
 import pytest
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from utils import progress
-from utils.progress import progress_bar
+from utils.errors import VolumeError
+from utils.progress import OF_ONE_ITEM, for_each, print_failures, progress_bar
 
 
 class Terminal(io.StringIO):
@@ -15,81 +18,108 @@ class Terminal(io.StringIO):
         return True
 
 
-def standard_error(monkeypatch, kind=io.StringIO):
-    stream = kind()
-    monkeypatch.setattr(sys, "stderr", stream)
-    return stream
-
-
-def test_a_pipe_gets_one_plain_line_of_short_work(monkeypatch):
-    stream = standard_error(monkeypatch)
-    assert list(progress_bar(range(3), "cropping", unit="scan")) == [0, 1, 2]
-    assert stream.getvalue() == "cropping: 3 of 3 scans, 00:00 in all\n"
-
-
-def test_a_pipe_gets_the_time_left_of_long_work(monkeypatch):
-    stream = standard_error(monkeypatch)
-    clock = [1000.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    bar = progress_bar(None, "training", unit="iteration", total=100, initial=40)
-    bar._time = lambda: clock[0]
-    bar.start_t = bar.last_print_t = clock[0]
-    bar.set_postfix({"joint": "1.2"}, refresh=False)
-    for _ in range(3):  # ten iterations in twenty seconds: after sixty seconds 70 are done, and 30 take another minute
-        clock[0] += 20
-        bar.update(10)
-    bar.close()
-    lines = stream.getvalue().splitlines()
-    assert lines == ["training: 60 of 100 iterations, 01:20 left, joint=1.2"]
-
-
-@pytest.mark.parametrize(
-    ("total", "initial", "line"),
-    [(1, 0, "predicting: 0 of 1 scans"), (9, 4, "predicting: 4 of 9 scans"), (None, 0, "predicting: 0 scans")],
-)
-def test_while_nothing_is_done_a_line_says_nothing_of_time(total, initial, line, monkeypatch):
-    stream = standard_error(monkeypatch)
-    clock = [1000.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    bar = progress_bar(None, "predicting", unit="scan", total=total, initial=initial)
-    bar._time = lambda: clock[0]
-    bar.start_t = bar.last_print_t = clock[0]
-    clock[0] += 37
-    bar.refresh()  # as a message in between does
-    assert stream.getvalue() == f"{line}\n"
-    clock[0] += 37
-    bar.update()
-    when = {1: "01:14 in all", 9: "04:56 left", None: "01:14 in all"}[total]  # 74 s a scan, four of nine left
-    assert stream.getvalue().splitlines()[1].endswith(f" scans, {when}")
-
-
-def test_an_interrupted_bar_does_not_say_that_it_is_done(monkeypatch):
-    stream = standard_error(monkeypatch)
-    bar = progress_bar(None, "testing", unit="scan", total=3)
-    bar.update()
-    bar.close()
-    assert stream.getvalue() == ""
-
-
 @pytest.mark.parametrize("kind", [io.StringIO, Terminal])
-def test_nothing_is_shown_where_nothing_is_wanted(kind, monkeypatch):
-    stream = standard_error(monkeypatch, kind)
+def test_a_bar_is_shown_where_it_is_wanted(kind, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream := kind())
     list(progress_bar(range(3), "cropping", unit="scan", shown=False))
     assert stream.getvalue() == ""
+    assert list(progress_bar(range(3), "cropping", unit="scan")) == [0, 1, 2]
+    assert "cropping: 100%|" in stream.getvalue()
+    assert "3/3" in stream.getvalue()
 
 
-def test_messages_in_between_leave_no_control_characters_in_a_pipe(monkeypatch):
-    stream = standard_error(monkeypatch)
+def test_a_pipe_is_not_flooded(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
+    list(progress_bar(range(100_000), "cropping", unit="scan"))
+    assert len(stream.getvalue()) < 500
+
+
+def test_messages_in_between_are_lines_of_their_own(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
     logging.basicConfig(stream=stream, format="%(message)s", force=True)
     with logging_redirect_tqdm():
         for _ in progress_bar(range(2), "cropping", unit="scan"):
             logging.getLogger("any").warning("scan.nii: cut short")
-    assert stream.getvalue() == "scan.nii: cut short\nscan.nii: cut short\ncropping: 2 of 2 scans, 00:00 in all\n"
+    assert stream.getvalue().count("scan.nii: cut short\n") == 2
 
 
-def test_a_terminal_gets_a_bar(monkeypatch):
-    stream = standard_error(monkeypatch, Terminal)
-    list(progress_bar(range(3), "cropping", unit="scan"))
-    assert "cropping: 100%|" in stream.getvalue()
-    assert "3/3" in stream.getvalue()
-    assert os.linesep in stream.getvalue()
+@pytest.mark.fault("an error in a library or the system")
+@pytest.mark.parametrize("error", [*OF_ONE_ITEM, np.linalg.LinAlgError, UnicodeEncodeError("ascii", "ä", 0, 1, "bad")])
+def test_an_item_that_fails_is_named_and_the_others_are_done(error, capsys, caplog):
+    done = []
+
+    def work(case_id, item):
+        if item == "bad":
+            raise error if isinstance(error, Exception) else error("two\nlines")
+        done.append(case_id)
+
+    failed = for_each({"a": 1, "b": "bad", "c": 2}, work, "trying", progress=False)
+    assert done == ["a", "c"]
+    assert list(failed) == ["b"]
+    assert failed["b"].startswith("cannot be processed (")
+    assert "\n" not in failed["b"]
+    assert "b: cannot be processed" in caplog.text
+    assert print_failures(failed) == 1
+    assert capsys.readouterr().out == f"failed: b: {failed['b']}\n"
+
+
+def raising(error):
+    def work(case_id, item):
+        raise error
+
+    return work
+
+
+def test_errors_that_name_their_file_are_passed_on():
+    failed = for_each({"x": None}, raising(VolumeError("x.nii: cut short")), "trying", progress=False)
+    assert failed == {"x": "x.nii: cut short"}
+
+
+@pytest.mark.fault("more open files than")
+def test_too_many_open_files_name_the_limit():
+    failed = for_each({"x": None}, raising(OSError(24, "Too many open files")), "trying", progress=False)
+    assert "too many open files, the limit is " in failed["x"]
+    assert "ulimit -n" in failed["x"]
+
+
+@pytest.mark.parametrize("error", [AssertionError, TypeError, KeyboardInterrupt, SystemExit])
+def test_faults_of_the_program_and_signals_end_the_run(error):
+    with pytest.raises(error):
+        for_each({"x": None}, raising(error), "trying", progress=False)
+
+
+class Prepared:
+    """Something that can be watched."""
+
+
+def test_one_item_is_prepared_ahead_and_no_more_than_two_are_held():
+    alive = weakref.WeakSet()
+    started, most = [], []
+
+    def prepare(case_id, number):
+        started.append(number)
+        made = Prepared()
+        alive.add(made)
+        return made
+
+    def work(case_id, item):
+        threading.Event().wait(0.05)
+        assert started == list(range(int(case_id) + 2))[:6]  # nothing after the next one, however long this one takes
+        gc.collect()
+        most.append(len(alive))
+
+    assert for_each({str(k): k for k in range(6)}, work, "trying", prepare=prepare, progress=False) == {}
+    assert max(most) == 2
+
+
+def test_an_item_that_cannot_be_prepared_fails_alone():
+    def prepare(case_id, item):
+        if item == 1:
+            raise VolumeError("one is bad")
+        return item * 10
+
+    found = []
+    work = lambda case_id, item: found.append(item)  # noqa: E731
+    failed = for_each({"a": 0, "b": 1, "c": 2}, work, "trying", prepare=prepare, progress=False)
+    assert (found, failed) == ([0, 20], {"b": "one is bad"})
+    assert for_each({}, work, "trying", prepare=prepare, progress=False) == {}

@@ -21,6 +21,7 @@ from tests.test_readme import code_blocks, project_in
 from tests.volumes import image_of, pixels, write
 from utils.cli import run
 from utils.errors import CohortError
+from utils.ledger import read_runs
 
 ROOT = Path(__file__).parents[3]
 SHAPE = (8, 16, 16)
@@ -204,12 +205,12 @@ def test_both_protocols_of_medseg_are_tested_by_the_commands_of_the_docs(tmp_pat
         json.loads((folder / f"B_of_{root}" / "summary.json").read_text())
         for root in ("data_public", "data_published_B")
     )
-    assert ours["protocols"] == [
+    assert ours["notes"] == [
         "MedSeg (B): lesion is labels 1 2; the published test counts labels 1 2 3, so its Dice does not compare"
     ]
-    assert published["protocols"] == ["MedSeg (B): lesion is labels 1 2 3, as in the published test"]
+    assert published["notes"] == ["MedSeg (B): lesion is labels 1 2 3, as in the published test"]
     for summary in (ours, published):
-        (line,) = summary["protocols"]
+        (line,) = summary["notes"]
         assert f"\n{line}\nwith lesion (2 scans)\n" in done.stdout
         page = folder / f"B_of_{'data_public' if summary is ours else 'data_published_B'}" / "report.html"
         assert line in page.read_text(encoding="utf-8")
@@ -348,8 +349,7 @@ def test_sets_are_added_to_one_cohort_and_keep_their_lists(tmp_path):
     assert set(after) - set(before) == {"A_labelled", "A_sub1", "A_sub2", "B"}
     listed = [case_id for ids in after.values() for case_id in ids]
     assert len(listed) == len(set(listed)) == 18 == len(list((output / "images").iterdir()))
-    runs = json.loads((output / "manifest.json").read_text())["runs"]
-    assert [record["outcome"] for record in runs] == ["finished"] * 3
+    assert [record["outcome"] for record in read_runs(output)] == ["finished"] * 3
 
 
 def test_lists_that_nothing_is_in_any_more_are_removed(tmp_path):
@@ -430,7 +430,7 @@ def test_other_rules_do_not_mix_with_what_is_done(tmp_path, capsys, monkeypatch)
 
     # A run that was killed leaves nothing of the old rules for the next one to skip.
     with monkeypatch.context() as patched:
-        patched.setattr(command, "crop_scans", killed)
+        patched.setattr(command, "do_left", killed)
         assert run(lambda: made("medseg", download, output, *other, "--overwrite")) == 130
     assert made("medseg", download, output, *other) == 0
     for case_id in ("medseg_1", "medseg_2"):

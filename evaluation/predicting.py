@@ -1,0 +1,209 @@
+"""Predict raw scans into an output folder: masks, probabilities, DICOM SEG, summary and report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import SimpleITK as sitk
+
+from datasets.cohort import checksum_of_voxels
+from datasets.crop_scans import Masks
+from datasets.geometry import lps_geometry, lps_view
+from datasets.io.scan import Scan
+from datasets.io.volume import write_volume
+from datasets.scans import result_name
+from evaluation.burden import GRADING, NOTICE, Burden
+from evaluation.dicom_seg import make_dicom_seg, read_source
+from evaluation.lesion_segmenter import FullSize, LesionSegmenter, RawScan
+from evaluation.metrics import mean_and_deviation
+from evaluation.results import DICOM_SEG, MASKS, PROBABILITIES, ledger_of, read_views, view_path, write_view
+from models.checkpoint import fingerprint
+from reports.cases import Column, ReportCase, encode_case, write_case_report
+from utils.errors import VolumeError, one_line
+from utils.files import as_csv, atomic_write, write_text
+from utils.ledger import Entry, Recipe, project_version
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("id", *(entry.name for entry in fields(Burden)), "seen")
+"""Columns of summary.csv; ``seen`` is ``yes`` for scans that the segmenter was trained on or chosen by."""
+
+REPORT_COLUMNS = (
+    Column("id", "Scan"),
+    Column("lesion_ml", "Lesion", "ml", help="Volume of the mask."),
+    Column("lung_ml", "Lungs", "ml", digits=0),
+    Column("lesion_percent_of_lung", "Lesion of lungs", "%", help="Share of the lungs that is lesion."),
+    Column("right_lung_percent", "Of right lung", "%"),
+    Column("left_lung_percent", "Of left lung", "%"),
+    Column("lesion_mean_hu", "Mean of lesion", "HU", digits=0),
+    Column("severity", "Grade", help=f"{GRADING}."),
+    Column("seen", "Seen", help="Whether the segmenter was trained on the scan or chosen by it."),
+)
+
+Row = dict[str, str | float | None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan ready for S.
+
+    Attributes:
+        scan: the prepared scan.
+        make_seg: makes a DICOM SEG of a mask; None if none is wanted, or there can be none.
+        problem: why there can be no DICOM SEG.
+        seen: whether the segmenter was trained on the scan or chosen by it.
+    """
+
+    scan: RawScan
+    make_seg: Callable[[Any], hd.seg.Segmentation] | None = None
+    problem: str | None = None
+    seen: bool = False
+
+
+def options_of(segmenter: LesionSegmenter) -> dict[str, Any]:
+    """What masks depend on, as JSON values."""
+    trained_on, reading = segmenter.trained_on, segmenter.reading
+    return {
+        "model": fingerprint(segmenter.segmenter),
+        "size": list(trained_on.size),
+        "window": list(trained_on.window),
+        "normalization": trained_on.normalization,
+        "threshold": segmenter.threshold,
+        "lungs": segmenter.lungs.fingerprint,
+        "series": reading.series,
+        "grey_window": None if reading.grey_window is None else list(reading.grey_window),
+    }
+
+
+class Predictor:
+    """Predicts scans and writes the results of each.
+
+    Args:
+        segmenter: the segmenter.
+        scans: id to CT.
+        masks: given lung masks; if there are any, every scan needs one.
+        output: folder of the results.
+    """
+
+    def __init__(self, segmenter: LesionSegmenter, scans: Mapping[str, Scan], masks: Masks, output: Path) -> None:
+        self.segmenter, self.scans, self.masks, self.output = segmenter, scans, masks, output
+
+    def prepare(self, case_id: str, recipe: Recipe) -> Prepared:
+        """Read a scan, find its lungs and crop it, and read the headers for its DICOM SEG."""
+        scan, segmenter = self.scans[case_id], self.segmenter
+        lungs = self.masks.lung_of(case_id, scan)
+        make_seg = problem = None
+        if DICOM_SEG in recipe.wanted and scan.is_dicom:
+            try:
+                source = read_source(scan, segmenter.reading)
+                model, threshold = recipe.options["model"][:16], segmenter.threshold
+                make_seg = lambda mask: make_dicom_seg(mask, source, project_version(), model, threshold)  # noqa: E731
+            except VolumeError as error:
+                problem = f"mask written, DICOM SEG not: {error}"
+        prepared = segmenter.prepare(scan, lungs)
+        seen = bool(segmenter.seen) and checksum_of_voxels(prepared.ct) in segmenter.seen
+        return Prepared(prepared, make_seg, problem, seen)
+
+    def predict(self, case_id: str, recipe: Recipe, prepared: Prepared) -> None:
+        """Predict a scan; write its files and its entry in the ledger.
+
+        Raises:
+            VolumeError: a file cannot be written, or there can be no DICOM SEG; the mask is written then.
+            FolderError: a file of that name is there and was not written by predict.py.
+        """
+        start = time.monotonic()
+        output, wanted = self.output, recipe.wanted
+        found = self.segmenter.predict(prepared.scan, PROBABILITIES in wanted)
+        row = {**found.burden.row(case_id), "seen": "yes" if prepared.seen else None}
+        lesion, problem = sitk.GetArrayViewFromImage(found.mask), prepared.problem
+        segmentation = None
+        if prepared.make_seg is not None and lesion.any():
+            try:
+                segmentation = prepared.make_seg(lesion)
+            except (TypeError, ValueError) as error:  # of headers that are more unusual than what was checked
+                problem = f"mask written, DICOM SEG not: its headers do not allow it ({one_line(error)})"
+        name = result_name(case_id, self.scans[case_id])
+        seg_path = output / DICOM_SEG / f"{case_id}.dcm"
+        images = {output / MASKS / name: found.mask}
+        if found.probabilities is not None:
+            images[output / PROBABILITIES / name] = found.probabilities
+        files = [*images, *([seg_path] if segmentation else [])]
+        files += [view_path(output, case_id)] if "report" in wanted else []
+        with ledger_of(output).writing(case_id, files, recipe) as facts:
+            facts |= {"row": row, "holds": [what for what in wanted if what != DICOM_SEG or problem is None]}
+            facts |= {} if problem is None else {"problem": problem}
+            for path, image in images.items():
+                write_volume(image, path)
+            if segmentation is not None:
+                with atomic_write(seg_path) as temporary:
+                    segmentation.save_as(temporary)
+            if "report" in wanted:
+                write_view(encode_case(report_case(prepared.scan, found, row)), output)
+        log.info(
+            "%s: %.1f ml, %.1f %% of the lungs, %s; %.1f s, after %.1f s of reading it and finding its lungs",
+            *(case_id, row["lesion_ml"], row["lesion_percent_of_lung"], row["severity"]),
+            *(time.monotonic() - start, prepared.scan.seconds),
+        )
+        if problem is not None:
+            raise VolumeError(problem)
+
+
+def report_case(scan: RawScan, found: FullSize, row: Row) -> ReportCase:
+    """What the report shows of a scan, with its axes in the order of LPS and without copies."""
+    return ReportCase(
+        id=row["id"],
+        geometry=lps_geometry(scan.ct),
+        hu=lps_view(scan.hu, scan.ct),
+        predicted=lps_view(sitk.GetArrayViewFromImage(found.mask), scan.ct) > 0,
+        true=None,
+        lung=lps_view(scan.lungs, scan.ct),
+        values=row,
+    )
+
+
+def write_summary(
+    done: Mapping[str, Entry], failed: Mapping[str, str], options: Mapping[str, Any], model: Path, output: Path
+) -> list[Row]:
+    """Write summary.csv, one row per scan, and summary.json.
+
+    Args:
+        done: entries of the results, by id.
+        failed: id to reason.
+        options: what the results depend on.
+        model: checkpoint of the segmenter.
+        output: folder of the results.
+
+    Returns:
+        The rows.
+    """
+    rows = [entry.facts["row"] for entry in done.values()]
+    numbers = [key for key in COLUMNS if key not in ("id", "severity", "seen")]
+    summary = {
+        "notice": NOTICE,
+        "model": str(model),
+        "made_by": dict(options),
+        "grading": GRADING,
+        "scans": len(rows),
+        "seen": sum(row["seen"] is not None for row in rows),
+        "severity": dict(sorted(Counter(row["severity"] for row in rows if row["severity"]).items())),
+        **{key: mean_and_deviation(row[key] for row in rows) for key in numbers},
+        "rows": rows,
+        "failed": dict(failed),
+    }
+    write_text(output / "summary.csv", as_csv(COLUMNS, rows))
+    write_text(output / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return rows
+
+
+def write_report(rows: list[Row], output: Path, facts: Mapping[str, str]) -> None:
+    """Write report.html of the scans with a row."""
+    views = read_views(output, [row["id"] for row in rows])
+    write_case_report(output / "report.html", "Lesions found in chest CTs", REPORT_COLUMNS, views, facts)

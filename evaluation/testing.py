@@ -1,0 +1,266 @@
+"""Test a segmenter on a cohort: masks, figures and scores of each scan, on its crop and at its native resolution.
+
+On the crop, a prediction is compared with a reference mask that was cropped and resized like the scan. At native
+resolution it is compared with the original mask, voxel by voxel. That score therefore includes resampling errors and
+lesions outside the lung box, which cannot be found.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from datasets.cohort import HEALTHY, WITH_LESION, Case
+from datasets.crop import lay_over
+from datasets.crop_scans import Masks, masks_of_scans
+from datasets.geometry import image_like, lps_geometry, lps_view, shape_of
+from datasets.io.scan import Scan
+from datasets.io.volume import DEFAULT, Reading, read_geometry, read_mask_on, write_volume
+from datasets.samples import normalise, scan_input
+from datasets.scans import find_scans
+from datasets.window import unmap_window
+from evaluation.figures import save_case_figure, slice_to_show
+from evaluation.inference import Prediction, predict_case
+from evaluation.metrics import COLUMNS, Row, as_table, score_scan, summarise
+from evaluation.results import FIGURES, MASKS, PROBABILITIES, ledger_of, view_path, write_view
+from models import Generator, Segmenter
+from models.generator import generate_scan
+from models.objectives import synthesise
+from reports.cases import CaseView, ReportCase, encode_case
+from utils.errors import GasnetError, VolumeError
+from utils.files import as_csv, write_text
+from utils.ledger import Entry, Recipe
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RawScans:
+    """The raw scans of a cohort and their lesion labels.
+
+    Attributes:
+        scans: id to CT; only the geometry is used.
+        labels: id to lesion label.
+        reading: how the files are read.
+    """
+
+    scans: Mapping[str, Scan]
+    labels: Mapping[str, Path]
+    reading: Reading = DEFAULT
+
+    def sources(self, case_id: str) -> dict[str, list[Path]]:
+        """The files of a scan and its label, by role; none for a scan that is not there."""
+        return Masks(self.labels).sources(case_id, self.scans[case_id]) if case_id in self.scans else {}
+
+
+def find_raw_scans(folders: Sequence[Path], label_folders: Sequence[Path] = (), reading: Reading = DEFAULT) -> RawScans:
+    """Find raw scans and their lesion labels.
+
+    Args:
+        folders: CTs and folders of CTs, see `find_scans`.
+        label_folders: folders of labels.
+        reading: how the files are read.
+
+    Raises:
+        VolumeError: no scan was found, or two files belong to one id.
+    """
+    scans = find_scans(*folders, series=reading.series)
+    return RawScans(scans, masks_of_scans(label_folders, scans, "label", of_all=False), reading)
+
+
+def score_on_raw_scan(prediction: Prediction, raw: RawScans, tolerance_mm: float) -> Row:
+    """Score a prediction on the grid of its raw scan.
+
+    Probabilities are pasted back by linear interpolation and then thresholded. The lung mask, for the percentages, is
+    that of the crop, pasted back by nearest neighbour.
+
+    Args:
+        prediction: prediction on the crop; its split says whether the truth is a mask, no lesion, or unknown.
+        raw: raw scans.
+        tolerance_mm: tolerance of the surface Dice.
+
+    Raises:
+        VolumeError: the scan or its label is missing, cannot be read, or does not fit.
+    """
+    case, crop = prediction.case, prediction.volumes.geometry
+    split, scan, label = prediction.score["split"], raw.scans.get(case.id), raw.labels.get(case.id)
+    if scan is None:
+        raise VolumeError(f"{case.id}: no raw scan of this name; add it to --images, or leave it out of the split")
+    if split in WITH_LESION and label is None:
+        raise VolumeError(f"{case.id}: no label of this name; add it to --labels, or leave it out of the split")
+    ct = read_geometry(scan, raw.reading)
+    lung = lay_over(scan, ct, image_like(crop, prediction.volumes.lung), case.lung)
+    mask = lay_over(scan, ct, image_like(crop, prediction.probability), case.image, prediction.threshold)
+    truth = None
+    if split in WITH_LESION:
+        truth = read_mask_on(label, scan, ct, raw.reading) > 0
+    elif split in HEALTHY:
+        truth = np.zeros(shape_of(ct), bool)
+    found, lung = (sitk.GetArrayViewFromImage(image) > 0 for image in (mask, lung))
+    return score_scan(case.id, split, found, truth, lung, ct.GetSpacing()[::-1], tolerance_mm)
+
+
+@dataclass(frozen=True)
+class Tester:
+    """Tests a segmenter on scans of a cohort and writes the results of each.
+
+    Attributes:
+        segmenter: S, on its device.
+        normalization: IMAGE.NORMALIZATION of its training.
+        window: HU mapped to 0 and 255 in the crops.
+        threshold: probabilities above it are lesion.
+        tolerance_mm: tolerance of the surface Dice.
+        raw: the raw scans, to score on their grids; None scores crops only.
+        generator: G for the figures, on its device; None leaves out I_g and I_s.
+        slices: slices that G takes.
+        output: folder of the results.
+    """
+
+    segmenter: Segmenter
+    normalization: str
+    window: tuple[float, float]
+    threshold: float
+    tolerance_mm: float
+    raw: RawScans | None
+    generator: Generator | None
+    slices: int
+    output: Path
+
+    def recipe(self, case: Case, split: str, options: Mapping[str, Any], wanted: Sequence[str]) -> Recipe:
+        """What the results of a scan are made from, and how."""
+        sources = {"crop": [case.image], "lung": [case.lung]} | ({"lesion": [case.lesion]} if case.lesion else {})
+        sources |= {} if self.raw is None else self.raw.sources(case.id)
+        return Recipe(sources, {**options, "split": split}, wanted)
+
+    def test(self, case: Case, recipe: Recipe) -> None:
+        """Predict and score a scan; write its files and its entry in the ledger.
+
+        Raises:
+            VolumeError: a file cannot be read or written, or the scan cannot be scored at its native resolution; its
+                other results are written then.
+            FolderError: a file of that name is there and was not written by test.py.
+        """
+        settings = self.normalization, "fp32", self.threshold, self.tolerance_mm
+        prediction = predict_case(self.segmenter, case, recipe.options["split"], *settings)
+        facts = {"row": prediction.score, "holds": list(recipe.wanted)}
+        if self.raw is not None:
+            try:
+                facts["raw"] = score_on_raw_scan(prediction, self.raw, self.tolerance_mm)
+            except GasnetError as error:
+                facts["problem"] = str(error)
+        arrays = {
+            self.output / MASKS / f"{case.id}.nii.gz": prediction.mask.astype(np.uint8),
+            self.output / PROBABILITIES / f"{case.id}.nii.gz": prediction.probability.astype(np.float32),
+        }
+        figure, view = self.output / FIGURES / f"{case.id}.png", view_path(self.output, case.id)
+        more = [path for what, path in ((FIGURES, figure), ("report", view)) if what in recipe.wanted]
+        with ledger_of(self.output).writing(case.id, [*arrays, *more], recipe) as entered:
+            entered |= facts
+            for path, array in arrays.items():
+                write_volume(image_like(prediction.volumes.geometry, array), path)
+            if FIGURES in recipe.wanted:
+                save_prediction_figure(prediction, self.normalization, self.generator, self.slices, figure)
+            if "report" in recipe.wanted:
+                write_view(view_of(prediction, self.window), self.output)
+        if "problem" in facts:
+            raise VolumeError(facts["problem"])
+
+
+def save_prediction_figure(
+    prediction: Prediction, normalization: str, generator: Generator | None, slices: int, path: Path
+) -> None:
+    """Save the figure of a scan: input, M, predicted and true label and, if G is given, I_g and I_s.
+
+    Args:
+        prediction: prediction on the crop.
+        normalization: IMAGE.NORMALIZATION of the training.
+        generator: G.
+        slices: slices that G takes.
+        path: path of the picture.
+    """
+    volumes = prediction.volumes
+    columns = {
+        "input": normalise(volumes.image, normalization),
+        "M": prediction.probability,
+        "predicted": prediction.mask,
+    }
+    if prediction.score["true_ml"] is not None:
+        columns["true"] = volumes.lesion
+    if generator is not None:
+        scan = scan_input(volumes, normalization).to(next(generator.parameters()).device)
+        generated = generate_scan(generator, scan, slices)
+        lesion = torch.from_numpy(prediction.probability).to(scan)[None, None]
+        # The probabilities are 0 outside the lungs already.
+        synthetic = synthesise(scan, lesion, torch.ones_like(lesion), generated)
+        for title, volume in (("I_g", generated), ("I_s", synthetic)):
+            columns[title] = ((volume[0, 0] + 1) / 2).cpu().numpy()
+    x, y, _ = volumes.geometry.GetSpacing()
+    save_case_figure(columns, slice_to_show(volumes.lesion, prediction.mask), y / x, path)
+
+
+def view_of(prediction: Prediction, window: tuple[float, float]) -> CaseView:
+    """Encode a tested scan for the report.
+
+    Args:
+        prediction: prediction on the crop.
+        window: HU mapped to 0 and 255 in the crop.
+    """
+    volumes, crop = prediction.volumes, prediction.volumes.geometry
+    known = prediction.score["true_ml"] is not None
+    return encode_case(
+        ReportCase(
+            id=prediction.case.id,
+            geometry=lps_geometry(crop),
+            hu=unmap_window(lps_view(volumes.image, crop), window),
+            predicted=lps_view(prediction.mask, crop),
+            true=lps_view(volumes.lesion > 0, crop) if known else None,
+            lung=lps_view(volumes.lung, crop),
+            values={key: prediction.score[key] for key in COLUMNS},
+        )
+    )
+
+
+def write_scores(
+    done: Mapping[str, Entry], output: Path, model: Path, with_raw: bool, seen: Sequence[str], notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Write metrics.csv, one row per scan, and summary.json; with raw scans, also metrics_raw.csv.
+
+    Args:
+        done: entries of the results, by id.
+        output: folder of the results.
+        model: checkpoint of the segmenter, for the summary.
+        with_raw: whether raw scans were given; their scores are in the part ``raw`` of the summary.
+        seen: ids of the scans that the segmenter was trained on or chosen by.
+        notes: of the cohort, such as which labels count as lesion.
+
+    Returns:
+        The summary, see `summarise`.
+    """
+    rows = [entry.facts["row"] for entry in done.values()]
+    summary = {"model": str(model), "notes": list(notes), "seen": list(seen), **summarise(rows)}
+    write_text(output / "metrics.csv", as_csv(COLUMNS, rows))
+    if with_raw:
+        raw = [entry.facts["raw"] for entry in done.values() if "raw" in entry.facts]
+        failed = {case_id: entry.facts["problem"] for case_id, entry in done.items() if "problem" in entry.facts}
+        summary["raw"] = {**summarise(raw), "failed": failed}
+        write_text(output / "metrics_raw.csv", as_csv(COLUMNS, raw))
+    write_text(output / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def as_text(summary: Mapping[str, Any]) -> str:
+    """Format a summary for the screen: the table and, with raw scans, a second table."""
+    crops = [*summary["notes"], as_table(summary)]
+    if "raw" not in summary:
+        return "\n".join(crops)
+    own = ["lesion is every label above 0 of the given masks"] if summary["notes"] else []
+    table = as_table(summary["raw"]) or "no scan was scored"
+    return "\n".join(["at the resolution of the crops", *crops, "", "at the scans' own resolution", *own, table])
