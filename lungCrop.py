@@ -35,7 +35,7 @@ import torch
 from datasets.cohort import CROPS, FOLDERS
 from datasets.crop import LungMaskCrop
 from datasets.crop_scans import Masks, crop_options, crop_scan, given_lung_masks, keep_apart, masks_of_scans
-from datasets.io.scan import Scan
+from datasets.scan import Scan
 from datasets.scan_options import (
     add_crop_size,
     add_grey_window,

@@ -19,10 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from datasets.io.volume import write_volume
 from datasets.pairs import match_masks
 from datasets.scan_options import add_reading, chosen_reading
 from datasets.scans import files_of, find_scans, result_name
+from datasets.volumes import write_volume
 from evaluation.metrics import THRESHOLD
 from evaluation.paste_back import restore_mask
 from utils.cli import add_quiet, new_parser, run, start_logging

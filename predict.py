@@ -38,7 +38,7 @@ import torch
 
 from datasets.crop import CROP_SIZE
 from datasets.crop_scans import Masks, given_lung_masks, keep_apart
-from datasets.io.scan import Scan
+from datasets.scan import Scan
 from datasets.scan_options import add_grey_window, add_lungs, add_reading, check_window, chosen_lungs, chosen_reading
 from datasets.scans import files_of, find_scans
 from datasets.window import WINDOW

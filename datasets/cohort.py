@@ -23,7 +23,7 @@ import SimpleITK as sitk
 from configs.settings import Settings
 from datasets.crop import has_no_geometry, recorded_window
 from datasets.geometry import check_same_geometry, lps_view, shape_of
-from datasets.io.volume import read_geometry, read_labels, read_volume
+from datasets.volumes import read_geometry, read_labels, read_volume
 from datasets.window import WINDOW
 from utils import distributed
 from utils.errors import CohortError, GasnetError, VolumeError

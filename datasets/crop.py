@@ -17,11 +17,12 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import sparse
 
+from datasets.formats import read_header
 from datasets.geometry import image_like, located, lps_geometry, lps_view, mask_onto, shape_of
-from datasets.io.nifti import NOTES, read_nifti_header
-from datasets.io.scan import Scan
-from datasets.io.volume import DEFAULT, Reading, as_ct, as_labels, read_ct, read_mask_on
 from datasets.lungs import load_lungmask
+from datasets.scan import Scan
+from datasets.scans import open_scan, read_ct
+from datasets.volumes import DEFAULT, NOTES, Reading, as_labels, read_mask_on
 from datasets.window import WINDOW, map_window
 from utils.errors import VolumeError
 
@@ -54,7 +55,7 @@ def recorded_window(path: Path) -> tuple[float, float]:
     Raises:
         VolumeError: the header cannot be read.
     """
-    notes = read_nifti_header(path, DEFAULT.max_voxels).notes
+    notes = read_header(path, DEFAULT.max_voxels).notes
     match = re.match(_WINDOW_NOTE.replace("{!r}", _NUMBER), notes)
     return WINDOW if match is None else (float(match[1]), float(match[2]))
 
@@ -381,18 +382,18 @@ class LungMaskCrop:
         Raises:
             VolumeError: a file cannot be read, does not fit the CT, or no lung was found.
         """
-        imagepath = Path(imagepath) if isinstance(imagepath, str) else imagepath
-        return self.crop_volumes(imagepath, *self.read_all(imagepath, labelpath, lungpath))
+        scan = open_scan(imagepath, self.reading)
+        return self.crop_volumes(scan, *self.read_all(scan, labelpath, lungpath))
 
     def read_all(
-        self, scan: Path | Scan, labelpath: Path | str | None = None, lungpath: Path | str | None = None
+        self, scan: Scan, labelpath: Path | str | None = None, lungpath: Path | str | None = None
     ) -> tuple[sitk.Image, np.ndarray, np.ndarray | None]:
         """Read a CT, find its lungs and read its lesion label; arguments and errors as for `crop`."""
         ct, lungs = self.read(scan, lungpath)
         return ct, lungs, None if labelpath is None else self._read_fitting(labelpath, scan, ct, self.lesion_labels)
 
     def crop_volumes(
-        self, scan: Path | Scan, ct: sitk.Image, lungs: np.ndarray, lesion: np.ndarray | None
+        self, scan: Scan, ct: sitk.Image, lungs: np.ndarray, lesion: np.ndarray | None
     ) -> tuple[sitk.Image, ...]:
         """Crop what `read_all` returns; the scan is named in errors."""
         try:
@@ -401,7 +402,7 @@ class LungMaskCrop:
             raise VolumeError(f"{scan}: {error}") from None
 
     def read(
-        self, scan: Path | Scan | sitk.Image, lungs: Path | str | sitk.Image | None = None
+        self, source: Path | str | Scan | sitk.Image, lungs: Path | str | sitk.Image | None = None
     ) -> tuple[sitk.Image, np.ndarray]:
         """Read a CT and find its lungs.
 
@@ -409,7 +410,7 @@ class LungMaskCrop:
         are, with a warning if small components enlarge their box.
 
         Args:
-            scan: a path as for `crop`, or an image in HU.
+            source: a CT as for `crop`, or an image in HU.
             lungs: lung labels on the CT's voxels, a path or an image; None finds the lungs.
 
         Returns:
@@ -418,17 +419,17 @@ class LungMaskCrop:
         Raises:
             VolumeError: a file cannot be read, does not fit the CT, or no lung was found.
         """
-        name = "the image" if isinstance(scan, sitk.Image) else scan
-        ct = as_ct(name, scan, self.reading) if isinstance(scan, sitk.Image) else read_ct(scan, self.reading)
+        scan = open_scan(source, self.reading)
+        ct = read_ct(scan, self.reading)
         if lungs is not None:
-            given = self._read_fitting(lungs, name, ct, self.lung_labels)
+            given = self._read_fitting(lungs, scan, ct, self.lung_labels)
             if bounding_box(remove_small_components(given)) != bounding_box(given):
-                log.warning("%s: small components of its lung mask enlarge the box; remove what is not lung", name)
+                log.warning("%s: small components of its lung mask enlarge the box; remove what is not lung", scan)
             return ct, given
         try:
             return ct, remove_small_components(self.lungs(ct))
         except VolumeError as error:
-            raise VolumeError(f"{name}: {error}") from None
+            raise VolumeError(f"{scan}: {error}") from None
 
     def _read_fitting(
         self, mask: Path | str | sitk.Image, name: object, ct: sitk.Image, counted: Collection[int] | None

@@ -10,11 +10,11 @@ from typing import Any
 
 from datasets.cohort import FOLDERS, checksum_of_voxels
 from datasets.crop import LungMaskCrop
-from datasets.io.parts import files_of
-from datasets.io.scan import Scan
-from datasets.io.volume import Reading, write_volume
+from datasets.formats import files_of
 from datasets.lung_finders import Lungs
 from datasets.pairs import match_masks
+from datasets.scan import Scan
+from datasets.volumes import Reading, write_volume
 from utils.errors import VolumeError
 from utils.ledger import Ledger, Recipe
 
@@ -33,7 +33,7 @@ class Masks:
     labels: Mapping[str, Path] = field(default_factory=dict)
     lungs: Mapping[str, Path] | None = None
 
-    def lung_of(self, case_id: str, scan: Path | Scan) -> Path | None:
+    def lung_of(self, case_id: str, scan: Scan) -> Path | None:
         """The lung mask given for a scan; None if lungs are found by a method.
 
         Raises:
@@ -43,9 +43,9 @@ class Masks:
             raise VolumeError(f"{scan}: no lung mask of this name; add {case_id}.nii.gz to the lung masks")
         return None if self.lungs is None else self.lungs[case_id]
 
-    def sources(self, case_id: str, scan: Path | Scan) -> dict[str, list[Path]]:
+    def sources(self, case_id: str, scan: Scan) -> dict[str, list[Path]]:
         """The files of a scan, its label and its lung mask, by role."""
-        files = {"scan": scan.files if isinstance(scan, Scan) else files_of(scan)}
+        files = {"scan": scan.files}
         for role, masks in (("label", self.labels), ("lung mask", self.lungs or {})):
             if case_id in masks:
                 files[role] = files_of(masks[case_id])
@@ -69,7 +69,7 @@ def crop_options(
 
 def crop_scan(
     case_id: str,
-    scan: Path | Scan,
+    scan: Scan,
     ledger: Ledger,
     recipe: Recipe,
     cropper: LungMaskCrop,
@@ -101,7 +101,7 @@ def crop_scan(
 
 
 def masks_of_scans(
-    folders: Sequence[Path], scans: Mapping[str, Path | Scan], what: str, of_all: bool = True
+    folders: Sequence[Path], scans: Mapping[str, Scan], what: str, of_all: bool = True
 ) -> dict[str, Path]:
     """Masks by the id of their scan; masks without a scan and scans without a mask are warnings.
 
@@ -130,7 +130,7 @@ def masks_of_scans(
     return matched
 
 
-def given_lung_masks(lungs: Lungs, scans: Mapping[str, Path | Scan]) -> dict[str, Path] | None:
+def given_lung_masks(lungs: Lungs, scans: Mapping[str, Scan]) -> dict[str, Path] | None:
     """Given lung masks by the id of their scan; None if lungs are found by a method."""
     return None if lungs.folder is None else masks_of_scans([lungs.folder], scans, "lung mask")
 

@@ -37,7 +37,7 @@ from datasets.cohort import (
     side_of,
     write_id_lists,
 )
-from datasets.io.volume import is_volume_file, volume_id
+from datasets.volumes import is_volume_file, volume_id
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import CohortError
 from utils.ledger import Ledger, recording

@@ -1,21 +1,24 @@
 """Which mask belongs to which scan: one rule for lesion labels, lung masks and cropped masks.
 
-A mask matches by the first of these that fits: the scan's id; its id and a suffix such as ``_mask``; the same name once
-the suffixes of CTs (``_ct``, nnU-Net's ``_0000``) and of masks are removed; the same for the name of the file or folder
-alone. A mask named alike in every folder (``mask.nii.gz``) has the name of its folder.
+A DICOM SEG belongs to the series that it refers to. Any other mask matches by the first of these that fits: the scan's
+id; its id and a suffix such as ``_mask``; the same name once the suffixes of CTs (``_ct``, nnU-Net's ``_0000``) and of
+masks are removed; the same for the name of the file or folder alone. A mask named alike in every folder
+(``mask.nii.gz``) has the name of its folder. Names are compared in Unicode's composed form (NFC).
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from datasets.io.scan import Scan
-from datasets.io.volume import is_volume_file, volume_id
+from datasets.scan import Scan
+from datasets.segments import is_segmentation, referenced_series
+from datasets.volumes import is_volume_file, volume_id
 from utils.errors import VolumeError
-from utils.files import visible_files
+from utils.files import names_a_file, walk_files
 
 _MASK_WORDS = "label|lesion|mask|seg|segmentation|infection|annotation|annot|gt|roi|lung|lungs|lungmask|prediction|pred"
 _MASK_SUFFIX = re.compile(rf"[._-]({_MASK_WORDS})s?$", re.IGNORECASE)
@@ -35,6 +38,11 @@ def without_ct_suffix(name: str) -> str:
     return _CT_SUFFIX.sub("", name)
 
 
+def is_mask_name(name: str) -> bool:
+    """Whether a file name without extension says that it is a mask, whatever lies beside it."""
+    return _MASK_NAME.fullmatch(without_mask_suffix(name)) is not None or without_mask_suffix(name) != name
+
+
 def mask_of(name: str, beside: Iterable[str]) -> str | None:
     """The CT that a file is a mask of, by the names of the files beside it; None if it is no mask.
 
@@ -43,13 +51,16 @@ def mask_of(name: str, beside: Iterable[str]) -> str | None:
         beside: names of all files in its folder.
     """
     core = without_mask_suffix(name)
+    others = sorted(set(beside) - {name})
+    if _MASK_NAME.fullmatch(core):  # the same in every folder, as mask.nii.gz beside ct.nii.gz
+        return next((ct for ct in others if not is_mask_name(ct)), None)
     if core == name:
         return None
-    return next((ct for ct in sorted(set(beside) - {name}) if core == ct or core == without_ct_suffix(ct)), None)
+    return next((ct for ct in others if core in (ct, without_ct_suffix(ct))), None)
 
 
-def match_masks(folder: Path, scans: Mapping[str, Scan | Path]) -> tuple[dict[str, Path], list[Path]]:
-    """Match mask files to scans by their names.
+def match_masks(folder: Path, scans: Mapping[str, Scan]) -> tuple[dict[str, Path], list[Path]]:
+    """Match mask files to scans.
 
     Args:
         folder: folder of masks, at any depth; or one file, if there is one scan. Files that are scans are ignored.
@@ -65,13 +76,16 @@ def match_masks(folder: Path, scans: Mapping[str, Scan | Path]) -> tuple[dict[st
         return {next(iter(scans)): folder}, []
     if not folder.is_dir():
         raise VolumeError(f"{folder}: no such folder; expected masks named as their scans")
-    own = {path.resolve() for scan in scans.values() for path in _files(scan)}
-    masks = [path for path in visible_files(folder) if is_volume_file(path) and path.resolve() not in own]
+    own = {path.resolve() for scan in scans.values() for path in scan.files}
+    files = (path for path in walk_files(folder) if names_a_file(path) and path.resolve() not in own)
+    masks = [path for path in files if is_volume_file(path) or is_segmentation(path)]
     by_name = [_index(scans, tier) for tier in range(4)]
+    by_uid = {scan.series.first.series: case_id for case_id, scan in scans.items() if scan.series is not None}
     matched: dict[str, Path] = {}
     unmatched = []
     for path in masks:
-        case_id = _scan_of(path, folder, by_name)
+        case_id = None if is_volume_file(path) else by_uid.get(referenced_series(path) or None)
+        case_id = case_id or _scan_of(path, folder, by_name)
         if case_id is None:
             unmatched.append(path)
         elif case_id in matched:
@@ -84,18 +98,17 @@ def match_masks(folder: Path, scans: Mapping[str, Scan | Path]) -> tuple[dict[st
     return matched, unmatched
 
 
-def _files(scan: Scan | Path) -> tuple[Path, ...]:
-    return scan.files if isinstance(scan, Scan) else (scan,)
-
-
-def _index(scans: Mapping[str, Scan | Path], tier: int) -> dict[str, set[str]]:
+def _index(scans: Mapping[str, Scan], tier: int) -> dict[str, set[str]]:
     """Ids by the name that a mask must have in a tier."""
     found: dict[str, set[str]] = defaultdict(set)
     for case_id, scan in scans.items():
-        path = scan.path if isinstance(scan, Scan) else scan
-        name = case_id if tier < 3 else volume_id(path)
+        name = _composed(case_id if tier < 3 else volume_id(scan.path))
         found[name if tier < 2 else without_ct_suffix(name)].add(case_id)
     return found
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _scan_of(path: Path, folder: Path, by_name: list[dict[str, set[str]]]) -> str | None:
@@ -104,8 +117,8 @@ def _scan_of(path: Path, folder: Path, by_name: list[dict[str, set[str]]]) -> st
     Raises:
         VolumeError: several fit in that tier.
     """
-    *folders, _ = path.relative_to(folder).parts
-    stem = volume_id(path)
+    *folders, _ = (_composed(part) for part in path.relative_to(folder).parts)
+    stem = _composed(volume_id(path) if is_volume_file(path) else path.stem)
     if folders and _MASK_NAME.fullmatch(stem):
         names = ["_".join(folders), folders[-1]]
     else:

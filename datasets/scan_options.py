@@ -8,8 +8,8 @@ from pathlib import Path
 
 from datasets.crop import CROP_SIZE
 from datasets.geometry import MAX_VOXELS
-from datasets.io.volume import Reading
 from datasets.lung_finders import LUNG_FINDERS, Lungs
+from datasets.volumes import Reading
 from datasets.window import WINDOW
 
 

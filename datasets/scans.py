@@ -1,7 +1,8 @@
 """The index of an archive: every CT below the paths that were named, and everything else that was found.
 
-A folder is not a scan; a DICOM series is, wherever its files lie. Only headers are read. As a command, prints the
-index as a table, and writes it as CSV.
+A folder is not a scan; a DICOM series is, wherever its files lie (`datasets.series`). Only headers are read, unless
+which of several series shows the chest is told by their lungs alone. As a command, prints the index as a table, and
+writes it as CSV.
 
 Examples:
     python -m datasets.scans /archive
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -19,16 +21,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datasets.io.dicom_choice import choose_series
-from datasets.io.dicom_series import Series, common_folder, group_series, step_mm, studies_of
-from datasets.io.dicom_slices import Other, Slice, is_dicom_file, read_slices, short_hash
-from datasets.io.scan import Scan
-from datasets.io.volume import is_volume_file, volume_id
-from datasets.pairs import mask_of
-from datasets.scan_options import add_series
+import SimpleITK as sitk
+
+from datasets.choice import choose_series
+from datasets.dicom import Other, Slice, is_dicom_file, read_slices, short_hash
+from datasets.pairs import is_mask_name, mask_of
+from datasets.scan import Scan
+from datasets.series import Series, common_folder, group_series, step_mm, studies_of
+from datasets.volumes import DEFAULT, Reading, as_ct, is_volume_file, volume_id
 from utils.cli import add_quiet, new_parser, run, start_logging
-from utils.errors import VolumeError, one_line
-from utils.files import as_csv, names_a_file, write_text
+from utils.errors import VolumeError
+from utils.files import as_csv, names_a_file, walk_files, without_partial_suffix, write_text
 from utils.ledger import LEDGER, is_output
 from utils.progress import progress_bar
 
@@ -46,10 +49,22 @@ RESULT_FOLDERS = (LEDGER, "images", "lung", "lesion", "masks", "probabilities", 
 GENERIC_NAMES = ("ct", "image", "img", "imaging", "scan", "volume", "vol", "data", "series", "chest", "thorax", "input")
 """File names that are alike in every patient's folder; the folder then names the scan."""
 
+_PACKED_NAME = re.compile(
+    r"\.(zip|7z|rar|tar|tgz|tar\.\w+|(dcm|ima|dicom)\.(gz|bz2|xz|zst)|nii\.(bz2|xz|zst))$", re.IGNORECASE
+)
+_UNREAD_NAME = re.compile(r"\.(np[yz]|mg[hz]|mnc|h5|hdf5|mat|pic|vtk|vti)$", re.IGNORECASE)
+"""Files that may hold CTs and are not read."""
+
+_STRAIGHTENED = re.compile(r"(.+?)((?:_Tilt|_Eq)+)(?:_\d+)?")
+"""Names of what dcm2niix writes beside a volume with a gantry tilt, or with slices that are not evenly spaced."""
+
+_POINTER = b"version https://git-lfs"
+
 _LONGEST_ID = 150
 """Bytes of an id, which leaves room for suffixes in the 255 of a file name."""
 
 _THREADS = 8
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,19 @@ class Index:
         counts = Counter(item.kind for item in self.passed_over)
         return [f"passed over: {number} {kind}" for kind, number in sorted(counts.items())]
 
+    def warnings(self) -> list[str]:
+        """What may hold CTs and was not read, by name, with the remedy."""
+        lines = []
+        for kind, remedy in ((_PACKED, "unpack"), (_FORMAT, "convert to NIfTI")):
+            paths = [str(item.path) for item in self.passed_over if item.kind == kind]
+            if paths:
+                more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+                lines.append(f"not read: {', '.join(paths[:_NAMED])}{more} ({kind}); {remedy} what holds CTs")
+        return lines
+
+
+_PACKED, _FORMAT = "packed file", "file of a type that is not read"
+
 
 @dataclass(frozen=True)
 class _Proposal:
@@ -115,22 +143,60 @@ class _Found:
     root: Path
     volumes: list[Path] = field(default_factory=list)
     dicom: list[Path] = field(default_factory=list)
+    rest: list[Path] = field(default_factory=list)
     passed: list[PassedOver] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
-def index_scans(*paths: Path, series: str | None = None, progress: bool = False) -> Index:
+def open_scan(source: Path | str | Scan | sitk.Image, reading: Reading = DEFAULT) -> Scan:
+    """The scan at a path: a volume file, a DICOM file with all slices, or the folder of one DICOM study; or an image.
+
+    Raises:
+        VolumeError: a folder holds no CT series, or several studies.
+    """
+    if isinstance(source, Scan):
+        return source
+    if isinstance(source, sitk.Image):
+        return Scan("image", Path("the image"), image=source)
+    path = Path(source)
+    if not path.is_dir() and (is_volume_file(path) or not path.is_file() or not is_dicom_file(path)):
+        return Scan(volume_id(path), path)
+    index = index_scans(path, series=reading.series, empty=True)
+    scans = [scan for scan in index.scans.values() if scan.is_dicom]
+    if not scans and index.unreadable:
+        raise VolumeError("; ".join(f"{path}: {reason}; copy it again" for path, reason in index.unreadable.items()))
+    if not scans:
+        raise VolumeError(f"{path}: holds no CT series; expected a folder of DICOM slices, or a CT file")
+    if len(scans) > 1:
+        names = "; ".join(scan.series.label for scan in scans)
+        raise VolumeError(f"{path}: holds {len(scans)} scans: {names}; name the folder of one of them")
+    for note in scans[0].notes:
+        log.warning("%s: %s", path, note)
+    return scans[0]
+
+
+def read_ct(source: Path | str | Scan | sitk.Image, reading: Reading = DEFAULT) -> sitk.Image:
+    """Read a chest CT in HU.
+
+    Raises:
+        VolumeError: as `open_scan` and `Scan.read`, or the values cannot be HU.
+    """
+    scan = open_scan(source, reading)
+    return as_ct(scan, scan.read(reading), reading)
+
+
+def index_scans(*paths: Path, series: str | None = None, progress: bool = False, empty: bool = False) -> Index:
     """Index the CTs below files and folders, at any depth.
 
-    Of the CT series of a patient's study one is taken, see `datasets.io.dicom_choice.RULES`. The id of a scan is the
-    path of its file without extension, or of the deepest folder that holds all its slices, below the named folder and
-    joined by ``_``; files with a generic name have the name of their folder. Scans that would share an id have a hash
-    added.
+    Of the CT series of a patient's study one is taken, see `datasets.choice.RULES`. The id of a scan is the path of its
+    file without extension, or of the deepest folder that holds all its slices, below the named folder and joined by
+    ``_``; files with a generic name have the name of their folder. Scans that would share an id have a hash added.
 
     Args:
         paths: volume files, and folders.
-        series: which series of a study to take, see `datasets.io.dicom_choice.choose_series`.
+        series: which series of a study to take, see `datasets.choice.choose_series`.
         progress: show a progress bar.
+        empty: an index without scans is no error.
 
     Raises:
         VolumeError: a path does not exist, no CT was found, or two scans of different paths share an id.
@@ -143,25 +209,26 @@ def index_scans(*paths: Path, series: str | None = None, progress: bool = False)
             raise VolumeError(f"{path}: no such file or folder; expected a CT or a folder of CTs")
         found = _Found(path if path.name.strip(".") else path.resolve())  # "." and ".." are no names
         if path.is_dir():
-            _walk(found, found.root, set())
+            _look(found)
         elif is_dicom_file(path) and not is_volume_file(path):
             found.dicom.append(found.root)
         else:
             proposals.append(_Proposal(volume_id(found.root), found.root.name, Scan("", found.root)))
         proposals += [
-            _Proposal(_volume_id(found.root, volume), str(volume.relative_to(found.root)), Scan("", volume))
-            for volume in _without_masks(found)
+            _Proposal(_volume_id(found.root, volume, stem), str(volume.relative_to(found.root)), Scan("", volume))
+            for volume, stem in _without_masks(found)
         ]
         proposals += _dicom_scans(found, series, progress)
         passed += found.passed
         unreadable |= found.unreadable
     scans = _with_ids(proposals)
-    if not scans:
-        seen = "; ".join(Index({}, tuple(passed), unreadable).summary()) or "nothing was found"
+    index = Index(dict(sorted(scans.items())), tuple(passed), unreadable)
+    if not scans and not empty:
+        seen = "; ".join(index.summary()) or "nothing was found"
         raise VolumeError(
             f"{', '.join(map(str, paths))}: holds no chest CT ({seen}); expected CT files or DICOM series"
         )
-    return Index(dict(sorted(scans.items())), tuple(passed), unreadable)
+    return index
 
 
 def find_scans(*paths: Path, series: str | None = None, progress: bool = False) -> dict[str, Scan]:
@@ -175,6 +242,8 @@ def find_scans(*paths: Path, series: str | None = None, progress: bool = False) 
     index = index_scans(*paths, series=series, progress=progress)
     for line in index.passed_over_lines():
         log.info("%s", line)
+    for line in index.warnings():
+        log.warning("%s", line)
     for scan in index.scans.values():
         for note in scan.notes:
             log.warning("%s: %s", scan.id, note)
@@ -183,61 +252,111 @@ def find_scans(*paths: Path, series: str | None = None, progress: bool = False) 
     return index.scans | bad
 
 
-# ------------------------------------------------------------------------------------------- walking
+# ------------------------------------------------------------------------------------------ what lies there
 
 
-def _walk(found: _Found, folder: Path, walked: set[Path]) -> None:
-    """Collect the files below a folder; each folder once, however many links lead to it."""
-    walked.add(folder.resolve())
+def _look(found: _Found) -> None:
+    """Sort what lies below a root."""
+
+    def is_result(folder: Path) -> bool:
+        if folder == found.root or folder.name not in RESULT_FOLDERS or not is_output(folder.parent):
+            return False
+        found.passed.append(PassedOver(folder, "folder of results of this project"))
+        return True
+
+    for path in walk_files(found.root, is_result, found.unreadable):
+        if not names_a_file(path):
+            found.passed.append(PassedOver(path, "pipe or device"))
+        elif is_volume_file(path):
+            found.volumes.append(path)
+        elif not path.name.startswith(".") and is_dicom_file(path):
+            found.dicom.append(path)
+        else:
+            found.rest.append(path)
+
+
+def _pass_over_rest(found: _Found) -> list[Other]:
+    """Sort what is neither volume nor DICOM; returns what should be a slice of a series beside it.
+
+    A file is taken for a slice that cannot be read if it is named like the slices of its folder, but for numbers and
+    for the ending of a file that is still being copied.
+    """
+    patterns: dict[Path, set[str]] = defaultdict(set)
+    for path in found.dicom:
+        patterns[path.parent].add(_pattern(path.name))
+    lost = []
+    for path in found.rest:
+        name, reason = without_partial_suffix(path.name), _why_unreadable(path)
+        if _pattern(name) in patterns[path.parent] or (reason == _LFS and not path.name.startswith(".")):
+            lost.append(Other(path, reason or "damaged, or not DICOM", damaged=True))
+        elif path.name.upper() == "DICOMDIR":
+            found.passed.append(PassedOver(path, "DICOM directory"))
+        elif not path.name.startswith("."):
+            packed, unread = _PACKED_NAME.search(path.name), _UNREAD_NAME.search(path.name)
+            found.passed.append(PassedOver(path, _PACKED if packed else _FORMAT if unread else "other file"))
+    return lost
+
+
+_LFS = "a Git LFS pointer without its content (git lfs pull)"
+
+
+def _why_unreadable(path: Path) -> str | None:
     try:
-        entries = sorted(folder.iterdir())
-        results = is_output(folder)
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER))
     except OSError as error:
-        found.unreadable[str(folder)] = error.strerror or one_line(error)
-        return
-    for path in entries:
-        if path.name.startswith("."):
-            continue
-        try:
-            if path.is_dir():
-                if results and path.name in RESULT_FOLDERS:
-                    found.passed.append(PassedOver(path, "folder of results of this project"))
-                elif path.resolve() not in walked:
-                    _walk(found, path, walked)
-            elif names_a_file(path):
-                _sort_file(found, path)
-            else:
-                found.passed.append(PassedOver(path, "pipe or device"))
-        except (OSError, RuntimeError) as error:  # RuntimeError: folders nested more deeply than Python calls
-            found.unreadable[str(path)] = getattr(error, "strerror", None) or one_line(error)
+        return f"cannot be read ({error.strerror})"
+    if without_partial_suffix(path.name) != path.name:
+        return "copied in part"
+    return _LFS if start == _POINTER else None if start else "empty"
 
 
-def _sort_file(found: _Found, path: Path) -> None:
-    if is_volume_file(path):
-        found.volumes.append(path)
-    elif is_dicom_file(path):
-        found.dicom.append(path)
-    elif path.name.upper() == "DICOMDIR":
-        found.passed.append(PassedOver(path, "DICOM directory"))
-    else:
-        found.passed.append(PassedOver(path, "other file"))
+def _pattern(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
-def _without_masks(found: _Found) -> list[Path]:
-    """The volume files that are no masks: not in a folder of masks, and not a mask beside its own CT."""
-    names = {path.parent: set() for path in found.volumes}
+def _without_masks(found: _Found) -> list[tuple[Path, str]]:
+    """The volume files that are no masks, each with the name that its id is made of.
+
+    Masks lie in a folder of masks, beside their own CT, or beside the slices of a DICOM series. Of a volume and what
+    dcm2niix straightened of it, the straightened one is taken, under the name of the volume.
+    """
+    names: dict[Path, dict[str, Path]] = defaultdict(dict)
     for path in found.volumes:
-        names[path.parent].add(volume_id(path))
+        names[path.parent][volume_id(path)] = path
+    beside = {folder: set(stems) for folder, stems in names.items()}
+    slices = {path.parent for path in found.dicom}
+    for folder in slices:
+        for place in (folder, folder.parent):
+            beside.setdefault(place, set()).add(folder.name)
     volumes = []
     for path in found.volumes:
+        stem = volume_id(path)
         below = path.relative_to(found.root).parts[:-1]
         if any(is_mask_folder(part) for part in below):
             found.passed.append(PassedOver(path, "mask"))
-        elif (of := mask_of(volume_id(path), names[path.parent])) is not None:
+        elif (of := mask_of(stem, beside[path.parent])) is not None:
             found.passed.append(PassedOver(path, "mask", reason=f"beside {of}"))
+        elif path.parent in slices and is_mask_name(stem):
+            found.passed.append(PassedOver(path, "mask", reason="beside slices"))
         else:
-            volumes.append(path)
+            base, variants = _straightened(stem, names[path.parent])
+            if variants and variants[-1] != stem:
+                kind = "volume that dcm2niix straightened"
+                found.passed.append(PassedOver(path, kind, reason=f"{variants[-1]} is taken"))
+            else:
+                volumes.append((path, base))
     return volumes
+
+
+def _straightened(stem: str, beside: Iterable[str]) -> tuple[str, list[str]]:
+    """The name of a volume before dcm2niix straightened it, and all its variants, the straightest last."""
+    match = _STRAIGHTENED.fullmatch(stem)
+    base = match[1] if match else stem
+    variants = [name for name in beside if name == base or ((m := _STRAIGHTENED.fullmatch(name)) and m[1] == base)]
+    if len(variants) < 2:
+        return stem, []
+    return base, sorted(variants, key=lambda name: ("_Tilt" in name[len(base) :], "_Eq" in name[len(base) :], name))
 
 
 def is_mask_folder(name: str) -> bool:
@@ -248,10 +367,9 @@ def is_mask_folder(name: str) -> bool:
 # ----------------------------------------------------------------------------------------------- ids
 
 
-def _volume_id(root: Path, path: Path) -> str:
+def _volume_id(root: Path, path: Path, stem: str) -> str:
     """The id of a volume file: its path below the root, or its folder's if the name is generic."""
     *folders, _ = path.relative_to(root).parts
-    stem = volume_id(path)
     if folders and re.sub(r"_0000$", "", stem).lower() in GENERIC_NAMES:
         return "_".join(folders)
     return "_".join([*folders, stem])
@@ -286,9 +404,9 @@ def _with_ids(proposals: Sequence[_Proposal]) -> dict[str, Scan]:
 
 
 def _fitting(name: str) -> str:
-    """A name that fits a file name and a line of a list, and is text."""
+    """A name that fits a file name and a line of a list, and is text in Unicode's composed form."""
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace").replace("\\", "_")
-    name = "".join(c if c.isprintable() else "_" for c in name).strip() or "_"
+    name = unicodedata.normalize("NFC", "".join(c if c.isprintable() else "_" for c in name)).strip() or "_"
     if len(name.encode()) <= _LONGEST_ID:
         return name
     return name.encode()[:_LONGEST_ID].decode(errors="ignore") + "_" + short_hash(name)
@@ -300,7 +418,7 @@ def _fitting(name: str) -> str:
 def _dicom_scans(found: _Found, choice: str | None, progress: bool) -> list[_Proposal]:
     """The scans among the DICOM files below a root: one per patient and study."""
     slices: list[Slice] = []
-    others: list[Other] = []
+    others: list[Other] = _pass_over_rest(found)
     with ThreadPoolExecutor(_THREADS) as pool, warnings.catch_warnings(action="ignore"):  # of pydicom, in all threads
         reading = progress_bar(
             pool.map(read_slices, found.dicom),
@@ -325,7 +443,9 @@ def _dicom_scans(found: _Found, choice: str | None, progress: bool) -> list[_Pro
 def _study_scan(found: _Found, volumes: list[Series], choice: str | None) -> _Proposal:
     """The scan of a study, and the id that it proposes."""
     chosen = choose_series(volumes, choice)
-    distinct = f"{volumes[0].first.patient}\0{volumes[0].first.study}"
+    study, patient, folder = volumes[0].study
+    below = str(folder.relative_to(found.root)) if folder and folder.is_relative_to(found.root) else ""
+    distinct = f"{short_hash(patient)}\0{study}\0{below}"
     if chosen.series is None:
         folder = common_folder([path for volume in volumes for path in volume.files])
         largest = max(volumes, key=lambda volume: len(volume.slices))
@@ -369,9 +489,9 @@ def _series_row(series: Series | None) -> dict[str, str]:
     first = series.first
     across, down = first.spacing
     return {
-        "patient": first.patient,
+        "patient": short_hash(series.study[1]),
         "study": short_hash(first.study),
-        "series": short_hash(first.series),
+        "series": short_hash(series.uid),
         "number": first.number,
         "description": first.description,
         "kernel": first.kernel,
@@ -386,16 +506,16 @@ def files_of(scans: Iterable[Scan]) -> list[Path]:
     return [path for scan in scans for path in scan.files]
 
 
-def result_name(case_id: str, scan: Scan | Path) -> str:
+def result_name(case_id: str, scan: Scan) -> str:
     """Name of the mask of a scan: its id with the scan's file type, compressed if the type can be."""
-    path = scan.path if isinstance(scan, Scan) else scan
-    is_file = scan.series is None if isinstance(scan, Scan) else scan.is_file()
-    extension = path.name.lower()[len(volume_id(path)) :] if is_file else ""
+    extension = "" if scan.is_dicom else scan.path.name.lower()[len(volume_id(scan.path)) :]
     return case_id + {".mha": ".mha", ".mhd": ".mha", ".nrrd": ".nrrd"}.get(extension, ".nii.gz")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m datasets.scans``."""
+    from datasets.scan_options import add_series  # which imports cropping, and that this module
+
     parser = new_parser(__doc__, "python -m datasets.scans")
     parser.add_argument("input", type=Path, nargs="+", metavar="INPUT", help="CT files, or folders of them")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the index as CSV")
@@ -413,7 +533,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             taken = row.get("scan") or "passed over"
             print(f"{taken}: {', '.join([*(part for part in parts if part), row['path']])}")
     print(f"{len(index.scans)} scans")
-    for line in index.summary():
+    for line in (*index.summary(), *index.warnings()):
         print(line)
     return 1 if index.unreadable or any(scan.problem for scan in index.scans.values()) else 0
 

@@ -24,8 +24,8 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID
 from pydicom.valuerep import DA, PersonName, validate_value
 
-from datasets.io.scan import Scan
-from datasets.io.volume import DEFAULT, Reading, read_series
+from datasets.scan import Scan
+from datasets.volumes import DEFAULT, Reading
 from evaluation.burden import NOTICE
 from utils.errors import VolumeError, one_line
 from utils.files import atomic_write
@@ -87,7 +87,7 @@ class Source:
     frames: tuple[int, ...] | None = None
 
 
-def read_source(scan: Path | Scan, reading: Reading = DEFAULT) -> Source:
+def read_source(scan: Scan, reading: Reading = DEFAULT) -> Source:
     """The headers of a CT series, complete enough for a segmentation.
 
     What the standard lets be empty is filled in empty where it is missing, and emptied where it is not what the
@@ -95,12 +95,14 @@ def read_source(scan: Path | Scan, reading: Reading = DEFAULT) -> Source:
 
     Args:
         scan: a DICOM series.
-        reading: which series to take from a folder.
+        reading: how scans are read.
 
     Raises:
         VolumeError: there is no such series, or a header lacks what a segmentation needs, or holds it damaged.
     """
-    series = read_series(scan, reading)
+    series = scan.complete_series(reading)
+    if series is None:
+        raise VolumeError(f"{scan}: not a DICOM series")
     frames = [one.frame for one in series.slices]
     paths = tuple(dict.fromkeys(series.files))
     if frames[0] is not None and len(paths) > 1:
@@ -117,9 +119,9 @@ def read_source(scan: Path | Scan, reading: Reading = DEFAULT) -> Source:
                     f"{path}: its {name} differs from that of {paths[0].name}, a DICOM SEG needs one; export the "
                     "series again, or leave out --dicom-seg"
                 )
-        header.SpacingBetweenSlices = series.grid.spacing[2]
+        header.SpacingBetweenSlices = series.geometry[1][2]
         if not header.get("SliceThickness"):
-            header.SliceThickness = series.grid.spacing[2]
+            header.SliceThickness = series.geometry[1][2]
         headers.append(header)
     if emptied:
         log.warning("%s: DICOM SEG without %s, which the standard does not allow", scan, ", ".join(sorted(emptied)))

@@ -19,10 +19,11 @@ import torch
 
 from datasets.crop import LungMaskCrop, crop_to_lungs, paste_back, paste_probabilities_back
 from datasets.geometry import image_like, voxel_ml
-from datasets.io.scan import Scan
-from datasets.io.volume import DEFAULT, Reading
 from datasets.lung_finders import Lungs
 from datasets.lungs import with_sides
+from datasets.scan import Scan
+from datasets.scans import open_scan
+from datasets.volumes import DEFAULT, Reading
 from evaluation.burden import Burden, measure_burden
 from evaluation.inference import segment
 from evaluation.metrics import THRESHOLD
@@ -74,12 +75,12 @@ class FullSize:
 
 
 def prepare_scan(
-    scan: Path | Scan | sitk.Image, cropper: LungMaskCrop, lungs: Path | sitk.Image | None = None
+    source: Path | str | Scan | sitk.Image, cropper: LungMaskCrop, lungs: Path | str | sitk.Image | None = None
 ) -> RawScan:
     """Read a CT, find its lungs and crop it.
 
     Args:
-        scan: CT in HU in any orientation: a file, a folder with a DICOM series, or an image.
+        source: CT in HU in any orientation: a file, a folder with a DICOM series, or an image.
         cropper: reads, finds lungs, and sets the size and window of the crop.
         lungs: lung labels on the CT's grid; None finds the lungs.
 
@@ -87,15 +88,15 @@ def prepare_scan(
         VolumeError: as `LungMaskCrop.crop`, or all voxels of the crop have one value.
     """
     start = time.monotonic()
-    name = "the image" if isinstance(scan, sitk.Image) else scan
+    scan = open_scan(source, cropper.reading)
     ct, labels = cropper.read(scan, lungs)
     try:
         image, lung = crop_to_lungs(ct, labels, size=cropper.size, window=cropper.window)
     except VolumeError as error:
-        raise VolumeError(f"{name}: {error}") from None
+        raise VolumeError(f"{scan}: {error}") from None
     values = sitk.GetArrayViewFromImage(image)
     if values.min() == values.max():
-        raise VolumeError(f"{name}: all voxels in the box around its lungs have one value; leave the scan out")
+        raise VolumeError(f"{scan}: all voxels in the box around its lungs have one value; leave the scan out")
     # A lung finder labels the sides; given masks may not.
     labels = labels if lungs is None else with_sides(labels, ct)
     return RawScan(ct, labels, image, lung, time.monotonic() - start)
@@ -188,7 +189,7 @@ class LesionSegmenter:
         """Read, find lungs and crop; arguments and errors as for `apply`. May run in a thread of its own."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # per thread
-        return prepare_scan(Path(scan) if isinstance(scan, str) else scan, self.cropper, lungs)
+        return prepare_scan(scan, self.cropper, lungs)
 
     def predict(self, scan: RawScan, with_probabilities: bool = False) -> FullSize:
         """Run S on a prepared scan; returns mask, burden and, on request, probabilities on the scan's grid."""

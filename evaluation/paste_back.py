@@ -7,13 +7,16 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from datasets.crop import lay_over
-from datasets.io.scan import Scan
-from datasets.io.volume import DEFAULT, Reading, as_labels, read_geometry, read_volume
+from datasets.scan import Scan
+from datasets.scans import open_scan
+from datasets.volumes import DEFAULT, Reading, as_labels, read_volume
 from evaluation.metrics import THRESHOLD
 from utils.errors import VolumeError
 
 
-def restore_mask(scan: Path | Scan, mask: Path, threshold: float = THRESHOLD, reading: Reading = DEFAULT) -> sitk.Image:
+def restore_mask(
+    scan: Path | str | Scan, mask: Path, threshold: float = THRESHOLD, reading: Reading = DEFAULT
+) -> sitk.Image:
     """Paste a cropped mask or probability back onto the grid of its scan.
 
     Args:
@@ -36,4 +39,4 @@ def restore_mask(scan: Path | Scan, mask: Path, threshold: float = THRESHOLD, re
             raise VolumeError(f"{mask}: values of {values.min():g}..{values.max():g} are not probabilities")
     else:
         crop = as_labels(mask, crop)
-    return lay_over(scan, read_geometry(scan, reading), crop, mask, threshold if probability else None)
+    return lay_over(scan, open_scan(scan, reading).geometry(reading), crop, mask, threshold if probability else None)

@@ -17,9 +17,9 @@ import SimpleITK as sitk
 from datasets.cohort import checksum_of_voxels
 from datasets.crop_scans import Masks
 from datasets.geometry import lps_geometry, lps_view
-from datasets.io.scan import Scan
-from datasets.io.volume import write_volume
+from datasets.scan import Scan
 from datasets.scans import result_name
+from datasets.volumes import write_volume
 from evaluation.burden import GRADING, NOTICE, Burden
 from evaluation.dicom_seg import make_dicom_seg, read_source
 from evaluation.lesion_segmenter import FullSize, LesionSegmenter, RawScan

@@ -22,10 +22,10 @@ from datasets.cohort import HEALTHY, WITH_LESION, Case
 from datasets.crop import lay_over
 from datasets.crop_scans import Masks, masks_of_scans
 from datasets.geometry import image_like, lps_geometry, lps_view, shape_of
-from datasets.io.scan import Scan
-from datasets.io.volume import DEFAULT, Reading, read_geometry, read_mask_on, write_volume
 from datasets.samples import normalise, scan_input
+from datasets.scan import Scan
 from datasets.scans import find_scans
+from datasets.volumes import DEFAULT, Reading, read_mask_on, write_volume
 from datasets.window import unmap_window
 from evaluation.figures import save_case_figure, slice_to_show
 from evaluation.inference import Prediction, predict_case
@@ -96,7 +96,7 @@ def score_on_raw_scan(prediction: Prediction, raw: RawScans, tolerance_mm: float
         raise VolumeError(f"{case.id}: no raw scan of this name; add it to --images, or leave it out of the split")
     if split in WITH_LESION and label is None:
         raise VolumeError(f"{case.id}: no label of this name; add it to --labels, or leave it out of the split")
-    ct = read_geometry(scan, raw.reading)
+    ct = scan.geometry(raw.reading)
     lung = lay_over(scan, ct, image_like(crop, prediction.volumes.lung), case.lung)
     mask = lay_over(scan, ct, image_like(crop, prediction.probability), case.image, prediction.threshold)
     truth = None

@@ -26,8 +26,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from datasets.io.nifti import read_nifti_header
-from datasets.io.volume import read_volume
+from datasets.scans import open_scan
 from tests.volumes import rotation, write, write_dicom
 from utils.cli import add_quiet, new_parser
 from utils.errors import VolumeError
@@ -178,7 +177,7 @@ def disagreement(path: Path, image: sitk.Image) -> str | None:
     try:
         theirs = sitk.ReadImage(str(path))
     except RuntimeError as error:
-        if "orthonormal" in str(error) and read_nifti_header(path, 2**29).leaning:
+        if "orthonormal" in str(error) and _leans_a_little(content):
             return None  # axes that lean a little are straightened here
         return f"SimpleITK refuses it: {str(error).strip().splitlines()[-1]}"
     for what in ("Size", "Spacing", "Origin", "Direction"):
@@ -186,6 +185,12 @@ def disagreement(path: Path, image: sitk.Image) -> str | None:
         if not np.allclose(ours, others, rtol=1e-4, atol=2e-3 if what == "Direction" else 1e-4):
             return f"{what} {ours.round(4)}, SimpleITK's is {others.round(4)}"
     return None
+
+
+def _leans_a_little(content: bytes) -> bool:
+    axes = nib.Nifti1Header(content[:348], check=False).get_best_affine()[:3, :3]
+    axes = axes / np.linalg.norm(axes, axis=0)
+    return 1e-4 < np.abs(axes.T @ axes - np.eye(3)).max() <= 1e-3
 
 
 def _unpacked(content: bytes) -> bytes:
@@ -222,7 +227,7 @@ def fuzz_nifti(count: int, seed: int, keep: Path | None = None, progress: bool =
         originals = {}
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
-            originals[name] = read_volume(Path(folder) / name)
+            originals[name] = open_scan(Path(folder) / name).read()
             assert disagreement(Path(folder) / name, originals[name]) is None
         for number in progress_bar(range(count), "fuzzing", unit="mutant", shown=progress):
             name = rng.choice(list(files))
@@ -252,7 +257,7 @@ def _examined(target: Path, judged: Callable[[sitk.Image], tuple[str, str | None
     """Read a mutant; return the outcome, and a description of what is wrong or None."""
     before = time.monotonic()
     try:
-        what, found = judged(read_volume(target))
+        what, found = judged(open_scan(target).read())
     except VolumeError as error:
         what = "refused after the reader's process crashed" if "crashed" in str(error) else "refused"
         in_one_line = "\n" not in str(error) and str(target) in str(error)

@@ -7,8 +7,8 @@ import SimpleITK as sitk
 import lungCrop
 import post_processing
 from datasets.crop import LINEAR, NEAREST, LungMaskCrop, bounding_box, paste_back
-from datasets.io.volume import read_ct
 from datasets.lungs import segment_by_threshold
+from datasets.scans import read_ct
 from tests.volumes import crop_to_box, dice, geometry, image_of, pixels, write, write_dicom
 from utils.cli import run
 

@@ -8,9 +8,10 @@ import fcntl
 import io
 import logging
 import os
+import re
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -125,16 +126,46 @@ def names_a_file(path: Path) -> bool:
     return path.is_file() or is_dangling(path)
 
 
-def visible_files(folder: Path) -> list[Path]:
-    """The files below a folder, at any depth and sorted, that are not hidden and not in a hidden folder.
+_PARTIAL = re.compile(r"\.(part|partial|filepart|crdownload|download|opdownload|tmp)$", re.IGNORECASE)
+"""Names of files that are still being copied, hidden or not."""
 
-    Dangling links are among them, see `names_a_file`.
 
-    Raises:
-        OSError: a folder cannot be read.
+def without_partial_suffix(name: str) -> str:
+    """The name that a file will have once it is copied; the same name for a complete file."""
+    return _PARTIAL.sub("", name).lstrip(".") if _PARTIAL.search(name) else name
+
+
+def walk_files(
+    folder: Path, skip: Callable[[Path], bool] | None = None, unreadable: dict[str, str] | None = None
+) -> Iterator[Path]:
+    """What lies below a folder and is no folder, at any depth and in order.
+
+    Each folder is walked once, however many links lead to it. Hidden entries are left out, but for files that are
+    still being copied; so is what macOS adds to archives. Dangling links, pipes and devices are among the results.
+
+    Args:
+        folder: where to begin.
+        skip: whether a folder is left out.
+        unreadable: gets the reason by path of what cannot be read; None raises the error.
     """
-    found = (path for path in sorted(folder.rglob("*")) if names_a_file(path))
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    seen: set[str] = set()
+    left = [folder]
+    while left:
+        path = left.pop()
+        try:
+            is_folder = path.is_dir()
+            place = os.path.realpath(path)
+            if is_folder and place not in seen and not (skip is not None and skip(path)):
+                seen.add(place)
+                entries = sorted(path.iterdir(), reverse=True)
+                left += [e for e in entries if not e.name.startswith((".", "__MACOSX")) or _PARTIAL.search(e.name)]
+        except OSError as error:
+            if unreadable is None:
+                raise
+            unreadable[str(path)] = error.strerror or type(error).__name__
+            continue
+        if not is_folder:
+            yield path
 
 
 @contextmanager

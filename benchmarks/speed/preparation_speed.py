@@ -26,8 +26,10 @@ from datasets.cohort import CROPS
 from datasets.crop import CROP_SIZE, LINEAR, NEAREST, Box, LungMaskCrop, crop_to_lungs
 from datasets.crop_scans import Masks, crop_scan
 from datasets.geometry import image_like
-from datasets.io.volume import read_ct, read_geometry, read_labels, read_volume, write_volume
 from datasets.lungs import segment_by_threshold
+from datasets.scan import Scan
+from datasets.scans import read_ct
+from datasets.volumes import read_geometry, read_labels, read_volume, write_volume
 from datasets.window import map_window
 from evaluation.paste_back import restore_mask
 from utils.ledger import Ledger, Recipe
@@ -110,7 +112,7 @@ def _scipy_crop_files(folder: Path) -> None:
 
 
 def _our_crop_files(folder: Path) -> None:
-    scan, masks = folder / "ct.nii", Masks(lungs={"ct": folder / "lungs.nii"})
+    scan, masks = Scan("ct", folder / "ct.nii"), Masks(lungs={"ct": folder / "lungs.nii"})
     cropper = LungMaskCrop(segment_by_threshold)
     recipe = Recipe(masks.sources("ct", scan))
     crop_scan("ct", scan, Ledger(folder / "cohort", CROPS), recipe, cropper, masks)

@@ -24,10 +24,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from datasets.geometry import lps_view
-from datasets.io.volume import read_ct
 from datasets.lungs import segment_by_threshold
 from datasets.phantom.hard import PLAIN_SITE, Crop, make_crop
 from datasets.phantom.stages import FILLINGS, Patient
+from datasets.scans import read_ct
 from datasets.window import WINDOW
 from evaluation.figures import save_figure, slice_to_show
 from utils.cli import add_quiet, new_parser, run, start_logging

@@ -30,7 +30,7 @@ from torch import nn
 
 from datasets.cohort import Case, Volumes, read_cohort, read_volumes
 from datasets.geometry import shape_of
-from datasets.io.volume import read_geometry
+from datasets.volumes import read_geometry
 from datasets.window import unmap_window
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.files import write_text

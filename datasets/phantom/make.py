@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from datasets.io.dicom_export import write_series
-from datasets.io.volume import write_volume
+from datasets.dicom_export import write_series
 from datasets.phantom import body as parts
 from datasets.phantom.anatomy import Anatomy, draw_anatomy
 from datasets.phantom.frame import Frame, draw_frame
@@ -18,6 +17,7 @@ from datasets.phantom.lungs import aerated_lung, dependent_density, lung_distanc
 from datasets.phantom.scanner import scan
 from datasets.phantom.shapes import fill_path, paint
 from datasets.phantom.variety import PLAIN, Variety
+from datasets.volumes import write_volume
 from utils.progress import progress_bar
 
 Array = np.ndarray

@@ -37,7 +37,6 @@ from typing import Any
 from datasets.cohort import CROPS, FOLDERS, LIST_FOLDER, check_id_lists, write_id_lists
 from datasets.crop import LungMaskCrop
 from datasets.crop_scans import Masks, crop_scan
-from datasets.io.volume import Reading
 from datasets.lung_finders import LUNG_FINDERS, Lungs
 from datasets.public import SETS
 from datasets.public.check import check_scans
@@ -47,6 +46,7 @@ from datasets.public.protocol import lesion_note, read_rules, report_path
 from datasets.public.report import as_text, report_of
 from datasets.public.sets import GREY_WINDOW, Labels, PublicSet
 from datasets.scan_options import add_crop_size, add_lungmask, check_size
+from datasets.volumes import Reading
 from utils import distributed
 from utils.cli import add_device, add_quiet, new_parser, run, start_logging
 from utils.distributed import choose_device

@@ -6,9 +6,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from datasets.geometry import check_same_geometry
-from datasets.io.volume import read_geometry, read_labels, read_volume
 from datasets.public.find import Found
 from datasets.public.sets import Mask, PublicScan
+from datasets.volumes import read_labels
 from utils.errors import GasnetError, VolumeError
 from utils.progress import progress_bar
 
@@ -34,13 +34,13 @@ def check_scan(scan: PublicScan) -> list[str]:
             have, or is a lung mask without lung; or a CT that should be in HU has grey values.
     """
     odd = []
-    geometry = read_geometry(scan.ct)
+    geometry = scan.ct.geometry()
     if scan.lesion is not None and not _count_labels(scan.lesion, scan, geometry):
         odd.append(f"{scan.lesion.path}: holds no lesion")
     if scan.lung is not None and not _count_labels(scan.lung, scan, geometry):
         raise VolumeError(f"{scan.lung.path}: holds no lung; use --lungs lungmask")
     if scan.lesion is not None:  # the few scans for tests, and the labelled one
-        ct = read_volume(scan.ct)  # must outlive the view
+        ct = scan.ct.read()  # must outlive the view
         values = sitk.GetArrayViewFromImage(ct)
         lowest, highest = float(values.min()), float(values.max())
         mapped = lowest >= 0 and highest <= 255

@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets.io.volume import is_volume_file
 from datasets.public.sets import CT, LESION, LUNG, Labels, Mask, PublicScan, PublicSet, labels
+from datasets.scan import Scan
+from datasets.volumes import is_volume_file
 from utils.errors import VolumeError
 
 _DEEPEST = 8
@@ -164,7 +165,9 @@ def _scan(wanted: Wanted, case_id: str, of_case: Files, cts: list[Path], odd: li
         lung = _mask(public_set, of_case, LUNG, wanted.lung, case_id, odd)
         if lung is None:
             raise VolumeError(f"{ct}: no lung mask for it; complete the download, or use --lungs lungmask")
-    return PublicScan(case_id, group, public_set.patient_of(case_id), ct, lesion, lung, public_set.grey(case))
+    return PublicScan(
+        case_id, group, public_set.patient_of(case_id), Scan(case_id, ct), lesion, lung, public_set.grey(case)
+    )
 
 
 def _mask(

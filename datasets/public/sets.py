@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets.io.volume import volume_id
+from datasets.scan import Scan
+from datasets.volumes import volume_id
 
 CT, LUNG, LESION = "CT", "lung mask", "lesion mask"
 """Kinds of files. Other kinds of CTs begin with ``CT``, such as ``CT-0``."""
@@ -52,7 +53,7 @@ class PublicScan:
         id: id, unique over all sets.
         group: its list, unless it is labelled or held out.
         patient: equal for scans of the same patient.
-        ct: CT file.
+        ct: the CT.
         lesion: lesion mask; None if the set has none for this scan.
         lung: lung mask; None if lungs are to be found.
         grey: whether the CT is distributed as grey values 0..255.
@@ -61,7 +62,7 @@ class PublicScan:
     id: str
     group: str
     patient: str
-    ct: Path
+    ct: Scan
     lesion: Mask | None = None
     lung: Mask | None = None
     grey: bool = False

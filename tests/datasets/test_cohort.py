@@ -14,7 +14,7 @@ from datasets.cohort import (
     read_volumes,
 )
 from datasets.geometry import image_like
-from datasets.io.volume import write_volume
+from datasets.volumes import write_volume
 from tests.volumes import image_of, pixels, write
 from utils.errors import CohortError, VolumeError
 

@@ -13,7 +13,7 @@ from datasets.geometry import (
     same_geometry,
     voxel_ml,
 )
-from datasets.io.volume import read_volume
+from datasets.volumes import read_volume
 from tests.volumes import SPACING, geometry, image_of, pixels, refused, rotation, write
 
 SHAPE = (6, 7, 8)

@@ -3,13 +3,14 @@ from pathlib import Path
 import pytest
 
 from datasets.pairs import mask_of, match_masks
+from datasets.scan import Scan
 from datasets.scans import find_scans
 from tests.volumes import touched
 from utils.errors import VolumeError
 
 
 def scans_of(*ids):
-    return {case_id: Path(f"/scans/{case_id}.nii.gz") for case_id in ids}
+    return {case_id: Scan(case_id, Path(f"/scans/{case_id}.nii.gz")) for case_id in ids}
 
 
 def names(matched):

@@ -7,8 +7,7 @@ import pytest
 from pydicom.uid import generate_uid
 
 from datasets import scans as module
-from datasets.io.volume import read_volume
-from datasets.scans import find_scans, index_scans, main, result_name
+from datasets.scans import find_scans, index_scans, main, open_scan, result_name
 from tests.volumes import changed_slice, pixels, touched, write_dicom, write_enhanced
 from utils.errors import VolumeError
 from utils.ledger import recording
@@ -29,7 +28,7 @@ def paths(*roots, **options):
 def taken(root, **options):
     """The voxels of the only scan, as they were stored."""
     (scan,) = find_scans(root, **options).values()
-    return pixels(read_volume(scan)) + 1024
+    return pixels(scan.read()) + 1024
 
 
 # ----------------------------------------------------------------------------------------- where files lie
@@ -157,10 +156,10 @@ def test_what_links_have_lost_is_named(tmp_path):
     assert index.passed_over_lines() == ["passed over: 1 other file", "passed over: 1 pipe or device"]
     assert index.scans["cut"].problem == f"{last}: {lost}; copy the slice again"
     with pytest.raises(VolumeError, match=rf"scan.nii.gz: {lost}"):
-        read_volume(index.scans["scan"])
-    np.testing.assert_array_equal(pixels(read_volume(index.scans["whole"])), STORED - 1024)
+        index.scans["scan"].read()
+    np.testing.assert_array_equal(pixels(index.scans["whole"].read()), STORED - 1024)
     with pytest.raises(VolumeError, match=rf"{last.name}: {lost}"):
-        read_volume(cut)
+        open_scan(cut).read()
 
 
 def test_a_slice_that_cannot_be_opened_is_missing_from_its_series(tmp_path, monkeypatch):
@@ -230,7 +229,7 @@ def test_an_entry_that_cannot_be_read_is_named_and_the_rest_is_found(tmp_path, m
     # In the commands it is a scan that fails, so that their exit code is 1, too.
     bad = next(scan for case_id, scan in find_scans(tmp_path).items() if case_id != "good")
     with pytest.raises(VolumeError, match=r"lost\+found: Permission denied"):
-        read_volume(bad)
+        bad.read()
 
 
 # ------------------------------------------------------------------------------------ what series hold
@@ -379,14 +378,14 @@ def test_a_series_that_fails_is_one_scan_that_fails(tmp_path):
     assert scans["good"].problem is None
     assert "not evenly spaced" in scans["bad"].problem
     with pytest.raises(VolumeError, match="not evenly spaced"):
-        read_volume(scans["bad"])
+        scans["bad"].read()
 
 
 @pytest.mark.fault("enhanced CT")
 def test_an_enhanced_ct_is_read_frame_by_frame(tmp_path):
     folder = series(tmp_path / "plain", slope=2.0, intercept=-1000.0)
     write_enhanced(folder, tmp_path / "enhanced" / "all", STORED, order=[3, 0, 5, 1, 4, 2])
-    plain, enhanced = (read_volume(tmp_path / name) for name in ("plain", "enhanced"))
+    plain, enhanced = (open_scan(tmp_path / name).read() for name in ("plain", "enhanced"))
     np.testing.assert_array_equal(pixels(enhanced), 2 * STORED.astype(int) - 1000)
     np.testing.assert_array_equal(pixels(enhanced), pixels(plain))
     np.testing.assert_allclose(enhanced.GetOrigin(), plain.GetOrigin())
@@ -407,7 +406,7 @@ def test_padding_is_air(tmp_path):
 
 
 def test_the_index_as_table_and_csv(tmp_path, capsys):
-    series(tmp_path / "a", **ONE_STUDY, SeriesDescription="Lung", PatientName="Doe^John")
+    series(tmp_path / "a", **ONE_STUDY, SeriesDescription="Thin", PatientName="Doe^John")
     series(tmp_path / "b", slices=5, **ONE_STUDY, PatientName="Doe^John")
     touched(tmp_path, "c.nii.gz", "notes.txt")
     assert main([str(tmp_path), "--csv", str(tmp_path / "index.csv"), "--quiet"]) == 0
@@ -423,8 +422,9 @@ def test_the_index_as_table_and_csv(tmp_path, capsys):
 
 
 def test_a_result_has_the_id_and_the_type_of_its_scan(tmp_path):
-    touched(tmp_path, "a.1.NII", "b.mhd", "c.nrrd", "p/1.2.mha/1.dcm")
-    names = [result_name("id.1", tmp_path / scan) for scan in ("a.1.NII", "b.mhd", "c.nrrd", "p/1.2.mha")]
+    touched(tmp_path, "a.1.NII", "b.mhd", "c.nrrd")
+    series(tmp_path / "p" / "1.2.mha")
+    names = [result_name("id.1", open_scan(tmp_path / scan)) for scan in ("a.1.NII", "b.mhd", "c.nrrd", "p/1.2.mha")]
     assert names == ["id.1.nii.gz", "id.1.mha", "id.1.nrrd", "id.1.nii.gz"]
 
 

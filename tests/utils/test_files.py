@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.io.volume import write_volume
+from datasets.volumes import write_volume
 from models.checkpoint import save
 from tests.volumes import image_of
 from utils import files

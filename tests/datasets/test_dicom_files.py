@@ -3,7 +3,7 @@ import pydicom
 import pytest
 from pydicom.uid import generate_uid
 
-from datasets.io.volume import read_volume
+from datasets.scans import open_scan
 from tests.fuzz_volumes import fuzz_others
 from tests.volumes import pixels, refused, write_dicom
 
@@ -24,7 +24,7 @@ def test_other_files_beside_the_slices(tmp_path, stored):
     scout.SeriesInstanceUID, scout.ImageType = generate_uid(), ["ORIGINAL", "PRIMARY", "LOCALIZER"]
     scout.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
     scout.save_as(folder / "scout.dcm")
-    np.testing.assert_array_equal(pixels(read_volume(folder)), stored - 1024)
+    np.testing.assert_array_equal(pixels(open_scan(folder).read()), stored - 1024)
 
 
 @pytest.mark.fault("all slices in one file, damaged")
@@ -32,7 +32,7 @@ def test_a_folder_without_a_ct(tmp_path, stored):
     (tmp_path / "empty").mkdir()
     write_dicom(tmp_path / "mr", stored, Modality="MR")
     for folder in (tmp_path / "empty", tmp_path / "mr"):
-        refused(folder, lambda folder=folder: read_volume(folder), "no CT series")
+        refused(folder, lambda folder=folder: open_scan(folder).read(), "no CT series")
 
 
 @pytest.mark.fault("a slice cut short, the")
@@ -42,7 +42,7 @@ def test_a_slice_cut_short_wherever_it_lies(tmp_path, stored, number, kept):
     folder = write_dicom(tmp_path / "case", stored)
     path = folder / f"slice00{number}.dcm"
     path.write_bytes(path.read_bytes()[:kept])
-    refused(path, lambda: read_volume(folder), "damaged, or not DICOM|cut short")
+    refused(path, lambda: open_scan(folder).read(), "damaged, or not DICOM|cut short")
 
 
 @pytest.mark.fault("any of it at random")

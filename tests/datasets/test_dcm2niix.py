@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from datasets.crop import crop_to_lungs
 from datasets.geometry import lps_geometry, lps_view
-from datasets.io.volume import read_volume
+from datasets.scans import open_scan
 from tests.volumes import pixels, rotation, write_dicom, write_enhanced
 
 pytestmark = pytest.mark.skipif(shutil.which("dcm2niix") is None, reason="dcm2niix is not installed")
@@ -38,7 +38,7 @@ def converted(folder, out):
 
 def check_same(folder, out):
     """Both have the same voxels in the same places, and the same crops."""
-    ours, theirs = read_volume(folder), read_volume(converted(folder, out))
+    ours, theirs = open_scan(folder).read(), open_scan(converted(folder, out)).read()
     (grid, voxels), (other, others) = upright(ours), upright(theirs)
     np.testing.assert_allclose(voxels, others, atol=1e-3)
     np.testing.assert_allclose(grid.GetSpacing(), other.GetSpacing(), rtol=1e-4)

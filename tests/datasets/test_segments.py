@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from datasets.io.volume import Reading, read_mask_on
+from datasets.volumes import Reading, read_mask_on
 from tests.volumes import ORIGIN, SPACING, image_of, refused, write
 
 SHAPE = (6, 7, 8)
@@ -83,7 +83,7 @@ def test_a_segmentation_of_another_ct_is_refused(tmp_path):
     refused(outside, lambda: read_mask_on(outside, "ct", CT), "segments lie outside ct")
     damaged = tmp_path / "damaged.seg.nrrd"
     damaged.write_bytes(off.read_bytes()[:200])
-    refused(damaged, lambda: read_mask_on(damaged, "ct", CT), "not a readable segmentation")
+    refused(damaged, lambda: read_mask_on(damaged, "ct", CT), "not a readable image")
 
 
 @pytest.mark.fault("a mask in another axis order")

@@ -3,7 +3,8 @@ import pydicom
 import pytest
 
 from datasets.geometry import MAX_VOXELS, same_geometry
-from datasets.io.volume import Reading, read_ct, read_geometry, read_volume, volume_id
+from datasets.scans import open_scan, read_ct
+from datasets.volumes import Reading, volume_id
 from tests.volumes import ORIGIN, SPACING, changed_slice, pixels, refused, rotation, write_dicom
 
 
@@ -13,7 +14,7 @@ def test_a_folder_in_hu_and_in_the_order_of_positions(tmp_path, stored):
     np.testing.assert_array_equal(pixels(image), 2 * stored.astype(int) - 1024)
     np.testing.assert_allclose(image.GetSpacing(), SPACING)
     np.testing.assert_allclose(image.GetOrigin(), ORIGIN)
-    assert same_geometry(read_geometry(folder), image)
+    assert same_geometry(open_scan(folder).geometry(), image)
     assert volume_id(folder) == "case 1"
 
 
@@ -31,7 +32,7 @@ def test_a_folder_in_hu_and_in_the_order_of_positions(tmp_path, stored):
 def test_acquisitions_of_any_orientation(tmp_path, stored, direction):
     assert np.linalg.det(direction) == pytest.approx(1)
     folder = write_dicom(tmp_path / "case", stored, direction=direction)
-    image = read_volume(folder)
+    image = open_scan(folder).read()
     np.testing.assert_array_equal(pixels(image), stored - 1024)
     np.testing.assert_allclose(np.reshape(image.GetDirection(), (3, 3)), direction, atol=1e-6)
     np.testing.assert_allclose(image.GetOrigin(), ORIGIN, atol=1e-6)
@@ -41,7 +42,7 @@ def test_acquisitions_of_any_orientation(tmp_path, stored, direction):
 @pytest.mark.fault("coronal, sagittal, prone")
 def test_slices_from_above_to_below_are_turned_upwards(tmp_path, stored):
     folder = write_dicom(tmp_path / "case", stored, spacing=(0.7, 0.8, -2.5))
-    image = read_volume(folder)
+    image = open_scan(folder).read()
     np.testing.assert_array_equal(pixels(image), stored[::-1] - 1024)
     assert image.GetSpacing()[2] == pytest.approx(2.5)
     assert image.GetOrigin()[2] == pytest.approx(ORIGIN[2] - 5 * 2.5)
@@ -53,29 +54,29 @@ def test_a_missing_and_a_double_slice(tmp_path, stored):
     folder = write_dicom(tmp_path / "gap", stored)
     (folder / "slice003.dcm").unlink()
     uneven = r"not evenly spaced: 5 mm between slice004\.dcm and slice002\.dcm, 2\.5 mm elsewhere"
-    refused(folder, lambda: read_volume(folder), uneven)
+    refused(folder, lambda: open_scan(folder).read(), uneven)
     double = write_dicom(tmp_path / "double", stored)
     copy = double / "copy.dcm"
     copy.write_bytes((double / "slice003.dcm").read_bytes())
-    np.testing.assert_array_equal(pixels(read_volume(double)), stored - 1024)
+    np.testing.assert_array_equal(pixels(open_scan(double).read()), stored - 1024)
     other = pydicom.dcmread(copy)
     other.PixelData = bytes(len(other.PixelData))
     other.save_as(copy)
     same_place = r"copy\.dcm and slice003\.dcm lie at the same place; remove one of them"
-    refused(double, lambda: read_volume(double), same_place)
+    refused(double, lambda: open_scan(double).read(), same_place)
 
 
 @pytest.mark.fault("all slices in one file, damaged")
 def test_one_slice_is_no_volume(tmp_path, stored):
     folder = write_dicom(tmp_path / "case", stored[:1])
-    refused(folder, lambda: read_volume(folder), "one slice")
+    refused(folder, lambda: open_scan(folder).read(), "one slice")
 
 
 @pytest.mark.fault("gantry tilt")
 def test_a_gantry_tilt(tmp_path, stored):
     tilt = write_dicom(tmp_path / "tilt", stored, shift=(0, 2.5 * np.tan(np.radians(12)), 0))
-    refused(tilt, lambda: read_volume(tilt), r"gantry tilt of 12\.0 degrees; .* dcm2niix")
-    read_volume(write_dicom(tmp_path / "rounded", stored, shift=(0, 0.001, 0)))
+    refused(tilt, lambda: open_scan(tilt).read(), r"gantry tilt of 12\.0 degrees; .* dcm2niix")
+    open_scan(write_dicom(tmp_path / "rounded", stored, shift=(0, 0.001, 0))).read()
 
 
 @pytest.mark.fault("a slice of another")
@@ -96,11 +97,11 @@ def test_a_gantry_tilt(tmp_path, stored):
 def test_a_slice_that_does_not_belong_to_the_others(tmp_path, stored, tags, match):
     folder = write_dicom(tmp_path / "case", stored)
     changed_slice(folder / "slice006.dcm", **tags)
-    refused(folder, lambda: read_volume(folder), match)
+    refused(folder, lambda: open_scan(folder).read(), match)
 
 
 def test_a_volume_that_is_too_large(tmp_path, stored):
     folder = write_dicom(tmp_path / "case", stored)
-    refused(folder, lambda: read_volume(folder, Reading(max_voxels=335)), "more than 335; if that is right")
-    assert read_volume(folder, Reading(max_voxels=336)).GetSize() == stored.shape[::-1]
+    refused(folder, lambda: open_scan(folder).read(Reading(max_voxels=335)), "more than 335; if that is right")
+    assert open_scan(folder).read(Reading(max_voxels=336)).GetSize() == stored.shape[::-1]
     assert MAX_VOXELS > 336

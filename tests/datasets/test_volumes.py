@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from datasets import volumes as module
 from datasets.geometry import same_geometry
-from datasets.io import volume as module
-from datasets.io.volume import (
+from datasets.scans import read_ct
+from datasets.volumes import (
     EXTENSIONS,
     Reading,
     is_volume_file,
-    read_ct,
     read_geometry,
     read_labels,
     read_volume,
@@ -214,14 +214,14 @@ def test_other_values_are_not_labels(tmp_path, value, dtype):
 
 def _half_written(image, name, **_):
     Path(name).write_bytes(b"half")
-    raise RuntimeError("Exception thrown in SimpleITK\nNo space left on device")
+    raise OSError(28, "No space left on device")
 
 
 @pytest.mark.fault("a save that fails: full")
 def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, hu, monkeypatch):
     path = write(tmp_path / "scan.nii.gz", hu)
     before = path.read_bytes()
-    monkeypatch.setattr(module.sitk, "WriteImage", _half_written)
+    monkeypatch.setattr(module.nib, "save", _half_written)
     message = refused(path, lambda: write_volume(image_of(hu + 1), path), "No space left on device")
     assert "check the folder and the disk" in message
     assert path.read_bytes() == before

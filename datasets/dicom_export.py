@@ -10,7 +10,6 @@ import SimpleITK as sitk
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from datasets.io.grid import Grid
 from utils.errors import VolumeError
 from utils.files import atomic_folder
 
@@ -30,19 +29,18 @@ def write_series(ct: sitk.Image, folder: Path, patient: str, seed: str) -> None:
     Raises:
         VolumeError: the folder cannot be written.
     """
-    grid = Grid.of(ct)
     stored = (sitk.GetArrayViewFromImage(ct).astype(np.int32) - _INTERCEPT).astype(np.uint16)
-    axes = np.reshape(grid.direction, (3, 3)).T
+    axes, spacing = np.reshape(ct.GetDirection(), (3, 3)).T, ct.GetSpacing()
     uids = {name: generate_uid(entropy_srcs=[seed, name]) for name in ("Study", "Series", "FrameOfReference")}
     try:
         with atomic_folder(folder) as temporary:
             for k, plane in enumerate(stored):
                 header = _header(patient, uids, generate_uid(entropy_srcs=[seed, str(k)]))
                 header.InstanceNumber = k + 1
-                header.ImagePositionPatient = [f"{mm:.9g}" for mm in grid.point((0, 0, k))]
+                header.ImagePositionPatient = [f"{mm:.9g}" for mm in ct.TransformIndexToPhysicalPoint((0, 0, k))]
                 header.ImageOrientationPatient = [f"{cosine:.9g}" for cosine in axes[:2].ravel()]
-                header.PixelSpacing = [f"{grid.spacing[1]:.9g}", f"{grid.spacing[0]:.9g}"]
-                header.SliceThickness = f"{grid.spacing[2]:.9g}"
+                header.PixelSpacing = [f"{spacing[1]:.9g}", f"{spacing[0]:.9g}"]
+                header.SliceThickness = f"{spacing[2]:.9g}"
                 header.Rows, header.Columns = plane.shape
                 header.PixelData = plane.tobytes()
                 header.save_as(temporary / f"slice_{k + 1:04d}.dcm", enforce_file_format=True)

@@ -6,9 +6,9 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
-from datasets.io.dicom_export import write_series
-from datasets.io.volume import read_ct
+from datasets.dicom_export import write_series
 from datasets.phantom import write_phantoms
+from datasets.scans import read_ct
 from tests.volumes import geometry, image_of, pixels, rotation
 from utils.errors import FolderError
 

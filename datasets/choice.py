@@ -1,0 +1,187 @@
+"""Which series of a study is taken."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from datasets.dicom import read_hu
+from datasets.geometry import located
+from datasets.lungs import segment_by_threshold
+from datasets.series import Series, extent_mm, step_mm
+from utils.errors import VolumeError
+
+AXIAL, LUNGS_MM, THIN_MM = 0.8, 200.0, 5.0
+"""Cosine to the patient's axis from which a series is axial; length that covers the lungs; limit of a thin slice."""
+
+_SAME_PLACE_MM = 30.0
+"""Series whose ends differ by less show the same part of the body."""
+
+_CHEST = re.compile(r"chest|thora|hrct|brust|torax|\btap\b|\bcap\b", re.IGNORECASE)
+_LUNG = re.compile(r"lung|pulm|poumon", re.IGNORECASE)
+_ELSEWHERE = re.compile(
+    r"abd|pelvi|liver|leber|kidney|renal|bowel|\bhead\b|skull|brain|\bneck|spine|\bknee|\bhip\b|\blegs?\b|extrem|sinus",
+    re.IGNORECASE,
+)
+_INSPIRATION, _EXPIRATION = re.compile(r"\binsp", re.IGNORECASE), re.compile(r"\bexp(ir|\b)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The series taken from a study.
+
+    Attributes:
+        series: the series that is taken; None if the choice is not clear.
+        reason: the rule that decided.
+        passed_over: the other series, each with its reason.
+        problem: why there is no choice.
+    """
+
+    series: Series | None
+    reason: str
+    passed_over: tuple[tuple[Series, str], ...] = ()
+    problem: str | None = None
+
+    @property
+    def note(self) -> str | None:
+        """Which series was taken by which rule, if a rule and not the user chose it from several."""
+        if not self.passed_over or self.reason.startswith("--series"):
+            return None
+        labels = labels_of([self.series, *(series for series, _ in self.passed_over)])
+        return f"takes the series {labels[0]} ({self.reason}); --series picks another of: {'; '.join(labels[1:])}"
+
+
+def kernel_kind(kernel: str) -> str:
+    """Whether a reconstruction kernel is ``soft`` or ``sharp``; ``unknown`` otherwise.
+
+    By the vendors' naming: Siemens B/Br/Bf/Bl/I and a number (sharp from 50 on), Canon FC and a number (sharp from 30
+    on), GE by words, Philips by letters.
+    """
+    name = kernel.upper().replace("\\", " ")
+    if match := re.search(r"\b(?:[BIHQDJ][FRLVSPI]?)(\d{2})", name):
+        return "sharp" if int(match[1]) >= 50 else "soft"
+    if match := re.search(r"\bFC(\d{2})", name):
+        return "sharp" if int(match[1]) >= 30 else "soft"
+    if re.search(r"LUNG|BONE|EDGE|SHARP|\b(?:L|D|E|YB|YC|YD)\b", name):
+        return "sharp"
+    if re.search(r"STANDARD|SOFT|SMOOTH|DETAIL|\b(?:A|B|C|YA)\b", name):
+        return "soft"
+    return "unknown"
+
+
+def shows_chest(series: Series) -> int:
+    """Whether description, protocol or BodyPartExamined say chest (1), another part of the body (-1), or nothing (0).
+
+    The description counts before BodyPartExamined, which consoles often fill in by themselves.
+    """
+    for text in series.first.shows:
+        if _CHEST.search(text):
+            return 1
+        if _LUNG.search(text):  # a part of the chest, but as often the kernel
+            return 0
+        if _ELSEWHERE.search(text):
+            return -1
+    return 0
+
+
+def breath(series: Series) -> int:
+    """Inspiration (1), expiration (-1) or not said (0)."""
+    text = series.first.shows[0]
+    return 1 if _INSPIRATION.search(text) else -1 if _EXPIRATION.search(text) else 0
+
+
+def whole_lungs(series: Series) -> int:
+    """Number of lungs that thresholds find in a series and that neither its first nor its last slice cuts."""
+    if series.problem is not None:
+        return 0
+    try:
+        voxels = read_hu(series.slices)
+        lungs = segment_by_threshold(located(voxels, *series.geometry[1:]))
+    except VolumeError:
+        return 0
+    ends = set(np.unique(lungs[[0, -1]]))
+    return sum(label in lungs and label not in ends for label in (1, 2))
+
+
+RULES: tuple[tuple[str, Callable[[Series], Any]], ...] = (
+    ("not another part of the body", lambda s: shows_chest(s) >= 0),
+    ("original before derived", lambda s: s.first.image_type[:2] in ((), ("ORIGINAL", "PRIMARY"))),
+    ("axial before others", lambda s: abs(np.cross(s.first.rows[:3], s.first.rows[3:])[2]) >= AXIAL),
+    ("inspiration before expiration", breath),
+    (f"covers {LUNGS_MM:g} mm, the length of lungs", lambda s: extent_mm(s) >= LUNGS_MM),
+    (f"slices less than {THIN_MM:g} mm apart", lambda s: step_mm(s) < THIN_MM),
+    ("soft kernel before others, sharp last", lambda s: {"soft": 2, "unknown": 1}.get(kernel_kind(s.first.kernel), 0)),
+    ("named as chest", shows_chest),
+    ("shows both lungs whole", whole_lungs),
+    ("most slices", lambda s: len(s.slices)),
+)
+"""How the series of a study are compared, in this order; the first rule that tells two apart decides.
+
+Soft kernels come first because edge enhancement changes the HU of ground glass, on which segmenters rely; lung kernels
+are used if there is no other. Lungs are looked for only in series that no earlier rule tells apart, and that show
+different parts of the body without a word about it.
+"""
+
+
+def labels_of(candidates: Sequence[Series]) -> list[str]:
+    """What messages call series; those of one name are numbered, so that ``--series`` can pick each."""
+    labels = [series.label for series in candidates]
+    return [
+        f"{label} #{labels[:k].count(label) + 1}" if labels.count(label) > 1 else label
+        for k, label in enumerate(labels)
+    ]
+
+
+def matches(series: Series, label: str, choice: str) -> int:
+    """How well a series fits ``--series``: 3 by UID or label, 2 by number, acquisition or kernel, 1 by text, or 0."""
+    first = series.first
+    if choice in (series.uid, label, label.rpartition(" ")[2]):
+        return 3
+    if choice in (first.number, f"acquisition {first.acquisition}", first.acquisition) or (
+        first.kernel and choice.lower() == first.kernel.lower()
+    ):
+        return 2
+    return int(choice.lower() in f"{first.description}\n{first.kernel}".lower())
+
+
+def choose_series(candidates: Sequence[Series], choice: str | None) -> Choice:
+    """Choose the series of one study.
+
+    Args:
+        candidates: the volumes of the study.
+        choice: SeriesInstanceUID, SeriesNumber, AcquisitionNumber, kernel or part of the SeriesDescription.
+    """
+    candidates = sorted(candidates, key=lambda series: series.files[0])
+    left, reason = candidates, "the only series"
+    if choice is not None:
+        fits = [matches(*pair, choice) for pair in zip(candidates, labels_of(candidates), strict=True)]
+        if not max(fits):
+            return Choice(None, "", (), f"no series {choice!r}; it holds {'; '.join(labels_of(candidates))}")
+        left = [series for series, fit in zip(candidates, fits, strict=True) if fit == max(fits)]
+        reason = f"--series {choice}"
+    passed = [(series, reason) for series in candidates if series not in left]
+    for rule, key in RULES:
+        if len(left) == 1:
+            break
+        if key is whole_lungs and (any(map(shows_chest, left)) or not _show_different_parts(left)):
+            continue
+        values = [key(series) for series in left]
+        worse = [series for series, value in zip(left, values, strict=True) if value != max(values)]
+        if worse:
+            passed += [(series, rule) for series in worse]
+            left, reason = [series for series in left if series not in worse], rule
+    if len(left) > 1:
+        names = [name for series, name in zip(candidates, labels_of(candidates), strict=True) if series in left]
+        problem = f"several series of {len(left[0].slices)} slices that no rule tells apart: {'; '.join(names)}; "
+        problem += "pick one with --series"
+        return Choice(None, "", tuple((series, problem) for series in left), problem)
+    return Choice(left[0], reason, tuple(passed))
+
+
+def _show_different_parts(series: Sequence[Series]) -> bool:
+    ends = np.array([sorted(one.slices[k].position[2] for k in (0, -1)) for one in series])
+    return bool((np.ptp(ends, axis=0) > _SAME_PLACE_MM).any())

@@ -1,0 +1,437 @@
+"""DICOM files: which are slices of a CT, what each slice says of itself, and its pixels in HU."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import struct
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.multival import MultiValue
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from utils.errors import VolumeError, one_line
+from utils.files import is_dangling
+
+logging.getLogger("pydicom").setLevel(logging.ERROR)  # it logs every oddity of a header; what matters is checked
+
+EXTENSIONS = (".dcm", ".dicom", ".ima")
+"""Files that claim to be DICOM, and must be."""
+
+CT, ENHANCED_CT, LEGACY_ENHANCED_CT = (f"1.2.840.10008.5.1.4.1.1.2{end}" for end in ("", ".1", ".2"))
+_MULTI_FRAME = (ENHANCED_CT, LEGACY_ENHANCED_CT)
+_DIRECTORY = "1.2.840.10008.1.3.10"
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+CONTOURS = "1.2.840.10008.5.1.4.1.1.481.3"
+
+_TAGS = [
+    *("SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "PatientID", "PatientName", "PatientBirthDate"),
+    *("StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ProtocolName", "BodyPartExamined"),
+    *("AcquisitionNumber", "AcquisitionTime", "AcquisitionDateTime", "ImagesInAcquisition", "InstanceNumber"),
+    *("ConvolutionKernel", "TemporalPositionIdentifier", "SliceThickness", "SamplesPerPixel", "NumberOfFrames"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "BitsStored"),
+    *("RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "PixelRepresentation", "SpecificCharacterSet"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+]
+
+SCOUT = "scout view"
+_PIXELS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # the tag of PixelData in both byte orders
+
+SAME_DIRECTION = 2e-3
+"""How far direction cosines may differ within a series, and from right angles; some are written with three digits."""
+
+_HIGHEST_HU = 3071
+"""Highest HU of 12 bits; padding values above it become air."""
+
+_AIR_HU = -1024
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice of a CT: a file, or a frame of a multi-frame file. Texts are empty where the header has none.
+
+    Attributes:
+        path: the file.
+        frame: index of the frame in a multi-frame file, otherwise None.
+        instance: SOPInstanceUID.
+        patient_id: PatientID.
+        person: PatientName without empty components, and PatientBirthDate.
+        study: StudyInstanceUID.
+        series: SeriesInstanceUID.
+        number: SeriesNumber.
+        description: SeriesDescription.
+        shows: SeriesDescription and ProtocolName, and BodyPartExamined.
+        kernel: ConvolutionKernel.
+        acquisition: AcquisitionNumber.
+        acquired: AcquisitionDateTime or AcquisitionTime.
+        of_acquisition: ImagesInAcquisition, 0 if unknown.
+        place_in_series: InstanceNumber.
+        temporal: TemporalPositionIdentifier.
+        image_type: ImageType.
+        position: centre of the first pixel in mm, (3,).
+        rows: direction cosines along a row and along a column, (6,).
+        spacing: mm from column to column, and from row to row.
+        thickness: SliceThickness in mm; 0 if it is not given.
+        size: columns and rows.
+        rescale: RescaleSlope and RescaleIntercept as written; None if missing.
+        padding: PixelPaddingValue; None if missing.
+        unsigned_16_bits: whether stored values are unsigned and have 16 bits.
+    """
+
+    path: Path
+    frame: int | None
+    instance: str
+    patient_id: str
+    person: tuple[str, str]
+    study: str
+    series: str
+    number: str
+    description: str
+    shows: tuple[str, str]
+    kernel: str
+    acquisition: str
+    acquired: str
+    of_acquisition: int
+    place_in_series: str
+    temporal: str
+    image_type: tuple[str, ...]
+    position: np.ndarray
+    rows: np.ndarray
+    spacing: tuple[float, float]
+    thickness: float
+    size: tuple[int, int]
+    rescale: tuple[str | None, str | None]
+    padding: int | None
+    unsigned_16_bits: bool
+
+    @property
+    def scaling(self) -> tuple[float, float]:
+        """Slope and intercept; 1 and 0 if missing."""
+        slope, intercept = self.rescale
+        return float(slope or 1), float(intercept or 0)
+
+    @property
+    def name(self) -> str:
+        """File name, and the number of the frame."""
+        return self.path.name if self.frame is None else f"{self.path.name} frame {self.frame + 1}"
+
+
+@dataclass(frozen=True)
+class Other:
+    """A file beside the slices that is no slice of a CT.
+
+    Attributes:
+        path: the file.
+        kind: what it is.
+        like: the slice that it would be if its kind were damaged; None without position, orientation and size.
+        damaged: whether its header cannot be read.
+    """
+
+    path: Path
+    kind: str
+    like: Slice | None = None
+    damaged: bool = False
+
+
+def short_hash(*parts: str) -> str:
+    """Eight hexadecimal digits that tell apart what the parts name, without naming it."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file is DICOM, by its extension or its content; files without preamble by their first element.
+
+    A file that cannot be opened is, unless it has an extension of another kind; numbers are parts of a UID.
+    """
+    if path.name.upper() == "DICOMDIR":
+        return False
+    if path.suffix.lower() in EXTENSIONS:
+        return True
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError:
+        return not path.suffix or path.suffix[1:].isdigit()
+    if start[128:] == b"DICM":
+        return True
+    head = start[:8]
+    # Without preamble and file meta header: an element of group 2 or 8, little endian, of a plausible length.
+    return (
+        len(head) == 8
+        and head[1] == 0
+        and head[0] in (2, 8)
+        and head[3] == 0
+        and (head[4:6] in (b"CS", b"UI", b"DA", b"UL", b"LO") or struct.unpack("<I", head[4:])[0] < 256)
+    )
+
+
+def sop_class_of(path: Path) -> str:
+    """The SOP class of a DICOM file; empty if it says none or cannot be read."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"], force=True)
+    except Exception:  # pydicom raises whatever it comes across
+        return ""
+    return str(header.get("SOPClassUID", ""))
+
+
+def read_slices(path: Path) -> list[Slice | Other]:
+    """The slices in a DICOM file: one, or one per frame; or what else the file is.
+
+    Never raises: damage is a kind of `Other`.
+    """
+    try:
+        with path.open("rb") as file:
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
+            return _slices_of(path, header, file.read(4) in _PIXELS)
+    except OSError as error:
+        reason = "a link to a file that is not there" if is_dangling(path) else f"cannot be read ({error.strerror})"
+        return [Other(path, reason, damaged=True)]
+    except Exception as error:  # pydicom raises whatever it comes across
+        return [Other(path, f"damaged, or not DICOM ({one_line(error)})", damaged=True)]
+
+
+def _slices_of(path: Path, header: Dataset, has_pixels: bool) -> list[Slice | Other]:
+    meta = getattr(header, "file_meta", Dataset())
+    stored = str(meta.get("MediaStorageSOPClassUID", ""))
+    sop_class, modality = str(header.get("SOPClassUID") or stored), str(header.get("Modality") or "")
+    if _DIRECTORY in (sop_class, stored):
+        return [Other(path, "DICOM directory")]
+    if _is_impossible(sop_class):
+        raise ValueError(f"{' '.join(sop_class.split())[:64]} is no kind of object")
+    if "SOPClassUID" not in header and not modality and "Rows" not in header:
+        raise ValueError("no image and no kind of object")
+    image_type = tuple(str(word).upper() for word in _several(header.get("ImageType")))
+    has_place = all(header.get(name) for name in ("ImagePositionPatient", "ImageOrientationPatient", "Rows"))
+    kind = _kind_of_other(sop_class, modality, image_type, header, has_place)
+    if kind is not None:
+        try:
+            like = None if kind == SCOUT else _slice_of(path, header, image_type)
+        except Exception:  # whatever a missing or impossible element raises
+            like = None
+        # Damage can turn a slice into another kind of object; it then claims a place, or CT, without the rest of one.
+        claims = CT in (sop_class, stored) or not sop_class
+        broken = claims and not has_pixels and modality != "SR"
+        return [Other(path, kind, like, damaged=like is None and (has_place or broken) and kind != SCOUT)]
+    if sop_class in _MULTI_FRAME:
+        return _frames(path, header, image_type)
+    deflated = meta.get("TransferSyntaxUID") is not None and meta.TransferSyntaxUID.is_deflated
+    if not (has_pixels or deflated):
+        raise ValueError("no pixels")
+    return [_slice_of(path, header, image_type)]
+
+
+def _is_impossible(sop_class: str) -> bool:
+    """Whether a SOP class is neither known nor a vendor's own, but a damaged one of the standard."""
+    uid = UID(sop_class)
+    known = not sop_class or uid.name != sop_class
+    return not known and (
+        not uid.is_valid or uid.count(".") < 5 or bool(re.search(r"^1\.2\.840\.\d{5}(\.|$)|10008|\.5\.1\.4", uid))
+    )
+
+
+def _kind_of_other(
+    sop_class: str, modality: str, image_type: tuple[str, ...], header: Dataset, has_place: bool
+) -> str | None:
+    """What a file is that is no slice of a CT; None for slices."""
+    if sop_class not in ("", CT, *_MULTI_FRAME):
+        return UID(sop_class).name.removesuffix(" Storage")
+    if modality not in ("", "CT"):
+        return f"image of modality {modality}"
+    if "LOCALIZER" in image_type:
+        return SCOUT
+    if header.get("SamplesPerPixel", 1) != 1:
+        return "colour picture"
+    secondary = image_type[:1] == ("DERIVED",) or image_type[1:2] == ("SECONDARY",)
+    if not has_place and secondary and sop_class not in _MULTI_FRAME:
+        return "picture without position"
+    return None
+
+
+def _several(value: Any) -> Sequence[Any]:
+    if value is None or value == "":
+        return ()
+    return tuple(value) if isinstance(value, MultiValue | list | tuple) else (value,)
+
+
+def _text(header: Dataset, name: str) -> str:
+    return "\\".join(str(part) for part in _several(header.get(name))).strip()
+
+
+def _person(header: Dataset) -> str:
+    """A person's name as DICOM compares it: trailing empty components do not count, nor do case and extra spaces."""
+    name = _text(header, "PatientName").split("=")[0]
+    return "^".join(" ".join(part.split()) for part in name.split("^")).rstrip("^ ").upper()
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if not np.isfinite(number):
+        raise ValueError(f"{value} is no number")
+    return number
+
+
+def _slice_of(path: Path, header: Dataset, image_type: tuple[str, ...]) -> Slice:
+    """The slice of a header; position, orientation and spacing must be there.
+
+    Raises:
+        Exception: whatever a missing or impossible element raises.
+    """
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"):
+        if not header.get(name):
+            raise ValueError(f"a slice of a CT without {name}")
+    rows = np.array([_number(v) for v in header.ImageOrientationPatient]).reshape(2, 3)
+    if not np.allclose(rows @ rows.T, np.eye(2), rtol=0, atol=SAME_DIRECTION):
+        raise ValueError("its ImageOrientationPatient is impossible")
+    rescale = tuple(_text(header, name) or None for name in ("RescaleSlope", "RescaleIntercept"))
+    for value in rescale:
+        _number(value or 0)
+    padding, described = header.get("PixelPaddingValue"), _text(header, "SeriesDescription")
+    count = _text(header, "ImagesInAcquisition")
+    return Slice(
+        path=path,
+        frame=None,
+        instance=_text(header, "SOPInstanceUID"),
+        patient_id=_text(header, "PatientID"),
+        person=(_person(header), _text(header, "PatientBirthDate")),
+        study=_text(header, "StudyInstanceUID"),
+        series=_text(header, "SeriesInstanceUID"),
+        number=_text(header, "SeriesNumber"),
+        description=described,
+        shows=(f"{described} {_text(header, 'ProtocolName')}", _text(header, "BodyPartExamined")),
+        kernel=_text(header, "ConvolutionKernel"),
+        acquisition=_text(header, "AcquisitionNumber"),
+        acquired=_text(header, "AcquisitionDateTime") or _text(header, "AcquisitionTime"),
+        of_acquisition=int(count) if count.isdecimal() else 0,
+        place_in_series=_text(header, "InstanceNumber"),
+        temporal=_text(header, "TemporalPositionIdentifier"),
+        image_type=image_type,
+        position=np.array([_number(v) for v in header.ImagePositionPatient]).reshape(3),
+        rows=rows.ravel(),
+        spacing=(_number(header.PixelSpacing[1]), _number(header.PixelSpacing[0])),
+        thickness=_number(header.get("SliceThickness") or 0),
+        size=(int(header.Columns), int(header.Rows)),
+        rescale=rescale,
+        padding=padding if isinstance(padding, int) else None,
+        unsigned_16_bits=header.get("BitsStored") == 16 and header.get("PixelRepresentation") == 0,
+    )
+
+
+_OF_FRAMES = (
+    ("PlanePositionSequence", "ImagePositionPatient"),
+    ("PlaneOrientationSequence", "ImageOrientationPatient"),
+    ("PixelMeasuresSequence", "PixelSpacing"),
+    ("PixelMeasuresSequence", "SliceThickness"),
+    ("PixelValueTransformationSequence", "RescaleSlope"),
+    ("PixelValueTransformationSequence", "RescaleIntercept"),
+    ("CTReconstructionSequence", "ConvolutionKernel"),
+    ("FrameContentSequence", "TemporalPositionIndex"),
+)
+"""What a frame has of its own, or shares with the others: functional group and element."""
+
+
+def _frames(path: Path, header: Dataset, image_type: tuple[str, ...]) -> list[Slice]:
+    """The frames of an enhanced CT as slices."""
+    (shared,) = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    slices = []
+    for number, group in enumerate(header.PerFrameFunctionalGroupsSequence):
+        flat = Dataset()
+        for name in _TAGS:
+            if name in header and not name.endswith("GroupsSequence"):
+                flat[name] = header[name]
+        for sequence, name in _OF_FRAMES:
+            if (value := _of_frame(group, shared, sequence, name)) is not None:
+                setattr(flat, name.replace("PositionIndex", "PositionIdentifier"), value)
+        kinds = _several(_of_frame(group, shared, "CTImageFrameTypeSequence", "FrameType"))
+        acquisition = _of_frame(group, shared, "FrameContentSequence", "FrameAcquisitionNumber")
+        one = _slice_of(path, flat, tuple(str(word).upper() for word in kinds) or image_type)
+        acquisition = one.acquisition if acquisition is None else str(acquisition)
+        slices.append(replace(one, frame=number, acquisition=acquisition, place_in_series="", of_acquisition=0))
+    return slices
+
+
+def _of_frame(group: Dataset, shared: Dataset, sequence: str, name: str) -> Any:
+    return next((source[sequence][0].get(name) for source in (group, shared) if source.get(sequence)), None)
+
+
+# --------------------------------------------------------------------------------------------- pixels
+
+
+def read_hu(slices: Sequence[Slice]) -> np.ndarray:
+    """The voxels of slices in HU, each scaled by its own slope and intercept, decoded by pydicom and its plug-ins.
+
+    Returns:
+        (z, y, x) in the order of the slices; int16 if that holds the values, otherwise float32. Padding above the
+        range of CT, which lies outside the field of view, is air.
+
+    Raises:
+        VolumeError: a file cannot be decoded; the message names the plug-ins that may help.
+    """
+    whole = not any(number % 1 or abs(number) > 32767 for one in slices for number in one.scaling)
+    by_file: dict[Path, list[int]] = defaultdict(list)
+    for k, one in enumerate(slices):
+        by_file[one.path].append(k)
+    voxels = np.empty((len(slices), *slices[0].size[::-1]), np.int16 if whole else np.float32)
+    with ThreadPoolExecutor(_THREADS) as pool, warnings.catch_warnings(action="ignore"):
+        fits = list(pool.map(lambda group: _fill(voxels, slices, group), by_file.values()))
+    if not all(fits):  # beyond 16 bits
+        voxels = voxels.astype(np.float32)
+        for group in by_file.values():
+            _fill(voxels, slices, group)
+    return _padding_to_air(slices, voxels)
+
+
+def _fill(voxels: np.ndarray, slices: Sequence[Slice], group: Sequence[int]) -> bool:
+    """Fill in the slices of one file; returns whether the values fit into the array."""
+    stored = _pixels(slices[group[0]].path)
+    for k in group:
+        slope, intercept = slices[k].scaling
+        plane = stored[slices[k].frame or 0]
+        if plane.shape != voxels.shape[1:]:
+            raise VolumeError(f"{slices[k].path}: holds {plane.shape} pixels, its header says {voxels.shape[1:]}")
+        whole = voxels.dtype == np.int16
+        values = plane.astype(np.int32 if whole else np.float64)
+        values = values * (int(slope) if whole else slope) + (int(intercept) if whole else intercept)
+        if whole and (values.min() < -32768 or values.max() > 32767):
+            return False
+        voxels[k] = values
+    return True
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """Stored values, (frame, row, column)."""
+    try:
+        data = pydicom.dcmread(path, force=True)
+        if "TransferSyntaxUID" not in getattr(data, "file_meta", Dataset()):
+            data.file_meta = FileMetaDataset()
+            data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if data.is_implicit_VR else ExplicitVRLittleEndian
+        pixels = data.pixel_array
+    except Exception as error:  # pydicom raises whatever it comes across
+        raise VolumeError(
+            f"{path}: damaged, cut short, or cannot be decoded ({one_line(error, 300)}); copy it again or, if it is "
+            "compressed, install pylibjpeg, pylibjpeg-libjpeg and pylibjpeg-openjpeg with pip"
+        ) from None
+    return pixels if pixels.ndim == 3 else pixels[None]
+
+
+def _padding_to_air(slices: Sequence[Slice], voxels: np.ndarray) -> np.ndarray:
+    found = set()
+    for one in slices:
+        if one.padding is None:
+            continue
+        slope, intercept = one.scaling
+        for stored in {one.padding, one.padding % 65536, (one.padding + 32768) % 65536 - 32768}:
+            if stored * slope + intercept > _HIGHEST_HU:
+                found.add(stored * slope + intercept)
+    return np.where(np.isin(voxels, list(found)), voxels.dtype.type(_AIR_HU), voxels) if found else voxels

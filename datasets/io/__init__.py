@@ -1,1 +1,0 @@
-"""File formats: everything that reads or writes volumes."""

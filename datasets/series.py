@@ -1,0 +1,461 @@
+"""What is one series: the one place that decides which slices are one volume, and which volumes are one study.
+
+Headers are evidence, not proof. A SeriesInstanceUID is one series, wherever its files lie and however its patient is
+spelled, unless other evidence contradicts it: places or InstanceNumbers taken twice, two acquisitions that alternate,
+other sizes and orientations. What contradicts is told apart by patient, folder, acquisition and kernel; without UIDs,
+by folder first. Every conclusion that a reader might not expect is a note. A volume has one orientation, slices stacked
+at right angles and at even distances, none missing, double or damaged.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+
+from datasets.dicom import SAME_DIRECTION, Other, Slice, short_hash
+
+_UNEVEN = 0.1
+"""Largest distance of a slice from an evenly spaced grid, as a share of the distance between slices."""
+
+_TILT = 2e-3
+"""Largest sideways shift from slice to slice, as a share of their distance: a tenth of a degree of gantry tilt."""
+
+_SAME_SPACING = 1e-3
+"""Relative difference of pixel spacings within a series."""
+
+_OWN_VOLUME = 4
+"""Fewest slices that are a volume of their own among slices of other sizes, orientations, acquisitions or UIDs."""
+
+_SKIPS = 1.5
+"""Acquisitions alternate if the slices of each are this many times as far apart as those of all."""
+
+Geometry = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+"""Size, spacing, origin and direction, as `datasets.geometry.blank` takes them."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """The slices of one volume, in order along its third axis.
+
+    Attributes:
+        slices: the slices; in the order of their files if there is a problem.
+        geometry: None if there is a problem.
+        study: what its scan is known by: study, patient, and the folder where UIDs do not tell scans apart.
+        notes: what was concluded that a reader might not expect.
+        problem: why it cannot be read; one line that names the folder or file.
+    """
+
+    slices: tuple[Slice, ...]
+    geometry: Geometry | None
+    study: tuple[str, str, Path | None]
+    notes: tuple[str, ...] = ()
+    problem: str | None = None
+
+    @property
+    def first(self) -> Slice:
+        """The first slice."""
+        return self.slices[0]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files in order, each once."""
+        return tuple(dict.fromkeys(s.path for s in self.slices))
+
+    @property
+    def folder(self) -> Path:
+        """The deepest folder that holds all files."""
+        return common_folder(self.files)
+
+    @property
+    def uid(self) -> str:
+        """SeriesInstanceUID or, without one, a name made of number, description and folder."""
+        first = self.first
+        return first.series or f"without UID {short_hash(first.number, first.description, str(self.folder))}"
+
+    @property
+    def label(self) -> str:
+        """UID, number, description, kernel, acquisition, number of slices and extent, for messages."""
+        first = self.first
+        parts = [f"number {first.number or '-'}", first.description or "no description"]
+        parts += [f"kernel {first.kernel}"] if first.kernel else []
+        parts += [f"acquisition {first.acquisition}"] if first.acquisition else []
+        return f"{self.uid} ({', '.join(parts)}, {len(self.slices)} slices)"
+
+
+def common_folder(files: Sequence[Path]) -> Path:
+    """The deepest folder that holds all files."""
+    folder = files[0].parent
+    while not all(path.is_relative_to(folder) for path in files):
+        folder = folder.parent
+    return folder
+
+
+def extent_mm(series: Series) -> float:
+    """Length of a series along its normal in mm, slice thickness included."""
+    heights = _heights(series.slices)[1]
+    return float(heights.max() - heights.min()) + max(series.first.thickness, step_mm(series))
+
+
+def step_mm(series: Series) -> float:
+    """Distance between slices in mm; the median if it is uneven, 0 for one slice."""
+    return _step(series.slices)
+
+
+def studies_of(series: Iterable[Series]) -> dict[tuple[str, str, Path | None], list[Series]]:
+    """Series by study and patient; a series that names no patient belongs to the only one of its study."""
+    series = list(series)
+    patients: dict[str, set[str]] = defaultdict(set)
+    for one in series:
+        patients[one.study[0]].add(one.study[1])
+    studies: dict[tuple[str, str, Path | None], list[Series]] = defaultdict(list)
+    for one in series:
+        uid, patient, folder = one.study
+        named = patients[uid] - {""}
+        studies[uid, next(iter(named)) if not patient and len(named) == 1 else patient, folder].append(one)
+    return dict(studies)
+
+
+def group_series(slices: Sequence[Slice], others: Sequence[Other]) -> list[Series]:
+    """Group slices into volumes, order each, and find its problems.
+
+    Args:
+        slices: of any number of patients and studies.
+        others: files beside them that are no slices; those that are damaged may be missing from a series.
+    """
+    by_uid: dict[Any, list[Slice]] = defaultdict(list)
+    for one in sorted(slices, key=lambda s: (s.path, s.frame or 0)):
+        by_uid[one.series or (one.path.parent, one.number, one.description)].append(one)
+    found = []
+    for members in _with_uid_per_slice(by_uid):
+        found += _volumes(*members)
+    damaged: dict[Path, Other] = {}
+    strays: dict[str, Other] = {}
+    for other in others:
+        if other.damaged:
+            damaged.setdefault(other.path.parent, other)
+        elif other.like is not None and other.like.series:
+            strays.setdefault(other.like.series, other)
+    found = [_problem_beside(series, damaged, strays.get(series.first.series)) for series in found]
+    lone = [s.first for s in found if len(s.slices) == 1]
+    return _without_lost_slices(found, [*lone, *(other.like for other in others if other.like is not None)])
+
+
+# ----------------------------------------------------------------------------------- what belongs together
+
+
+def _with_uid_per_slice(by_uid: dict[Any, list[Slice]]) -> Iterable[tuple[list[Slice], list[str]]]:
+    """The slices of each UID, with notes; slices with a UID each that stack evenly are one series."""
+    single = [members[0] for members in by_uid.values() if len(members) == 1 and members[0].frame is None]
+    of_study = Counter(one.study for one in single)
+    alike: dict[Any, list[Slice]] = defaultdict(list)
+    for one in single:
+        study = one.study if of_study[one.study] > 1 else one.path.parent
+        alike[study, one.patient_id, one.description, one.size, one.image_type[:3]].append(one)
+    merged = [part for group in alike.values() for part in _split(group, _same_shape) if len(part) >= _OWN_VOLUME]
+    in_merged = {id(one) for part in merged for one in part}
+    for part in merged:
+        yield part, [f"{len(part)} slices with a SeriesInstanceUID each are read as one series"]
+    for members in by_uid.values():
+        if id(members[0]) not in in_merged:
+            yield members, []
+
+
+def _volumes(slices: list[Slice], notes: list[str]) -> list[Series]:
+    """The volumes among the slices of one UID; slices that cannot be told apart are one volume with a problem."""
+    slices, copies = _without_copies(slices)
+    notes = notes + copies
+    if _taken_twice(slices):
+        for key, what in (
+            (lambda s: s.patient_id, "PatientIDs"),
+            (lambda s: s.path.parent, "folders"),
+        ):
+            parts = _by(slices, key)
+            if len(parts) > 1 and all(_is_volume(part) for part in parts):
+                said = f"one SeriesInstanceUID in {len(parts)} {what} with the same places or InstanceNumbers: "
+                said += "one scan each" if what == "PatientIDs" else "one scan per folder"
+                return [
+                    replace(one, study=(*one.study[:2], part[0].path.parent if what == "folders" else one.study[2]))
+                    for part in parts
+                    for one in _volumes_of_scan(part, [*notes, said])
+                ]
+    return _volumes_of_scan(slices, notes)
+
+
+def _volumes_of_scan(slices: list[Slice], notes: list[str]) -> list[Series]:
+    shapes = _split(slices, _same_shape)
+    if len(shapes) > 1 and min(map(len, shapes)) < _OWN_VOLUME:
+        return [Series(tuple(slices), None, _study_of(slices), tuple(notes), _shape_problem(slices))]
+    found = []
+    for shape in shapes:
+        parts, said = _acquisitions(shape)
+        found += [_ordered(part, notes + said) for part in parts]
+    return found
+
+
+def _study_of(slices: Sequence[Slice]) -> tuple[str, str, Path | None]:
+    first = slices[0]
+    # Without a study's UID, its folder separates it from others.
+    return first.study, first.patient_id or first.person[0], None if first.study else common_folder([first.path])
+
+
+def _taken_twice(slices: Sequence[Slice]) -> bool:
+    """Whether slices share a place or an InstanceNumber."""
+    numbers = [s.place_in_series for s in slices if s.place_in_series and s.frame is None]
+    return len(set(numbers)) < len(numbers) or any(_overlap(shape) for shape in _split(slices, _same_shape))
+
+
+def _is_volume(slices: Sequence[Slice]) -> bool:
+    """Whether slices are one complete volume by themselves."""
+    return len(_split(slices, _same_shape)) == 1 and not _overlap(slices) and _ordered(list(slices), []).problem is None
+
+
+def _by(slices: Sequence[Slice], key: Callable[[Slice], Any]) -> list[list[Slice]]:
+    parts: dict[Any, list[Slice]] = defaultdict(list)
+    for one in slices:
+        parts[key(one)].append(one)
+    return list(parts.values())
+
+
+def _split(slices: Sequence[Slice], same: Callable[[Slice, Slice], bool]) -> list[list[Slice]]:
+    parts: list[list[Slice]] = []
+    for one in slices:
+        for part in parts:
+            if same(part[0], one):
+                part.append(one)
+                break
+        else:
+            parts.append([one])
+    return parts
+
+
+def _same_shape(a: Slice, b: Slice) -> bool:
+    return (
+        a.size == b.size
+        and np.allclose(a.spacing, b.spacing, rtol=_SAME_SPACING, atol=0)
+        and np.allclose(a.rows, b.rows, rtol=0, atol=SAME_DIRECTION)
+    )
+
+
+def _shape_problem(slices: Sequence[Slice]) -> str:
+    """The first slice that does not fit the majority, in words."""
+    usual = max(_split(slices, _same_shape), key=len)[0]
+    odd = next(s for s in slices if not _same_shape(usual, s))
+    if odd.size != usual.size or not np.allclose(odd.spacing, usual.spacing, rtol=_SAME_SPACING, atol=0):
+        return (
+            f"{odd.path}: {odd.size} pixels of {odd.spacing} mm, {usual.name} has {usual.size} of {usual.spacing}; "
+            "move slices of other kinds out of the folder"
+        )
+    return f"{odd.path}: is oriented otherwise than {usual.name}; move scout views out of the folder"
+
+
+def _without_copies(slices: list[Slice]) -> tuple[list[Slice], list[str]]:
+    """Keep one of several files with the same SOPInstanceUID and the same pixels."""
+    seen: dict[tuple[str, int | None], Slice] = {}
+    kept, copies = [], 0
+    for one in slices:
+        twin = seen.setdefault((one.instance, one.frame), one)
+        if twin is one or not one.instance or not _same_content(twin, one):
+            kept.append(one)
+        else:
+            copies += 1
+    return kept, [f"{copies} copies of slices passed over"] if copies else []
+
+
+def _same_content(a: Slice, b: Slice) -> bool:
+    if not np.array_equal(a.position, b.position):
+        return False
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            first, second = (pydicom.dcmread(one.path, force=True).get("PixelData") for one in (a, b))
+    except Exception:  # pydicom raises whatever it comes across
+        return False
+    return first is not None and first == second
+
+
+def _acquisitions(slices: list[Slice]) -> tuple[list[list[Slice]], list[str]]:
+    """Tell apart the volumes among slices of one shape, and say so.
+
+    Slices at the same places differ by acquisition, kernel, temporal position, image type or, without UIDs, by the
+    pattern of their file names. Slices at places of their own may still be of two acquisitions, one between the other.
+    """
+    if not _overlap(slices):
+        for key in (lambda s: s.acquisition, lambda s: s.acquired, _cluster_of_times(slices)):
+            parts = _by(slices, key)
+            if len(parts) > 1 and all(len(p) >= _OWN_VOLUME and _step(p) > _SKIPS * _step(slices) for p in parts):
+                return parts, [f"{len(parts)} acquisitions whose slices alternate are volumes of their own"]
+        return [slices], []
+    keys = [
+        lambda s: s.acquisition,
+        lambda s: s.kernel,
+        lambda s: s.temporal,
+        lambda s: (s.acquisition, s.kernel),
+        lambda s: (s.acquisition, s.kernel, s.temporal, s.image_type),
+    ]
+    if not slices[0].series:
+        keys.append(lambda s: re.sub(r"\d+", "#", s.path.name))
+    for key in keys:
+        parts = _by(slices, key)
+        if len(parts) > 1 and not any(_overlap(part) for part in parts):
+            return parts, []
+    return [slices], []
+
+
+def _cluster_of_times(slices: Sequence[Slice]) -> Callable[[Slice], bool]:
+    """Whether a slice was acquired after the longest pause."""
+    times = {s.acquired: float(s.acquired) for s in slices if re.fullmatch(r"\d+(\.\d+)?", s.acquired)}
+    order = sorted(set(times.values()))
+    if len(times) < 2 * _OWN_VOLUME:
+        return lambda s: True
+    pause = int(np.argmax(np.diff(order)))
+    return lambda s: times.get(s.acquired, 0.0) > order[pause]
+
+
+def _heights(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray]:
+    """Unit normal of the slices, and their positions along it in mm."""
+    normal = np.cross(slices[0].rows[:3], slices[0].rows[3:])
+    normal = normal / np.linalg.norm(normal)
+    return normal, np.array([s.position @ normal for s in slices])
+
+
+def _step(slices: Sequence[Slice]) -> float:
+    steps = np.diff(np.sort(_heights(slices)[1]))
+    return float(np.median(steps)) if len(steps) else 0.0
+
+
+def _overlap(slices: Sequence[Slice]) -> bool:
+    """Whether two slices lie at the same place."""
+    steps = np.diff(np.sort(_heights(slices)[1]))
+    apart = steps[steps > 1e-6]
+    return bool(len(steps)) and (not len(apart) or bool((steps <= _UNEVEN * np.median(apart)).any()))
+
+
+# --------------------------------------------------------------------------------- whether it is complete
+
+
+def _ordered(slices: list[Slice], notes: Sequence[str]) -> Series:
+    """Order slices along their normal, and check that they are one complete volume."""
+    study = _study_of(slices)
+    normal, heights = _heights(slices)
+    order = np.argsort(heights, kind="stable")
+    slices, heights = [slices[k] for k in order], heights[order]
+    folder = common_folder([s.path for s in slices])
+    if problem := _rescale_problem(slices) or _step_problem(slices, heights, normal, folder):
+        return Series(tuple(slices), None, study, tuple(notes), f"{folder}: {problem}")
+    first = slices[0]
+    row = first.rows[:3] / np.linalg.norm(first.rows[:3])
+    column = np.cross(normal, row)  # at right angles exactly
+    step = float((heights[-1] - heights[0]) / (len(slices) - 1))
+    direction = (np.stack([row, column, normal], axis=1) + 0.0).ravel()
+    geometry = (
+        (*first.size, len(slices)),
+        (*first.spacing, step),
+        tuple(first.position.tolist()),
+        tuple(direction.tolist()),
+    )
+    return Series(tuple(slices), geometry, study, (*notes, *_missing(slices)))
+
+
+def _missing(slices: Sequence[Slice]) -> list[str]:
+    """What the headers say about slices that are not there."""
+    stated = max(s.of_acquisition for s in slices)
+    if stated <= len(slices):
+        return []
+    numbers = sorted(int(s.place_in_series) for s in slices if s.place_in_series.isdecimal())
+    found = f", InstanceNumbers {numbers[0]} to {numbers[-1]}" if numbers else ""
+    found = f"holds {len(slices)} slices{found}, but {stated} were acquired (ImagesInAcquisition)"
+    return [f"{found}; is the copy complete?"]
+
+
+def _rescale_problem(slices: Sequence[Slice]) -> str | None:
+    """Slope and intercept must be in all slices or in none."""
+    for index, name in enumerate(("RescaleSlope", "RescaleIntercept")):
+        without = [s for s in slices if s.rescale[index] is None]
+        if without and len(without) < len(slices):
+            names = ", ".join(s.name for s in without[:3]) + (", ..." if len(without) > 3 else "")
+            return (
+                f"{len(without)} of {len(slices)} slices have no {name} ({names}), so that their values are not HU; "
+                "restore it or export the series again"
+            )
+    return None
+
+
+def _step_problem(slices: Sequence[Slice], heights: np.ndarray, normal: np.ndarray, folder: Path) -> str | None:
+    """Why slices are not evenly spaced at right angles."""
+    if len(slices) < 2:
+        return "its series has one slice; expected a volume of several slices"
+
+    def named(k: int) -> str:
+        return str((slices[k].path.parent / slices[k].name).relative_to(folder))
+
+    steps = np.diff(heights)
+    usual = float(np.median(steps))
+    for k in np.flatnonzero(steps <= _UNEVEN * usual):
+        return f"{named(k)} and {named(k + 1)} lie at the same place; remove one of them"
+    numbers = [s.place_in_series for s in slices]
+    for k in range(len(slices) - 1):
+        if numbers[k] and numbers[k] == numbers[k + 1] and len(set(numbers)) > 1:
+            return (
+                f"{named(k)} and {named(k + 1)} are neighbours and have the same InstanceNumber {numbers[k]}; are two "
+                "scans mixed? Put each into a folder of its own"
+            )
+    count = np.arange(len(slices))
+    step, start = np.polyfit(count, heights, 1)  # positions may be rounded
+    if np.abs(heights - (start + step * count)).max() > _UNEVEN * step:
+        k = int(np.abs(steps - usual).argmax())
+        return (
+            f"its slices are not evenly spaced: {steps[k]:g} mm between {named(k)} and {named(k + 1)}, {usual:g} mm "
+            "elsewhere; one is missing or damaged: export the series again"
+        )
+    positions = np.array([s.position for s in slices])
+    drift = (positions - positions[0]) - np.outer(heights - heights[0], normal)
+    sideways = np.linalg.norm(drift[-1]) / (heights[-1] - heights[0])
+    wobble = np.linalg.norm(drift - np.outer(count, drift[-1] / (len(slices) - 1)), axis=1).max()
+    if sideways > _TILT:
+        advice = "convert the series with dcm2niix and take the file that ends in _Tilt (or _Tilt_Eq)"
+        if slices[0].unsigned_16_bits:
+            advice = "resample the series onto a straight grid; dcm2niix straightens none of 16 unsigned bits"
+        angle = np.degrees(np.arctan(sideways))
+        return f"its slices are shifted sideways, as by a gantry tilt of {angle:.1f} degrees; {advice}"
+    if wobble > _UNEVEN * step:
+        return "its slices are shifted sideways by different distances; export the series again"
+    return None
+
+
+def _problem_beside(series: Series, damaged: dict[Path, Other], stray: Other | None) -> Series:
+    """A series is not complete if a damaged file beside it may belong to it, or another image has its UID."""
+    folders = {s.path.parent for s in series.slices}
+    if series.problem is None and stray is not None and stray.path.parent in folders:
+        problem = f"{stray.path}: belongs to the series but is no slice of a CT ({stray.kind}); copy it again if it is "
+        return replace(series, geometry=None, problem=problem + "damaged, move it out of the folder if not")
+    for folder in folders & set(damaged):
+        other = damaged[folder]
+        return replace(series, geometry=None, problem=f"{other.path}: {other.kind}; copy the slice again")
+    return series
+
+
+def _without_lost_slices(found: list[Series], lone: list[Slice]) -> list[Series]:
+    """A single slice that continues another series has most likely lost its UIDs: neither is complete."""
+    result = list(found)
+    for number, series in enumerate(found):
+        if series.problem is not None:
+            continue
+        _, spacing, origin, direction = series.geometry
+        normal = np.reshape(direction, (3, 3))[:, 2] * spacing[2]
+        ends = np.array(origin) - normal, series.slices[-1].position + normal
+        for other in lone:
+            near = any(np.linalg.norm(other.position - end) < _UNEVEN * spacing[2] for end in ends)
+            if near and _same_shape(other, series.first):
+                problem = (
+                    f"{other.path}: continues the series of {series.first.name}, but as another series or kind of "
+                    "object; copy it again if it is damaged, move it out of the folder if not"
+                )
+                result[number] = replace(series, geometry=None, problem=problem)
+    return result

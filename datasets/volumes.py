@@ -1,0 +1,259 @@
+"""Read, validate and write volumes. All file access goes through here.
+
+Everything behind it may trust what it gets: three dimensions, one finite number per voxel, a plausible geometry, and
+all the data that the file's header promises. `datasets.formats` reads volume files, `datasets.segments` segmentations
+with named segments, `datasets.dicom` and `datasets.series` DICOM; `datasets.scans` finds scans, files or series.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+
+from datasets import segments
+from datasets.formats import EXTENSIONS, HEADERS_ALONE, NIFTI, is_separate_header, read_header, read_voxels
+from datasets.geometry import MAX_VOXELS, blank, image_like, located, mask_onto
+from datasets.window import unmap_window
+from utils.errors import VolumeError, one_line
+from utils.files import atomic_write, is_dangling
+
+_AIR_HU = -200
+"""Every chest CT has air; one without a voxel below this is not in HU."""
+
+_HIGHEST_HU = 100_000
+"""Above the HU of any metal, on extended scales too."""
+
+_LOWEST_HU = -32_768
+"""Scanners write no less outside their field of view."""
+
+_GREY_SCALES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
+"""Scales to which programs map CTs."""
+
+_OVERSHOOT = 0.1
+"""How far the values of a mapped CT may leave their scale, relative to its length: interpolation overshoots."""
+
+NOTES = "ITK_FileNotes"
+"""ITK's key for the description in a NIfTI header, at most 79 bytes."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read.
+
+    Attributes:
+        max_voxels: most voxels of a volume; a larger one is refused before memory is allocated for it.
+        series: SeriesInstanceUID, SeriesNumber, AcquisitionNumber, kernel or part of the SeriesDescription to take
+            from a study with several CT series; by default as `datasets.scans.RULES` say.
+        grey_window: HU that became the ends of the scale in CTs whose values were mapped to 0..255, 0..1 or -1..1;
+            those are mapped back. By default such CTs are refused.
+        segments: names of the segments that count in segmentations; by default see `datasets.segments`.
+    """
+
+    max_voxels: int = MAX_VOXELS
+    series: str | None = None
+    grey_window: tuple[float, float] | None = None
+    segments: tuple[str, ...] | None = None
+
+
+DEFAULT = Reading()
+
+
+def volume_id(path: Path) -> str:
+    """The id of a volume: its file name without the extension, or the name of its DICOM folder."""
+    extension = next((e for e in EXTENSIONS if path.name.lower().endswith(e)), "")
+    return path.name[: len(path.name) - len(extension)]
+
+
+def is_volume_file(path: Path) -> bool:
+    """Whether a file, or a link to one that is lost, has one of the extensions that are read, and is not hidden.
+
+    Files ending in .hdr are, if they are headers of NIfTI or ANALYZE; other formats use that extension, too.
+    """
+    name = path.name.lower()
+    if not name.endswith(EXTENSIONS) or name.startswith("."):
+        return False
+    if not path.is_file():
+        return is_dangling(path)
+    return not name.endswith((".hdr", ".hdr.gz")) or is_separate_header(path)
+
+
+def read_geometry(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
+    """The geometry of a volume file as an image of zeros (uint8), from its header alone.
+
+    Raises:
+        VolumeError: as `read_volume`, as far as the header tells.
+    """
+    _check_file(path)
+    header = read_header(path, reading.max_voxels)
+    return blank(header.size, header.spacing, header.origin, header.direction)
+
+
+def read_volume(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
+    """Read a volume file and check it.
+
+    Args:
+        path: a file with one of `EXTENSIONS`.
+        reading: how files are read.
+
+    Returns:
+        A three-dimensional image of one finite number per voxel, in the file's pixel type.
+
+    Raises:
+        VolumeError: the file is missing, unreadable, too large, cut short, damaged, not three-dimensional, has several
+            values per voxel, an impossible geometry, or NaN or infinite voxels.
+    """
+    _check_file(path)
+    header = read_header(path, reading.max_voxels)
+    voxels = read_voxels(header)
+    if voxels.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in voxels):
+        raise VolumeError(f"{path}: holds NaN or infinite voxels; repair or leave out the scan")
+    return located(voxels, header.spacing, header.origin, header.direction)
+
+
+def as_ct(name: object, image: sitk.Image, reading: Reading = DEFAULT) -> sitk.Image:
+    """Check that the values of an image can be HU; map grey values back to HU if `reading` says how.
+
+    Args:
+        name: of the image, for error messages.
+        image: three-dimensional, one value per voxel.
+        reading: its `grey_window` is used.
+
+    Raises:
+        VolumeError: the values cannot be HU.
+    """
+    values = sitk.GetArrayViewFromImage(image)
+    lowest, highest = float(values.min()), float(values.max())
+    found = f"{name}: values of {lowest:g}..{highest:g} are not HU"
+    if lowest == highest:
+        raise VolumeError(f"{found}, all are the same; leave the scan out")
+    if not (lowest >= _LOWEST_HU and highest <= _HIGHEST_HU):
+        raise VolumeError(f"{found} of anything; repair the scaling in the header")
+    if (scale := _grey_scale(values, lowest, highest)) is not None:
+        low, high = scale
+        if reading.grey_window is None:
+            example = ", for the CovidSeg scans from Radiopaedia -1250 250" if high == 255 else ""
+            raise VolumeError(
+                f"{found}, but as if mapped to {low:g}..{high:g}; state the HU of {low:g} and {high:g} with "
+                f"--grey-window{example}"
+            )
+        grey = (values - np.float32(low)) * np.float32(255 / (high - low))
+        return image_like(image, unmap_window(grey, reading.grey_window))
+    if lowest > _AIR_HU:
+        raise VolumeError(f"{found} (no air): as if an intercept of -1024 were lost; restore it or leave the scan out")
+    return image
+
+
+def _grey_scale(values: np.ndarray, lowest: float, highest: float) -> tuple[float, float] | None:
+    """The first of `_GREY_SCALES` that holds all values; None if none does, or the values are those of a mask."""
+    for low, high in _GREY_SCALES:
+        over = _OVERSHOOT * (high - low)
+        if low - over <= lowest and highest <= high + over:
+            return None if high == 1 and not (values % 1).any() else (low, high)
+    return None
+
+
+def read_labels(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
+    """Read a mask: whole numbers from 0 to 255, as uint8.
+
+    Raises:
+        VolumeError: as `read_volume`, or the values are not labels.
+    """
+    return as_labels(path, read_volume(path, reading))
+
+
+def as_labels(path: object, image: sitk.Image) -> sitk.Image:
+    """A mask that was read, as uint8.
+
+    Raises:
+        VolumeError: its values are not whole numbers from 0 to 255.
+    """
+    values = sitk.GetArrayViewFromImage(image)
+    if values.min() < 0 or values.max() > 255 or (values.dtype.kind == "f" and (values % 1).any()):
+        raise VolumeError(
+            f"{path}: values of {values.min():g}..{values.max():g} are not labels; expected whole numbers from 0 to 255"
+        )
+    return sitk.Cast(image, sitk.sitkUInt8)
+
+
+def read_mask_on(path: Path, reference_name: object, reference: sitk.Image, reading: Reading = DEFAULT) -> np.ndarray:
+    """Read a mask onto the voxels of its CT.
+
+    A mask on the same voxels in another order of axes is turned; a segmentation of 3D Slicer or a DICOM SEG may cover a
+    part of the CT.
+
+    Args:
+        path: the mask.
+        reference_name: the CT, for error messages.
+        reference: the CT, or its geometry.
+        reading: how files are read.
+
+    Returns:
+        Labels, uint8 (z, y, x).
+
+    Raises:
+        VolumeError: as `read_labels`, or the mask does not lie on the voxels of the CT.
+    """
+    if (read := segments.reader_of(path)) is not None:
+        _check_exists(path)
+        return read(path, reference_name, reference, reading.max_voxels, reading.segments)
+    return mask_onto(path, read_labels(path, reading), reference_name, reference)
+
+
+def write_volume(image: sitk.Image, path: Path) -> None:
+    """Write a volume, compressed unless the name ends in ``.nii``; the write is atomic.
+
+    MetaImage and NRRD are read again before they take their place: to ITK, a full disk is no error. Equal images give
+    equal files.
+
+    Raises:
+        VolumeError: the file cannot be written, or would be two files, a header and its voxels.
+    """
+    if path.name.lower().endswith(HEADERS_ALONE):
+        raise VolumeError(f"{path}: would be two files, a header and its voxels; write .mha or .nii.gz instead")
+    try:
+        with atomic_write(path) as temporary:
+            if path.name.lower().endswith(NIFTI):
+                _write_nifti(image, temporary)
+            else:
+                sitk.WriteImage(image, str(temporary), useCompression=True)
+                read_volume(temporary)
+    except VolumeError:
+        raise VolumeError(f"{path}: cannot be written (it arrives damaged); check the disk") from None
+    except Exception as error:  # ITK and nibabel raise errors of many types
+        raise VolumeError(f"{path}: cannot be written ({one_line(error)}); check the folder and the disk") from None
+
+
+def _write_nifti(image: sitk.Image, path: Path) -> None:
+    voxels = sitk.GetArrayViewFromImage(image).T
+    to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    nifti = nib.Nifti1Image(voxels, to_ras @ affine, dtype=voxels.dtype)
+    nifti.set_qform(to_ras @ affine, "scanner")
+    nifti.set_sform(to_ras @ affine, "scanner")
+    nifti.header.set_xyzt_units("mm")
+    if image.HasMetaDataKey(NOTES):
+        nifti.header["descrip"] = image.GetMetaData(NOTES)
+    nib.save(nifti, path)
+
+
+def _check_file(path: Path) -> None:
+    _check_exists(path)
+    if not path.name.lower().endswith(EXTENSIONS):
+        if path.name.lower().endswith((".img", ".img.gz")):
+            raise VolumeError(f"{path}: holds voxels without a header; name the .hdr beside it")
+        raise VolumeError(
+            f"{path}: is none of {', '.join(EXTENSIONS)}; convert it, or name the folder of a DICOM series"
+        )
+
+
+def _check_exists(path: Path) -> None:
+    if is_dangling(path):
+        raise VolumeError(f"{path}: a link to a file that is not there; fetch the file or remove the link")
+    if not path.is_file():
+        raise VolumeError(f"{path}: no such file; expected a CT or mask ({', '.join(EXTENSIONS)}) or a DICOM folder")
