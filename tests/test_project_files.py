@@ -34,7 +34,7 @@ def test_the_map_lists_every_script_and_folder_of_modules_and_only_what_exists()
     listed = [path for paths, _ in rows for path in re.findall(r"`([^`]+)`", paths)]
     assert len(listed) == len(set(listed))
     there = {path if "/" not in path else path.rpartition("/")[0] + "/" for path in modules()}
-    assert {"train.py", "models/", "datasets/volumes.py"} <= there
+    assert {"train.py", "models/", "datasets/phantom/"} <= there
     assert there - set(listed) == set()
     assert [path for path in listed if not (ROOT / path).exists()] == []
     for paths, content in rows:
