@@ -79,7 +79,7 @@ def test_both_layouts_of_covidseg(tmp_path, layout, ct, lung, lesion, nested):
     assert [found.counts[f"CTs of {half}"] for half in ("coronacases", "radiopaedia")] == [(10, 10), (10, 10)]
     scan = found.scans["covidseg_radiopaedia_10_85902_3"]
     root = tmp_path / nested
-    assert (scan.ct, scan.lung.path, scan.lesion.path) == (root / ct, root / lung, root / lesion)
+    assert (scan.ct.path, scan.lung.path, scan.lesion.path) == (root / ct, root / lung, root / lesion)
     for case_id, scan in found.scans.items():
         half = "A_sub2" if "radiopaedia" in case_id else "A_sub1"
         assert (scan.group, scan.grey) == (half, half == "A_sub2")
@@ -154,7 +154,7 @@ def test_medseg(tmp_path):
     scan = found.scans["medseg_7"]
     assert (scan.group, scan.grey) == ("B", False)
     assert (scan.lung.labels.counted, scan.lesion.labels.counted) == ({1, 2}, {1, 2})
-    assert [path.parent.name for path in (scan.ct, scan.lung.path, scan.lesion.path)] == [
+    assert [path.parent.name for path in (scan.ct.path, scan.lung.path, scan.lesion.path)] == [
         "rp_im", "rp_lung_msk", "rp_msk"
     ]  # fmt: skip
 
