@@ -14,6 +14,7 @@ same model predicted before with the same options are skipped. The summary is of
 the output folder stay, and are named. A scan that fails is listed at the end, and the others are done.
 
 Examples:
+    python predict.py scans --output found
     python predict.py scan.nii.gz --model-path segmenter_best.pth --output predicted
     python predict.py scans --model-path segmenter_best.pth --output predicted --save-probabilities
     python predict.py dicom_exports --model-path segmenter_best.pth --output predicted --dicom-seg
@@ -56,6 +57,9 @@ from utils.progress import do_left, is_in_part, print_failures
 
 log = logging.getLogger(__name__)
 
+PRETRAINED = Path(__file__).resolve().parent / "pretrained"
+"""Folder of the segmenter that comes with the project."""
+
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
@@ -64,9 +68,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model-path",
         type=Path,
-        required=True,
+        default=PRETRAINED,
         metavar="FILE|DIR",
-        help="the segmenter, or the folder of a release or a run",
+        help="the segmenter, or the folder of a run (default: pretrained/, which has seen synthetic scans alone)",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the results")
     parser.add_argument("--save-probabilities", action="store_true", help="also write probabilities/<id> in full size")

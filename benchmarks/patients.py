@@ -1,7 +1,7 @@
 """Measures segmenters on CTs of patients: crops, segments and scores them, by group of scans.
 
 FOLDER holds ct/, lung/ (lung masks), lesion/ (lesion masks, for those scans that have one) and lists/<group>.txt with
-one id per line; without lists/, all scans are one group. Scans with a lesion mask are scored by Dice on the crops, with
+one id per line; without lists/, all scans are one group. Scans with lesions are scored by Dice on the crops, with
 a 95 % interval (bootstrap over scans); of the others, the volume that was found is given. Prints a table and, with
 --output, writes it as Markdown, and all numbers as JSON beside it.
 

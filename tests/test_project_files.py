@@ -68,7 +68,7 @@ def test_what_the_image_copies_exists_and_what_it_runs_is_in_it():
     for source in sources:
         assert (ROOT / source).exists()
     tracked = [*modules(), "configs/Gan.yaml", "requirements.txt"]
-    tracked += ["pyproject.toml", "scripts/environment.sh", "pretrained/phantoms/networks.pth"]
+    tracked += ["pyproject.toml", "scripts/environment.sh", "pretrained/segmenter.pth"]
     assert [path for path in tracked if is_ignored(path)] == []
     for path in (".git/config", ".venv/bin/python", "data/images/a.nii.gz", "output/run/x.yaml", "my/weights.pth"):
         assert is_ignored(path), path

@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,9 @@ RATE, LOWEST, WARM_UP = 1.5e-3, 0.02, 50
 
 DECAY, CLIPPED = 0.995, 5.0
 """Decay of the moving average; highest norm of the gradient."""
+
+THRESHOLD = 0.5
+"""Probability of the average, chosen on validation, that becomes 0.5 in segmenter.pth: the last bias moves."""
 
 CPU = torch.device("cpu")
 
@@ -126,8 +130,11 @@ class Training:
         with atomic_write(folder / "state.pth") as part:
             torch.save(state | {"step": self.step, "seconds": self.seconds}, part)
         trained_on = SegmenterInput(size=CROP, window=WINDOW, normalization="window")
+        segmenter = deepcopy(self.average)
+        with torch.no_grad():
+            segmenter.predict.bias -= np.log(THRESHOLD / (1 - THRESHOLD))
         facts = SegmenterFacts(trained_on=trained_on, iteration=self.step)
-        save_segmenter(folder / "segmenter.pth", self.average, facts)
+        save_segmenter(folder / "segmenter.pth", segmenter, facts)
 
     def load(self, path: Path) -> None:
         """Resume from a state.pth."""

@@ -2,6 +2,7 @@ import json
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from tests.volumes import pixels
 from utils.errors import FolderError, SettingsError
 from utils.files import lock_folder
 
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results" / "weak_supervision"
 SIZE = Size((16, 32, 48), Counts(labelled=1, diseased=4, healthy=4, valid=1, validh=1, test=1, testh=1))
 SPLITS = {
     "LABELED": "labels_3", "WO_LABEL": "diseased", "HEALTHY": "healthy",
@@ -127,3 +129,14 @@ def test_the_command_passes_its_switches(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             main([str(tmp_path / "c"), *option])
         assert "--seed must be at least 0, --processes at least 1, --confounders 0 to 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "mean_hu"), [("test", 0, -184.709), ("test", 2, -177.509), ("testh", 1, -180.901)]
+)
+def test_scans_are_those_of_the_recorded_results(kind, number, mean_hu):
+    recorded = json.loads((RESULTS / "long" / "s-1_seed_0.json").read_text(encoding="utf-8"))["test"]["rows"]
+    true_ml = {row["id"]: row["true_ml"] for row in recorded}
+    scan = make_scan(0, kind, number, SIZES["long"].crop)
+    assert scan.lesion.sum() * np.prod(scan.spacing) / 1000 == pytest.approx(true_ml[f"{kind}_{number:03d}"], rel=1e-5)
+    assert scan.hu.mean(dtype=float) == pytest.approx(mean_hu, abs=0.05)
