@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from configs.settings import Settings, misspelt_constraints, read_settings
 from datasets.cohort import read_cohort_of
-from models.objectives import Batch, discriminator_objective, joint_objective, segmenter_objective, teacher_objective
+from datasets.samples import Batch
+from models.objectives import discriminator_objective, joint_objective, segmenter_objective, teacher_objective
 from training.run import TrainingRun
 from utils import distributed
 from utils.cli import add_device, add_published_crops, add_quiet, new_parser, run, start_logging

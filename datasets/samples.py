@@ -15,31 +15,46 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from typing import Any, ClassVar
-from weakref import WeakValueDictionary
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from configs.settings import DataloaderSettings, ImageSettings, SolverSettings
 from datasets.augment import augment, build_augmenter, shift
 from datasets.cohort import HELD_OUT, TRAINING, Case, Volumes, read_volumes
 from models.losses import IGNORED
-from models.objectives import Batch
 from utils import distributed
 from utils.errors import TrainingError
 
 MASKS = {"LABELED": ("lung", "lesion"), "WO_LABEL": ("lung",), "HEALTHY": ("lung",)}
 """Masks that the objectives read, by split."""
 
-_FORK = multiprocessing.get_context("fork")
+_FORK = multiprocessing.get_context("fork")  # workers share arrays of the main process
 _POLL_S = 2.0  # between checks of the workers while waiting for a batch
+_PREFETCHED = 2  # batches that a worker prepares ahead
 _STREAMS = {key: number for number, key in enumerate((*TRAINING, *HELD_OUT))}
+
+
+class Batch(NamedTuple):
+    """Volumes of one kind, (batch, 1, depth, height, width) each.
+
+    Attributes:
+        image: in [-1, 1]; None in a batch without volumes.
+        lung: lung masks, 0 or 1; None if no objective reads them.
+        lesion: lesion masks, 0 or 1; None if no objective reads them.
+        ids: the scans, for messages.
+    """
+
+    image: Tensor | None = None
+    lung: Tensor | None = None
+    lesion: Tensor | None = None
+    ids: tuple[str, ...] = ()
 
 
 def batch_size(split: str, scans: int, solver: SolverSettings) -> int:
@@ -54,7 +69,7 @@ def batch_size(split: str, scans: int, solver: SolverSettings) -> int:
 
 
 def workers_by_cores() -> int:
-    """Workers per split: a third of the cores of this rank, but for one; at least one, and at most eight."""
+    """Workers per split: (cores per rank - 1) / 3, at least one and at most eight."""
     cores = len(os.sched_getaffinity(0)) // distributed.local_world_size()
     return min(max((cores - 1) // len(TRAINING), 1), 8)
 
@@ -86,45 +101,15 @@ def scan_input(volumes: Volumes, normalization: str) -> Tensor:
     return as_input(normalise(volumes.image, normalization))[None]
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """Stands for a sample that failed: an exception in a worker would lose its message on the way."""
+def _shared_records(length: int, masks: Sequence[str], shape: Sequence[int], **more: type) -> np.ndarray:
+    """Records of an image and its masks, in zeroed memory shared with forked processes.
 
-    id: str
-    reason: str
-
-
-class _Cache:
-    """Images and masks of the first scans of a list, in memory shared with forked processes.
-
-    The kernel allocates a page on its first write, so unused capacity costs nothing.
+    The kernel allocates a page on its first write, so unused records cost nothing. The memory is not in /dev/shm,
+    which is small in containers.
     """
-
-    def __init__(self, cases: Sequence[Case], size: tuple[int, int, int], masks: int, capacity: int) -> None:
-        voxels = math.prod(size)
-        kept = cases[: capacity // ((4 + masks) * voxels)]
-        self._place = {case.id: place for place, case in enumerate(kept)}
-        # Not in /dev/shm, which is small in containers.
-        memory = mmap.mmap(-1, max(len(kept) * ((4 + masks) * voxels + 1), 1))
-        shape, end = (len(kept), *size), len(kept) * 4 * voxels
-        self._images = np.frombuffer(memory, np.float32, len(kept) * voxels).reshape(shape)
-        self._masks = np.frombuffer(memory, np.uint8, masks * len(kept) * voxels, end).reshape(masks, *shape)
-        self._filled = np.frombuffer(memory, np.uint8, len(kept), end + self._masks.size)
-
-    def find(self, case: Case) -> tuple[np.ndarray, ...] | None:
-        place = self._place.get(case.id)
-        if place is None or not self._filled[place]:
-            return None
-        return self._images[place], *self._masks[:, place]
-
-    def keep(self, case: Case, image: np.ndarray, *masks: np.ndarray) -> None:
-        place = self._place.get(case.id)
-        if place is not None:
-            self._images[place] = image
-            for kept, mask in zip(self._masks, masks, strict=True):
-                kept[place] = mask
-            # Last, so that no worker reads a half-copied scan; two workers that copy the same scan write the same.
-            self._filled[place] = 1
+    arrays = [("image", np.float32, tuple(shape)), *((name, np.uint8, tuple(shape)) for name in masks)]
+    record = np.dtype([*arrays, *more.items()], align=True)
+    return np.frombuffer(mmap.mmap(-1, max(length * record.itemsize, 1)), record, length)
 
 
 class Samples(Dataset):
@@ -141,8 +126,6 @@ class Samples(Dataset):
 
     Attributes:
         masks: names of the masks in a sample.
-        under_way: process id of each worker and position of the sample it is loading, -1 between samples: (workers, 2).
-            In shared memory, so that it outlives a worker that dies.
     """
 
     def __init__(self, cases: Sequence[Case], split: str, image: ImageSettings, seed: int, cache_mb: int = 0) -> None:
@@ -152,8 +135,9 @@ class Samples(Dataset):
         self.seed = seed
         self.masks = MASKS[split]
         self.augmenter = build_augmenter(image.elastic) if image.augmentation else None
-        self._cache = _Cache(self.cases, image.size, len(self.masks), cache_mb * 2**20)
-        self.under_way = np.zeros((0, 2), np.int64)
+        fitting = cache_mb * 2**20 // ((4 + len(self.masks)) * math.prod(image.size))
+        self._places = {case.id: place for place, case in enumerate(self.cases[:fitting])}
+        self._cache = _shared_records(len(self._places), self.masks, image.size, filled=bool)
 
     def _rng(self, purpose: int, index: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, _STREAMS[self.split], purpose, index])
@@ -163,124 +147,42 @@ class Samples(Dataset):
         epoch, place = divmod(position, len(self.cases))
         return self.cases[self._rng(0, epoch).permutation(len(self.cases))[place]]
 
-    def __getitem__(self, position: int) -> dict[str, Any] | _Failure:
+    def __getitem__(self, position: int) -> tuple[str, list[np.ndarray]] | TrainingError:
+        """Id of the scan, its stack in [-1, 1] and masks; or an error, which torch would turn into a traceback."""
         case = self.case(position)
-        self._note(position)
         try:
-            return self._sample(case, self._rng(1, position))
+            return case.id, self._sample(case, self._rng(1, position))
         except Exception as error:
-            return _Failure(case.id, ": ".join([type(error).__name__, *str(error).splitlines()]))
-        finally:
-            self._note(-1)
+            reason = ": ".join([type(error).__name__, *str(error).splitlines()])
+            return TrainingError(f"{self.split}: cannot load the sample {case.id} ({reason})")
 
-    def _note(self, position: int) -> None:
-        if (worker := get_worker_info()) is not None:
-            self.under_way[worker.id, 1] = position
-
-    def read(self, case: Case) -> tuple[np.ndarray, ...]:
+    def read(self, case: Case) -> list[np.ndarray]:
         """Read a whole scan: image, float32 in [0, 1], and `masks`, uint8; (z, y, x) each."""
-        arrays = self._cache.find(case)
-        if arrays is None:
-            volumes = read_volumes(case)
-            masks = (getattr(volumes, name) for name in self.masks)
-            arrays = normalise(volumes.image, self.image.normalization), *masks
-            self._cache.keep(case, *arrays)
+        kept = self._cache[self._places[case.id]] if case.id in self._places else None
+        if kept is not None and kept["filled"]:
+            return [kept[name] for name in ("image", *self.masks)]
+        volumes = read_volumes(case)
+        arrays = [normalise(volumes.image, self.image.normalization), *(getattr(volumes, name) for name in self.masks)]
+        if kept is not None:
+            for name, array in zip(("image", *self.masks), arrays, strict=True):
+                kept[name] = array
+            # Last, so that no worker reads a half-copied scan; two workers that copy the same scan write the same.
+            kept["filled"] = True
         return arrays
 
-    def _sample(self, case: Case, rng: np.random.Generator) -> dict[str, Any]:
+    def _sample(self, case: Case, rng: np.random.Generator) -> list[np.ndarray]:
         whole = self.read(case)
         start = int(rng.integers(whole[0].shape[0] - self.image.slices + 1))
-        arrays = tuple(array[start : start + self.image.slices] for array in whole)
+        arrays = [array[start : start + self.image.slices] for array in whole]
         if any(self.image.shift):
             arrays = shift([int(rng.integers(-most, most + 1)) for most in self.image.shift], *arrays)
         if self.augmenter is not None:
             arrays = augment(self.augmenter, rng, *arrays)
         image, *masks = arrays
-        named = {name: mask[None] for name, mask in zip(self.masks, masks, strict=True)}
-        return {"image": as_input(image).numpy(), **named, "id": case.id}
-
-
-class _Endless(Sampler[int]):
-    """The positions of one rank: `share` samples at `offset` of every batch, which repeats beyond its end."""
-
-    def __init__(self, start: int, batch_size: int, offset: int, share: int) -> None:
-        self.firsts = count(start, batch_size)
-        self.places = [place % batch_size for place in range(offset, offset + share)]
-
-    def __iter__(self) -> Iterator[int]:
-        return (first + place for first in self.firsts for place in self.places)
-
-
-_PREFETCHED = 2  # batches that a worker prepares ahead
-_IN_USE = _PREFETCHED + 1  # and one that the main process is copying
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """A batch in a slot of the buffer that the main process shares with its workers."""
-
-    buffer: int
-    worker: int
-    slot: int
-    ids: tuple[str, ...]
-
-    def copied(self, pin: bool = False) -> Batch:
-        arrays = _Buffer.of_process[self.buffer].arrays
-        copies = {name: torch.from_numpy(array[self.worker, self.slot]) for name, array in arrays.items()}
-        copies = {name: x.pin_memory() if pin else x.clone() for name, x in copies.items()}
-        return Batch(copies["image"], copies.get("lung"), copies.get("lesion"), self.ids)
-
-    def pin_memory(self) -> Batch:
-        """Called by the loader, in a thread of its own, if batches go to a GPU."""
-        return self.copied(pin=True)
-
-
-class _Buffer:
-    """Memory in which workers, forked from the main process, leave their batches.
-
-    Torch would send tensors through files in /dev/shm, which is small in containers.
-
-    Args:
-        samples: samples of the split.
-        share: volumes per batch.
-        workers: number of workers; 0 if the main process loads.
-
-    Attributes:
-        arrays: by name, (workers, slots, share, 1, z, y, x).
-    """
-
-    of_process: ClassVar[WeakValueDictionary[int, _Buffer]] = WeakValueDictionary()
-    _keys = count()
-
-    def __init__(self, samples: Samples, share: int, workers: int) -> None:
-        self._key = next(self._keys)
-        self._taken = count()
-        self.of_process[self._key] = self
-        image = samples.image
-        shape = (max(workers, 1), _IN_USE, share, 1, image.slices, *image.size[1:])
-        types = {"image": np.float32, **dict.fromkeys(samples.masks, np.uint8)}
-        self.arrays = {name: _shared_array(shape, dtype) for name, dtype in types.items()}
-
-    def collate(self, loaded: list[dict[str, Any] | _Failure]) -> _Loaded | _Failure:
-        """Put the samples of a batch into the next slot of this worker."""
-        for sample in loaded:
-            if isinstance(sample, _Failure):
-                return sample
-        info = get_worker_info()
-        worker, slot = 0 if info is None else info.id, next(self._taken) % _IN_USE
-        for name, array in self.arrays.items():
-            np.stack([sample[name] for sample in loaded], out=array[worker, slot])
-        return _Loaded(self._key, worker, slot, tuple(sample["id"] for sample in loaded))
-
-
-def _shared_array(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """Zeros in anonymous memory shared with forked processes."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap.mmap(-1, max(size, 1)), dtype, math.prod(shape)).reshape(shape)
+        return [image * 2 - 1, *masks]
 
 
 def _start_worker(number: int) -> None:
-    get_worker_info().dataset.under_way[number, 0] = os.getpid()
     # PR_SET_PDEATHSIG: workers die with the main process, however it ends, even if they hang.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     # Ctrl-C, a closed terminal and torchrun signal the whole process group; workers must keep running until the main
@@ -292,13 +194,23 @@ def _start_worker(number: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _try_semaphores(workers: int) -> None:
-    """Raise OSError if /dev/shm has no room for the semaphores of a loader's queues, a page each.
+def _fill(
+    slots: np.ndarray, taken: Iterator[int], samples: Sequence[tuple[str, list[np.ndarray]] | TrainingError]
+) -> tuple[tuple[int, int], tuple[str, ...]] | TrainingError:
+    """Put the samples of a batch into the next slot of this worker; returns the slot and the scans.
 
-    Nothing else of a loader needs /dev/shm. A loader that runs out of room itself prints a traceback when deleted.
+    Torch would send tensors through files in /dev/shm, which is small in containers. Arrays sent through a pipe would
+    leave the main process waiting for ever for the rest of one if a worker is killed.
     """
-    if workers:
-        [_FORK.Queue() for _ in range(workers + 3)]
+    for sample in samples:
+        if isinstance(sample, TrainingError):
+            return sample
+    worker = get_worker_info()
+    place = 0 if worker is None else worker.id, next(taken) % slots.shape[1]
+    for number, (_, arrays) in enumerate(samples):
+        for name, array in zip(slots.dtype.names, arrays, strict=True):
+            slots[place][number][name] = array
+    return place, tuple(case_id for case_id, _ in samples)
 
 
 class BatchStream:
@@ -327,16 +239,20 @@ class BatchStream:
         self.device = device
         self.position = position
         self._batch_size = batch_size
-        self._share = -(-batch_size // distributed.world_size())
-        self._offset = distributed.rank() * self._share
-        workers = workers_by_cores() if settings.num_workers is None else settings.num_workers
+        share = -(-batch_size // distributed.world_size())
+        offset = distributed.rank() * share
+        # Positions of this rank in a batch, which repeats beyond its end.
+        self._places = [place % batch_size for place in range(offset, offset + share)]
+        self._counted = min(max(batch_size - offset, 0), share)
         self._timeout = settings.timeout or math.inf
-        samples.under_way = _shared_array((workers, 2), np.int64)
-        samples.under_way[:, 1] = -1
+        workers = workers_by_cores() if settings.num_workers is None else settings.num_workers
+        shape = (samples.image.slices, *samples.image.size[1:])
+        # A worker may fill one slot more than it prefetches, while the main process copies another.
+        self._slots = _shared_records(max(workers, 1) * (_PREFETCHED + 1) * share, samples.masks, shape)
+        self._slots = self._slots.reshape(max(workers, 1), _PREFETCHED + 1, share)
         # torch would raise the death of a worker anywhere in the main process; `next` detects it instead.
         handler = signal.getsignal(signal.SIGCHLD)
         try:
-            _try_semaphores(workers)
             self._batches = iter(self._loader(workers))
         except OSError as error:
             raise TrainingError(
@@ -347,24 +263,25 @@ class BatchStream:
             signal.signal(signal.SIGCHLD, handler)
 
     def _loader(self, workers: int) -> DataLoader:
-        self._buffer = _Buffer(self.samples, self._share, workers)
-        forked = {
-            "multiprocessing_context": _FORK,  # the cache and the buffer are shared with forked processes only
-            "prefetch_factor": _PREFETCHED,
-            "timeout": min(self._timeout, _POLL_S),
-        }
+        options = {}
+        if workers:
+            # A queue takes a page of /dev/shm. Without room for the loader's own, it would print a traceback later.
+            [_FORK.Queue() for _ in range(workers + 3)]
+            timeout = min(self._timeout, _POLL_S)
+            options = {"multiprocessing_context": _FORK, "prefetch_factor": _PREFETCHED, "timeout": timeout}
         return DataLoader(
             self.samples,
-            batch_size=self._share,
-            sampler=_Endless(self.position, self._batch_size, self._offset, self._share),
+            batch_sampler=(self._positions(first) for first in count(self.position, self._batch_size)),
             num_workers=workers,
-            collate_fn=self._buffer.collate,
+            collate_fn=partial(_fill, self._slots, count()),
             worker_init_fn=_start_worker,
-            pin_memory=self.device.type == "cuda",
             # Its own generator leaves torch's global random state untouched.
             generator=torch.Generator(),
-            **(forked if workers else {}),
+            **options,
         )
+
+    def _positions(self, first: int) -> list[int]:
+        return [first + place for place in self._places]
 
     def next(self) -> Batch:
         """Return the next batch, on the device; masks as float32.
@@ -373,31 +290,29 @@ class BatchStream:
             TrainingError: a sample failed, or a worker died or hangs.
         """
         try:
-            batch = self._wait()
+            loaded = self._wait()
         except (RuntimeError, StopIteration, OSError, EOFError, MemoryError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            awaited = ", ".join(self.samples.case(position).id for position in self._positions(self.position))
             raise TrainingError(
-                f"{self.samples.split}: a loader failed while loading {self._unfinished()} ({reason}); check memory, "
-                "the scan, and DATALOADER.NUM_WORKERS and TIMEOUT"
+                f"{self.samples.split}: a loader failed before the batch {awaited} was there ({reason}); check memory, "
+                "the scans, and DATALOADER.NUM_WORKERS and TIMEOUT"
             ) from None
-        if isinstance(batch, _Failure):
-            raise TrainingError(f"{self.samples.split}: cannot load the sample {batch.id} ({batch.reason})")
-        if isinstance(batch, _Loaded):
-            batch = batch.copied()
-        volumes = (None if x is None else x.to(self.device, non_blocking=True).float() for x in batch[:3])
-        batch = Batch(*volumes, batch.ids)
+        if isinstance(loaded, TrainingError):
+            raise loaded
+        place, ids = loaded
+        slot = self._slots[place]
+        volumes = {
+            name: torch.from_numpy(slot[name]).to(self.device, torch.float32, copy=True)[:, None]
+            for name in slot.dtype.names
+        }
         self.position += self._batch_size
-        counted = max(self._batch_size - self._offset, 0)
+        batch = Batch(**volumes, ids=ids[: self._counted])
         if batch.lesion is not None:
-            batch.lesion[counted:] = IGNORED
-        return batch._replace(ids=tuple(batch.ids[:counted]))
+            batch.lesion[self._counted :] = IGNORED
+        return batch
 
-    def _positions(self) -> list[int]:
-        """Positions of the samples of the next batch in the stream."""
-        places = range(self._offset, self._offset + self._share)
-        return [self.position + place % self._batch_size for place in places]
-
-    def _wait(self) -> Batch | _Loaded | _Failure:
+    def _wait(self) -> tuple[tuple[int, int], tuple[str, ...]] | TrainingError:
         deadline = time.monotonic() + self._timeout
         while True:
             try:
@@ -407,16 +322,3 @@ class BatchStream:
                     raise
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"timed out after {self._timeout:g} seconds") from None
-
-    def _unfinished(self) -> str:
-        """What dead workers were loading or, if all are alive, what is missing of the awaited batch."""
-        alive = {0, *(process.pid for process in multiprocessing.active_children())}  # 0: not started yet
-        awaited = self._positions()
-        under_way = self.samples.under_way.tolist()
-        lost = [position for pid, position in under_way if pid not in alive]
-        positions = [position for position in lost if position >= 0]
-        if not lost:
-            positions = [position for _, position in under_way if position in awaited]
-        if positions:
-            return "the sample " + " and ".join(self.samples.case(position).id for position in positions)
-        return "the batch " + ", ".join(self.samples.case(position).id for position in awaited)

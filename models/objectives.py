@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from configs.settings import GateSettings, GatesSettings, ImageSettings, LossSettings, ModelSettings
+from datasets.samples import Batch
 from models.discriminator import Discriminator
 from models.generator import Generator
 from models.layers import place
@@ -51,22 +52,6 @@ def build_networks(model: ModelSettings, image: ImageSettings) -> Networks:
     width = model.width
     discriminator = Discriminator(width.d, (image.slices, *image.size[1:]), model.discriminator_heads)
     return Networks(Segmenter(width.unet), Generator(width.g), discriminator)
-
-
-class Batch(NamedTuple):
-    """Volumes of one kind, (batch, 1, depth, height, width) each.
-
-    Attributes:
-        image: in [-1, 1]; None in a batch without volumes.
-        lung: lung masks, 0 or 1; None if no objective reads them.
-        lesion: lesion masks, 0 or 1; None if no objective reads them.
-        ids: the scans, for messages.
-    """
-
-    image: Tensor | None = None
-    lung: Tensor | None = None
-    lesion: Tensor | None = None
-    ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

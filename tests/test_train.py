@@ -393,16 +393,16 @@ def test_networks_that_changed_cannot_be_resumed(config):
 @pytest.mark.fault("a run that ended by")
 def test_a_run_whose_loader_failed_can_be_resumed(config, tmp_path, monkeypatch):
     overrides = ["DATALOADER.NUM_WORKERS=1", "INTERVAL.SAVE=1"]
-    sample = Samples._sample
+    sample = Samples.__getitem__
 
-    def die(self, case, rng):
-        if self.split == "HEALTHY" and self.under_way[0, 1] >= 10:
+    def die(self, position):
+        if self.split == "HEALTHY" and position >= 10:
             os.kill(os.getpid(), signal.SIGKILL)
-        return sample(self, case, rng)
+        return sample(self, position)
 
-    monkeypatch.setattr(Samples, "_sample", die)
+    monkeypatch.setattr(Samples, "__getitem__", die)
     training = started(config, *overrides, f"EXP.OUTPUT_DIR={tmp_path / 'failed'}", validate=False)
-    with pytest.raises(TrainingError, match=r"HEALTHY: a loader failed while loading the sample well_\d \("):
+    with pytest.raises(TrainingError, match=r"HEALTHY: a loader failed before the batch well_\d, well_\d was there \("):
         train.train(training)
     assert 0 < training.iteration < 8
     monkeypatch.undo()
@@ -421,12 +421,12 @@ import sys, time
 import train
 from utils.cli import run
 from datasets.samples import Samples
-sample = Samples._sample
-def hang(self, case, rng):
-    if self.split == "HEALTHY" and self.under_way[0, 1] == 5:
+sample = Samples.__getitem__
+def hang(self, position):
+    if self.split == "HEALTHY" and position == 5:
         time.sleep(600)
-    return sample(self, case, rng)
-Samples._sample = hang
+    return sample(self, position)
+Samples.__getitem__ = hang
 raise SystemExit(run(lambda: train.main(sys.argv[1:])))
 """
 
@@ -461,7 +461,7 @@ def test_a_training_that_ends_leaves_no_workers_behind(config, end):
     if end == "error":
         assert process.returncode == 1
         assert len(errors) == 1
-        assert re.search(r"loading the sample well_\d \(timed out after 3 seconds\)", errors[0])
+        assert re.search(r"before the batch well_\d, well_\d was there \(timed out after 3 seconds\)", errors[0])
     deadline = time.monotonic() + 5
     while living(workers) and time.monotonic() < deadline:
         time.sleep(0.1)

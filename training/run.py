@@ -21,11 +21,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from configs.settings import Settings, read_settings_text
 from datasets.cohort import Case, read_volumes
-from datasets.samples import BatchStream, Samples, batch_size, scan_input
+from datasets.samples import Batch, BatchStream, Samples, batch_size, scan_input
 from evaluation.inference import autocast
 from models import Segmenter
 from models.checkpoint import BEST, LAST, SegmenterFacts, SegmenterInput, load_weights, save_segmenter
-from models.objectives import Batch, Method, Networks, Objective, build_networks, disturb
+from models.objectives import Method, Networks, Objective, build_networks, disturb
 from reports.training import write_training_report
 from training.log import RunLog, RunningMeans, SilentLog, discriminator_balance, picture_grid
 from training.optimise import (

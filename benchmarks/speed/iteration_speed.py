@@ -19,9 +19,9 @@ from benchmarks.speed.reading_speed import read_written_cohort, write_cohort
 from benchmarks.speed.timing import compared
 from benchmarks.speed.worker_process import process, requests
 from configs.settings import Settings, read_settings
-from datasets.samples import BatchStream, Samples, batch_size
+from datasets.samples import Batch, BatchStream, Samples, batch_size
 from evaluation.inference import autocast
-from models.objectives import Batch, Method, Objective, build_networks
+from models.objectives import Method, Objective, build_networks
 from training.optimise import build_optimizers
 from training.run import TrainingRun
 from utils.memory import peak_memory_mib

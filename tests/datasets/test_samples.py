@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -12,9 +11,8 @@ import torch
 from configs.settings import DataloaderSettings, ImageSettings, SolverSettings
 from datasets import samples as module
 from datasets.cohort import read_cohort, read_volumes
-from datasets.samples import BatchStream, Samples, as_input, batch_size, normalise, scan_input
+from datasets.samples import Batch, BatchStream, Samples, as_input, batch_size, normalise, scan_input
 from models.losses import IGNORED
-from models.objectives import Batch
 from tests.volumes import pixels
 from utils import distributed
 from utils.errors import TrainingError
@@ -127,7 +125,7 @@ def test_every_scan_comes_once_an_epoch_each_time_in_another_order(cases):
 
 def test_a_scan_is_augmented_differently_each_time(cases):
     samples = Samples(cases["LABELED"], "LABELED", IMAGE, seed=0)
-    images = {samples[position]["image"].tobytes() for position in range(12)}
+    images = {samples[position][1][0].tobytes() for position in range(12)}
     assert len(images) == 12
 
 
@@ -141,9 +139,9 @@ def test_without_augmentation_a_sample_is_a_random_stack_of_the_scan(cases):
     starts = set()
     for position in range(40):
         sample = samples[position]
-        matches = [s for s in range(5) if np.allclose(sample["image"][0], whole[s : s + 16], atol=1e-5)]
+        matches = [s for s in range(5) if np.allclose(sample[1][0], whole[s : s + 16], atol=1e-5)]
         assert len(matches) == 1
-        np.testing.assert_array_equal(sample["lesion"][0], lesion[matches[0] : matches[0] + 16])
+        np.testing.assert_array_equal(sample[1][-1], lesion[matches[0] : matches[0] + 16])
         starts.add(matches[0])
     assert starts == {0, 1, 2, 3, 4}
 
@@ -197,24 +195,21 @@ def failing_at(monkeypatch, case_id, fail):
         ("sick_3", 2, lambda: os._exit(0)),
     ],
 )
-def test_a_worker_that_ends_is_one_error_that_names_its_sample(cases, monkeypatch, case_id, workers, end):
+def test_a_worker_that_ends_is_one_error(cases, monkeypatch, case_id, workers, end):
     monkeypatch.setattr(module, "_POLL_S", 0.2)
     failing_at(monkeypatch, case_id, end)
     stream = stream_of(cases, settings=DataloaderSettings(num_workers=workers))
-    # Both workers may come to this scan before the first one is missed.
-    message = (
-        rf"WO_LABEL: a loader failed while loading the sample {case_id}( and {case_id})? \(.* exited unexpectedly\)"
-    )
+    message = r"WO_LABEL: a loader failed before the batch sick_\d, sick_\d was there \(.* exited unexpectedly\)"
     with pytest.raises(TrainingError, match=message) as caught:
         taken(stream, 3)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.fault("a loader that hangs")
-def test_a_worker_that_hangs_is_one_error_that_names_its_sample(cases, monkeypatch):
+def test_a_worker_that_hangs_is_one_error_that_names_the_batch(cases, monkeypatch):
     failing_at(monkeypatch, "sick_2", lambda: time.sleep(60))
     stream = stream_of(cases, settings=DataloaderSettings(num_workers=2, timeout=1))
-    with pytest.raises(TrainingError, match=r"loading the sample sick_2 \(timed out after 1 seconds\)"):
+    with pytest.raises(TrainingError, match=r"before the batch .*sick_2.* was there \(timed out after 1 seconds\)"):
         taken(stream, 3)
 
 
@@ -233,11 +228,10 @@ def test_a_worker_that_ends_between_samples_is_noticed_when_a_batch_is_missing(c
     stream = stream_of(cases, settings=DataloaderSettings(num_workers=1))
     first = stream.next()
     time.sleep(1)  # until the two batches ahead are made
-    assert stream.samples.under_way[0, 1] == -1
-    os.kill(int(stream.samples.under_way[0, 0]), signal.SIGKILL)
+    os.kill(stream._batches._workers[0].pid, signal.SIGKILL)
     time.sleep(0.5)  # nothing is raised here
     assert same([first], taken(stream_of(cases), 1))
-    with pytest.raises(TrainingError, match=r"a loader failed while loading the batch sick_\d, sick_\d"):
+    with pytest.raises(TrainingError, match=r"a loader failed before the batch sick_\d, sick_\d was there"):
         taken(stream, 5)
 
 
@@ -247,9 +241,9 @@ def test_a_stop_iteration_outside_of_a_sample_is_no_short_epoch(cases, monkeypat
         raise StopIteration
 
     for workers in (0, 1):
-        monkeypatch.setattr(module._Buffer, "collate", stop)
+        monkeypatch.setattr(module, "_fill", stop)
         stream = stream_of(cases, settings=DataloaderSettings(num_workers=workers))
-        with pytest.raises(TrainingError, match=r"a loader failed while loading the batch sick_\d, sick_\d"):
+        with pytest.raises(TrainingError, match=r"a loader failed before the batch sick_\d, sick_\d was there"):
             stream.next()
 
 
@@ -257,11 +251,6 @@ def test_a_stream_that_starts_leaves_torchs_random_state_alone(cases):
     before = torch.get_rng_state()
     taken(stream_of(cases), 1)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_positions_go_on_for_ever():
-    assert list(islice(module._Endless(5, batch_size=2, offset=0, share=2), 5)) == [5, 6, 7, 8, 9]
-    assert list(islice(module._Endless(5, batch_size=6, offset=2, share=2), 5)) == [7, 8, 13, 14, 19]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -315,17 +304,17 @@ def test_a_labelled_batch_has_as_many_volumes_as_its_list_unless_it_is_filled(sp
 def test_the_share_of_a_process_is_named_when_it_is_missing(cases, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
-    monkeypatch.setattr(module._Buffer, "collate", lambda *_: next(iter(())))
+    monkeypatch.setattr(module, "_fill", lambda *_: next(iter(())))
     stream = stream_of(cases)
     second = stream.samples.case(1).id
-    with pytest.raises(TrainingError, match=rf"a loader failed while loading the batch {second} \("):
+    with pytest.raises(TrainingError, match=rf"a loader failed before the batch {second} was there \("):
         stream.next()
 
 
 def test_a_signal_to_the_group_of_processes_does_not_reach_the_workers(cases):
     stream = stream_of(cases, settings=DataloaderSettings(num_workers=1))
     stream.next()
-    worker = int(stream.samples.under_way[0, 0])
+    worker = stream._batches._workers[0].pid
     assert os.getpgid(worker) == worker != os.getpgid(0)
 
 
@@ -390,18 +379,6 @@ def test_a_batch_stays_as_it_is_while_others_are_loaded(cases):
     assert not any(torch.equal(first.image, batch.image) for batch in later)
 
 
-def test_a_batch_is_pinned_as_the_loaders_thread_does_it(cases, monkeypatch):
-    stream = stream_of(cases, settings=DataloaderSettings(num_workers=1))
-    loaded = next(stream._batches)
-    expected = loaded.copied()
-    pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x.clone()) or pinned[-1])
-    batch = torch.utils.data._utils.pin_memory.pin_memory(loaded)
-    assert same([batch], [expected])
-    assert batch.image is pinned[0]
-    assert batch.lung is pinned[1]
-
-
 def test_samples_are_shifted_at_random(cases):
     image = IMAGE.model_copy(update={"augmentation": False, "shift": (1, 3, 0)})
     samples = Samples(cases["LABELED"], "LABELED", image, seed=0)
@@ -412,7 +389,7 @@ def test_samples_are_shifted_at_random(cases):
         for z, y in np.ndindex(5 + 2, 7):  # a stack begins at 0 to 4
             start, down = z - 1, y - 3
             inside = slice(max(start, 0), min(start + 16, 20))
-            part = sample["image"][0, inside.start - start : inside.stop - start, max(down, 0) : 64 + min(down, 0)]
+            part = sample[1][0][inside.start - start : inside.stop - start, max(down, 0) : 64 + min(down, 0)]
             other = whole[0][inside, max(-down, 0) : 64 - max(down, 0)] * 2 - 1
             if np.allclose(part, other, atol=1e-6):
                 found.add(down)

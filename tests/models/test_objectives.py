@@ -5,9 +5,9 @@ import torch
 from torch.nn.functional import softplus
 
 from configs.settings import CONSTRAINTS, GateSettings, GatesSettings, LossSettings
+from datasets.samples import Batch
 from models import Discriminator, Generator, Segmenter, load_published
 from models.objectives import (
-    Batch,
     Method,
     Networks,
     discriminator_objective,
