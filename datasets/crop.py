@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from scipy import sparse
 from datasets.formats import read_header
 from datasets.geometry import image_like, located, lps_geometry, lps_view, mask_onto, shape_of
 from datasets.lungs import load_lungmask
+from datasets.plausibility import check_lesion, check_lungs, check_surroundings, report
 from datasets.scan import Scan
 from datasets.scans import open_scan, read_ct
 from datasets.volumes import DEFAULT, NOTES, Reading, as_labels, read_mask_on
@@ -202,11 +204,20 @@ def crop_to_lungs(
     hu = resize(lps_view(sitk.GetArrayViewFromImage(ct), ct)[box], size, LINEAR)
     crops = [map_window(hu, window), resize(lung[box], size, NEAREST) > 0]
     if lesion is not None:
-        crops.append(resize(lps_view(lesion, ct)[box], size, NEAREST) > 0)
+        crops.append(_resized_lesion(lps_view(lesion, ct)[box] > 0, size))
     scan = lps_geometry(ct)
     image, *masks = (crop_image(crop, scan, box) for crop in crops)
     image.SetMetaData(NOTES, _WINDOW_NOTE.format(*map(float, window)))
     return image, *masks
+
+
+def _resized_lesion(lesion: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+    """Take the nearest voxels; of a lesion that all of them miss, keep the voxels that lie nearest to it."""
+    resized = resize(lesion, size, NEAREST)
+    if not resized.any():
+        places = np.argwhere(lesion) * (np.subtract(size, 1) / np.subtract(lesion.shape, 1))
+        resized[tuple(_nearest(places).T)] = True
+    return resized
 
 
 def paste_back(crop: sitk.Image, scan: sitk.Image, threshold: float | None = None) -> sitk.Image:
@@ -339,6 +350,7 @@ class LungMaskCrop:
         window: HU that become 0 and 255.
         lung_labels: labels that count as lung in given lung masks; by default every label above 0.
         lesion_labels: labels that count as lesion; by default every label above 0.
+        accept_outside: lesion labels that lie outside the lungs are a warning.
 
     Raises:
         VolumeError: lungmask's weights are not available.
@@ -352,6 +364,7 @@ class LungMaskCrop:
         window: tuple[float, float] = WINDOW,
         lung_labels: Collection[int] | None = None,
         lesion_labels: Collection[int] | None = None,
+        accept_outside: bool = False,
     ) -> None:
         self._lungs = lungs
         self.size = size
@@ -359,6 +372,7 @@ class LungMaskCrop:
         self.window = window
         self.lung_labels = lung_labels
         self.lesion_labels = lesion_labels
+        self.accept_outside = accept_outside
 
     @cached_property
     def lungs(self) -> Callable[[sitk.Image], np.ndarray]:
@@ -390,7 +404,7 @@ class LungMaskCrop:
     ) -> tuple[sitk.Image, np.ndarray, np.ndarray | None]:
         """Read a CT, find its lungs and read its lesion label; arguments and errors as for `crop`."""
         ct, lungs = self.read(scan, lungpath)
-        return ct, lungs, None if labelpath is None else self._read_fitting(labelpath, scan, ct, self.lesion_labels)
+        return ct, lungs, None if labelpath is None else self._read_lesion(labelpath, scan, ct, lungs)
 
     def crop_volumes(
         self, scan: Scan, ct: sitk.Image, lungs: np.ndarray, lesion: np.ndarray | None
@@ -425,11 +439,25 @@ class LungMaskCrop:
             given = self._read_fitting(lungs, scan, ct, self.lung_labels)
             if bounding_box(remove_small_components(given)) != bounding_box(given):
                 log.warning("%s: small components of its lung mask enlarge the box; remove what is not lung", scan)
-            return ct, given
-        try:
-            return ct, remove_small_components(self.lungs(ct))
-        except VolumeError as error:
-            raise VolumeError(f"{scan}: {error}") from None
+            labels = given
+        else:
+            try:
+                labels = remove_small_components(self.lungs(ct))
+            except VolumeError as error:
+                raise VolumeError(f"{scan}: {error}") from None
+        voxels, spacing = sitk.GetArrayViewFromImage(ct), ct.GetSpacing()[::-1]
+        report(scan, check_lungs(labels, spacing) + check_surroundings(voxels, labels, spacing))
+        return ct, labels
+
+    def _read_lesion(self, path: Path | str, name: object, ct: sitk.Image, lungs: np.ndarray) -> np.ndarray:
+        values = self._read_fitting(path, name, ct, None)
+        labels = np.flatnonzero(np.bincount(values.ravel(), minlength=256)[1:]) + 1
+        lesion = values if self.lesion_labels is None else np.isin(np.arange(256), list(self.lesion_labels))[values]
+        findings = check_lesion(lesion, lungs, labels.tolist())
+        if self.accept_outside:
+            findings = [replace(finding, refused=False) for finding in findings]
+        report(name, findings)
+        return lesion
 
     def _read_fitting(
         self, mask: Path | str | sitk.Image, name: object, ct: sitk.Image, counted: Collection[int] | None

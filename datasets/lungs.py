@@ -18,6 +18,7 @@ from datasets.field_of_view import find_cut_lung
 from datasets.geometry import lps_geometry, lps_view, shape_of
 from datasets.gut_gas import find_gut_gas
 from datasets.lungmask_model import load_lungmask
+from datasets.plausibility import label_sides, report
 from utils.errors import VolumeError
 
 __all__ = ["load_lungmask", "segment_by_threshold", "split_left_right", "with_sides"]
@@ -95,22 +96,25 @@ def split_left_right(lung: Array, spacing: tuple[float, float, float] = (1.0, 1.
     return _split(lung, np.array(spacing[::-1], float), (lung.shape[2] - 1) / 2)
 
 
-def with_sides(labels: Array, ct: sitk.Image) -> Array:
+def with_sides(labels: Array, ct: sitk.Image, name: object = "the lung mask") -> Array:
     """Convert any lung labels to right and left lung.
 
-    Labels that include 1 and 2 and none above 3 are kept: right, left, and lung of unknown side. Any other labels (a
-    binary mask, lobes) are merged, and :func:`split_left_right` separates the sides.
+    Labels that include 1 and 2 and none above 3 are two sides, which follow the geometry (see `label_sides`). Any other
+    labels (a binary mask, lobes) are merged, and :func:`split_left_right` separates the sides.
 
     Args:
         labels: uint8 (z, y, x), in any orientation; every label above 0 is lung.
         ct: the CT, or its geometry.
+        name: of the scan, for the warning.
 
     Returns:
         uint8: 0 outside, 1 right, 2 left, 3 lung of unknown side.
     """
-    if labels.max(initial=0) <= 3 and (labels == 1).any() and (labels == 2).any():
-        return labels
     sides = np.zeros(labels.shape, np.uint8)
+    if labels.max(initial=0) <= 3 and (labels == 1).any() and (labels == 2).any():
+        lps_view(sides, ct)[:], findings = label_sides(lps_view(labels, ct))
+        report(name, findings)
+        return sides
     lps_view(sides, ct)[:] = split_left_right(lps_view(labels, ct), lps_geometry(ct).GetSpacing())
     return sides
 

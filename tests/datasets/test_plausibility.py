@@ -1,0 +1,161 @@
+import logging
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy import ndimage
+
+from datasets.crop import LungMaskCrop
+from datasets.lungs import with_sides
+from datasets.phantom import write_phantoms
+from datasets.plausibility import (
+    check_label_values,
+    check_lesion,
+    check_lungs,
+    check_scan,
+    check_surroundings,
+    label_sides,
+)
+from tests.volumes import pixels, write
+from utils.errors import VolumeError
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    """Folder of a diseased phantom in LPS order; its CT, lungs (1 right, 2 left), lesion and spacing (z, y, x)."""
+    folder = tmp_path_factory.mktemp("phantom")
+    write_phantoms(folder, 0, 1, (32, 64, 64))
+    ct, lungs, lesion = (
+        sitk.ReadImage(str(folder / name / "diseased_000.nii.gz")) for name in ("ct", "lung", "lesion")
+    )
+    assert ct.GetDirection() == (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    return folder, pixels(ct), pixels(lungs), pixels(lesion), ct.GetSpacing()[::-1]
+
+
+def test_a_plausible_scan_has_no_finding(phantom):
+    _, ct, lungs, lesion, spacing = phantom
+    assert check_scan(ct, lungs, spacing, lesion) == []
+    assert check_scan(ct, lungs, spacing, np.zeros_like(lesion)) == []
+    assert label_sides(lungs) == (lungs, [])
+
+
+def test_sides_follow_the_geometry(phantom):
+    _, _, lungs, lesion, _ = phantom
+    swapped = np.choose(lungs, [0, 2, 1]).astype(np.uint8)
+    found, findings = label_sides(swapped)
+    np.testing.assert_array_equal(found, lungs)
+    assert [f.refused for f in findings] == [False]
+    assert "sides follow the geometry" in findings[0].text
+    # Infection as a third label lies in the lung that it replaced.
+    infection = (lesion > 0) & (lungs > 0)
+    assert infection.any()
+    for labels, count in ((swapped, 1), (lungs, 0)):
+        found, findings = label_sides(np.where(infection, 3, labels).astype(np.uint8))
+        np.testing.assert_array_equal(found, lungs)
+        assert len(findings) == count
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "RAS", "PIR"])
+def test_swapped_lung_masks_are_turned_in_any_orientation(phantom, caplog, orientation):
+    folder, _, lungs, *_ = phantom
+    ct = sitk.ReadImage(str(folder / "ct" / "diseased_000.nii.gz"))
+    swapped = sitk.GetImageFromArray(np.choose(lungs, [0, 2, 1]).astype(np.uint8))
+    swapped.CopyInformation(ct)
+    turned = sitk.DICOMOrient(swapped, orientation)
+    sides = sitk.GetImageFromArray(with_sides(pixels(turned), turned, "scan.nii.gz"))
+    sides.CopyInformation(turned)
+    np.testing.assert_array_equal(pixels(sitk.DICOMOrient(sides, "LPS")), lungs)
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["scan.nii.gz"]
+
+
+def test_lungs_of_more_than_12_litres_are_refused(phantom):
+    _, _, lungs, _, spacing = phantom
+    litres = np.count_nonzero(lungs) * np.prod(spacing) / 1e6
+    assert 3 < litres < 8
+    assert check_lungs(lungs, np.multiply(spacing, (11.9 / litres) ** (1 / 3))) == []
+    (finding,) = check_lungs(lungs, np.multiply(spacing, 2))
+    assert finding.refused
+    assert f"{8 * litres:.1f} l" in finding.text
+
+
+def test_lesions_outside_the_lungs(phantom):
+    _, _, lungs, _, _ = phantom
+    inside, outside = np.argwhere(lungs > 0)[:100], np.argwhere(lungs == 0)[:100]
+    for share, refused in ((0, None), (19, None), (20, False), (79, False), (80, True), (100, True)):
+        lesion = np.zeros_like(lungs)
+        lesion[tuple(np.concatenate([outside[:share], inside[: 100 - share]]).T)] = 1
+        findings = check_lesion(lesion, lungs)
+        assert [finding.refused for finding in findings] == ([] if refused is None else [refused])
+        assert all(f"{share}% of the lesion" in finding.text for finding in findings)
+
+
+def test_a_lesion_mask_that_is_that_of_the_lungs(phantom):
+    _, _, lungs, lesion, _ = phantom
+    (finding,) = check_lesion(lungs, lungs, [1, 2])
+    assert not finding.refused
+    assert "(labels 1, 2) covers 100% of the lungs" in finding.text
+    assert check_lesion(lesion, lungs, [1]) == []
+
+
+def test_a_ct_that_was_erased_outside_the_lungs(phantom):
+    _, ct, lungs, _, spacing = phantom
+    for value in (0, -1024):
+        (finding,) = check_surroundings(np.where(lungs > 0, ct, value), lungs, spacing)
+        assert not finding.refused
+        assert f"100% of what surrounds the lungs is {value} HU" in finding.text
+    assert check_surroundings(ct, lungs, spacing) == []
+    assert check_surroundings(ct, np.zeros_like(lungs), spacing) == []
+
+
+def test_probabilities_as_bytes_are_no_labels(phantom):
+    _, _, lungs, lesion, _ = phantom
+    probability = ndimage.gaussian_filter(lesion.astype(float), 1.5)
+    (finding,) = check_label_values(np.rint(255 * probability).astype(np.uint8))
+    assert finding.refused
+    assert "no labels" in finding.text
+    # Labels of many regions: blocks that touch, lungs, and 200 lesions of a voxel each.
+    z, y, x = np.indices(lungs.shape)
+    blocks = (1 + z // 8 + 4 * (y // 16) + 16 * (x // 16)).astype(np.uint8)
+    single = np.zeros_like(lungs)
+    single.reshape(-1)[::331][:200] = np.arange(1, 201)
+    for labels in (blocks, lungs, lesion, single, np.zeros_like(lungs)):
+        assert check_label_values(labels) == []
+
+
+def test_a_lesion_that_resizing_would_lose_stays(tmp_path, phantom):
+    """Single voxels, of which the nearest voxels of the crop keep one in eight or none."""
+    _, ct, lungs, _, _ = phantom
+    rng = np.random.default_rng(0)
+    cropper = LungMaskCrop(size=(16, 32, 32))
+    scan, given = write(tmp_path / "scan.nii.gz", ct), write(tmp_path / "lungs.nii.gz", lungs)
+    for place in rng.permutation(np.argwhere(lungs > 0))[:25]:
+        lesion = np.zeros_like(lungs)
+        lesion[tuple(place)] = 1
+        *_, crop = cropper.crop(scan, write(tmp_path / "lesion.nii.gz", lesion), given)
+        assert pixels(crop).sum() >= 1
+        # Within half a voxel of the crop, along each axis.
+        (found,) = np.argwhere(pixels(crop))[:1]
+        distance = np.subtract(crop.TransformIndexToPhysicalPoint(found[::-1].tolist()), _point(scan, place))
+        assert (np.abs(distance) <= 0.5 * np.array(crop.GetSpacing()) + 1e-3).all()
+
+
+def _point(path, place):
+    return sitk.ReadImage(str(path)).TransformIndexToPhysicalPoint(place[::-1].tolist())
+
+
+def test_cropping_reports_findings(tmp_path, phantom, caplog):
+    _, ct, lungs, *_ = phantom
+    scan, given = write(tmp_path / "scan.nii.gz", ct), write(tmp_path / "lungs.nii.gz", lungs)
+    outside = write(tmp_path / "lesion.nii.gz", (lungs == 0).astype(np.uint8))
+    with pytest.raises(VolumeError, match=r"scan\.nii\.gz: 100% of the lesion mask lie outside"):
+        LungMaskCrop(size=(16, 32, 32)).crop(scan, outside, given)
+    caplog.set_level(logging.WARNING)
+    LungMaskCrop(size=(16, 32, 32), accept_outside=True).crop(scan, outside, given)
+    assert "100% of the lesion mask lie outside" in caplog.text
+    large = write(tmp_path / "large.nii.gz", ct, spacing=(20.0, 20.0, 20.0))
+    with pytest.raises(VolumeError, match=r"large\.nii\.gz: lungs of [\d.]+ l are impossible"):
+        LungMaskCrop(lambda _: lungs, (16, 32, 32)).crop(large)
+    LungMaskCrop(size=(16, 32, 32)).crop(
+        scan, write(tmp_path / "all.nii.gz", np.where(lungs > 0, 3, 0).astype(np.uint8)), given
+    )
+    assert "(labels 3) covers 100% of the lungs" in caplog.text
