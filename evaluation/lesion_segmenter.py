@@ -98,7 +98,7 @@ def prepare_scan(
     if values.min() == values.max():
         raise VolumeError(f"{scan}: all voxels in the box around its lungs have one value; leave the scan out")
     # A lung finder labels the sides; given masks may not.
-    labels = labels if lungs is None else with_sides(labels, ct, name)
+    labels = labels if lungs is None else with_sides(labels, ct, scan)
     return RawScan(ct, labels, image, lung, time.monotonic() - start)
 
 
