@@ -138,14 +138,27 @@ def make_splits(
             splits[of_side.get(sides[group][0], LEFT_OUT)].append(case_id)
         for key in keys:
             number = round(amounts[key] * len(ids)) if isinstance(amounts[key], float) else amounts[key]
-            wanted, left = number - len(splits[key]), sum(map(len, free.values()))
+            asked = wanted = number - len(splits[key])
+            left = sum(map(len, free.values()))
             if wanted > left:
                 raise CohortError(f"{key} asks for {number} scans, {left} of {len(ids)} are left; ask for fewer")
-            for group, members in list(free.items()):
-                if len(members) <= wanted:
-                    wanted -= len(members)
-                    splits[key] += free.pop(group)
-                    sides[group] = side_of(key), members[0]
+            for group in list(free):
+                taken = free[group]
+                if side_of(key) == side_of(rest):  # the others of the group go there
+                    taken = taken[: max(wanted, 0)]
+                # A group that is too large is taken where there would be no scan otherwise.
+                elif len(taken) > wanted and (
+                    splits[key] or wanted <= 0 or any(len(f) <= wanted for f in free.values())
+                ):
+                    continue
+                if taken:
+                    wanted -= len(taken)
+                    splits[key] += taken
+                    sides[group] = side_of(key), taken[0]
+                    free[group] = free[group][len(taken) :]
+            free = {group: members for group, members in free.items() if members}
+            if wanted < 0 < asked:
+                log.warning("%s has %d scan(s) more than asked for: those of a patient stay together", key, -wanted)
             if wanted > 0:
                 log.warning(
                     "%s has %d scan(s) fewer than asked for, since scans of a patient stay together", key, wanted

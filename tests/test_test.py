@@ -350,7 +350,7 @@ def test_two_processes_write_the_files_of_one(config, model, raw, tmp_path):
         files = [p for p in output.rglob("*") if p.is_file() and p.name not in OF_A_RUN and "ledger" not in p.parts]
         written.append({p.relative_to(output): p.read_bytes() for p in files})
     assert printed[0] == printed[1]
-    assert len(written[0]) == 3 * 3 + 4
+    assert len(written[0]) == 4 * 3 + 4  # figure, mask, probabilities and view of each scan
     # Where arrays lie in memory differs from process to process, and with it, now and then, the last bit of a float.
     probabilities = [{name for name in files if name.parent.name == "probabilities"} for files in written]
     assert len(probabilities[0]) == 3

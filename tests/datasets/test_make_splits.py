@@ -164,6 +164,16 @@ def test_crops_of_the_same_ct_stay_together(root, seed, capsys):
     assert "TEST has 1 scan(s) fewer than asked for" in err
 
 
+def test_where_all_patients_have_two_scans_one_is_labelled_and_tests_are_not_empty(caplog):
+    groups = {case_id: case_id[0] + str(int(case_id[1:]) // 2) for case_id in LABELLED + UNLABELLED + HEALTHY}
+    amounts = {"LABELED": 1, "VALID": 1, "VALIDWL": 0, "VALIDH": 0, "TEST": 2, "TESTH": 0}
+    splits = make_splits(LABELLED, UNLABELLED, HEALTHY, amounts, np.random.default_rng(0), groups)
+    assert (len(splits["LABELED"]), len(splits["VALID"]), len(splits["TEST"])) == (1, 2, 2)
+    assert len({groups[case_id] for case_id in splits["VALID"]}) == 1
+    assert "VALID has 1 scan(s) more than asked for" in caplog.text
+    assert sorted(case_id for ids in splits.values() for case_id in ids) == sorted(groups)
+
+
 @pytest.mark.fault("two CTs of a patient")
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_scans_of_a_patient_stay_together(root, tmp_path, separator, capsys):
