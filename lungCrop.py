@@ -36,18 +36,7 @@ from datasets.cohort import CROPS, FOLDERS
 from datasets.crop import LungMaskCrop
 from datasets.crop_scans import Masks, crop_options, crop_scan, given_lung_masks, keep_apart, masks_of_scans
 from datasets.scan import Scan
-from datasets.scan_options import (
-    add_crop_size,
-    add_grey_window,
-    add_lungs,
-    add_reading,
-    add_segments,
-    add_window,
-    check_size,
-    check_window,
-    chosen_lungs,
-    chosen_reading,
-)
+from datasets.scan_options import add_scan_options, check_size, check_window, chosen_lungs, chosen_reading
 from datasets.scans import files_of, find_scans
 from utils import distributed
 from utils.cli import add_device, add_part, add_quiet, new_parser, run, start_logging
@@ -66,13 +55,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--labels", type=Path, nargs="+", default=[], metavar="DIR", help="lesion labels, named like their scans"
     )
-    add_segments(parser)
+    add_scan_options(parser, "segments")
     parser.add_argument("--dry-run", action="store_true", help="print which files belong together, write nothing")
-    add_lungs(parser)
-    add_crop_size(parser)
-    add_window(parser)
-    add_grey_window(parser)
-    add_reading(parser)
+    add_scan_options(
+        parser, "lungs", "lungmask-model", "weights", "size", "window", "grey-window", "series", "max-voxels"
+    )
     parser.add_argument("--overwrite", action="store_true", help="crop scans again that are done")
     add_part(parser)
     add_device(parser)

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from datasets.pairs import match_masks
-from datasets.scan_options import add_reading, chosen_reading
+from datasets.scan_options import add_scan_options, chosen_reading
 from datasets.scans import files_of, find_scans, result_name
 from datasets.volumes import write_volume
 from evaluation.metrics import THRESHOLD
@@ -41,7 +41,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--masks", type=Path, required=True, metavar="PRED", help="folder of cropped masks")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the full-size masks")
     parser.add_argument("--threshold", type=float, default=THRESHOLD, help="probabilities above it are lesion")
-    add_reading(parser)
+    add_scan_options(parser, "series", "max-voxels")
     add_quiet(parser)
     options = parser.parse_args(arguments)
     if not 0 <= options.threshold < 1:

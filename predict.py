@@ -40,7 +40,7 @@ import torch
 from datasets.crop import CROP_SIZE
 from datasets.crop_scans import Masks, given_lung_masks, keep_apart
 from datasets.scan import Scan
-from datasets.scan_options import add_grey_window, add_lungs, add_reading, check_window, chosen_lungs, chosen_reading
+from datasets.scan_options import add_scan_options, check_window, chosen_lungs, chosen_reading
 from datasets.scans import files_of, find_scans
 from datasets.window import WINDOW
 from evaluation.burden import NOTICE
@@ -84,9 +84,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         help=f"probabilities above it are lesion (default: that of the segmenter's file, or {THRESHOLD})",
     )
-    add_lungs(parser)
-    add_grey_window(parser)
-    add_reading(parser)
+    add_scan_options(parser, "lungs", "lungmask-model", "weights", "grey-window", "series", "max-voxels")
     parser.add_argument(
         "--size",
         type=int,

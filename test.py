@@ -33,7 +33,7 @@ import torch
 
 from configs.settings import Settings, read_settings
 from datasets.cohort import HELD_OUT, TRAINING, WITH_LESION, Case, notes_of, read_cohort_of
-from datasets.scan_options import add_reading, add_segments, chosen_reading
+from datasets.scan_options import add_scan_options, chosen_reading
 from evaluation.metrics import THRESHOLD
 from evaluation.results import FIGURES, FOLDERS, check_folder, finish, ledger_of, read_views
 from evaluation.surface import TOLERANCE_MM
@@ -93,8 +93,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--labels", type=Path, nargs="+", metavar="DIR", help="lesion labels of the raw scans, named like them"
     )
-    add_segments(parser)
-    add_reading(parser)
+    add_scan_options(parser, "segments", "series", "max-voxels")
     add_published_crops(parser)
     parser.add_argument("--no-report", dest="report", action="store_false", help="leave out report.html")
     add_part(parser)

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import torch
 
 from datasets.lungs import load_lungmask, segment_by_threshold
-from utils.checksums import sha256
+from utils.files import sha256
 
 FindLungs = Callable[[sitk.Image], np.ndarray]
 """From a CT in HU to lung labels, uint8 (z, y, x): 0 outside, 1 right, 2 left."""

@@ -12,92 +12,58 @@ from datasets.lung_finders import LUNG_FINDERS, Lungs
 from datasets.volumes import Reading
 from datasets.window import WINDOW
 
-
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Add ``--series`` and ``--max-voxels``: which volumes are read."""
-    add_series(parser)
-    parser.add_argument(
-        "--max-voxels",
-        type=int,
-        default=MAX_VOXELS,
-        metavar="N",
-        help=f"refuse larger volumes before taking memory for them (default {MAX_VOXELS}, 512x512x2048)",
-    )
-
-
-def add_series(parser: argparse.ArgumentParser) -> None:
-    """Add ``--series``, the choice among the CT series of a study."""
-    parser.add_argument(
-        "--series",
-        metavar="UID|NUMBER|TEXT",
-        help="of a study with several CT series, take the one with this SeriesInstanceUID, SeriesNumber, acquisition, "
-        "kernel or part of its SeriesDescription (default: by the rules in docs/data.md)",
-    )
-
-
-def add_grey_window(parser: argparse.ArgumentParser) -> None:
-    """Add ``--grey-window``, for CTs that are no longer in HU."""
-    parser.add_argument(
-        "--grey-window",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="map CTs of 0..255, 0..1 or -1..1 back to HU, of which LOW and HIGH became the ends of that scale "
+_OPTIONS = {
+    "series": {
+        "metavar": "UID|NUMBER|TEXT",
+        "help": "of a study with several CT series, take the one with this SeriesInstanceUID, SeriesNumber, "
+        "acquisition, kernel or part of its SeriesDescription (default: by the rules in docs/data.md)",
+    },
+    "max-voxels": {
+        "type": int,
+        "default": MAX_VOXELS,
+        "metavar": "N",
+        "help": f"refuse larger volumes before taking memory for them (default {MAX_VOXELS}, 512x512x2048)",
+    },
+    "grey-window": {
+        "type": float,
+        "nargs": 2,
+        "metavar": ("LOW", "HIGH"),
+        "help": "map CTs of 0..255, 0..1 or -1..1 back to HU, of which LOW and HIGH became the ends of that scale "
         "(CovidSeg's Radiopaedia: -1250 250)",
-    )
+    },
+    "segments": {
+        "nargs": "+",
+        "metavar": "NAME",
+        "help": "segments that are lesion in .seg.nrrd labels with several (default: those whose name says lesion)",
+    },
+    "lungs": {
+        "default": "lungmask",
+        "metavar": "|".join((*LUNG_FINDERS, "DIR")),
+        "help": "how the lungs are found: the network of lungmask (default), thresholding, or masks in a folder",
+    },
+    "lungmask-model": {"default": "R231", "help": "model of lungmask (default R231)"},
+    "weights": {"type": Path, "metavar": "FILE", "help": "weights of lungmask, if they cannot be downloaded"},
+    "size": {
+        "type": int,
+        "nargs": 3,
+        "default": CROP_SIZE,
+        "metavar": ("DEPTH", "HEIGHT", "WIDTH"),
+        "help": "voxels of a crop (default {} {} {})".format(*CROP_SIZE),
+    },
+    "window": {
+        "type": float,
+        "nargs": 2,
+        "default": WINDOW,
+        "metavar": ("LOW", "HIGH"),
+        "help": "HU that become 0 and 255, as in IMAGE.WINDOW of the settings (default {:g} {:g})".format(*WINDOW),
+    },
+}
 
 
-def add_segments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--segments``, the segments of Slicer's segmentations that count."""
-    parser.add_argument(
-        "--segments",
-        nargs="+",
-        metavar="NAME",
-        help="segments that are lesion in .seg.nrrd labels with several (default: those whose name says lesion)",
-    )
-
-
-def add_lungs(parser: argparse.ArgumentParser) -> None:
-    """Add ``--lungs``, ``--lungmask-model`` and ``--weights``: how lungs are found."""
-    parser.add_argument(
-        "--lungs",
-        default="lungmask",
-        metavar="|".join((*LUNG_FINDERS, "DIR")),
-        help="how the lungs are found: the network of lungmask (default), classical thresholding, or masks in a folder",
-    )
-    add_lungmask(parser)
-
-
-def add_lungmask(parser: argparse.ArgumentParser) -> None:
-    """Add ``--lungmask-model`` and ``--weights``."""
-    parser.add_argument("--lungmask-model", default="R231", help="model of lungmask (default R231)")
-    parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="weights of lungmask, if they cannot be downloaded"
-    )
-
-
-def add_crop_size(parser: argparse.ArgumentParser) -> None:
-    """Add ``--size``, the size of the crops."""
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=3,
-        default=CROP_SIZE,
-        metavar=("DEPTH", "HEIGHT", "WIDTH"),
-        help="voxels of a crop (default {} {} {})".format(*CROP_SIZE),
-    )
-
-
-def add_window(parser: argparse.ArgumentParser) -> None:
-    """Add ``--window``, the HU window of the crops."""
-    parser.add_argument(
-        "--window",
-        type=float,
-        nargs=2,
-        default=WINDOW,
-        metavar=("LOW", "HIGH"),
-        help="HU that become 0 and 255, as in IMAGE.WINDOW of the settings (default {:g} {:g})".format(*WINDOW),
-    )
+def add_scan_options(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add options by name: ``series``, ``max-voxels``, ``grey-window``, ``segments``, ``lungs``, ``size``, ...."""
+    for name in names:
+        parser.add_argument(f"--{name}", **_OPTIONS[name])
 
 
 def check_size(parser: argparse.ArgumentParser, size: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -115,9 +81,8 @@ def check_window(parser: argparse.ArgumentParser, option: str, window: tuple[flo
 
 
 def chosen_reading(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Reading:
-    """How raw scans are read, from the options of `add_reading` and `add_grey_window`."""
-    window = getattr(options, "grey_window", None)
-    segments = getattr(options, "segments", None)
+    """How raw scans are read, from the options."""
+    window, segments = getattr(options, "grey_window", None), getattr(options, "segments", None)
     return Reading(
         options.max_voxels,
         options.series,
@@ -127,5 +92,5 @@ def chosen_reading(parser: argparse.ArgumentParser, options: argparse.Namespace)
 
 
 def chosen_lungs(options: argparse.Namespace) -> Lungs:
-    """Where lung masks come from, from the options of `add_lungs`."""
+    """Where lung masks come from, from the options."""
     return Lungs(options.lungs, options.lungmask_model, options.weights)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import fcntl
+import hashlib
 import io
 import logging
 import os
@@ -89,6 +90,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             raise
     with suppress(OSError):  # as in `atomic_write`
         _to_disk(path.absolute().parent)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -34,7 +34,7 @@ from pydantic import BaseModel
 
 from utils import distributed
 from utils.errors import FolderError, GasnetError
-from utils.files import write_text
+from utils.files import sha256, write_text
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ class Ledger:
         yield facts
         for name in before.keys() - set(names):
             (self.folder / name).unlink(missing_ok=True)
-        write({name: _sha256(path) for name, path in zip(names, files, strict=True)})
+        write({name: sha256(path) for name, path in zip(names, files, strict=True)})
 
     def check(self, case_id: str, files: Iterable[Path]) -> None:
         """Check that files of a result may be replaced.
@@ -236,7 +236,7 @@ class Ledger:
                 continue
             if state is None:
                 problem = "was not written by this command, and is not replaced"
-            elif _sha256(path) != state:
+            elif sha256(path) != state:
                 problem = "was changed since this command wrote it, and is not replaced"
             else:
                 continue
@@ -342,7 +342,7 @@ def _normal(path: Path) -> Path:
 def _source_of(paths: Sequence[Path]) -> Source:
     digest = hashlib.sha256()
     for path in sorted(paths):
-        digest.update(_sha256(path).encode())
+        digest.update(sha256(path).encode())
     return Source(str(_first(paths)), _sample(paths), digest.hexdigest()[:32])
 
 
@@ -363,11 +363,6 @@ def _sample(paths: Sequence[Path]) -> str:
                 file.seek(max(start, 0))
                 digest.update(file.read(share))
     return digest.hexdigest()[:32]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @cache

@@ -45,7 +45,7 @@ from datasets.public.lists import chosen_labels, make_lists, natural
 from datasets.public.protocol import lesion_note, read_rules, report_path
 from datasets.public.report import as_text, report_of
 from datasets.public.sets import GREY_WINDOW, Labels, PublicSet
-from datasets.scan_options import add_crop_size, add_lungmask, check_size
+from datasets.scan_options import add_scan_options, check_size
 from datasets.volumes import Reading
 from utils import distributed
 from utils.cli import add_device, add_quiet, new_parser, run, start_logging
@@ -210,7 +210,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="the masks of the set (default of covidseg and medseg), the network of lungmask (the published way, and "
         "default of mosmed, which has no lung masks), or thresholds",
     )
-    add_lungmask(parser)
+    add_scan_options(parser, "lungmask-model", "weights")
     add_device(parser)
     parser.add_argument(
         "--lesion-labels",
@@ -236,7 +236,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     for option, what in HELD_OUT.items():
         parser.add_argument(f"--{option}", type=_count, default=0, metavar="N", help=f"{what} (default 0)")
     parser.add_argument("--seed", type=_count, default=0, help="random seed of the held-out scans (default 0)")
-    add_crop_size(parser)
+    add_scan_options(parser, "size")
     parser.add_argument("--overwrite", action="store_true", help="crop existing scans again")
     add_quiet(parser)
     options = parser.parse_args(arguments)
