@@ -153,10 +153,12 @@ class Ledger:
         for role, paths in recipe.sources.items():
             before = entry.sources.get(role)
             if before is None or not _is_same(before, paths):
-                if role == "scan" and before and before.path != str(_first(paths)) and os.path.lexists(before.path):
+                first = _first(paths)
+                moved = before is not None and Path(before.path).parent != first.parent
+                if role == "scan" and moved and os.path.lexists(before.path):
                     raise FolderError(
-                        f"{case_id}: {self.folder} has the result of {before.path}, {_first(paths)} is another scan of "
-                        "this name; choose another --output for it, or replace the result with --overwrite"
+                        f"{case_id}: {self.folder} has the result of {before.path}, {first} is another scan of this "
+                        "name; choose another --output for it, or replace the result with --overwrite"
                     )
                 return f"other {role}"
         if gone := entry.sources.keys() - recipe.sources.keys():

@@ -12,54 +12,46 @@ from utils.errors import SettingsError
 
 _LARGEST_FILE = 2**20
 _LONGEST_NUMBER = 40
-_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_EXPECTED = "expected a YAML file such as configs/Gan.yaml"
 
 
-class StrictLoader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):
     """A SafeLoader without aliases, tags, repeated keys and very long numbers; ``1e-4`` is a number, as in YAML 1.2.
 
-    Aliases let a short text expand to gigabytes, and tags can construct arbitrary objects.
+    Aliases let a short text expand to gigabytes, and tags can construct objects.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Refuse anchors, aliases and tags."""
         event = self.peek_event()
         for given, what in ((event.anchor, "anchors (&) and aliases (*)"), (getattr(event, "tag", None), "tags (!)")):
             if given is not None:
-                raise yaml.MarkedYAMLError(problem=f"{what} are not supported", problem_mark=event.start_mark)
+                _refuse(f"{what} are not supported", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_scalar(self, node: yaml.Node) -> Any:
-        """Refuse very long numbers."""
-        if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
-            raise yaml.MarkedYAMLError(
-                problem=f"a number of {len(node.value)} characters", problem_mark=node.start_mark
-            )
+        if node.tag.endswith((":int", ":float")) and len(node.value) > _LONGEST_NUMBER:
+            _refuse(f"a number of {len(node.value)} characters", node.start_mark)
         return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse keys that are not words, and repeated keys."""
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                problem = f"the key {shorten(repr(key))} is not a word"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+                _refuse(f"the key {shorten(repr(key))} is not a word", node.start_mark)
             if key in seen:
-                self.repeated_key(key, key_node.start_mark)
+                _refuse(f"the key {shorten(key)} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
-    def repeated_key(self, key: str, mark: yaml.Mark) -> None:
-        """Refuse a key that its mapping holds already."""
-        raise yaml.MarkedYAMLError(problem=f"the key {shorten(key)} is given twice", problem_mark=mark)
 
-
-StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
+
+
+def _refuse(problem: str, mark: yaml.Mark) -> None:
+    raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
 def read_text(path: Path) -> str:
@@ -72,28 +64,27 @@ def read_text(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(_LARGEST_FILE + 1)
         if len(content) > _LARGEST_FILE:
-            raise SettingsError(f"{path}: larger than 1 MB; expected a YAML file such as configs/Gan.yaml")
+            raise SettingsError(f"{path}: larger than 1 MB; {_EXPECTED}")
         return content.decode()
     except UnicodeDecodeError:
-        raise SettingsError(f"{path}: not UTF-8 text; expected a YAML file such as configs/Gan.yaml") from None
+        raise SettingsError(f"{path}: not UTF-8 text; {_EXPECTED}") from None
     except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}; expected a YAML file such as configs/Gan.yaml") from None
+        raise SettingsError(f"{path}: {error.strerror}; {_EXPECTED}") from None
 
 
-def parse_yaml(text: str, source: str, loader: type[StrictLoader] = StrictLoader) -> Any:
+def parse_yaml(text: str, source: str) -> Any:
     """Parse YAML of plain values.
 
     Args:
         text: YAML.
         source: where the text comes from, for error messages.
-        loader: a variant of the loader.
 
     Raises:
         SettingsError: the text is not valid YAML, nests too deeply, or uses anchors, aliases, tags, repeated keys,
             keys that are not words, or numbers of more than 40 characters.
     """
     try:
-        return yaml.load(text, Loader=loader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         problem = shorten(str(error.problem or error.context), 200)
