@@ -27,7 +27,6 @@ from datasets.choice import choose_series
 from datasets.dicom import Other, Slice, is_dicom_file, read_slices, short_hash
 from datasets.pairs import is_mask_name, mask_of
 from datasets.scan import Scan
-from datasets.scan_options import add_scan_options
 from datasets.series import Series, common_folder, group_series, step_mm, studies_of
 from datasets.volumes import DEFAULT, Reading, as_ct, is_volume_file, volume_id
 from utils.cli import add_quiet, new_parser, run, start_logging
@@ -515,6 +514,8 @@ def result_name(case_id: str, scan: Scan) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m datasets.scans``."""
+    from datasets.scan_options import add_scan_options  # which imports cropping, and that this module
+
     parser = new_parser(__doc__, "python -m datasets.scans")
     parser.add_argument("input", type=Path, nargs="+", metavar="INPUT", help="CT files, or folders of them")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the index as CSV")
