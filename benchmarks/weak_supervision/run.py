@@ -25,13 +25,13 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.records import as_json
 from benchmarks.weak_supervision.cohort import SIZES, write_cohort
 from benchmarks.weak_supervision.judgement import judge
 from benchmarks.weak_supervision.rows import ROWS, SCALES, row_settings
-from benchmarks.weak_supervision.trivial import THRESHOLDS, best_threshold
 from configs.settings import Settings, read_settings
 from datasets.cohort import read_cohort
 from datasets.window import WINDOW
@@ -55,6 +55,9 @@ log = logging.getLogger(__name__)
 
 _CHANGED_NOTHING = ("SPEED.KEEP_MEMORY", "SPEED.CHANNELS_LAST", "IMAGE.AUGMENT_ON", "INTERVAL.JUDGE")
 """Settings of earlier versions that changed no result; AUGMENT_ON was only ever ``loader``."""
+
+THRESHOLDS = np.linspace(0.02, 0.98, 49)
+"""Probabilities to choose a threshold from."""
 
 
 def result_path(output: Path, name: str, seed: int) -> Path:
@@ -115,6 +118,17 @@ def load_trained(settings: Settings, checkpoint: str, device: torch.device | Non
     return (segmenter if device is None else place(segmenter, device)), trained_on.normalization
 
 
+def best_threshold(probabilities: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> float:
+    """The one of `THRESHOLDS` with the highest mean Dice over scans with lesion."""
+
+    def mean_dice(threshold: float) -> float:
+        pairs = zip(probabilities, truths, strict=True)
+        masks = [(found > threshold, truth) for found, truth in pairs]
+        return float(np.mean([2 * (mask & truth).sum() / (mask.sum() + truth.sum()) for mask, truth in masks]))
+
+    return float(max(THRESHOLDS, key=mean_dice))
+
+
 def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
     """Score the selected segmenter on the test scans.
 
@@ -127,7 +141,7 @@ def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
     names = {"VALID": split.valid, "TEST": split.test, "TESTH": split.testh}
     cohort = read_cohort(settings.dataset.root, names, settings.image.size)
     known = list(predict_cohort(segmenter, cohort.pop("VALID"), "VALID", normalization))
-    threshold = float(best_threshold([p.probability for p in known], [p.volumes.lesion > 0 for p in known], THRESHOLDS))
+    threshold = best_threshold([p.probability for p in known], [p.volumes.lesion > 0 for p in known])
     scores = [
         prediction.score
         for key, cases in cohort.items()

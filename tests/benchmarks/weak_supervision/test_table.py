@@ -1,10 +1,8 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.weak_supervision import plots, table
 from benchmarks.weak_supervision.table import (
     CLAIMS,
     as_markdown,
@@ -94,19 +92,3 @@ def test_results_are_read_in_table_order_and_a_damaged_one_is_named(tmp_path):
     path.write_text("[1")
     with pytest.raises(GasnetError, match=r"s-1_seed_0\.json: not a result of this benchmark"):
         read_results(tmp_path)
-
-
-def test_shown_scans_are_selected_by_lesion_volume():
-    rows = [{"id": f"l{n}", "kind": "lesion", "true_ml": 100 - n} for n in range(11)]
-    rows += [{"id": "h0", "kind": "no lesion", "true_ml": 0}, {"id": "h1", "kind": "no lesion", "true_ml": 0}]
-    assert plots.scans_to_show(rows) == ["l9", "l5", "l1", "h0"]
-
-
-@pytest.mark.parametrize("size", ["small", "long"])
-def test_the_tracked_results_give_the_published_tables(size, tmp_path):
-    benchmarks = Path(table.__file__).parents[1]
-    (tmp_path / "results").symlink_to(benchmarks / "results" / "weak_supervision" / size)
-    readme = (benchmarks / "weak_supervision" / "README.md").read_text().splitlines()
-    lines = as_markdown(read_results(tmp_path)).splitlines()
-    assert len(lines) > 10
-    assert [line for line in lines if line.startswith("| ") and line not in readme] == []
