@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from reports.cases import CaseView
-from utils.files import atomic_write, wait_for_lock
+from reports.views import View, read_view
+from utils.files import wait_for_lock, write_text
 from utils.ledger import LEDGER, Entry, Ledger, Recipe
 
 log = logging.getLogger(__name__)
@@ -31,18 +32,17 @@ def view_path(output: Path, case_id: str) -> Path:
     return output / VIEWS / f"{case_id}.view"
 
 
-def write_view(view: CaseView, output: Path) -> None:
+def write_view(view: View, output: Path) -> None:
     """Write what the report shows of a scan."""
-    with atomic_write(view_path(output, view.id)) as temporary:
-        temporary.write_bytes(view.to_bytes())
+    write_text(view_path(output, view["id"]), json.dumps(view, separators=(",", ":")))
 
 
-def read_views(output: Path, ids: Iterable[str]) -> list[CaseView]:
+def read_views(output: Path, ids: Iterable[str]) -> list[View]:
     """What the report shows of scans; those without a readable view are left out."""
     views = []
     for case_id in ids:
         try:
-            views.append(CaseView.from_bytes(view_path(output, case_id).read_bytes()))
+            views.append(read_view(view_path(output, case_id).read_bytes()))
         except (OSError, ValueError):
             log.warning("%s: not readable, and not in the report", view_path(output, case_id))
     return views

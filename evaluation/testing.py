@@ -34,7 +34,7 @@ from evaluation.results import FIGURES, MASKS, PROBABILITIES, ledger_of, view_pa
 from models import Generator, Segmenter
 from models.generator import generate_scan
 from models.objectives import synthesise
-from reports.cases import CaseView, ReportCase, encode_case
+from reports.cases import ReportCase, View, encode_case
 from utils.errors import GasnetError, VolumeError
 from utils.files import as_csv, write_text
 from utils.ledger import Entry, Recipe
@@ -206,7 +206,7 @@ def save_prediction_figure(
     save_case_figure(columns, slice_to_show(volumes.lesion, prediction.mask), y / x, path)
 
 
-def view_of(prediction: Prediction, window: tuple[float, float]) -> CaseView:
+def view_of(prediction: Prediction, window: tuple[float, float]) -> View:
     """Encode a tested scan for the report.
 
     Args:

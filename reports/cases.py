@@ -14,9 +14,9 @@ import numpy as np
 
 from reports.page import MINUS, write_page
 from reports.plots import cohort_plots
-from reports.views import CaseView, ReportCase, encode_case
+from reports.views import ReportCase, View, encode_case
 
-__all__ = ["CaseView", "Column", "ReportCase", "encode_case", "write_case_report"]
+__all__ = ["Column", "ReportCase", "View", "encode_case", "write_case_report"]
 
 MISSING = "\N{EN DASH}"
 
@@ -26,7 +26,7 @@ class Column:
     """A column of the table.
 
     Attributes:
-        key: key in `CaseView.values`.
+        key: key in the values of a `View`.
         title: heading.
         unit: unit, shown beside the heading.
         digits: decimal places.
@@ -41,7 +41,7 @@ class Column:
 
 
 def write_case_report(
-    path: Path, title: str, columns: Sequence[Column], views: Sequence[CaseView], facts: Mapping[str, str]
+    path: Path, title: str, columns: Sequence[Column], views: Sequence[View], facts: Mapping[str, str]
 ) -> None:
     """Write the page of a cohort atomically.
 
@@ -59,11 +59,11 @@ def write_case_report(
     """
     given = {column.key: column for column in columns}
     used = [given.get("id", Column("id", "Case"))]
-    used += [c for c in columns if c.key != "id" and any(view.values.get(c.key) is not None for view in views)]
-    numeric = {c.key: not any(isinstance(view.values.get(c.key), str) for view in views) for c in used[1:]}
+    used += [c for c in columns if c.key != "id" and any(view["values"].get(c.key) is not None for view in views)]
+    numeric = {c.key: not any(isinstance(view["values"].get(c.key), str) for view in views) for c in used[1:]}
     headings = [{**asdict(column), "numeric": numeric.get(column.key, False)} for column in used]
     rows = [
-        [_cell(column, view.id if column.key == "id" else view.values.get(column.key)) for column in used]
+        [_cell(column, view["id"] if column.key == "id" else view["values"].get(column.key)) for column in used]
         for view in views
     ]
     write_page(
@@ -76,16 +76,16 @@ def write_case_report(
         helps=[column for column in headings if column["help"]],
         rows=rows,
         first=first_to_show(views),
-        figures=cohort_plots([view.values for view in views]),
-        cases=[_embedded(view) for view in views],
+        figures=cohort_plots([view["values"] for view in views]),
+        cases=[{key: part for key, part in view.items() if key != "values"} for view in views],
         facts=facts,
     )
 
 
-def first_to_show(views: Sequence[CaseView]) -> int:
+def first_to_show(views: Sequence[View]) -> int:
     """Index of the case with the median Dice, the lower one of two; 0 if no case has one."""
     dice = sorted(
-        (view.values["dice"], number) for number, view in enumerate(views) if view.values.get("dice") is not None
+        (view.values["dice"], number) for number, view in enumerate(views) if view["values"].get("dice") is not None
     )
     return dice[(len(dice) - 1) // 2][1] if dice else 0
 
@@ -104,9 +104,3 @@ def _cell(column: Column, value: str | float | None) -> dict[str, object]:
         }
     digits = 0 if isinstance(value, int) else column.digits
     return {"text": f"{value:.{digits}f}".replace("-", MINUS), "value": repr(value), "numeric": True}
-
-
-def _embedded(view: CaseView) -> dict[str, object]:
-    content = asdict(view)
-    del content["values"]
-    return content

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from reports.cases import CaseView, Column, write_case_report
+from reports.cases import Column, View, write_case_report
 
 COLUMNS = (
     Column("id", "Scan"),
@@ -32,7 +32,7 @@ COLUMNS = (
 )
 
 
-def write_score_report(path: Path, views: Sequence[CaseView], facts: Mapping[str, str]) -> None:
+def write_score_report(path: Path, views: Sequence[View], facts: Mapping[str, str]) -> None:
     """Write the page of a test atomically.
 
     Args:

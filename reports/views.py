@@ -10,7 +10,8 @@ import base64
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -70,91 +71,34 @@ class ReportCase:
     values: Values
 
 
-@dataclass(frozen=True)
-class SliceView:
-    """A slice: index in the scan from 0, position of its centre (mm, LPS), picture, and mask unless it is empty."""
+View = dict[str, Any]
+"""A scan as shown on a page, JSON of at most some hundred kilobytes.
 
-    index: int
-    position: float
-    image: str
-    mask: str | None
+    id, values         of the scan and its row of the table
+    truth              whether the reference lesion is known
+    levels             HU and grey values of the pictures, see `LEVELS`
+    planes             axial and coronal, each:
+      name             ``axial`` or ``coronal``
+      size, spacing    width and height of the slices in voxels, and of a voxel in mm
+      first            index, in the scan, of the slice of the other plane that is the top row
+      step             difference of this index to the next row, 1 or -1
+      total, count     slices of the scan, and of the box from which slices were picked
+      every            one of this many neighbouring slices is kept
+      start            index, in `slices`, of the slice to show first
+      slices           index in the scan, position of the centre (mm, LPS), image, and mask unless it is empty
+"""
 
 
-@dataclass(frozen=True)
-class PlaneView:
-    """The slices of one plane.
+def read_view(content: bytes) -> View:
+    """Read a view that was stored as JSON.
 
-    Attributes:
-        name: ``axial`` or ``coronal``.
-        size: width and height of the slices in voxels.
-        spacing: width and height of a voxel in mm.
-        first: index, in the scan, of the slice of the other plane that is the top row.
-        step: difference of this index to the next row, 1 or -1.
-        total: number of slices of the scan.
-        count: number of slices in the box from which slices were picked.
-        every: one of this many neighbouring slices is kept.
-        start: index, in `slices`, of the slice to show first.
-        slices: in the order of the scan.
+    Raises:
+        ValueError: the content is damaged or of another version.
     """
-
-    name: str
-    size: tuple[int, int]
-    spacing: tuple[float, float]
-    first: int
-    step: int
-    total: int
-    count: int
-    every: int
-    start: int
-    slices: tuple[SliceView, ...]
-
-
-@dataclass(frozen=True)
-class CaseView:
-    """A scan as shown on a page; at most some hundred kilobytes.
-
-    Attributes:
-        id: id of the scan.
-        values: row of the table.
-        truth: whether the reference lesion is known.
-        levels: HU and grey values of the pictures, see `LEVELS`.
-        planes: axial and coronal.
-    """
-
-    id: str
-    values: Values
-    truth: bool
-    levels: tuple[tuple[float, int], ...]
-    planes: tuple[PlaneView, ...]
-
-    def to_bytes(self) -> bytes:
-        """Encode the view as JSON in UTF-8, for `from_bytes`."""
-        return json.dumps({"format": _FORMAT, **asdict(self)}, separators=(",", ":")).encode()
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> CaseView:
-        """Decode a view that `to_bytes` encoded.
-
-        Raises:
-            ValueError: the content is damaged or of another version.
-        """
-        try:
-            tree = json.loads(content)
-            if tree.pop("format") != _FORMAT:
-                raise ValueError("of another version")
-            planes = []
-            for plane in tree["planes"]:
-                slices = tuple(SliceView(**one) for one in plane.pop("slices"))
-                pairs = {name: tuple(plane.pop(name)) for name in ("size", "spacing")}
-                planes.append(PlaneView(**plane, **pairs, slices=slices))
-            levels = tuple((hu, grey) for hu, grey in tree["levels"])
-            return cls(**{**tree, "levels": levels, "planes": tuple(planes)})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a view of a case: {error}") from None
-
-    def with_values(self, values: Values) -> CaseView:
-        """Return the view with another row of the table."""
-        return replace(self, values=_plain(values))
+    view = json.loads(content)
+    if not isinstance(view, dict) or view.get("format") != _FORMAT or "planes" not in view:
+        raise ValueError("not a view of a case")
+    return view
 
 
 def to_grey(hu: np.ndarray) -> np.ndarray:
@@ -180,7 +124,7 @@ def pick_slices(lesion: np.ndarray, most: int) -> tuple[list[int], int]:
     return picked, every
 
 
-def encode_case(case: ReportCase) -> CaseView:
+def encode_case(case: ReportCase) -> View:
     """Encode axial and coronal slices of a scan, within the box around its lungs and lesions.
 
     Without a lung mask, the box is that of the body. A crop is shown whole, since its box is the crop itself.
@@ -199,22 +143,29 @@ def encode_case(case: ReportCase) -> CaseView:
     if case.true is not None:
         label += case.true[box].astype(np.uint8) * TRUE
     planes = (_axial(case, box, label), _coronal(case, box, label))
-    return CaseView(case.id, _plain(case.values), case.true is not None, LEVELS, planes)
+    return {
+        "format": _FORMAT,
+        "id": case.id,
+        "values": _plain(case.values),
+        "truth": case.true is not None,
+        "levels": LEVELS,
+        "planes": planes,
+    }
 
 
-def _axial(case: ReportCase, box: Box, label: np.ndarray) -> PlaneView:
+def _axial(case: ReportCase, box: Box, label: np.ndarray) -> View:
     x, y, _ = case.geometry.GetSpacing()
     return _plane(case, box, label, "axial", (x, y), box[1].start, 1)
 
 
-def _coronal(case: ReportCase, box: Box, label: np.ndarray) -> PlaneView:
+def _coronal(case: ReportCase, box: Box, label: np.ndarray) -> View:
     x, _, z = case.geometry.GetSpacing()
     return _plane(case, box, label, "coronal", (x, z), box[0].stop - 1, -1)
 
 
 def _plane(
     case: ReportCase, box: Box, label: np.ndarray, name: str, spacing: tuple[float, float], first: int, step: int
-) -> PlaneView:
+) -> View:
     axis, coordinate = {"axial": (0, 2), "coronal": (1, 1)}[name]
     depth, height, width = label.shape
     size = (width, height if name == "axial" else depth)
@@ -230,7 +181,7 @@ def _plane(
         index = box[axis].start + k
         middle[2 - axis] = index
         slices.append(
-            SliceView(
+            dict(
                 index=index,
                 position=round(float(case.geometry.TransformContinuousIndexToPhysicalPoint(middle)[coordinate]), 2),
                 image=_picture(case.hu[region][::step], pixels),
@@ -240,7 +191,10 @@ def _plane(
     start = int(np.argmax(lesion[picked])) if lesion.any() else len(picked) // 2
     spacing = tuple(round(mm, 6) for mm in spacing)
     total = case.hu.shape[axis]
-    return PlaneView(name, size, spacing, first, step, total, len(lesion), every, start, tuple(slices))
+    return {
+        **{"name": name, "size": size, "spacing": spacing, "first": first, "step": step},
+        **{"total": total, "count": len(lesion), "every": every, "start": start, "slices": slices},
+    }
 
 
 def picture_size(size: tuple[int, int], spacing: tuple[float, float]) -> tuple[int, int]:

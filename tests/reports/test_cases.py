@@ -323,9 +323,9 @@ def test_what_cannot_be_written_leaves_the_page_of_before(report, tmp_path):
 
 def test_the_case_with_the_median_dice_is_shown_first(report, opened):
     view = encode_case(case("b 10", 0))
-    dice = [view.with_values({"dice": value}) for value in (0.9, None, 0.1, 0.5, 0.4)]
+    dice = [{**view, "values": {"dice": value}} for value in (0.9, None, 0.1, 0.5, 0.4)]
     assert first_to_show(dice) == 4
     assert first_to_show(dice[:1] + dice[2:4]) == 2
-    assert first_to_show([view.with_values({"lesion_ml": 3.0})] * 2) == first_to_show([]) == 0
+    assert first_to_show([{**view, "values": {"lesion_ml": 3.0}}] * 2) == first_to_show([]) == 0
     with opened(report) as page:  # Dice of 0.5 and 0.75
         assert page.locator("#case-id").inner_text() == "b 10"
