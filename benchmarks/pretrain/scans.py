@@ -14,8 +14,8 @@ from datasets.phantom.anatomy import Anatomy
 from datasets.phantom.extended import add_confluent_lesions
 from datasets.phantom.frame import Frame
 from datasets.phantom.hard import Body, Hardness, paint_body
+from datasets.phantom.lesions import add_stage_lesions, draw_patient
 from datasets.phantom.sites import Protocol, Site, acquire
-from datasets.phantom.stages import add_stage_lesions, draw_patient
 from datasets.window import map_window
 from utils.files import atomic_write
 
@@ -51,12 +51,8 @@ def paint(seed: int, number: int) -> Body:
     kind = rng.choice(["healthy", "one", "several", "confluent", "both"], p=[0.24, 0.22, 0.2, 0.26, 0.08])
     sets = {"healthy": 0, "one": 1, "several": int(rng.integers(2, MAX_SETS + 1)), "confluent": 0, "both": 2}[kind]
     disease = partial(_several, sets=sets, confluent=kind in ("confluent", "both"))
-    hardness = Hardness(
-        confounders=float(rng.choice([0.0, 0.5, 0.75, 1.0], p=[0.15, 0.15, 0.2, 0.5])),
-        grain=rng.uniform(5, 60),
-        crowding=3.0,
-    )
-    return paint_body(rng, CROP, disease, hardness)
+    hardness = Hardness(confounders=float(rng.choice([0.0, 0.5, 0.75, 1.0], p=[0.15, 0.15, 0.2, 0.5])))
+    return paint_body(rng, CROP, disease, hardness, grain=rng.uniform(5, 60), most_crowded=3.0)
 
 
 def body_path(folder: Path, number: int) -> Path:

@@ -30,7 +30,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from datasets.phantom.hard import HARD, PLAIN_SITE, Crop, Hardness, label_patient, make_crop, site_of
-from datasets.phantom.stages import draw_patient
+from datasets.phantom.lesions import draw_patient
 from datasets.volumes import write_volume
 from datasets.window import map_window
 from utils.cli import add_quiet, new_parser, run, start_logging

@@ -9,16 +9,14 @@ rotated and gently warped, trees of tapering tubes (vessels, bronchi), and corre
 borders, noise).
 """
 
-from datasets.phantom.lesions import LESION_KINDS, LESION_SHARES, MIN_LESION_ML
+from datasets.phantom.lesions import FILLINGS, MIN_LESION_ML, Patient
 from datasets.phantom.make import Phantom, make_phantom, write_phantoms
-from datasets.phantom.variety import Variety
 
 __all__ = [
-    "LESION_KINDS",
-    "LESION_SHARES",
+    "FILLINGS",
     "MIN_LESION_ML",
+    "Patient",
     "Phantom",
-    "Variety",
     "make_phantom",
     "write_phantoms",
 ]

@@ -16,12 +16,12 @@ from datasets.phantom.anatomy import Anatomy, draw_anatomy
 from datasets.phantom.body import height_above_diaphragm
 from datasets.phantom.confounders import EFFUSION, MOTION, Lung, add_confounders, effusion_height, move
 from datasets.phantom.frame import Frame
+from datasets.phantom.lesions import Patient, add_stage_lesions, draw_patient
 from datasets.phantom.lungs import aerated_lung, lung_trees
 from datasets.phantom.make import fill_lungs, paint_thorax
 from datasets.phantom.pose import draw_pose
 from datasets.phantom.shapes import paint
 from datasets.phantom.sites import SITES, acquire, draw_protocol
-from datasets.phantom.stages import Patient, add_stage_lesions, draw_patient
 
 Array = np.ndarray
 
@@ -45,16 +45,12 @@ class Hardness:
         inspiration: lungs from deep inspiration to expiration; otherwise those of the default phantoms.
         confounders: strength of the confounders, 0 to 1; 0 is off.
         stages: different stages of the disease; otherwise one mixture.
-        grain: SD in HU of the texture of aerated lung.
-        crowding: maximum factor of the number of vessels.
     """
 
     sites: bool = True
     inspiration: bool = True
     confounders: float = 1.0
     stages: bool = True
-    grain: float = 60.0
-    crowding: float = 2.0
 
 
 HARD = Hardness()
@@ -105,7 +101,12 @@ class Body:
 
 
 def paint_body(
-    rng: np.random.Generator, size: tuple[int, int, int], disease: Disease | None, hardness: Hardness = HARD
+    rng: np.random.Generator,
+    size: tuple[int, int, int],
+    disease: Disease | None,
+    hardness: Hardness = HARD,
+    grain: float = 60.0,
+    most_crowded: float = 2.0,
 ) -> Body:
     """Paint one body on the grid of a crop around its lungs.
 
@@ -114,12 +115,14 @@ def paint_body(
         size: (z, y, x).
         disease: paints lesions; None for a healthy body.
         hardness: what is switched on; sites and stages are not used.
+        grain: SD in HU of the texture of aerated lung.
+        most_crowded: highest factor of the number of vessels.
     """
     anatomy, level = draw_anatomy(rng), None
     if hardness.inspiration:
         anatomy, level = _breathe(rng, anatomy)
     fissures = rng.uniform(0.5, 2.2) if hardness.inspiration else 1.0
-    crowding = rng.uniform(1.4, hardness.crowding) if hardness.inspiration and rng.random() < 0.5 else 1.0
+    crowding = rng.uniform(1.4, most_crowded) if hardness.inspiration and rng.random() < 0.5 else 1.0
     g = draw_pose(rng, anatomy).crop_frame(anatomy, size)
     thorax = paint_thorax(rng, anatomy, g)
     strength, found = hardness.confounders, []
@@ -129,7 +132,7 @@ def paint_body(
         thorax = replace(thorax, lung=np.maximum(thorax.lung, -fluid))
         found.append("effusion")
     mask, above = thorax.labels(g), height_above_diaphragm(anatomy, g)
-    tissue = aerated_lung(rng, anatomy, g, fissures, hardness.grain)
+    tissue = aerated_lung(rng, anatomy, g, fissures, grain)
     if strength:
         depth = ndimage.distance_transform_edt(np.pad(mask > 0, 1), sampling=g.spacing[::-1])[1:-1, 1:-1, 1:-1]
         found += add_confounders(rng, Lung(g, anatomy, tissue, mask, depth.astype(np.float32), above), strength)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from scipy import ndimage
 
 from datasets.phantom.anatomy import Anatomy
 from datasets.phantom.body import HEART, HEART_REACH, heart_distance, mediastinum_distance
 from datasets.phantom.fields import filtered_noise, smooth_field
 from datasets.phantom.frame import Frame
-from datasets.phantom.shapes import ellipse, ellipsoid, fill_tubes, grow_tree, intersect, smooth_step
+from datasets.phantom.shapes import ellipse, ellipsoid, fill_tubes, grow_tree, intersect
 
 Array = np.ndarray
 
@@ -108,18 +107,3 @@ def lung_trees(
         else np.zeros(mask.shape, np.float32)
         for tubes in (vessels, walls, lumens)
     )
-
-
-def dependent_density(rng: np.random.Generator, mask: Array, g: Frame, most: float) -> Array:
-    """Density increase in HU at the posterior pleura: patchy, gone within one or two centimetres.
-
-    Args:
-        rng: random generator.
-        mask: lungs, non-zero inside.
-        g: voxel grid.
-        most: maximum increase.
-    """
-    depth = ndimage.distance_transform_edt(np.pad(mask > 0, 1), sampling=g.spacing[::-1])[1:-1, 1:-1, 1:-1]
-    patches = np.clip(0.6 + 0.6 * smooth_field(rng, mask.shape, g.spacing, 25), 0, 1.4)
-    fall_off = rng.uniform(5, 11)
-    return rng.uniform(0, most) * patches * np.exp(-depth / fall_off) * smooth_step(g.y, 15, 70)

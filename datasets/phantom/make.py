@@ -12,11 +12,10 @@ from datasets.dicom_export import write_series
 from datasets.phantom import body as parts
 from datasets.phantom.anatomy import Anatomy, draw_anatomy
 from datasets.phantom.frame import Frame, draw_frame
-from datasets.phantom.lesions import add_lesions
-from datasets.phantom.lungs import aerated_lung, dependent_density, lung_distance, lung_trees
-from datasets.phantom.scanner import scan
+from datasets.phantom.lesions import LESION_DENSITY, Patient, add_stage_lesions, draw_patient
+from datasets.phantom.lungs import aerated_lung, lung_distance, lung_trees
 from datasets.phantom.shapes import fill_path, paint
-from datasets.phantom.variety import PLAIN, Variety
+from datasets.phantom.sites import Site, acquire, draw_protocol
 from datasets.volumes import write_volume
 from utils.progress import progress_bar
 
@@ -24,6 +23,9 @@ Array = np.ndarray
 
 SMALLEST_SIDE = 16
 """Minimum number of voxels along each axis."""
+
+SCANNER = Site((1.0, 1.0), (0.5, 0.8), (0.0, 0.0), (14.0, 40.0), 0.55, 0.0, 0.0)
+"""Thin slices, and HU as they should be."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Phantom:
         lung: uint8, 0 outside, 1 right lung (low x), 2 left lung; includes the vessels and lesions inside.
         lesion: uint8, 1 where the lesion density exceeds one half, always inside the lung.
         spacing: voxel size in mm, (x, y, z) as in SimpleITK.
-        kinds: sorted names in `LESION_KINDS` of the lesions; empty for a healthy phantom.
+        kinds: sorted names in `FILLINGS` of the lesions; empty for a healthy phantom.
     """
 
     ct: Array
@@ -129,7 +131,8 @@ def make_phantom(
     rng: np.random.Generator,
     size: tuple[int, int, int] = (64, 128, 128),
     diseased: bool = True,
-    variety: Variety = PLAIN,
+    patient: Patient | None = None,
+    scanner: Site = SCANNER,
 ) -> Phantom:
     """Make one synthetic chest CT.
 
@@ -138,7 +141,8 @@ def make_phantom(
         size: matrix (z, y, x), each at least 16. The field of view is 300..380 mm in plane and 240..320 mm along z
             for every matrix, so the size determines the voxel size.
         diseased: with lesions (at least 2 ml, one to about two dozen) or without.
-        variety: lesion mixture and scanner.
+        patient: lesion kinds of a diseased phantom; None draws one in no particular stage.
+        scanner: scanner.
 
     Returns:
         The CT in HU and its masks; the lungs have 2.5..6.5 l together.
@@ -154,13 +158,13 @@ def make_phantom(
     thorax = paint_thorax(rng, body, g)
     mask = thorax.labels(g)
     tissue = aerated_lung(rng, body, g)
-    if variety.dependent:
-        tissue += dependent_density(rng, mask, g, variety.dependent)
-    lesion, kinds = np.zeros(size, np.uint8), ()
+    density, kinds = np.zeros(size, np.float32), ()
     if diseased:
-        lesion, kinds = add_lesions(rng, tissue, mask, body, g, variety.shares)
+        density, kinds = add_stage_lesions(rng, tissue, mask, body, g, patient or draw_patient(rng, stages=False))
     hu = fill_lungs(thorax, tissue, lung_trees(rng, mask, body, g), body.blood, g)
-    return Phantom(scan(rng, hu, g.spacing, variety), mask, lesion, g.spacing, kinds)
+    ct = np.rint(acquire(rng, hu, g.spacing, scanner, draw_protocol(rng, scanner))).astype(np.int16)
+    lesion = ((density > LESION_DENSITY) & (mask > 0)).astype(np.uint8)
+    return Phantom(ct, mask, lesion, g.spacing, kinds)
 
 
 def _to_image(array: Array, spacing: tuple[float, float, float]) -> sitk.Image:

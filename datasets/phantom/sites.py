@@ -1,4 +1,4 @@
-"""The scanners of the hard cohort: sites that differ in slice thickness, sharpness, noise and HU scale."""
+"""Scanners: sites that differ in slice thickness, sharpness, noise and HU scale."""
 
 from __future__ import annotations
 

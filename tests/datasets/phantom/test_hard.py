@@ -3,13 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from datasets.phantom import confounders, stages
+from datasets.phantom import confounders, lesions
 from datasets.phantom.anatomy import draw_anatomy
 from datasets.phantom.confounders import CONFOUNDERS, Confounder, Lung, add_confounders
 from datasets.phantom.hard import HARD, Hardness, label_patient, make_crop, site_of
+from datasets.phantom.lesions import FILLINGS, STAGES, Filling, Patient, draw_patient
 from datasets.phantom.pose import draw_pose
 from datasets.phantom.sites import SITES, Protocol, Site, acquire, draw_protocol, slice_matrices
-from datasets.phantom.stages import FILLINGS, STAGES, Filling, Patient, draw_patient
 
 SIZE = (16, 48, 48)
 EASY = Hardness(sites=False, inspiration=False, confounders=0.0, stages=False)
@@ -175,7 +175,7 @@ def test_lesions_fill_the_airspace_to_their_share(kind):
 
 
 def test_a_new_filling_is_one_row(monkeypatch):
-    monkeypatch.setitem(stages.FILLINGS, "solid", Filling((1.0, 1.0), texture=0.0))
+    monkeypatch.setitem(lesions.FILLINGS, "solid", Filling((1.0, 1.0), texture=0.0))
     case = crop(0, patient=Patient(None, {"solid": 1.0}, 0.5), hardness=EASY)
     assert case.facts["kinds"] == ["solid"]
     assert np.quantile(case.hu[case.lesion > 0], 0.75) > -50

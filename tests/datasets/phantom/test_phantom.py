@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,10 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from datasets.phantom import LESION_KINDS, MIN_LESION_ML, Variety, lesions, make_phantom, write_phantoms
+from datasets.phantom import FILLINGS, MIN_LESION_ML, Patient, lesions, make_phantom, write_phantoms
 from datasets.phantom.__main__ import main
-from datasets.phantom.anatomy import draw_anatomy
-from datasets.phantom.frame import draw_frame
-from datasets.phantom.lesions import LesionKind
-from datasets.phantom.lungs import dependent_density
+from datasets.phantom.lesions import Filling
+from datasets.phantom.make import SCANNER
 from utils.errors import SettingsError
 
 SIZE = (32, 96, 96)
@@ -96,17 +95,15 @@ def test_lung_is_denser_at_the_back(cases):
 @pytest.mark.parametrize(
     ("kind", "mean", "sd"),
     [
-        ("ground glass", (-520, -320), (110, 190)),
-        ("mixed", (-420, -250), (140, 215)),
-        ("crazy paving", (-350, -200), (130, 190)),
-        ("consolidation", (-290, -130), (160, 235)),
+        ("ground glass", (-560, -320), (100, 190)),
+        ("crazy paving", (-500, -200), (110, 190)),
+        ("consolidation", (-320, -80), (120, 235)),
     ],
 )
 def test_lesions_have_the_measured_statistics(kind, mean, sd):
-    variety = Variety(shares=tuple(float(k == kind) for k in LESION_KINDS))
     values = []
     for seed in (101, 103, 104):
-        case = make_phantom(np.random.default_rng(seed), (28, 104, 104), variety=variety)
+        case = make_phantom(np.random.default_rng(seed), (28, 104, 104), patient=Patient(None, {kind: 1.0}, 0.5))
         values.append(case.ct[case.lesion > 0])
     values = np.concatenate(values)
     assert mean[0] < values.mean() < mean[1]
@@ -182,45 +179,30 @@ def test_command_writes_quietly_and_explains_itself(tmp_path, capsys):
             main([str(tmp_path), *arguments, "--diseased", "0"])
 
 
-def test_a_variety_says_which_lesions_there_are():
-    only = Variety(shares=tuple(float(kind == "crazy paving") for kind in LESION_KINDS))
-    case = make_phantom(np.random.default_rng(2), (24, 64, 64), True, only)
-    assert case.kinds == ("crazy paving",)
+def test_a_patient_says_which_lesions_there_are():
+    only = Patient(None, {"crazy paving": 1.0}, 0.5)
+    assert make_phantom(np.random.default_rng(2), (24, 64, 64), True, only).kinds == ("crazy paving",)
     assert make_phantom(np.random.default_rng(2), (16, 32, 32), False, only).kinds == ()
 
 
-def test_a_variety_changes_noise_sharpness_and_scale():
+def test_a_scanner_changes_noise_and_sharpness():
     def muscle(**changes):
-        case = make_phantom(np.random.default_rng(4), (24, 64, 64), False, Variety(**changes))
+        case = make_phantom(np.random.default_rng(4), (24, 64, 64), False, scanner=replace(SCANNER, **changes))
         return case.ct.astype(float)
 
-    quiet, loud = (muscle(noise=(sd, sd + 1e-6)) for sd in (1.0, 80.0))
+    quiet, loud = (muscle(noise=(sd, sd)) for sd in (1.0, 80.0))
     # The same anatomy and the same pattern of noise: what differs is 79 HU of it inside the body.
     inside = quiet > 20
     assert (loud - quiet)[inside].std() == pytest.approx(79, rel=0.1)
-    sharp, smooth = (muscle(sharpness=(mm, mm + 1e-6), noise=(1.0, 1.001)) for mm in (0.2, 4.0))
+    sharp, smooth = (muscle(blur=(mm, mm), noise=(1.0, 1.0)) for mm in (0.2, 4.0))
     assert np.abs(np.diff(smooth, axis=2)).mean() < 0.8 * np.abs(np.diff(sharp, axis=2)).mean()
 
 
-def test_dependent_lung_is_denser_at_the_pleura_of_the_back_and_nowhere_else():
-    size = SIZE
-    case = _make(1, size, diseased=False)
-    rng = np.random.default_rng(0)
-    body = draw_anatomy(rng)
-    frame = draw_frame(rng, size, body)
-    added = dependent_density(np.random.default_rng(1), case.lung, frame, most=170.0)
-    assert added.min() >= 0
-    assert 20 < added[case.lung > 0].max() < 170 * 1.4
-    depth = ndimage.distance_transform_edt(case.lung > 0, sampling=frame.spacing[::-1])
-    assert added[(depth > 25) & (case.lung > 0)].max() < 170 * 1.4 * np.exp(-25 / 11)
-    assert added[(frame.y < 15) & (case.lung > 0)].max() == 0
-
-
 def test_a_new_kind_of_lesion_is_one_row_of_the_table(monkeypatch):
-    dense = LesionKind(0.0, (-50.0, -50.0), 0.0, 2.0, fill=lambda rng, value, spot: np.full_like(value, 60.0))
-    monkeypatch.setitem(lesions.LESION_KINDS, "rock", dense)
-    shares = tuple(float(kind == "rock") for kind in LESION_KINDS)
-    variety = Variety(shares, sharpness=(0.1, 0.1001), noise=(1.0, 1.001))
-    case = make_phantom(np.random.default_rng(3), (20, 64, 64), True, variety)
+    monkeypatch.setitem(lesions.FILLINGS, "rock", Filling((1.0, 1.0), texture=0.0))
+    plain = replace(SCANNER, blur=(0.1, 0.1), noise=(1.0, 1.0))
+    rock = Patient(None, {"rock": 1.0}, 1.0)
+    case = make_phantom(np.random.default_rng(3), (20, 64, 64), True, rock, plain)
     assert case.kinds == ("rock",)
-    assert np.quantile(case.ct[ndimage.binary_erosion(case.lesion > 0)], 0.25) > 0
+    assert "rock" in FILLINGS
+    assert np.quantile(case.ct[ndimage.binary_erosion(case.lesion > 0)], 0.25) > -60
