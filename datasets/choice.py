@@ -21,6 +21,9 @@ AXIAL, LUNGS_MM, THIN_MM = 0.8, 200.0, 5.0
 _SAME_PLACE_MM = 30.0
 """Series whose ends differ by less show the same part of the body."""
 
+_CUT = 0.4
+"""An end of a series cuts through a lung if it shows this share of its largest area."""
+
 _CHEST = re.compile(r"chest|thora|hrct|brust|torax|\btap\b|\bcap\b", re.IGNORECASE)
 _LUNG = re.compile(r"lung|pulm|poumon", re.IGNORECASE)
 _ELSEWHERE = re.compile(
@@ -95,7 +98,7 @@ def breath(series: Series) -> int:
 
 
 def whole_lungs(series: Series) -> int:
-    """Number of lungs that thresholds find in a series and that neither its first nor its last slice cuts."""
+    """Number of lungs that thresholds find in a series and that neither its first nor its last slice cuts through."""
     if series.problem is not None:
         return 0
     try:
@@ -103,8 +106,8 @@ def whole_lungs(series: Series) -> int:
         lungs = segment_by_threshold(located(voxels, *series.geometry[1:]))
     except VolumeError:
         return 0
-    ends = set(np.unique(lungs[[0, -1]]))
-    return sum(label in lungs and label not in ends for label in (1, 2))
+    areas = [np.count_nonzero(lungs == label, axis=(1, 2)) for label in (1, 2)]
+    return sum(bool(area.any()) and area[[0, -1]].max() < _CUT * area.max() for area in areas)
 
 
 RULES: tuple[tuple[str, Callable[[Series], Any]], ...] = (

@@ -257,11 +257,11 @@ def _shape_problem(slices: Sequence[Slice]) -> str:
 
 
 def _without_copies(slices: list[Slice]) -> tuple[list[Slice], list[str]]:
-    """Keep one of several files with the same SOPInstanceUID and the same pixels."""
-    seen: dict[tuple[str, int | None], Slice] = {}
+    """Keep one of several files with the same patient, SOPInstanceUID and pixels."""
+    seen: dict[Any, Slice] = {}
     kept, copies = [], 0
     for one in slices:
-        twin = seen.setdefault((one.instance, one.frame), one)
+        twin = seen.setdefault((one.patient_id, one.person, one.instance, one.frame), one)
         if twin is one or not one.instance or not _same_content(twin, one):
             kept.append(one)
         else:
@@ -400,8 +400,10 @@ def _step_problem(slices: Sequence[Slice], heights: np.ndarray, normal: np.ndarr
     for k in np.flatnonzero(steps <= _UNEVEN * usual):
         return f"{named(k)} and {named(k + 1)} lie at the same place; remove one of them"
     numbers = [s.place_in_series for s in slices]
-    for k in range(len(slices) - 1):
-        if numbers[k] and numbers[k] == numbers[k + 1] and len(set(numbers)) > 1:
+    counts = Counter(number for number in numbers if number)
+    twice = sum(count > 1 for count in counts.values()) > len(counts) / 2 > 1
+    for k in range(len(slices) - 1) if twice else ():
+        if numbers[k] and numbers[k] == numbers[k + 1]:
             return (
                 f"{named(k)} and {named(k + 1)} are neighbours and have the same InstanceNumber {numbers[k]}; are two "
                 "scans mixed? Put each into a folder of its own"

@@ -1,3 +1,4 @@
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,14 @@ def test_a_link_to_a_mask_that_is_not_there_is_no_missing_mask(tmp_path):
     touched(tmp_path, "a.nii.gz")
     (tmp_path / "b.nii.gz").symlink_to(tmp_path / "nothing")
     assert set(match_masks(tmp_path, scans_of("a", "b"))[0]) == {"a", "b"}
+
+
+@pytest.mark.fault("names in Unicode's decomposed form")
+@pytest.mark.parametrize("forms", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_are_compared_in_their_composed_form(tmp_path, forms):
+    ct, mask = (unicodedata.normalize(form, "Müller") for form in forms)
+    assert ct != mask
+    touched(tmp_path, f"ct/{ct}.nii", f"labels/{mask}_mask.nii")
+    scans = find_scans(tmp_path / "ct")
+    assert list(scans) == [unicodedata.normalize("NFC", "Müller")]
+    assert match_masks(tmp_path / "labels", scans)[0] == {next(iter(scans)): tmp_path / "labels" / f"{mask}_mask.nii"}

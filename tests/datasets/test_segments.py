@@ -1,12 +1,16 @@
-"""Segmentations as 3D Slicer writes them, made with pynrrd."""
+"""Segmentations as 3D Slicer writes them, made with pynrrd, and DICOM SEG, made with highdicom."""
 
+import highdicom as hd
 import nrrd
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 
+from datasets.pairs import match_masks
+from datasets.scans import find_scans, open_scan
 from datasets.volumes import Reading, read_mask_on
-from tests.volumes import ORIGIN, SPACING, image_of, refused, write
+from tests.volumes import ORIGIN, SPACING, changed_slice, image_of, refused, write, write_dicom
 
 SHAPE = (6, 7, 8)
 CT = image_of(np.zeros(SHAPE, np.int16))
@@ -97,3 +101,76 @@ def test_a_mask_on_the_same_voxels_in_another_order_is_turned(tmp_path, order):
     shifted.SetOrigin(np.array(turned.GetOrigin()) + 0.5)
     other = write(tmp_path / "b.nii.gz", shifted)
     refused(other, lambda: read_mask_on(other, "ct", CT), "its origin .* differs from")
+
+
+# ------------------------------------------------------------------------------------------- DICOM SEG
+
+
+def dicom_seg(path, folder, masks, labels, kind="BINARY"):
+    """Write a DICOM SEG of masks (z, y, x) on a series, with highdicom."""
+    sources = sorted((pydicom.dcmread(p) for p in folder.iterdir()), key=lambda d: float(d.ImagePositionPatient[2]))
+    for source in sources:
+        source.SpacingBetweenSlices = 2.5
+        for name in ("PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"):
+            setattr(source, name, "")
+        source.AccessionNumber = source.ReferringPhysicianName = ""
+    tissue = hd.sr.CodedConcept("85756007", "SCT", "Tissue")
+    descriptions = [
+        hd.seg.SegmentDescription(k + 1, label, tissue, tissue, hd.seg.SegmentAlgorithmTypeValues.MANUAL)
+        for k, label in enumerate(labels)
+    ]
+    fraction = {"fractional_type": "PROBABILITY"} if kind == "FRACTIONAL" else {}
+    hd.seg.Segmentation(
+        sources, np.stack(masks, -1), kind, descriptions, hd.UID(), 1, hd.UID(), 1, "maker", "model", "1", "serial",
+        **fraction,
+    ).save_as(path)  # fmt: skip
+    return path
+
+
+@pytest.fixture
+def series_and_masks(tmp_path):
+    rng = np.random.default_rng(5)
+    folder = write_dicom(tmp_path / "scans" / "p1", rng.integers(0, 700, SHAPE).astype(np.int16))
+    masks = rng.integers(0, 2, (2, *SHAPE)).astype(np.uint8)
+    masks[:, [0, 2, 3]] = 0  # slices without a segment have no frame
+    (tmp_path / "labels").mkdir()
+    return folder, masks
+
+
+@pytest.mark.fault("labels as DICOM SEG")
+def test_a_dicom_seg_lies_on_the_voxels_of_its_series(tmp_path, series_and_masks):
+    folder, masks = series_and_masks
+    path = dicom_seg(tmp_path / "labels" / "any name.dcm", folder, masks, ["GGO", "Heart"])
+    write_dicom(tmp_path / "scans" / "p2", np.zeros(SHAPE, np.int16))
+    scans = find_scans(tmp_path / "scans")
+    assert match_masks(tmp_path / "labels", scans) == ({"p1": path}, [])
+    ct = scans["p1"].geometry()
+    np.testing.assert_array_equal(read_mask_on(path, "ct", ct), masks[0])
+    np.testing.assert_array_equal(read_mask_on(path, "ct", ct, Reading(segments=("Heart", "GGO"))), masks.any(0))
+    # A CT that was converted, with the rows from below to above.
+    np.testing.assert_array_equal(read_mask_on(path, "ct", sitk.DICOMOrient(ct, "LAS")), masks[0][:, ::-1])
+    shifted = image_of(np.zeros(SHAPE, np.uint8), origin=(ORIGIN[0] + 0.3, *ORIGIN[1:]))
+    refused(path, lambda: read_mask_on(path, "other", shifted), "are not those of other")
+
+
+@pytest.mark.fault("labels as DICOM SEG")
+def test_a_dicom_seg_that_is_no_mask_is_refused(tmp_path, series_and_masks):
+    folder, masks = series_and_masks
+    ct = open_scan(folder).geometry()
+    path = dicom_seg(tmp_path / "labels" / "a.dcm", folder, masks, ["Heart", "Liver"])
+    refused(path, lambda: read_mask_on(path, "ct", ct), "name those that count with --segments")
+    soft = dicom_seg(tmp_path / "labels" / "b.dcm", folder, masks[:1] * np.float32(0.7), ["Lesion"], "FRACTIONAL")
+    refused(soft, lambda: read_mask_on(soft, "ct", ct), "holds probabilities")
+    path.write_bytes(path.read_bytes()[:-200])
+    refused(path, lambda: read_mask_on(path, "ct", ct), "not a readable DICOM SEG")
+
+
+@pytest.mark.fault("labels as RTSTRUCT")
+def test_contours_are_refused_as_what_they_are(tmp_path, series_and_masks):
+    folder, _ = series_and_masks
+    path = tmp_path / "labels" / "p1.dcm"
+    changed_slice(min(folder.iterdir()), path, SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3", Modality="RTSTRUCT")
+    changed_slice(path, PixelData=None, ImagePositionPatient=None)
+    scans = find_scans(tmp_path / "scans")
+    assert match_masks(tmp_path / "labels", scans)[0] == {"p1": path}
+    refused(path, lambda: read_mask_on(path, "ct", scans["p1"].geometry()), "holds contours .*not read; convert it")

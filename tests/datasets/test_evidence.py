@@ -1,0 +1,339 @@
+"""Headers that lie: what is one series, and what is one scan, from all evidence. Truth is the phantom's own."""
+
+import shutil
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import RLELossless, generate_uid
+
+from datasets.lungs import segment_by_threshold
+from datasets.phantom import write_phantoms
+from datasets.scans import find_scans, index_scans, open_scan, read_ct
+from tests.volumes import changed_slice, pixels, refused, write_dicom
+
+STORED = np.random.default_rng(3).integers(0, 700, (12, 7, 8)).astype(np.int16)
+NO_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientID")
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory):
+    """Two phantoms as DICOM, a folder each, and their lungs in ml from the phantom's own masks."""
+    root = tmp_path_factory.mktemp("patients")
+    write_phantoms(root, 1, 1, (32, 64, 64), dicom=True)
+    ml = {}
+    for name in ("healthy_000", "diseased_000"):
+        ct = read_ct(root / "ct" / name)
+        ml[name] = np.count_nonzero(pixels(root / "lung" / f"{name}.nii.gz")) * np.prod(ct.GetSpacing()) / 1000
+    return root / "ct", ml
+
+
+@pytest.fixture
+def copy(patients, tmp_path):
+    """A copy of both patients to change, and their lungs in ml."""
+    return shutil.copytree(patients[0], tmp_path / "ct"), patients[1]
+
+
+def edited(folder, change):
+    """Change the headers of the slices of a folder in the order of their names: `change(number, data)`."""
+    for number, path in enumerate(sorted(folder.iterdir())):
+        data = pydicom.dcmread(path)
+        change(number, data)
+        data.save_as(path)
+
+
+def lungs_ml(scan):
+    ct = scan.read()
+    return np.count_nonzero(segment_by_threshold(ct)) * np.prod(ct.GetSpacing()) / 1000
+
+
+def only(root, **options):
+    (scan,) = find_scans(root, **options).values()
+    return scan
+
+
+@pytest.mark.fault("a patient who is spelled differently")
+@pytest.mark.parametrize("changed", ["half", "every second"])
+@pytest.mark.parametrize("tag", ["PatientName", "PatientBirthDate"])
+def test_a_patient_who_is_corrected_within_a_series_is_one_patient(copy, changed, tag):
+    root, ml = copy
+    shutil.rmtree(root / "healthy_000")
+
+    def change(number, data):
+        other = number >= 16 if changed == "half" else number % 2
+        value = {"PatientName": ("DOE^J", "DOE^J^^"), "PatientBirthDate": ("", "19500101")}[tag][bool(other)]
+        setattr(data, tag, value)
+
+    edited(root / "diseased_000", change)
+    scan = only(root)
+    assert len(scan.series.slices) == 32
+    assert lungs_ml(scan) == pytest.approx(ml["diseased_000"], rel=0.05)
+
+
+@pytest.mark.fault("one set of UIDs for several patients")
+@pytest.mark.parametrize("above", [0, 0.5, 32])
+def test_constant_uids_in_two_folders_are_two_scans(copy, above, caplog):
+    root, _ = copy
+    first = pydicom.dcmread(min((root / "healthy_000").iterdir()))
+    step = float(first.SliceThickness)
+    uids = {name: generate_uid() for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")}
+
+    def shifted(shift):
+        def change(number, data):
+            x, y, z = first.ImagePositionPatient
+            data.PixelSpacing, data.SliceThickness = first.PixelSpacing, first.SliceThickness
+            data.ImagePositionPatient = [x, y, f"{float(z) + step * (number + shift):.6f}"]
+            data.PatientID = data.PatientName = data.PatientBirthDate = ""
+            for name, uid in uids.items():
+                setattr(data, name, uid)
+
+        return change
+
+    edited(root / "healthy_000", shifted(0))
+    edited(root / "diseased_000", shifted(above))
+    scans = find_scans(root)
+    assert sorted(scans) == ["diseased_000", "healthy_000"]
+    assert [len(scan.series.slices) for scan in scans.values()] == [32, 32]
+    assert "one SeriesInstanceUID in 2 folders" in caplog.text
+    for name, scan in scans.items():
+        assert set(scan.files) == set((root / name).iterdir())
+
+
+def test_slices_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for name in "ab":
+        write_dicom(tmp_path / "ct" / name, STORED, SeriesInstanceUID="1.2.3", StudyInstanceUID="1.2", InstanceNumber=1)
+    (tmp_path / "ct" / "a" / "slice003.dcm").unlink()  # so that a folder is no scan by itself
+    refused("ct", only(tmp_path).read, r"a/slice\d+\.dcm and b/slice\d+\.dcm lie at the same place")
+
+
+@pytest.mark.fault("a slice that is empty")
+@pytest.mark.parametrize(
+    ("content", "name", "match"),
+    [
+        (b"", "IM{}", "IM9: empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 8912\n", "IM{}", "IM9: a Git LFS pointer"),
+        (b"\0" * 300, "IM{}.crdownload", "IM9.crdownload: copied in part"),
+        (b"\0" * 300, ".IM{}.filepart", ".IM9.filepart: copied in part"),
+        (b"text", "IM{}", "IM9: damaged, or not DICOM"),
+    ],
+)
+def test_a_file_named_as_a_slice_that_cannot_be_read(tmp_path, content, name, match):
+    folder = write_dicom(tmp_path / "case", STORED)
+    for number, path in enumerate(sorted(folder.iterdir(), reverse=True)):
+        path.rename(folder / f"IM{number}")
+    for number in (9, 10, 11):  # the last slices, so that no gap shows
+        (folder / f"IM{number}").unlink()
+    assert len(only(tmp_path).series.slices) == 9
+    (folder / name.format(9)).write_bytes(content)
+    (folder / "notes.txt").write_text("is no slice")
+    (folder / "done").touch()
+    refused(folder, only(tmp_path).read, match)
+
+
+@pytest.mark.fault("fewer slices than were acquired")
+def test_slices_that_are_missing_at_an_end_are_told_by_the_number_that_was_acquired(tmp_path, caplog):
+    folder = write_dicom(tmp_path / "case", STORED, ImagesInAcquisition=12)
+    find_scans(tmp_path)
+    assert caplog.text == ""
+    for number in (1, 2, 3):
+        (folder / f"slice{number:03d}.dcm").unlink()
+    assert pixels(only(tmp_path).read()).shape == (9, 7, 8)
+    assert "holds 9 slices, InstanceNumbers 1 to 9, but 12 were acquired (ImagesInAcquisition)" in caplog.text
+
+
+@pytest.mark.fault("two acquisitions whose slices alternate")
+@pytest.mark.parametrize("tag", ["AcquisitionNumber", "AcquisitionTime", "a time per slice"])
+def test_two_breaths_between_each_other_are_two_volumes(tmp_path, tag, caplog):
+    folder = write_dicom(tmp_path / "case", STORED)
+
+    def change(number, data):
+        number = 11 - number  # names run downwards
+        value = {"AcquisitionNumber": 1 + number % 2, "AcquisitionTime": f"10100{number % 2}"}.get(tag)
+        if value is None:
+            tag_, value = "AcquisitionTime", f"10{10 + 5 * (number % 2)}{number:02d}.5"
+        setattr(data, tag if tag != "a time per slice" else tag_, value)
+        data.InstanceNumber = 1 + number // 2
+
+    edited(folder, change)
+    index = index_scans(tmp_path)
+    (scan,) = index.scans.values()
+    found = scan.problem or pixels(scan.read())
+    assert "2 acquisitions whose slices alternate" in " ".join(scan.notes) or "no rule tells apart" in found
+    chosen = only(tmp_path, series="#1" if tag != "AcquisitionNumber" else "2")
+    np.testing.assert_array_equal(pixels(chosen.read()), STORED[1::2] - 1024)
+    np.testing.assert_allclose(chosen.geometry().GetSpacing()[2], 5.0)
+
+
+@pytest.mark.fault("two acquisitions whose slices alternate")
+def test_acquisitions_in_blocks_are_one_volume(tmp_path):
+    folder = write_dicom(tmp_path / "case", STORED)
+    edited(folder, lambda number, data: setattr(data, "AcquisitionNumber", number // 4))
+    np.testing.assert_array_equal(pixels(only(tmp_path).read()), STORED - 1024)
+
+
+def test_neighbours_of_one_number_in_one_folder_are_refused(tmp_path):
+    folder = write_dicom(tmp_path / "case", STORED)
+    edited(folder, lambda number, data: setattr(data, "InstanceNumber", 1 + number // 2))
+    refused(folder, only(tmp_path).read, r"are neighbours and have the same InstanceNumber \d; are two scans mixed")
+
+
+@pytest.mark.fault("slopes or intercepts that differ")
+@pytest.mark.parametrize("scalings", [[(1, -1024), (1, -1000.5)], [(1, 0), (1, -1024)], [(0.5, -1000), (2, -900)]])
+def test_compressed_slices_have_the_scaling_of_their_own(tmp_path, scalings):
+    folder = write_dicom(tmp_path / "case", STORED)
+
+    def change(number, data):
+        data.RescaleSlope, data.RescaleIntercept = scalings[(11 - number) % 2]
+        data.compress(RLELossless)
+
+    edited(folder, change)
+    expected = [plane * slope + intercept for plane, (slope, intercept) in zip(STORED, scalings * 6, strict=True)]
+    np.testing.assert_array_equal(pixels(only(tmp_path).read()), np.array(expected, np.float32))
+
+
+@pytest.mark.fault("chest and abdomen in one study")
+@pytest.mark.parametrize("said", [{"BodyPartExamined": ("CHEST", "ABDOMEN")}, {"SeriesDescription": ("Thorax", "Abd")}])
+def test_the_chest_is_taken_where_words_say_so(tmp_path, said):
+    study = {"StudyInstanceUID": "1.2"}
+    ((tag, (chest, abdomen)),) = said.items()
+    write_dicom(tmp_path / "s" / "chest", STORED[:8], **study, **{tag: chest})
+    write_dicom(tmp_path / "s" / "abdomen", STORED, **study, **{tag: abdomen})
+    assert only(tmp_path).path == tmp_path / "s" / "chest"
+
+
+@pytest.mark.fault("chest and abdomen in one study")
+def test_the_series_that_shows_both_lungs_is_taken_where_words_are_silent(copy):
+    root, ml = copy
+    shutil.rmtree(root / "healthy_000")
+    folder = root / "diseased_000"
+    edited(folder, lambda number, data: (delattr(data, "BodyPartExamined"), setattr(data, "SeriesDescription", "5.0")))
+    paths = sorted(folder.iterdir())
+    heights = [float(pydicom.dcmread(path).ImagePositionPatient[2]) for path in paths]
+    order = [paths[k] for k in np.argsort(heights)]
+    step, uid = float(np.diff(sorted(heights))[0]), generate_uid()
+    for k in range(40):  # the lowest 10 slices of the chest, on top of an abdomen
+        data = pydicom.dcmread(order[max(k - 30, 0)])
+        data.SeriesInstanceUID, data.SOPInstanceUID = uid, generate_uid()
+        data.ImagePositionPatient = [*data.ImagePositionPatient[:2], f"{min(heights) + (k - 30) * step:.6f}"]
+        data.save_as(folder / f"abdomen{k:03d}.dcm")
+    scan = only(root)
+    assert len(scan.series.slices) == 32
+    assert scan.reason == "shows both lungs whole"
+    assert lungs_ml(scan) == pytest.approx(ml["diseased_000"], rel=0.05)
+
+
+@pytest.mark.fault("inspiration and expiration")
+def test_inspiration_comes_first_where_words_say_so(tmp_path):
+    study = {"StudyInstanceUID": "1.2"}
+    write_dicom(tmp_path / "s" / "in", STORED[:6], spacing=(0.7, 0.8, 5.0), **study, SeriesDescription="Thorax Insp")
+    write_dicom(tmp_path / "s" / "ex", STORED, spacing=(0.7, 0.8, 1.0), **study, SeriesDescription="Thorax Exp")
+    assert only(tmp_path).path == tmp_path / "s" / "in"
+
+
+def without_uids(number, data):
+    for name in NO_UIDS:
+        if name in data:
+            delattr(data, name)
+    data.PatientName = data.PatientBirthDate = ""
+
+
+@pytest.mark.fault("no UIDs at all")
+def test_without_uids_the_folder_separates_scans(copy):
+    root, ml = copy
+    for folder in root.iterdir():
+        edited(folder, without_uids)
+    scans = find_scans(root)
+    assert sorted(scans) == ["diseased_000", "healthy_000"]
+    for name, scan in scans.items():
+        assert lungs_ml(scan) == pytest.approx(ml[name], rel=0.05)
+
+
+@pytest.mark.fault("no UIDs at all")
+@pytest.mark.parametrize("tag", ["AcquisitionNumber", "ConvolutionKernel", None])
+def test_without_uids_what_is_in_one_folder_is_told_apart_by_what_is_left(tmp_path, tag):
+    for number, slices in ((0, 12), (1, 12)):
+        tags = {} if tag is None else {tag: str(number + 1)}
+        folder = write_dicom(tmp_path / "case", STORED[:slices] + number, name=f"{'ab'[number]}_", **tags)
+    edited(folder, without_uids)
+    scan = only(tmp_path)
+    assert "no rule tells apart" in scan.problem
+    names = [line for line in scan.problem.split("; ") if "12 slices" in line]
+    assert len(set(names)) == 2
+    np.testing.assert_array_equal(pixels(only(tmp_path, series="#2" if tag is None else "2").read()), STORED - 1023)
+
+
+@pytest.mark.fault("a SeriesInstanceUID per slice")
+def test_slices_with_a_uid_each_that_stack_evenly_are_one_series(tmp_path, caplog):
+    folder = write_dicom(tmp_path / "case", STORED)
+    edited(folder, lambda number, data: setattr(data, "SeriesInstanceUID", generate_uid()))
+    np.testing.assert_array_equal(pixels(only(tmp_path).read()), STORED - 1024)
+    assert "12 slices with a SeriesInstanceUID each are read as one series" in caplog.text
+    (folder / "slice005.dcm").unlink()
+    message = refused(folder, only(tmp_path).read, "not evenly spaced")
+    assert len(message) < 400
+
+
+@pytest.mark.fault("masks beside the slices")
+@pytest.mark.parametrize("name", ["p1/p1_seg.nii.gz", "p1/lesion.nii.gz", "p1_mask.nii.gz", "p1/any_label.nii.gz"])
+def test_a_mask_beside_slices_is_no_scan(tmp_path, name):
+    write_dicom(tmp_path / "p1", STORED)
+    (tmp_path / name).touch()
+    index = index_scans(tmp_path)
+    assert list(index.scans) == ["p1"]
+    assert index.passed_over_lines() == ["passed over: 1 mask"]
+
+
+@pytest.mark.fault("what dcm2niix straightened")
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (["x", "x_Eq"], "x_Eq"),
+        (["x", "x_Tilt"], "x_Tilt"),
+        (["x", "x_Eq", "x_Tilt", "x_Tilt_Eq"], "x_Tilt_Eq"),
+        (["x_Eq"], "x_Eq"),
+        (["x", "y_Eq"], None),
+    ],
+)
+def test_of_a_volume_and_what_was_straightened_of_it_one_is_taken(tmp_path, names, taken):
+    for name in names:
+        (tmp_path / f"{name}.nii.gz").touch()
+    scans = find_scans(tmp_path)
+    if taken is None:
+        assert sorted(scans) == sorted(names)
+    else:
+        assert {case_id: scan.path.name for case_id, scan in scans.items()} == {
+            "x" if len(names) > 1 else taken: f"{taken}.nii.gz"
+        }
+
+
+@pytest.mark.fault("archives and files of other types")
+@pytest.mark.parametrize(
+    ("names", "remedy"),
+    [(["a.zip"], "unpack"), (["a/1.dcm.gz", "a/2.dcm.gz"], "unpack"), (["a.npz"], "convert"), (["a.mgz"], "convert")],
+)
+def test_what_may_hold_cts_and_is_not_read_is_named_even_if_quiet(tmp_path, names, remedy, caplog):
+    write_dicom(tmp_path / "case", STORED)
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    caplog.set_level("WARNING")
+    assert list(find_scans(tmp_path)) == ["case"]
+    for name in names:
+        assert str(tmp_path / name) in caplog.text
+    assert f"; {remedy} " in caplog.text
+
+
+@pytest.mark.fault("gantry tilt")
+@pytest.mark.parametrize(("unsigned", "advice"), [(False, "_Tilt_Eq"), (True, "dcm2niix straightens none")])
+def test_the_advice_for_a_tilt_names_the_file_that_there_will_be(tmp_path, unsigned, advice):
+    folder = write_dicom(tmp_path / "case", STORED, shift=(0, 0.5, 0), PixelRepresentation=0 if unsigned else 1)
+    refused(folder, only(tmp_path).read, advice)
+
+
+def test_copies_of_another_patient_are_that_patients(tmp_path):
+    folder = write_dicom(tmp_path / "a", STORED, PatientName="Roe")
+    shutil.copytree(folder, tmp_path / "b")
+    edited(tmp_path / "b", lambda number, data: setattr(data, "PatientName", "Doe"))
+    assert sorted(find_scans(tmp_path)) == ["a", "b"]
+    changed_slice(min(folder.iterdir()), folder / "copy.dcm")
+    np.testing.assert_array_equal(pixels(open_scan(folder).read()), STORED - 1024)
