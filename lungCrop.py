@@ -60,6 +60,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_scan_options(
         parser, "lungs", "lungmask-model", "weights", "size", "window", "grey-window", "series", "max-voxels"
     )
+    parser.add_argument(
+        "--lesions-anywhere", action="store_true", help="keep lesion labels that lie outside the lungs by 80 %% or more"
+    )
     parser.add_argument("--overwrite", action="store_true", help="crop scans again that are done")
     add_part(parser)
     add_device(parser)
@@ -92,7 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def begin() -> Callable[[str, Recipe], None]:
         finder = lungs.finder(device) if masks.lungs is None else None
-        cropper = LungMaskCrop(finder, options.size, options.reading, options.window)
+        cropper = LungMaskCrop(
+            finder, options.size, options.reading, options.window, accept_outside=options.lesions_anywhere
+        )
         return lambda case_id, recipe: crop_scan(case_id, scans[case_id], ledger, recipe, cropper, masks)
 
     with (

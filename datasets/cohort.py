@@ -279,7 +279,8 @@ def read_cohort(
 
     Raises:
         CohortError: one line per problem: missing lists and files, empty splits, ids that are both in training and
-            held-out splits or both healthy and diseased, files that do not fit each other, masks that are not binary.
+            held-out splits or both healthy and diseased, files that do not fit each other, masks that are not binary,
+            healthy scans with a lesion mask, labelled ones without a lesion.
     """
     root = Path(root)
     if not (root / "images").is_dir():
@@ -330,6 +331,8 @@ def read_cohort(
             checked, "checking the cohort", unit="scan", shown=progress, total=len(distinct), leave=False
         )
         problems += filter(None, bar)
+    if not problems:
+        problems += _implausible_labels(cohort, folders["lesion"])
     if not problems:
         entries = Ledger(root, CROPS).entries()
         notes = {case_id: entry.facts.get("note") for case_id, entry in entries.items()}
@@ -422,6 +425,27 @@ def _problem(case: Case, size: tuple[int, int, int], window: tuple[float, float]
 def _contradict(a: str, b: str) -> bool:
     """Whether two splits must not share a scan."""
     return side_of(a) != side_of(b) or (a in HEALTHY) != (b in HEALTHY)
+
+
+def _implausible_labels(cohort: Mapping[str, Iterable[Case]], folder: Path) -> list[str]:
+    """Healthy scans with a lesion mask, and labelled ones without a lesion; held-out ones are warned of."""
+    problems = []
+    for key, cases in cohort.items():
+        for case in {case.id: case for case in cases}.values():
+            path = find_volume(folder, case.id) if key in HEALTHY else case.lesion
+            if path is None:
+                continue
+            voxels = int(np.count_nonzero(sitk.GetArrayFromImage(read_labels(path))))
+            if key in HEALTHY and voxels:
+                problems.append(
+                    f"{key}: {case.id} has a lesion mask of {voxels} voxels, {path}; list it as diseased, or remove "
+                    "the mask if it is healthy"
+                )
+            elif key == "LABELED" and not voxels:
+                problems.append(f"{key}: {path} is empty; list {case.id} as healthy, or label its lesions")
+            elif key not in HEALTHY and not voxels:
+                log.warning("%s: %s is empty: the scan has no Dice, and counts as without lesion", key, path)
+    return problems
 
 
 def _contradictions(ids: Mapping[str, list[str]]) -> list[str]:

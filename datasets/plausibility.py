@@ -90,6 +90,9 @@ def check_label_values(values: np.ndarray) -> list[Finding]:
         values: whole numbers from 0 to 255.
     """
     values = values.astype(np.uint8, copy=False)
+    count = np.count_nonzero(np.bincount(values.ravel(), minlength=256))
+    if count <= _GRADED_VALUES:
+        return []
     left, right = values[..., :-1], values[..., 1:]
     touching = (left > 0) & (right > 0)
     pairs = np.bincount(left[touching], minlength=256)
@@ -97,7 +100,6 @@ def check_label_values(values: np.ndarray) -> list[Finding]:
     graded = int(((pairs > 0) & (equal < 0.5 * pairs)).sum())
     if graded < _GRADED_VALUES:
         return []
-    count = np.count_nonzero(np.bincount(values.ravel(), minlength=256))
     text = (
         f"{count} values up to {values.max()} that pass into each other are no labels; are they probabilities? Cut "
         "them at a threshold and store 0 and 1"
@@ -160,13 +162,12 @@ def check_lesion(lesion: np.ndarray, lungs: np.ndarray, labels: Collection[int] 
     if not voxels:
         return []
     outside = (voxels - inside) / voxels
+    text = f"{outside:.0%} of the lesion mask lie outside the lungs; is it flipped, or of another scan?"
     if outside >= OUTSIDE_REFUSED:
-        return [
-            Finding(f"{outside:.0%} of the lesion mask lie outside the lungs; is it flipped, or of another scan?", True)
-        ]
+        return [Finding(f"{text} lungCrop.py --lesions-anywhere keeps it", refused=True)]
     findings = []
     if outside >= OUTSIDE_WARNED:
-        findings.append(Finding(f"{outside:.0%} of the lesion mask lie outside the lungs; is it flipped?"))
+        findings.append(Finding(text))
     share = inside / max(np.count_nonzero(lungs), 1)
     if share >= ALL_LUNG:
         which = f" (labels {', '.join(map(str, sorted(labels)))})" if labels else ""

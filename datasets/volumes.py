@@ -17,6 +17,7 @@ import SimpleITK as sitk
 from datasets import segments
 from datasets.formats import EXTENSIONS, HEADERS_ALONE, NIFTI, is_separate_header, read_header, read_voxels
 from datasets.geometry import MAX_VOXELS, blank, image_like, located, mask_onto
+from datasets.plausibility import check_label_values, report
 from datasets.window import unmap_window
 from utils.errors import VolumeError, one_line
 from utils.files import atomic_write, is_dangling
@@ -169,14 +170,16 @@ def as_labels(path: object, image: sitk.Image) -> sitk.Image:
     """A mask that was read, as uint8.
 
     Raises:
-        VolumeError: its values are not whole numbers from 0 to 255.
+        VolumeError: its values are not whole numbers from 0 to 255, or are no labels (see `check_label_values`).
     """
     values = sitk.GetArrayViewFromImage(image)
     if values.min() < 0 or values.max() > 255 or (values.dtype.kind == "f" and (values % 1).any()):
         raise VolumeError(
             f"{path}: values of {values.min():g}..{values.max():g} are not labels; expected whole numbers from 0 to 255"
         )
-    return sitk.Cast(image, sitk.sitkUInt8)
+    labels = sitk.Cast(image, sitk.sitkUInt8)
+    report(path, check_label_values(sitk.GetArrayViewFromImage(labels)))
+    return labels
 
 
 def read_mask_on(path: Path, reference_name: object, reference: sitk.Image, reading: Reading = DEFAULT) -> np.ndarray:

@@ -73,6 +73,30 @@ def test_an_id_that_labeled_names_twice_is_drawn_twice_and_warned_of(root, caplo
     assert "train_id_L.txt: the id sick_0 is listed more than once; it is drawn as often in each epoch" in caplog.text
 
 
+@pytest.mark.fault("healthy scans with a lesion mask")
+@pytest.mark.parametrize("key", ["HEALTHY", "VALIDH"])
+def test_healthy_scans_with_a_lesion_mask_are_refused(root, key):
+    name = "well_1" if key == "HEALTHY" else "well_2"
+    lesion = root / "lesion" / f"{name}.nii.gz"
+    shutil.copy(root / "lesion" / "sick_0.nii.gz", lesion)
+    voxels = np.count_nonzero(pixels(lesion))
+    (line,) = problems(root, {**SPLITS, "VALIDH": "valid_id_H"})
+    assert line.startswith(f"{key}: {name} has a lesion mask of {voxels} voxels, {lesion}; list it as diseased")
+    rewrite(lesion, np.zeros_like)
+    read_cohort(root, {**SPLITS, "VALIDH": "valid_id_H"}, SIZE)
+
+
+@pytest.mark.fault("healthy scans with a lesion mask")
+def test_empty_labels_are_refused_to_learn_from_and_named_to_test_with(root, caplog):
+    rewrite(root / "lesion" / "sick_4.nii.gz", np.zeros_like)
+    read_cohort(root, SPLITS, SIZE)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"VALID: {root / 'lesion' / 'sick_4.nii.gz'} is empty")
+    rewrite(root / "lesion" / "sick_0.nii.gz", np.zeros_like)
+    (line,) = problems(root)
+    assert line.startswith(f"LABELED: {root / 'lesion' / 'sick_0.nii.gz'} is empty; list sick_0 as healthy")
+
+
 @pytest.fixture
 def published(root):
     """The cohort with crops as the published code writes them; sick_4 is now a scan of CovidSeg, sick_5 of MosMed."""

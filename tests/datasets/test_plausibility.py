@@ -16,6 +16,7 @@ from datasets.plausibility import (
     check_surroundings,
     label_sides,
 )
+from datasets.volumes import read_labels
 from tests.volumes import pixels, write
 from utils.errors import VolumeError
 
@@ -39,6 +40,7 @@ def test_a_plausible_scan_has_no_finding(phantom):
     assert label_sides(lungs) == (lungs, [])
 
 
+@pytest.mark.fault("a given lung mask with 1 left")
 def test_sides_follow_the_geometry(phantom):
     _, _, lungs, lesion, _ = phantom
     swapped = np.choose(lungs, [0, 2, 1]).astype(np.uint8)
@@ -68,6 +70,7 @@ def test_swapped_lung_masks_are_turned_in_any_orientation(phantom, caplog, orien
     assert [record.message.partition(":")[0] for record in caplog.records] == ["scan.nii.gz"]
 
 
+@pytest.mark.fault("lungs of more than 12 l")
 def test_lungs_of_more_than_12_litres_are_refused(phantom):
     _, _, lungs, _, spacing = phantom
     litres = np.count_nonzero(lungs) * np.prod(spacing) / 1e6
@@ -78,6 +81,7 @@ def test_lungs_of_more_than_12_litres_are_refused(phantom):
     assert f"{8 * litres:.1f} l" in finding.text
 
 
+@pytest.mark.fault("a lesion label that lies outside")
 def test_lesions_outside_the_lungs(phantom):
     _, _, lungs, _, _ = phantom
     inside, outside = np.argwhere(lungs > 0)[:100], np.argwhere(lungs == 0)[:100]
@@ -89,6 +93,7 @@ def test_lesions_outside_the_lungs(phantom):
         assert all(f"{share}% of the lesion" in finding.text for finding in findings)
 
 
+@pytest.mark.fault("a lesion label that covers")
 def test_a_lesion_mask_that_is_that_of_the_lungs(phantom):
     _, _, lungs, lesion, _ = phantom
     (finding,) = check_lesion(lungs, lungs, [1, 2])
@@ -97,6 +102,7 @@ def test_a_lesion_mask_that_is_that_of_the_lungs(phantom):
     assert check_lesion(lesion, lungs, [1]) == []
 
 
+@pytest.mark.fault("a CT that was erased")
 def test_a_ct_that_was_erased_outside_the_lungs(phantom):
     _, ct, lungs, _, spacing = phantom
     for value in (0, -1024):
@@ -107,12 +113,16 @@ def test_a_ct_that_was_erased_outside_the_lungs(phantom):
     assert check_surroundings(ct, np.zeros_like(lungs), spacing) == []
 
 
-def test_probabilities_as_bytes_are_no_labels(phantom):
+@pytest.mark.fault("probabilities stored as whole")
+def test_probabilities_as_bytes_are_no_labels(tmp_path, phantom):
     _, _, lungs, lesion, _ = phantom
     probability = ndimage.gaussian_filter(lesion.astype(float), 1.5)
     (finding,) = check_label_values(np.rint(255 * probability).astype(np.uint8))
     assert finding.refused
     assert "no labels" in finding.text
+    path = write(tmp_path / "mask.nii.gz", np.rint(255 * probability).astype(np.uint8))
+    with pytest.raises(VolumeError, match=r"mask\.nii\.gz: \d+ values up to \d+ .* are no labels"):
+        read_labels(path)
     # Labels of many regions: blocks that touch, lungs, and 200 lesions of a voxel each.
     z, y, x = np.indices(lungs.shape)
     blocks = (1 + z // 8 + 4 * (y // 16) + 16 * (x // 16)).astype(np.uint8)
@@ -122,6 +132,7 @@ def test_probabilities_as_bytes_are_no_labels(phantom):
         assert check_label_values(labels) == []
 
 
+@pytest.mark.fault("a lesion that all voxels")
 def test_a_lesion_that_resizing_would_lose_stays(tmp_path, phantom):
     """Single voxels, of which the nearest voxels of the crop keep one in eight or none."""
     _, ct, lungs, _, _ = phantom
