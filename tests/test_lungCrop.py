@@ -400,6 +400,19 @@ def test_several_inputs_and_folders_of_labels(scans, tmp_path):
 
 
 @pytest.mark.fault("own masks where results are written")
+@pytest.mark.fault("a lesion label that lies outside")
+def test_a_label_outside_the_lungs_is_refused_unless_it_is_asked_for(scans, tmp_path, capsys):
+    label = scans / "lesion" / "diseased_000.nii.gz"
+    lungs = sitk.ReadImage(str(scans / "lung" / "diseased_000.nii.gz"))
+    sitk.WriteImage(sitk.Cast(lungs == 0, sitk.sitkUInt8), str(label))
+    arguments = [scans / "ct" / "diseased_000.nii.gz", tmp_path / "cohort", "--labels", str(label.parent)]
+    assert cropped(*arguments) == 1
+    assert "of the lesion mask lie outside the lungs" in capsys.readouterr().err
+    assert not (tmp_path / "cohort" / "images" / "diseased_000.nii.gz").exists()
+    assert cropped(*arguments, "--lesions-anywhere") == 0
+    assert pixels(tmp_path / "cohort" / "lesion" / "diseased_000.nii.gz").any()
+
+
 def test_files_of_the_user_in_the_cohort_are_not_replaced(scans, tmp_path, capsys):
     output = tmp_path / "cohort"
     mine = output / "lung" / "healthy_000.nii.gz"
