@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from models.checkpoint import PUBLISHED_INPUT, STATE_FORMAT, SegmenterFacts, find_segmenter, load, read_segmenter
+from models.checkpoint import PUBLISHED_INPUT, STATE_FORMAT, SegmenterFacts, find_segmenter, load, load_segmenter
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, GasnetError
 from utils.files import atomic_write, lock_folder
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = find_segmenter(options.model)
     if load(path).get("format") == STATE_FORMAT:
         raise CheckpointError(f"{path}: a state to resume training from; take the segmenter_*.pth beside it")
-    segmenter, facts = read_segmenter(path)
+    segmenter, facts = load_segmenter(path)
     if options.output is None:
         print(facts.describe())
         return 0

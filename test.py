@@ -38,7 +38,7 @@ from evaluation.metrics import THRESHOLD
 from evaluation.results import FIGURES, FOLDERS, check_folder, finish, ledger_of, read_views
 from evaluation.surface import TOLERANCE_MM
 from evaluation.testing import Tester, as_text, find_raw_scans, write_scores
-from models.checkpoint import BEST, SegmenterInput, find_segmenter, fingerprint, load_generator, read_segmenter
+from models.checkpoint import BEST, SegmenterInput, find_segmenter, fingerprint, load_generator, load_segmenter
 from models.layers import place
 from reports.page import made_with
 from reports.scores import write_score_report
@@ -136,10 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep_freed_memory()
     image = settings.image
     model = find_segmenter(options.model_path) if options.model_path else settings.exp.folder / BEST
-    segmenter, facts = read_segmenter(model)
-    trained_on = facts.trained_on or SegmenterInput(
-        size=image.size, window=image.window, normalization=image.normalization
+    segmenter, facts = load_segmenter(
+        model, SegmenterInput(size=image.size, window=image.window, normalization=image.normalization)
     )
+    trained_on = facts.trained_on
     for name, what in (("size", "crops of"), ("window", "crops with the window")):
         if (trained := getattr(trained_on, name)) != (wanted := getattr(image, name)):
             raise CheckpointError(
@@ -149,10 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cohort = read_cohort_of(settings, _splits(settings, options.split), not options.quiet, options.published_crops)
     splits = _split_by_id(cohort)
     cases = {case.id: case for of_split in cohort.values() for case in of_split}
-    seen = _check_unseen(cases, model, frozenset(getattr(facts, "seen", None) or ()), options.allow_seen)
-    threshold = options.threshold
-    if threshold is None:
-        threshold = getattr(facts, "threshold", None) or THRESHOLD
+    seen = _check_unseen(cases, model, frozenset(facts.seen or ()), options.allow_seen)
+    threshold = facts.threshold if options.threshold is None else options.threshold
     raw = None
     if options.images is not None:
         raw = distributed.on_rank_zero(lambda: find_raw_scans(options.images, options.labels or (), options.reading))

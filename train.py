@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings, cohort, device, options.resume, validate=options.is_validation, progress=not options.quiet
         )
         train(training)
-        training.write_page()
+        training.log.page()
     print(f"finished iteration {training.iteration}; results in {training.folder}")
     return 0
 

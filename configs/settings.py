@@ -6,20 +6,19 @@ Keys are upper case in the YAML files (``SOLVER.BATCH_SIZE``) and lower case as 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
+from models.losses import CONSTRAINTS, Gates, Weights
 from utils.errors import SettingsError
 from utils.strict_yaml import parse_yaml, read_text, shorten
-
-CONSTRAINTS = ("recons", "origImgToD", "genImgToD", "perception", "MIL")
-"""Constraint losses; each is on if its name is a word of EXP.ID."""
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -170,29 +169,9 @@ class SchedulerSettings(_Section):
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
-class LossSettings(_Section):
-    """LOSS: weights of the terms, and the iterations after which the late ones count."""
-
-    adversarial: NotNegative = 1.0
-    segmentation: NotNegative = 100.0
-    labelled: NotNegative = 5.0
-    recons: NotNegative = 100.0
-    mil: NotNegative = 1000.0
-    mil_start: CountOrZero = 10_000
-    perception: NotNegative = 100.0
-    perception_start: CountOrZero = 10_000
-    perception_lesion: Probability = 0.8
-    perception_background: Probability = 0.2
-    healthy: NotNegative = 1.0
-    segmentation_loss: Literal["focal", "cross_entropy_dice"] = "focal"
-    adversarial_segmenter: NotNegative = 1.0
-    perception_ramp: CountOrZero = 0
-    teacher: NotNegative = 0.0
-    teacher_ramp: CountOrZero = 0
-    disturbance: NotNegative = 0.0
-
+class _LossChecks(_Section):
     @model_validator(mode="after")
-    def _thresholds_ordered(self) -> LossSettings:
+    def _thresholds_ordered(self) -> _LossChecks:
         if self.perception_background > self.perception_lesion:
             raise ValueError(
                 f"PERCEPTION_BACKGROUND ({self.perception_background}) must not exceed "
@@ -201,21 +180,20 @@ class LossSettings(_Section):
         return self
 
 
-class GateSettings(_Section):
-    """GATE.X: an objective below ``below`` is multiplied by ``factor``."""
+def _section(described: type, base: type[_Section] = _Section) -> type[_Section]:
+    """The section of the settings that a dataclass of ``models`` describes: fields, types, ranges and defaults."""
+    hints, fields = get_type_hints(described, include_extras=True), {}
+    for field in dataclasses.fields(described):
+        kind, default = hints[field.name], field.default
+        if dataclasses.is_dataclass(kind):
+            kind = _section(kind)
+            default = kind(**dataclasses.asdict(default))
+        fields[field.name] = (kind, ... if default is dataclasses.MISSING else default)
+    return create_model(f"{described.__name__}Settings", __base__=base, __doc__=described.__doc__, **fields)
 
-    below: NotNegative
-    factor: NotNegative
 
-
-class GatesSettings(_Section):
-    """GATE: the published down-weighting of small objectives."""
-
-    joint: GateSettings = GateSettings(below=0.16, factor=1e-3)
-    segmenter: GateSettings = GateSettings(below=0.064, factor=1e-2)
-    discriminator: GateSettings = GateSettings(below=0.16, factor=1e-6)
-    origimgtod: GateSettings = GateSettings(below=0.1, factor=1e-4)
-    enabled: bool = True
+LossSettings = _section(Weights, _LossChecks)
+GatesSettings = _section(Gates)
 
 
 class SolverSettings(_Section):
@@ -234,7 +212,7 @@ class SolverSettings(_Section):
     segmenter_only: bool = False
     segmenter_average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     max_skipped: CountOrZero = 10
-    precision: Literal["bf16", "bf16_anywhere", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp32"] = "bf16"
 
     @property
     def last_iteration(self) -> int:

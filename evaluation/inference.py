@@ -3,47 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from datasets.cohort import HEALTHY, WITH_LESION, Case, Volumes, read_volumes
 from datasets.samples import as_input, normalise
 from evaluation.metrics import THRESHOLD, Row, score_scan
-from models import Segmenter
-
-_SLOW_BELOW = 20480
-"""Channels times slices times rows of a single volume up to which PyTorch does not use oneDNN."""
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Mixed precision for a block of code, where it is asked for and the device computes in it; float32 elsewhere.
-
-    Args:
-        device: that computes.
-        precision: SOLVER.PRECISION: ``bf16`` on CUDA, ``bf16_anywhere`` on CPUs too, or ``fp32``.
-    """
-    if device.type == "cuda":
-        enabled = precision != "fp32" and torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # Processors without these instructions emulate it, slower than float32.
-        has = torch.cpu.get_capabilities()
-        enabled = precision == "bf16_anywhere" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def _logits(segmenter: Segmenter, scan: torch.Tensor) -> torch.Tensor:
-    """Logits of one scan, (1, 1, z, y, x).
-
-    PyTorch leaves the convolutions of a single small volume on the CPU to a loop in which it takes four times as long
-    as two of them do in the fast way; the scan then goes through twice.
-    """
-    _, _, depth, height, _ = scan.shape
-    if scan.device.type == "cpu" and segmenter.width * depth * height <= _SLOW_BELOW:
-        return segmenter(scan.expand(2, -1, -1, -1, -1))[:1]
-    return segmenter(scan)
+from models.layers import autocast
 
 
 @dataclass(frozen=True)
@@ -72,7 +41,7 @@ class Prediction:
 
 @torch.no_grad()
 def segment(
-    segmenter: Segmenter, image: np.ndarray, lung: np.ndarray, normalization: str, precision: str = "fp32"
+    segmenter: nn.Module, image: np.ndarray, lung: np.ndarray, normalization: str, precision: str = "fp32"
 ) -> np.ndarray:
     """What the segmenter finds in one crop.
 
@@ -88,12 +57,12 @@ def segment(
     """
     device = next(segmenter.parameters()).device
     with autocast(device, precision):
-        logits = _logits(segmenter, as_input(normalise(image, normalization))[None].to(device))
+        logits = segmenter(as_input(normalise(image, normalization))[None].to(device))
     return logits[0, 0].float().sigmoid().cpu().numpy() * lung
 
 
 def predict_cohort(
-    segmenter: Segmenter,
+    segmenter: nn.Module,
     cases: Iterable[Case],
     split: str,
     normalization: str,
@@ -106,7 +75,7 @@ def predict_cohort(
 
 
 def predict_case(
-    segmenter: Segmenter,
+    segmenter: nn.Module,
     case: Case,
     split: str,
     normalization: str,

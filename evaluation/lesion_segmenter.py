@@ -28,7 +28,7 @@ from evaluation.burden import Burden, measure_burden
 from evaluation.inference import segment
 from evaluation.metrics import THRESHOLD
 from models import Segmenter
-from models.checkpoint import PUBLISHED_INPUT, SegmenterInput, find_segmenter, read_segmenter
+from models.checkpoint import PUBLISHED_INPUT, SegmenterInput, find_segmenter, load_segmenter
 from models.layers import place
 from utils.distributed import choose_device
 from utils.errors import VolumeError
@@ -155,13 +155,13 @@ class LesionSegmenter:
         assumed: SegmenterInput = PUBLISHED_INPUT,
     ) -> None:
         self.model = find_segmenter(Path(model))
-        segmenter, facts = read_segmenter(self.model)
-        self.trained_on = facts.trained_on or assumed
-        self.seen = frozenset(getattr(facts, "seen", None) or ())
+        segmenter, facts = load_segmenter(self.model, assumed)
+        self.trained_on = facts.trained_on
+        self.seen = frozenset(facts.seen or ())
         self.device = choose_device(device)
         self.segmenter = place(segmenter, self.device)
         self.lungs = Lungs(lungs) if isinstance(lungs, str) else lungs
-        self.threshold = (getattr(facts, "threshold", None) or THRESHOLD) if threshold is None else threshold
+        self.threshold = facts.threshold if threshold is None else threshold
         self.reading = reading
 
     @cached_property

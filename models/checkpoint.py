@@ -8,17 +8,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 from torch import Tensor, nn
 
-from configs.settings import ImageSettings
 from models.generator import Generator
 from models.published import is_published, load_published, without_wrappers
-from models.segmenter import Segmenter
+from models.segmenter import build_segmenter
 from utils.errors import CheckpointError, one_line
 from utils.files import atomic_write
 from utils.torch_files import TorchFileError, read_torch_file
@@ -31,7 +30,7 @@ BEST, LAST, RELEASED = "segmenter_best.pth", "segmenter_last.pth", "segmenter.pt
 """File names of segmenters: best validation and last save of a run, and that of a folder to share."""
 
 _WIDEST = 1024
-_FACTS = ("input", "iteration", "valid_dice", "training")
+Width = Annotated[int, Field(ge=1, le=_WIDEST)]
 
 
 class Entries(BaseModel):
@@ -79,32 +78,38 @@ class SegmenterFacts(Entries):
 
     Attributes:
         trained_on: its input.
+        width: channels of its first layer.
+        threshold: probabilities above it are lesion; 0.5, or what was chosen on the validation scans.
         iteration: training iteration.
         valid_dice: mean Dice on the validation scans.
         training: how it was trained.
+        seen: checksums of the content of the CTs that it was trained on or chosen by, sorted.
     """
 
     trained_on: SegmenterInput | None = Field(None, alias="input")
+    width: Width | None = None
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     iteration: NonNegativeInt | None = None
     valid_dice: float | None = None
     training: Training | None = None
+    seen: list[str] | None = None
 
     def describe(self) -> str:
         """What is known of the segmenter, as YAML; null for the rest."""
-        told = self.model_dump(mode="json", by_alias=True)
+        told = self.model_dump(mode="json", by_alias=True, exclude={"seen"})
+        told["scans_seen"] = None if self.seen is None else len(self.seen)
         if self.training is not None:
             told["training"]["settings"] = yaml.safe_load(self.training.settings)
         return yaml.safe_dump(told, sort_keys=False, width=110)
 
 
-PUBLISHED_INPUT = SegmenterInput(
-    size=ImageSettings().size, window=ImageSettings().window, normalization=ImageSettings().normalization
-)
+PUBLISHED_INPUT = SegmenterInput(size=(40, 160, 160), window=(-1250.0, 250.0), normalization="minmax")
 """Input of the published code, whose checkpoints do not say it."""
 
 
 class _SegmenterFile(SegmenterFacts):
     trained_on: SegmenterInput = Field(alias="input")
+    width: Width
     weights: dict[str, Tensor]
 
 
@@ -118,6 +123,7 @@ class StateFile(Entries):
     """What every training state holds; `training.states` adds what resuming needs."""
 
     networks: _NetworkWeights
+    width: Width | None = None
 
 
 _ENTRIES = {SEGMENTER_FORMAT: _SegmenterFile, STATE_FORMAT: StateFile}
@@ -176,21 +182,21 @@ def check_entries(content: Mapping[str, Any], expected: type[Entries], path: Pat
         ) from None
 
 
-def save_segmenter(path: Path, segmenter: Segmenter, facts: SegmenterFacts) -> None:
+def save_segmenter(path: Path, segmenter: nn.Module, facts: SegmenterFacts) -> None:
     """Write a segmenter for use.
 
     Args:
         path: path of the file.
         segmenter: S.
-        facts: stored with it; its input is required.
+        facts: stored with it; its input is required, and its width unless S has an attribute of that name.
 
     Raises:
         CheckpointError: the file cannot be written.
     """
     if facts.trained_on is None:
         raise ValueError("a segmenter is saved with the input it was trained on")
-    content = {"format": SEGMENTER_FORMAT, "version": VERSION, "width": segmenter.width}
-    save({**content, **facts.model_dump(by_alias=True), "weights": segmenter.state_dict()}, path)
+    content = {"format": SEGMENTER_FORMAT, "version": VERSION, **facts.model_dump(by_alias=True)}
+    save({**content, "width": facts.width or segmenter.width, "weights": segmenter.state_dict()}, path)
 
 
 def find_segmenter(path: Path) -> Path:
@@ -207,38 +213,31 @@ def find_segmenter(path: Path) -> Path:
     return path
 
 
-def load_segmenter(path: Path, default: SegmenterInput) -> tuple[Segmenter, SegmenterInput]:
+def load_segmenter(path: Path, assumed: SegmenterInput | None = None) -> tuple[nn.Module, SegmenterFacts]:
     """Load a segmenter from its file, a training state, or a published ``checkpointU_*.pth``.
 
     Args:
         path: the file, or a folder that has one (see `find_segmenter`).
-        default: assumed input if the file does not say it, as published ones and training states do not.
+        assumed: its input if the file does not say it, as published ones and training states do not.
 
     Returns:
-        The segmenter on the CPU, and its input.
+        The segmenter on the CPU, and what is known of it.
 
     Raises:
         CheckpointError: the file cannot be read or holds no segmenter.
     """
-    segmenter, facts = read_segmenter(path)
-    return segmenter, facts.trained_on or default
-
-
-def read_segmenter(path: Path) -> tuple[Segmenter, SegmenterFacts]:
-    """Load a segmenter as `load_segmenter` does, with everything its file says about it.
-
-    Raises:
-        CheckpointError: as `load_segmenter`.
-    """
     path = find_segmenter(path)
     content = load(path)
-    known = content.get("format") == SEGMENTER_FORMAT
-    facts = SegmenterFacts(**{key: content.get(key) for key in _FACTS}) if known else SegmenterFacts()
     weights = _weights(content, "segmenter", path)
-    width = _width(weights, "stem.0.weight", "conv.weight")
-    if width is None:
+    facts = SegmenterFacts(trained_on=assumed)
+    if content.get("format") == SEGMENTER_FORMAT:
+        facts = SegmenterFacts(**{key: value for key, value in content.items() if key != "weights"})
+    else:
+        width = content.get("width") if content.get("format") == STATE_FORMAT else None
+        facts = facts.model_copy(update={"width": width or _width(weights, "stem.0.weight", "conv.weight")})
+    if facts.width is None:
         raise CheckpointError(f"{path}: not the weights of a segmenter; its first entry is {next(iter(weights), None)}")
-    segmenter = Segmenter(width)
+    segmenter = build_segmenter(facts.width)
     _fill(segmenter, weights, path)
     return segmenter, facts
 
@@ -274,6 +273,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
         CheckpointError: the file cannot be read, or its weights do not fit.
     """
     kind = type(network).__name__.lower()
+    kind = kind if kind in ("generator", "discriminator") else "segmenter"
     if kind == "segmenter":
         path = find_segmenter(path)
     content = load(path)

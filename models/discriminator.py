@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
-from models.cpu_workarounds import InstanceNormWithoutRelayout
-from models.layers import check_input, normalise
+from models.layers import InstanceNorm, check_input, normalise
 
 SLOPE = 0.1
 MULTIPLES = (16, 32, 32)
@@ -75,7 +74,7 @@ class Discriminator(nn.Module):
         if heads == 1:
             self.judge = nn.Linear(16 * width * prod(lowest), 1)
         else:
-            self.squeeze = nn.Sequential(nn.Conv3d(16 * width, 1, 1), InstanceNormWithoutRelayout(1))
+            self.squeeze = nn.Sequential(nn.Conv3d(16 * width, 1, 1), InstanceNorm(1))
             self.judge = nn.Linear(prod(lowest), 1)
             self.judge_patches = nn.Conv3d(16 * width, 1, 1)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.cpu_workarounds import Conv3dWithoutShallowBf16
 from models.layers import check_input, concatenate, normalise, upsample
 
 
@@ -22,9 +21,7 @@ def _encode(
 
 
 def _decode(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        upsample(), Conv3dWithoutShallowBf16(inputs, outputs, 3, padding=1, bias=False), *normalise(outputs, slope=0)
-    )
+    return nn.Sequential(upsample(), nn.Conv3d(inputs, outputs, 3, padding=1, bias=False), *normalise(outputs, slope=0))
 
 
 class Generator(nn.Module):

@@ -11,12 +11,66 @@ loss over ranks is the loss of the whole batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
 
 from utils import distributed
+
+CONSTRAINTS = ("recons", "origImgToD", "genImgToD", "perception", "MIL")
+"""Constraint losses; each is on if its name is a word of EXP.ID."""
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """LOSS: weights of the terms, and the iterations after which the late ones count.
+
+    Every field is a setting of that name; the defaults are the published ones.
+    """
+
+    adversarial: NonNegativeFloat = 1.0
+    segmentation: NonNegativeFloat = 100.0
+    labelled: NonNegativeFloat = 5.0
+    recons: NonNegativeFloat = 100.0
+    mil: NonNegativeFloat = 1000.0
+    mil_start: NonNegativeInt = 10_000
+    perception: NonNegativeFloat = 100.0
+    perception_start: NonNegativeInt = 10_000
+    perception_lesion: Probability = 0.8
+    perception_background: Probability = 0.2
+    healthy: NonNegativeFloat = 1.0
+    segmentation_loss: Literal["focal", "cross_entropy_dice"] = "focal"
+    adversarial_segmenter: NonNegativeFloat = 1.0
+    perception_ramp: NonNegativeInt = 0
+    teacher: NonNegativeFloat = 0.0
+    teacher_ramp: NonNegativeInt = 0
+    disturbance: NonNegativeFloat = 0.0
+
+
+@dataclass(frozen=True)
+class Gate:
+    """GATE.X: an objective below `below` is multiplied by `factor`."""
+
+    below: NonNegativeFloat
+    factor: NonNegativeFloat
+
+
+@dataclass(frozen=True)
+class Gates:
+    """GATE: the published down-weighting of small objectives."""
+
+    joint: Gate = Gate(below=0.16, factor=1e-3)
+    segmenter: Gate = Gate(below=0.064, factor=1e-2)
+    discriminator: Gate = Gate(below=0.16, factor=1e-6)
+    origimgtod: Gate = Gate(below=0.1, factor=1e-4)
+    enabled: bool = True
+
 
 HEALTHY, OTHER = 0.0, 1.0
 """Classes of the discriminator."""

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from configs.settings import GateSettings, GatesSettings, ImageSettings, LossSettings, ModelSettings
-from datasets.samples import Batch
 from models.discriminator import Discriminator
 from models.generator import Generator
 from models.layers import place
@@ -22,6 +20,9 @@ from models.losses import (
     HEALTHY,
     IGNORED,
     OTHER,
+    Gate,
+    Gates,
+    Weights,
     adversarial_loss,
     consistency_loss,
     focal_loss,
@@ -31,14 +32,17 @@ from models.losses import (
     reconstruction_loss,
     weighted_focal_loss,
 )
-from models.segmenter import Segmenter
+from models.segmenter import build_segmenter
 from utils import distributed
+
+if TYPE_CHECKING:
+    from datasets.samples import Batch
 
 
 class Networks(NamedTuple):
-    """The three networks."""
+    """The three networks; S is any module that maps volumes to logits."""
 
-    segmenter: Segmenter
+    segmenter: nn.Module
     generator: Generator
     discriminator: Discriminator
 
@@ -47,21 +51,29 @@ class Networks(NamedTuple):
         return Networks(*(place(network, device, channels_last) for network in self))
 
 
-def build_networks(model: ModelSettings, image: ImageSettings) -> Networks:
-    """Build the networks with random weights."""
-    width = model.width
-    discriminator = Discriminator(width.d, (image.slices, *image.size[1:]), model.discriminator_heads)
-    return Networks(Segmenter(width.unet), Generator(width.g), discriminator)
+def build_networks(widths: tuple[int, int, int], input_size: tuple[int, int, int], heads: int = 1) -> Networks:
+    """Build the networks with random weights.
+
+    Args:
+        widths: channels of the first layer of S, G and D.
+        input_size: depth, height and width of the volumes that D takes.
+        heads: heads of D.
+    """
+    segmenter, generator, discriminator = widths
+    return Networks(build_segmenter(segmenter), Generator(generator), Discriminator(discriminator, input_size, heads))
 
 
 @dataclass(frozen=True)
 class Method:
-    """The choices of an experiment: constraint losses that are on, last iteration, weights and gates."""
+    """The choices of an experiment: constraint losses that are on, last iteration, weights and gates.
+
+    Weights and gates may be sections of the settings, which have the same attributes.
+    """
 
     constraints: frozenset[str]
     last_iteration: int
-    loss: LossSettings = field(default_factory=LossSettings)
-    gate: GatesSettings = field(default_factory=GatesSettings)
+    loss: Weights = field(default_factory=Weights)
+    gate: Gates = field(default_factory=Gates)
 
 
 class Objective:
@@ -84,7 +96,7 @@ class Objective:
         """Add a term, a scalar, times its weight."""
         self.terms[name], self.weighted[name] = term.detach(), weight * term
 
-    def gated(self, gate: GateSettings, gates: GatesSettings) -> Objective:
+    def gated(self, gate: Gate, gates: Gates) -> Objective:
         """Set the total: the sum of the terms, scaled down while it is below its gate."""
         total = sum(self.weighted.values())
         self.total = _gate_factor(total, gate, gates) * total
@@ -107,7 +119,7 @@ def synthesise(image: Tensor, lesion: Tensor, lung: Tensor, generated: Tensor) -
 
 
 def paste_lesions(
-    image: Tensor, lesion: Tensor, healthy: Tensor, healthy_lung: Tensor, loss: LossSettings
+    image: Tensor, lesion: Tensor, healthy: Tensor, healthy_lung: Tensor, loss: Weights
 ) -> tuple[Tensor, Tensor]:
     """Paste predicted lesions into healthy lungs, and derive the labels of the result.
 
@@ -123,7 +135,7 @@ def paste_lesions(
     return healthy * (1 - m) + image * m, label.masked_fill(uncertain, IGNORED)
 
 
-def _gate_factor(value: Tensor, gate: GateSettings, gates: GatesSettings) -> float | Tensor:
+def _gate_factor(value: Tensor, gate: Gate, gates: Gates) -> float | Tensor:
     if not gates.enabled:
         return 1.0
     over_ranks = distributed.sum_over_ranks(value) / distributed.world_size()

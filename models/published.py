@@ -78,10 +78,10 @@ _PUBLISHED_DISCRIMINATORS = {
 }
 
 
-def _published(network: nn.Module) -> _Published:
+def _published(network: nn.Module) -> _Published | None:
     if isinstance(network, Discriminator):
         return _PUBLISHED_DISCRIMINATORS[network.heads]
-    return {Segmenter: _PUBLISHED_SEGMENTER, Generator: _PUBLISHED_GENERATOR}[type(network)]
+    return {Segmenter: _PUBLISHED_SEGMENTER, Generator: _PUBLISHED_GENERATOR}.get(type(network))
 
 
 # The published spectral norm and PyTorch's parametrization store the same three tensors.
@@ -112,7 +112,10 @@ def without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def is_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
     """Whether a state dict has the parameter names of the published code for this network."""
-    first = _published_name(_published(network).modules, next(iter(network.state_dict())))
+    published = _published(network)
+    if published is None:
+        return False
+    first = _published_name(published.modules, next(iter(network.state_dict())))
     return any(name.startswith(first.split(".")[0]) for name in without_wrappers(state_dict))
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.cpu_workarounds import ThroughSlicesWithoutSlowLoop
-from models.layers import check_input, concatenate, normalise, upsample
+from models.layers import ThroughSlices, check_input, concatenate, normalise, upsample
 
 SLOPE = 0.01
 
@@ -14,7 +13,7 @@ def _separable(inputs: int, outputs: int) -> nn.Sequential:
     """An in-plane convolution followed directly by one through the slices, then normalisation and activation."""
     return nn.Sequential(
         nn.Conv3d(inputs, outputs, (1, 3, 3), padding=(0, 1, 1), bias=False),
-        ThroughSlicesWithoutSlowLoop(outputs, outputs),
+        ThroughSlices(outputs, outputs),
         *normalise(outputs, SLOPE),
     )
 
@@ -65,3 +64,8 @@ class Segmenter(nn.Module):
         d2 = self.decode2(concatenate(self.up2(e3), e2))
         d1 = self.decode1(concatenate(self.up1(d2), e1))
         return self.predict(d1)
+
+
+def build_segmenter(width: int) -> nn.Module:
+    """S with random weights. Any module with forward(volume) -> logits, as `Segmenter.forward`, can be built here."""
+    return Segmenter(width)

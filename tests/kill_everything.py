@@ -64,7 +64,7 @@ class Job:
     check: Callable[[Path, Path, bool], None]
 
     def command(self) -> list[str]:
-        resume = ["--resume"] if self.script == "train" and find_states(self.output) else []
+        resume = ["--resume"] if self.script == "train" else []
         return [f"{self.script}.py", *self.arguments, *resume]
 
     def begun(self) -> set[Path]:

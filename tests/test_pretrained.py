@@ -11,14 +11,14 @@ from datasets.crop import CROP_SIZE, crop_to_lungs
 from datasets.phantom import make_phantom
 from datasets.window import WINDOW
 from evaluation.inference import segment
-from models.checkpoint import read_segmenter
+from models.checkpoint import load_segmenter
 
 FOLDER = Path(__file__).parents[1] / "pretrained"
 
 
 @pytest.fixture(scope="module")
 def pretrained():
-    return read_segmenter(FOLDER)
+    return load_segmenter(FOLDER)
 
 
 def crops_of(diseased):

@@ -292,13 +292,13 @@ def test_the_threshold_is_a_choice(config, model, tmp_path):
 @pytest.mark.fault("scans that a segmenter was trained on")
 def test_scans_that_the_model_has_seen_are_refused_unless_that_is_allowed(config, cohort, model, monkeypatch, capsys):
     (checksum,) = contents_of(cohort, ["sick_5"]).values()
-    loaded = test.read_segmenter
+    loaded = test.load_segmenter
 
     def trained(path):
         segmenter, facts = loaded(path)
         return segmenter, SimpleNamespace(trained_on=facts.trained_on, seen=[checksum])
 
-    monkeypatch.setattr(test, "read_segmenter", trained)
+    monkeypatch.setattr(test, "load_segmenter", trained)
     arguments = ["--config-path", str(config), "--model-path", str(model), "--quiet", "--device", "cpu"]
     assert run(lambda: test.main(arguments)) == 1
     assert "was trained on, or chosen by, 1 of these scans: sick_5; test other scans" in capsys.readouterr().err

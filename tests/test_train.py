@@ -21,6 +21,7 @@ from models.checkpoint import SegmenterInput, load, load_segmenter, save
 from models.objectives import Networks, discriminator_objective, joint_objective, segmenter_objective
 from tests import reference
 from tests.several import Ended, in_double_precision, on_processes
+from training import log as training_log
 from training import run as training_run
 from training.run import TrainingRun
 from utils import distributed
@@ -108,10 +109,9 @@ def test_a_run_leaves_everything_that_it_promises(config, run_folder):
     } <= logged  # fmt: skip
     best = max(entry["valid/dice"] for entry in entries if "valid/dice" in entry)
     assert load(run_folder / "segmenter_best.pth")["valid_dice"] == best
-    _, trained_on = load_segmenter(
-        run_folder / "segmenter_last.pth", SegmenterInput(size=(1, 1, 1), window=(0, 0), normalization="minmax")
-    )
-    assert trained_on == SegmenterInput(size=(20, 64, 64), window=(-1250.0, 250.0), normalization="minmax")
+    _, facts = load_segmenter(run_folder / "segmenter_last.pth")
+    assert facts.trained_on == SegmenterInput(size=(20, 64, 64), window=(-1250.0, 250.0), normalization="minmax")
+    assert (facts.width, facts.threshold, facts.iteration) == (2, 0.5, 8)
 
 
 def test_the_window_of_the_data_is_written_into_every_checkpoint(config, run_folder, capsys):
@@ -127,13 +127,13 @@ def test_the_window_of_the_data_is_written_into_every_checkpoint(config, run_fol
 
 def test_the_page_is_written_at_saves_while_that_takes_little_of_the_time(config, run_folder, monkeypatch):
     written, now = [], [0.0]
-    monkeypatch.setattr(training_run.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(training_log.time, "monotonic", lambda: now[0])
 
     def write(folder):
         written.append(training.iteration)
         now[0] += 2.0
 
-    monkeypatch.setattr(training_run, "write_training_report", write)
+    monkeypatch.setattr(training_log, "write_training_report", write)
     training = started(config, "SOLVER.ITER_MAX=12", "INTERVAL.SAVE=1", "SOLVER.DISCRIMINATOR_STEPS=1", validate=False)
     for _ in training.iterations():
         now[0] += 20.0
@@ -145,7 +145,7 @@ def test_a_page_that_cannot_be_written_ends_no_training(config, run_folder, monk
     def fail(folder):
         raise RuntimeError("no room")
 
-    monkeypatch.setattr(training_run, "write_training_report", fail)
+    monkeypatch.setattr(training_log, "write_training_report", fail)
     arguments = ["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=2"]
     assert train.main(arguments) == 0
     assert f"{run_folder / 'report.html'}: not written (RuntimeError: no room)" in capsys.readouterr().err
@@ -158,10 +158,10 @@ def test_training_teaches_the_segmenter_to_find_the_lesions(config):
     overrides = ["EXP.ID=sample1_recons", "MODEL.WIDTH.UNET=6", "SOLVER.ITER_MAX=60", "SOLVER.DISCRIMINATOR_STEPS=1"]
     # The best of six, as it is kept: so short a training swings, and rounding decides where it is at its end.
     training = started(config, *overrides, "INTERVAL.PICTURE=60", "INTERVAL.SAVE=60", "INTERVAL.VALID=10")
-    training._validate()
-    assert training.best_dice < 0.1
+    training.validated()
+    assert training.state.best_dice < 0.1
     train.train(training)
-    assert training.best_dice > 0.5
+    assert training.state.best_dice > 0.5
 
 
 @pytest.mark.fault("resumed instead of")
@@ -173,14 +173,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path):
     # Stop at iterations 3, 5 and 6: within both phases and between them.
     for stop in (3, 5, 6):
         training = started(config, f"EXP.OUTPUT_DIR={parts}", resume=parts.exists())
-        between = training._between
+        between = training.between
 
         def stop_there(training=training, between=between, stop=stop):
             if training.iteration == stop:
                 training.stop.receive(signal.SIGTERM)
             between()
 
-        training._between = stop_there
+        training.between = stop_there
         with pytest.raises(SystemExit) as stopped:
             train.train(training)
         assert stopped.value.code == 143
@@ -225,7 +225,7 @@ def begun(command, run_folder):
 
 
 @pytest.mark.fault("Ctrl-C, SIGTERM")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_ctrl_c_and_sigterm_save_before_the_end(config, run_folder, number):
     command = [sys.executable, str(ROOT / "train.py"), "--config-path", str(config), "--quiet", "--device", "cpu"]
     process = begun(command, run_folder)
@@ -301,7 +301,7 @@ def test_nan_never_reaches_the_weights_and_is_reported_with_the_batch(config, ru
     train.train(training)
     assert all(torch.isfinite(p).all() for network in parameters(training).values() for p in network)
     # One joint step and two steps of D; the segmenter's own objective had a good batch.
-    assert training.skipped.count == 3
+    assert training.state.skipped.count == 3
     assert caplog.text.count("this step was skipped") == 3
     assert "NaN or Inf in the loss of the joint objective of iteration 1, batch sick_" in caplog.text
     entries = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
@@ -322,14 +322,14 @@ def test_too_many_nan_stop_the_run_with_the_batch(config):
 @pytest.mark.fault("NaN or Inf in an optimiser's")
 def test_nan_in_an_optimiser_is_found_and_named_and_its_state_file_is_not_resumed(config, run_folder, caplog):
     training = started(config, "SOLVER.ITER_MAX=12", "SOLVER.MAX_SKIPPED=1000")
-    before = training._between
+    before = training.between
 
     def spoil():
         if training.iteration == 6:  # after the states of 4, before that of 8
             next(iter(training.optimizers["segmenter"].state.values()))["exp_avg_sq"].fill_(float("inf"))
         before()
 
-    training._between = spoil
+    training.between = spoil
     train.train(training)
     assert all(torch.isfinite(p).all() for network in parameters(training).values() for p in network)
     assert "NaN or Inf in the optimiser state or weights of the joint objective of iteration 8" in caplog.text
@@ -378,8 +378,51 @@ def test_a_dry_run_prints_settings_and_splits_and_writes_nothing(config, run_fol
 @pytest.mark.fault("a folder that holds")
 def test_a_second_run_in_the_same_folder_is_refused(config):
     train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
-    with pytest.raises(TrainingError, match="already holds a run; resume it with --resume"):
+    with pytest.raises(TrainingError, match="already holds files of a run .*; resume it with --resume"):
         train.main(["--config-path", str(config), "--quiet", "--device", "cpu"])
+
+
+def test_resuming_starts_a_run_that_left_no_state(config, run_folder):
+    arguments = ["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"]
+    assert train.main([*arguments, "--resume"]) == 0
+    assert load(run_folder / "state_0000001.pth")["iteration"] == 1
+    # As a kill before the first save leaves it.
+    (run_folder / "state_0000001.pth").unlink()
+    for name in ("segmenter_last.pth", "metrics.jsonl"):
+        with pytest.raises(TrainingError, match=f"already holds files of a run .{name}.; resume it with --resume"):
+            train.main([*arguments])
+        if name == "segmenter_last.pth":
+            with pytest.raises(TrainingError, match=r"segmenter_last.pth., but no state; move them away"):
+                train.main([*arguments, "--resume"])
+        (run_folder / name).unlink() if name == "segmenter_last.pth" else None
+    assert train.main([*arguments, "--resume"]) == 0
+    assert len((run_folder / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "order"])
+def test_a_list_that_changed_cannot_be_resumed(config, cohort, tmp_path, change):
+    mine = shutil.copytree(cohort, tmp_path / "cohort")
+    arguments = [
+        "--config-path",
+        str(config),
+        "--quiet",
+        "--device",
+        "cpu",
+        f"DATASET.ROOT={mine}",
+        "SOLVER.ITER_MAX=1",
+    ]
+    train.main(arguments)
+    path = next((mine / "id_txt").glob(f"{read_settings(config).dataset.split.wo_label}*"))
+    ids = path.read_text().split()
+    others = {"added": [*ids, "well_0"], "removed": ids[1:], "order": ids[::-1]}[change]
+    path.write_text("\n".join(others) + "\n")
+    with pytest.raises(
+        TrainingError, match=r"DATASET.SPLIT.WO_LABEL has other scans than when the run began"
+    ) as caught:
+        train.main([*arguments, "--resume"])
+    assert "restore the list" in str(caught.value)
+    path.write_text("\n".join(ids) + "\n")
+    assert train.main([*arguments[:-1], "SOLVER.ITER_MAX=2", "--resume"]) == 0
 
 
 @pytest.mark.fault("networks or optimisers")
@@ -511,7 +554,6 @@ def test_a_disk_that_fails_is_one_line(config, run_folder, capsys):
         (["DATASET.ROOT=nowhere"], "no cohort here .* try sh demo.sh"),
         (["--device", "cuda:99"], "--device cuda:99: "),
         (["--device", "tpu"], "--device tpu: no such device"),
-        (["--resume"], "no training state to resume from"),
         (["SOLVER.LR=1"], "SOLVER.LR: unknown setting"),
     ],
 )
@@ -534,7 +576,7 @@ def train_in_double(stop_at, arguments):
     in_double_precision()
     predict.as_input = lambda image, take=samples.as_input: take(image).double()
     training_run.scan_input = lambda *inputs, take=samples.scan_input: take(*inputs).double()
-    batch, between = TrainingRun.batch, TrainingRun._between
+    batch, between = TrainingRun.batch, TrainingRun.between
     TrainingRun.batch = lambda self, split: (taken := batch(self, split))._replace(image=taken.image.double())
 
     def interrupted(self):
@@ -543,7 +585,7 @@ def train_in_double(stop_at, arguments):
             os.kill(os.getpid(), signal.SIGTERM)  # torchrun may pass on what came already
         between(self)
 
-    TrainingRun._between = interrupted
+    TrainingRun.between = interrupted
     return train.main(arguments)
 
 
@@ -663,7 +705,7 @@ def test_a_teacher_labels_other_volumes_for_s(config, monkeypatch):
     def spy(unlabelled):
         found = teach(unlabelled)
         with torch.no_grad():
-            expected = training.segmenter(unlabelled.image).sigmoid()
+            expected = training.state.segmenter(unlabelled.image).sigmoid()
         taught.append((unlabelled, found, torch.equal(found.lesion, expected)))
         return found
 
@@ -674,7 +716,7 @@ def test_a_teacher_labels_other_volumes_for_s(config, monkeypatch):
         assert by_the_average  # the average, and what it was shown undisturbed
         assert not torch.equal(found.image, unlabelled.image)
         assert torch.equal(found.lung, unlabelled.lung)
-    assert not torch.equal(training.segmenter(found.image), training.networks.segmenter(found.image))
+    assert not torch.equal(training.state.segmenter(found.image), training.networks.segmenter(found.image))
     entries = [json.loads(line) for line in (training.folder / "metrics.jsonl").read_text().splitlines()]
     assert all({"teacher/consistency", "segmenter/labelled"} <= set(entry) for entry in entries)
 
@@ -734,9 +776,7 @@ def test_the_moving_average_is_kept_validated_and_resumed(config, run_folder, tm
 
     training.minimise = follow
     train.train(training)
-    kept, _ = load_segmenter(
-        run_folder / "segmenter_best.pth", SegmenterInput(size=(1, 1, 1), window=(0, 0), normalization="minmax")
-    )
+    kept, _ = load_segmenter(run_folder / "segmenter_best.pth")
     for found, by_hand in zip(kept.parameters(), expected[-1], strict=True):
         torch.testing.assert_close(found, by_hand)
     assert len(expected) == 8  # joint and own steps of four iterations
@@ -753,4 +793,4 @@ def test_the_moving_average_is_kept_validated_and_resumed(config, run_folder, tm
 
 def test_without_an_average_the_segmenter_itself_is_kept(config):
     training = started(config)
-    assert training.segmenter is training.networks.segmenter
+    assert training.state.segmenter is training.networks.segmenter

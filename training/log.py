@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,8 +16,14 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid, save_image
 
 from models.objectives import Networks, synthesise
+from reports.training import write_training_report
 from utils.files import atomic_write, name_in_errors, write_text
 from utils.progress import progress_bar
+
+log = logging.getLogger(__name__)
+
+_PAGE_SHARE = 0.02
+"""Largest share of the training time that is spent on report.html; the last page comes on top."""
 
 
 class RunningMeans:
@@ -67,7 +75,7 @@ def discriminator_balance(entry: Mapping[str, float], heads: int) -> dict[str, f
 
 
 class RunLog:
-    """The log of a run: progress bar, TensorBoard events and ``metrics.jsonl`` in the run's folder.
+    """The log of a run: progress bar, TensorBoard events, ``metrics.jsonl``, pictures and page in the run's folder.
 
     Args:
         folder: output folder of the run.
@@ -77,32 +85,42 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, first: int, last: int, progress: bool) -> None:
+        self.folder = folder
         self.path = folder / "metrics.jsonl"
-        self.pictures = folder / "pictures"
         _drop_after(self.path, first)
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
         self.bar = progress_bar(None, "training", unit="iteration", shown=progress, total=last, initial=first)
+        self._next_page = time.monotonic() + 1 / _PAGE_SHARE  # as if a page had just taken a second
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Log values by name."""
+        """Log values by name, and show the totals of the objectives beside the progress bar."""
         for name, value in values.items():
             self._events.add_scalar(name, value, iteration)
         with name_in_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"iteration": iteration, **values}) + "\n")
             file.flush()
             os.fsync(file.fileno())  # a resumed run starts from the next state, and would not repeat this entry
-
-    def losses(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Log the losses, and show the totals of the objectives beside the progress bar."""
-        self.scalars(iteration, values)
         shown = {name.removesuffix("/total"): f"{value:.3g}" for name, value in values.items() if "/total" in name}
-        self.bar.set_postfix(shown, refresh=False)
+        if shown:
+            self.bar.set_postfix(shown, refresh=False)
 
     def picture(self, iteration: int, grid: Tensor) -> None:
         """Save a picture grid, (3, height, width) in [0, 1], as a file and in TensorBoard."""
-        with atomic_write(self.pictures / f"{iteration:07d}.png") as temporary:
+        with atomic_write(self.folder / "pictures" / f"{iteration:07d}.png") as temporary:
             save_image(grid, temporary)
         self._events.add_image("pictures", grid, iteration)
+
+    def page(self, now: bool = True) -> None:
+        """Write report.html, or only if its turn has come. If that fails, warn and continue."""
+        since = time.monotonic()
+        if not now and since < self._next_page:
+            return
+        try:
+            write_training_report(self.folder)
+        except Exception as error:
+            log.warning("%s: not written (%s: %s)", self.folder / "report.html", type(error).__name__, error)
+        ended = time.monotonic()
+        self._next_page = ended + (ended - since) / _PAGE_SHARE
 
     def close(self) -> None:
         """Close the progress bar and flush TensorBoard."""
@@ -120,6 +138,9 @@ class SilentLog(RunLog):
         """Do nothing."""
 
     def picture(self, iteration: int, grid: Tensor) -> None:
+        """Do nothing."""
+
+    def page(self, now: bool = True) -> None:
         """Do nothing."""
 
     def close(self) -> None:

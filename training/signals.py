@@ -1,4 +1,4 @@
-"""Stop a run at the next safe point after Ctrl-C, SIGTERM, or SIGHUP, which the closing of a terminal sends."""
+"""Stop a run at the next safe point after Ctrl-C, SIGTERM, SIGHUP (a closed terminal) or SIGUSR1 (a time limit)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from utils import distributed
 
 
 class StopSignal:
-    """Remembers that SIGINT, SIGTERM or SIGHUP arrived, instead of raising.
+    """Remembers that SIGINT, SIGTERM, SIGHUP or SIGUSR1 arrived, instead of raising.
 
     Attributes:
         number: the signal that arrived; 0 if none did.
@@ -27,7 +27,7 @@ class StopSignal:
     @contextmanager
     def caught(self) -> Iterator[None]:
         """Catch the signals inside the block."""
-        caught = [signal.SIGINT, signal.SIGTERM]
+        caught = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
             caught.append(signal.SIGHUP)
         self._handlers = {number: signal.signal(number, self.receive) for number in caught}

@@ -1,21 +1,33 @@
-"""Training states: files from which training resumes, bit for bit."""
+"""Training states: what a run saves, and resumes from bit for bit."""
 
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import NonNegativeInt
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from configs.settings import Settings
-from datasets.cohort import Case
-from models.checkpoint import STATE_FORMAT, VERSION, Entries, StateFile, Training, check_entries, load, save
-from utils.errors import CheckpointError
-from utils.ledger import environment, project_version
+from configs.settings import Settings, read_settings_text
+from models.checkpoint import (
+    STATE_FORMAT,
+    VERSION,
+    Entries,
+    StateFile,
+    check_entries,
+    load,
+    load_weights,
+    save,
+)
+from models.objectives import build_networks
+from training.optimise import SkippedSteps, build_optimizers
+from utils.errors import CheckpointError, SettingsError, TrainingError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +53,142 @@ class _ResumableState(StateFile):
     best_dice: float | None
     skipped: NonNegativeInt
     settings: str
+    ids: dict[str, list[str]] | None = None
+
+
+class TrainingState:
+    """What a run changes, but for its files: networks, optimisers, random generators and counters.
+
+    Args:
+        settings: settings of the experiment.
+        device: device to train on.
+        initialise: load the networks of INIT_MODEL.
+
+    Attributes:
+        networks: S, G and D.
+        optimizers: by name of the network.
+        average: moving average of S, if SOLVER.SEGMENTER_AVERAGE is set.
+        iteration: iterations done.
+        best_dice: mean validation Dice of the best segmenter.
+        skipped: steps that were reverted.
+
+    Raises:
+        CheckpointError: a network of INIT_MODEL cannot be read or does not fit.
+    """
+
+    def __init__(self, settings: Settings, device: torch.device, initialise: bool) -> None:
+        image, width, start = settings.image, settings.model.width, settings.init_model
+        input_size = (image.slices, *image.size[1:])
+        networks = build_networks((width.unet, width.g, width.d), input_size, settings.model.discriminator_heads)
+        for network, path in zip(networks, (start.unet, start.g, start.d), strict=True):
+            if path is not None and initialise:
+                load_weights(network, Path(path))
+        self.settings = settings
+        self.device = device
+        self.networks = networks.to(device)
+        self.optimizers = build_optimizers(self.networks, settings.solver)
+        decay = settings.solver.segmenter_average
+        self.average = (
+            AveragedModel(self.networks.segmenter, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+        )
+        self.iteration = 0
+        self.best_dice: float | None = None
+        self.skipped = SkippedSteps(settings.solver.max_skipped)
+
+    @property
+    def segmenter(self) -> nn.Module:
+        """The segmenter to validate and keep: S, or its moving average."""
+        return self.networks.segmenter if self.average is None else self.average.module
+
+    def content(self, position: Mapping[str, int], ids: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """What to write to a file.
+
+        Args:
+            position: sample position by split.
+            ids: the scans of each split, in their order.
+        """
+        content = {
+            "networks": {name: network.state_dict() for name, network in self.networks._asdict().items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "random": {
+                "python": random.getstate(),
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            },
+            "position": dict(position),
+            "ids": {split: list(cases) for split, cases in ids.items()},
+            "width": self.settings.model.width.unet,
+            "iteration": self.iteration,
+            "best_dice": self.best_dice,
+            "skipped": self.skipped.count,
+            "settings": self.settings.to_yaml(),
+        }
+        return content if self.average is None else {**content, "average": self.average.state_dict()}
+
+    def restore(self, content: Mapping[str, Any], ids: Mapping[str, Sequence[str]], folder: Path) -> dict[str, int]:
+        """Continue from what was written.
+
+        Args:
+            content: as `content` returned it.
+            ids: the scans of each split today.
+            folder: folder of the run, for messages.
+
+        Returns:
+            The sample position by split.
+
+        Raises:
+            CheckpointError: the content does not fit these settings.
+            TrainingError: a split has other scans than the run began with.
+        """
+        for split, before in (content.get("ids") or {}).items():
+            if split in ids and list(ids[split]) != before:
+                odd = sorted(set(ids[split]) ^ set(before))
+                how = f"{len(odd)}, such as {odd[0]}" if odd else "another order"
+                raise TrainingError(
+                    f"{folder}: DATASET.SPLIT.{split} has other scans than when it began ({how}); restore the list, "
+                    "or start another run with a new EXP.ID"
+                )
+        try:
+            for name, network in self.networks._asdict().items():
+                network.load_state_dict(content["networks"][name])
+            if self.average is not None:
+                self.average.load_state_dict(content["average"])
+            for name, optimizer in self.optimizers.items():
+                _restore_optimizer(optimizer, content["optimizers"][name])
+            random.setstate(content["random"]["python"])
+            torch.set_rng_state(content["random"]["torch"])
+            if self.device.type == "cuda" and len(content["random"]["cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(content["random"]["cuda"])
+            self.iteration, self.best_dice = content["iteration"], content["best_dice"]
+            self.skipped.count = content["skipped"]
+            position = dict(content["position"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = one_line(error)
+            raise CheckpointError(
+                f"{folder}: its state does not fit these settings ({reason}); resume with its settings.yaml"
+            ) from None
+        if not _recorded_as(content["settings"], self.settings):
+            log.warning("resuming with settings that differ from those of the saved run")
+        return position
+
+
+def _restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Restore the state of an optimiser; learning rate, weight decay and so on come from the current settings."""
+    fresh = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    if any(old.keys() - {"params"} != new.keys() for old, new in zip(saved["param_groups"], fresh, strict=True)):
+        raise ValueError(f"it belongs to another optimiser than {type(optimizer).__name__}")
+    groups = [{**old, **new} for old, new in zip(saved["param_groups"], fresh, strict=True)]
+    optimizer.load_state_dict({**saved, "param_groups": groups})
+    for weight, state in optimizer.state.items():
+        if any(value.ndim and value.shape != weight.shape for value in state.values()):
+            raise ValueError("the optimiser state has weights of other shapes")
+
+
+def _recorded_as(recorded: str, settings: Settings) -> bool:
+    try:
+        return read_settings_text(recorded, "settings") == settings
+    except SettingsError:  # from another version
+        return False
 
 
 def save_state(folder: Path, content: Mapping[str, Any], iteration: int) -> Path:
@@ -50,7 +198,7 @@ def save_state(folder: Path, content: Mapping[str, Any], iteration: int) -> Path
         CheckpointError: the file cannot be written.
     """
     path = folder / f"state_{iteration:07d}.pth"
-    save({"format": STATE_FORMAT, "version": VERSION, "iteration": iteration, **content}, path)
+    save({"format": STATE_FORMAT, "version": VERSION, **content, "iteration": iteration}, path)
     for old in find_states(folder)[_KEPT_STATES:]:
         old.unlink(missing_ok=True)
     return path
@@ -76,30 +224,24 @@ def load_latest_state(folder: Path) -> dict[str, Any]:
             return content
         except CheckpointError as error:
             log.warning("%s", error)
-    raise CheckpointError(f"{folder}: no training state to resume from; start without --resume")
+    raise CheckpointError(f"{folder}: no training state to resume from; start another run with a new EXP.ID")
 
 
-def describe_training(settings: Settings, cohort: Mapping[str, Sequence[Case]], device: torch.device) -> Training:
-    """Describe a training run, for the file of its segmenter: no ids of scans, and of folders only the last part.
+def state_to_resume(folder: Path, resume: bool) -> dict[str, Any] | None:
+    """The state that a run in a folder continues from; None if it starts at the beginning.
 
-    Args:
-        settings: settings of the experiment.
-        cohort: cases by key of DATASET.SPLIT; they are counted.
-        device: device of the training.
+    With `resume`, a run that left no state, because it never began or ended before its first save, starts.
+
+    Raises:
+        TrainingError: the folder holds files of a run, and `resume` is False or there is no state beside its segmenter.
+        CheckpointError: none of the states can be read.
     """
-    start = {name: None if path is None else Path(path).name for name, path in settings.init_model}
-    root = Path(settings.dataset.root).resolve().name or "data"
-    shared = settings.model_copy(
-        update={
-            "exp": settings.exp.model_copy(update={"output_dir": "output"}),
-            "dataset": settings.dataset.model_copy(update={"root": root}),
-            "init_model": settings.init_model.model_copy(update=start),
-        }
-    )
-    return Training(
-        cohort=root,
-        scans={split: len(cases) for split, cases in cohort.items()},
-        settings=shared.to_yaml(),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        versions={"GASNet": project_version(), **environment()["versions"]},
-    )
+    if resume and find_states(folder):
+        return load_latest_state(folder)
+    kinds = ("segmenter_*.pth",) if resume else ("state_*.pth", "segmenter_*.pth", "metrics.jsonl", "pictures/*.png")
+    if found := [path for kind in kinds for path in sorted(folder.glob(kind))]:
+        remedy = ", but no state; move them away" if resume else "; resume it with --resume"
+        raise TrainingError(
+            f"{folder}: already holds files of a run ({found[0].name}){remedy}, or start another with a new EXP.ID"
+        )
+    return None

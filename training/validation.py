@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from torch import nn
+
 from configs.settings import Settings
 from datasets.cohort import Case
 from evaluation.inference import predict_cohort
 from evaluation.metrics import summarise
-from models import Segmenter
 from utils import distributed
 
 DICE = "valid/dice"
 """Log name of the mean Dice on VALID."""
 
 
-def validate(segmenter: Segmenter, cohort: Mapping[str, Sequence[Case]], settings: Settings) -> dict[str, float]:
+def validate(segmenter: nn.Module, cohort: Mapping[str, Sequence[Case]], settings: Settings) -> dict[str, float]:
     """Score a segmenter on VALID, VALIDH and VALIDWL; all ranks must call this.
 
     Args:

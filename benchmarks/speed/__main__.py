@@ -1,6 +1,7 @@
 """Measures the speed of this implementation against the published one on one device.
 
-Writes benchmarks/results/DEVICE.json and a readable table DEVICE.md; with --only, DEVICE_PART.json and DEVICE_PART.md.
+All ways of doing one thing run in turn, so that other load on the machine affects them alike: read the ratios. Writes
+OUTPUT/DEVICE.json and a readable table OUTPUT/DEVICE.md; with --only, DEVICE_PART.json and DEVICE_PART.md.
 
 Examples:
     python -m benchmarks.speed --device cpu
@@ -10,26 +11,77 @@ Examples:
 
 from __future__ import annotations
 
+import platform
+import statistics
 import sys
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.timing import environment, write_results
+import torch
+
+from benchmarks.records import as_json
+from benchmarks.speed import networks, preparation
 from utils.cli import add_device, new_parser, run, start_logging
 from utils.distributed import choose_device
 from utils.files import write_text
+from utils.ledger import environment
+from utils.memory import keep_freed_memory
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
-PARTS = {
-    "training": "iteration_speed",
-    "segmenter": "inference_speed",
-    "cohort": "reading_speed",
-    "preparation": "preparation_speed",
-}
-"""Modules by the name of the table that they measure."""
+PARTS = {"training": networks.training, "segmenter": networks.segmenter, "preparation": preparation.preparation}
+"""Functions that return what to compare by title: functions by name, the baseline first."""
+
+
+def alternate(
+    ways: Mapping[str, Callable[[], Any]], repetitions: int, synchronise: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each call of several functions that run in turn, by name, after one call of each that is not timed."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(1 + repetitions):
+        for name, way in ways.items():
+            synchronise()
+            start = time.perf_counter()
+            way()
+            synchronise()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def compare(what: str, seconds: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """Table rows of ways that were timed with `alternate`: median, range, and ratio to the first."""
+    baseline = statistics.median(next(iter(seconds.values())))
+    return [
+        {
+            "what": what,
+            "way": name,
+            "median_s": statistics.median(found),
+            "ratio": baseline / statistics.median(found),
+            "lowest_s": min(found),
+            "highest_s": max(found),
+            "repetitions": len(found),
+        }
+        for name, found in seconds.items()
+    ]
+
+
+def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Format rows as a Markdown table."""
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *([_text(row[column]) for column in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,30 +97,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = options.only.split(",") if options.only else list(PARTS)
     if unknown := set(parts) - set(PARTS):
         parser.error(f"argument --only: unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    if device.type == "cpu":
+        keep_freed_memory()
 
     name = "_".join([device.type, *(parts if options.only else [])])
     command = " ".join(["python -m benchmarks.speed", *(sys.argv[1:] if arguments is None else arguments)])
-    tables: dict[str, Sequence[Mapping[str, Any]]] = {}
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    told, tables = {"processor": _processor(), **environment(device)}, {}
     for part in parts:
-        tables[part] = import_module(f"benchmarks.speed.{PARTS[part]}").rows(device, options.quick)
-        print(f"\n## {part}\n\n{as_markdown(tables[part])}", flush=True)
+        rows = []
+        for what, ways in PARTS[part](device, options.quick):
+            rows += compare(what, alternate(ways, 2 if options.quick else 5, wait))
+        tables[part] = rows
+        print(f"\n## {part}\n\n{as_markdown(rows)}", flush=True)
         # Write after each part: finished measurements survive a later failure.
-        write_results(options.output / f"{name}.json", command, device, tables)
+        write_text(options.output / f"{name}.json", as_json({"command": command, "environment": told, **tables}))
         sections = [f"## {part}\n\n{as_markdown(rows)}\n" for part, rows in tables.items()]
-        found = "\n".join(f"- {key}: {value}" for key, value in environment(device).items())
-        write_text(options.output / f"{name}.md", "\n".join([f"# `{command}`\n\n{found}\n", *sections]))
+        facts = "\n".join(f"- {key}: {value}" for key, value in told.items())
+        write_text(options.output / f"{name}.md", "\n".join([f"# `{command}`\n\n{facts}\n", *sections]))
     return 0
-
-
-def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Format rows as a Markdown table; lists (ranges) are left out, columns are the union over all rows."""
-    columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, list)))
-    lines = [columns, ["---"] * len(columns), *([_text(row.get(column, "")) for column in columns] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

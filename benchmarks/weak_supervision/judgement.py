@@ -11,8 +11,8 @@ from torch import Tensor
 from configs.settings import Settings
 from datasets.cohort import Case, read_volumes
 from datasets.samples import scan_input
-from evaluation.inference import autocast
 from models.discriminator import Discriminator
+from models.layers import autocast
 from models.objectives import Networks, synthesise
 
 

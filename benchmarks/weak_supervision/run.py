@@ -42,7 +42,6 @@ from models.checkpoint import BEST, SegmenterInput, load, load_segmenter
 from models.layers import place
 from train import train, used_splits
 from training.run import TrainingRun
-from training.states import find_states
 from utils import distributed
 from utils.cli import add_device, add_quiet, new_parser, run, start_logging
 from utils.distributed import choose_device
@@ -68,12 +67,13 @@ def result_path(output: Path, name: str, seed: int) -> Path:
 class JudgedRun(TrainingRun):
     """A run that logs, at every second validation, which kinds of held-out volumes D can tell from healthy ones."""
 
-    def _between(self) -> None:
+    def between(self) -> None:
+        """See `TrainingRun.between`."""
         every = 2 * self.settings.interval.valid
-        due = self.iteration % every == 0 or self._finished()
+        due = self.iteration % every == 0 or self.finished()
         if due and not self.settings.solver.segmenter_only and distributed.is_rank_zero():
-            self._log.scalars(self.iteration, judge(self.networks, self.cohort, self.settings))
-        super()._between()
+            self.log.scalars(self.iteration, judge(self.networks, self.cohort, self.settings))
+        super().between()
 
 
 def train_row(settings: Settings, device: torch.device, progress: bool, validate: bool = True) -> None:
@@ -97,8 +97,7 @@ def train_row(settings: Settings, device: torch.device, progress: bool, validate
     cohort = read_cohort(settings.dataset.root, used_splits(settings, validate), settings.image.size)
     folder = settings.exp.folder
     with lock_folder(folder, "pictures"), recording(folder, device=device, settings=settings, seed=settings.exp.seed):
-        resume = bool(find_states(settings.exp.folder))
-        train(JudgedRun(settings, cohort, device, resume, validate=validate, progress=progress))
+        train(JudgedRun(settings, cohort, device, resume=True, validate=validate, progress=progress))
 
 
 def load_trained(settings: Settings, checkpoint: str, device: torch.device | None = None) -> tuple[Segmenter, str]:
@@ -114,8 +113,8 @@ def load_trained(settings: Settings, checkpoint: str, device: torch.device | Non
     """
     image = settings.image
     default = SegmenterInput(size=image.size, window=WINDOW, normalization=image.normalization)
-    segmenter, trained_on = load_segmenter(settings.exp.folder / checkpoint, default)
-    return (segmenter if device is None else place(segmenter, device)), trained_on.normalization
+    segmenter, facts = load_segmenter(settings.exp.folder / checkpoint, default)
+    return (segmenter if device is None else place(segmenter, device)), facts.trained_on.normalization
 
 
 def best_threshold(probabilities: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> float:

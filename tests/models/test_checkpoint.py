@@ -4,8 +4,9 @@ import zipfile
 
 import pytest
 import torch
+from monai.networks.nets import UNet
 
-from models import Discriminator, Generator, Segmenter, checkpoint
+from models import Discriminator, Generator, Segmenter, checkpoint, objectives
 from models.checkpoint import (
     SegmenterFacts,
     SegmenterInput,
@@ -14,10 +15,10 @@ from models.checkpoint import (
     load_generator,
     load_segmenter,
     load_weights,
-    read_segmenter,
     save,
     save_segmenter,
 )
+from models.objectives import build_networks
 from tests import reference
 from training.states import find_states, load_latest_state, save_state
 from utils.errors import CheckpointError
@@ -44,10 +45,10 @@ def equal(a, b):
 def test_a_segmenter_file_is_enough_to_use_it(tmp_path):
     segmenter = Segmenter(3)
     save_segmenter(tmp_path / "s.pth", segmenter, SegmenterFacts(trained_on=TRAINED_ON, iteration=7, valid_dice=0.5))
-    loaded, trained_on = load_segmenter(tmp_path / "s.pth", OTHER)
-    assert loaded.width == 3
+    loaded, facts = load_segmenter(tmp_path / "s.pth", OTHER)
+    assert loaded.width == facts.width == 3
     assert equal(loaded, segmenter)
-    assert trained_on == TRAINED_ON
+    assert facts.trained_on == TRAINED_ON
     content = load(tmp_path / "s.pth")
     assert (content["iteration"], content["valid_dice"], content["version"]) == (7, 0.5, 1)
 
@@ -163,15 +164,19 @@ MISSING = object()
 
 
 @pytest.mark.fault("another architecture, missing")
-@pytest.mark.parametrize("entry", ["input", "input.size", "input.window", "input.normalization", "weights"])
+@pytest.mark.parametrize("entry", ["input", "input.size", "input.window", "input.normalization", "width", "weights"])
 @pytest.mark.parametrize("value", [MISSING, None, 1, "minimax", [1, 2], (1, 2), (1, -2, 0.5), {"w": "no tensor"}])
 def test_entries_of_a_segmenter_that_are_missing_or_wrong_are_named(tmp_path, entry, value):
     path = tmp_path / "s.pth"
     save_segmenter(path, Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON, iteration=0))
     content = load(path)
     save(changed(content, entry, value), path)
+    if entry == "width" and value == 1:  # an entry of the right type, of other weights
+        with pytest.raises(CheckpointError, match=r"s\.pth: does not fit"):
+            load_segmenter(path, OTHER)
+        return
     if entry == "input.window" and value == (1, 2):
-        assert load_segmenter(path, OTHER)[1].window == (1, 2)
+        assert load_segmenter(path, OTHER)[1].trained_on.window == (1, 2)
         return
     with pytest.raises(CheckpointError, match=rf"s\.pth: its entry {entry}.* is missing or wrong") as caught:
         load_segmenter(path, OTHER)
@@ -307,22 +312,26 @@ def test_what_trained_a_segmenter_is_read_back(tmp_path):
     save_segmenter(
         tmp_path / "s.pth",
         Segmenter(2),
-        SegmenterFacts(trained_on=TRAINED_ON, iteration=7, valid_dice=0.5, training=TRAINING),
+        SegmenterFacts(
+            trained_on=TRAINED_ON, threshold=0.3, iteration=7, valid_dice=0.5, training=TRAINING, seen=["ab", "cd"]
+        ),
     )
-    _, facts = read_segmenter(tmp_path / "s.pth")
-    assert facts == SegmenterFacts(trained_on=TRAINED_ON, iteration=7, valid_dice=0.5, training=TRAINING)
+    _, facts = load_segmenter(tmp_path / "s.pth")
+    assert facts == SegmenterFacts(
+        trained_on=TRAINED_ON, width=2, threshold=0.3, iteration=7, valid_dice=0.5, training=TRAINING, seen=["ab", "cd"]
+    )
 
 
 def test_files_that_do_not_say_it_leave_it_unknown(tmp_path):
     save_segmenter(tmp_path / "s.pth", Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON))
     content = load(tmp_path / "s.pth")
-    for entry in ("iteration", "valid_dice", "training"):  # as earlier versions wrote it
+    for entry in ("iteration", "valid_dice", "training", "threshold", "seen"):  # as earlier versions wrote it
         del content[entry]
     save(content, tmp_path / "old.pth")
     save(reference.published_state(reference.load("segmenter_base4")), tmp_path / "published.pth")
     for name, trained_on in (("s.pth", TRAINED_ON), ("old.pth", TRAINED_ON), ("published.pth", None)):
-        _, facts = read_segmenter(tmp_path / name)
-        assert facts == SegmenterFacts(trained_on=trained_on)
+        _, facts = load_segmenter(tmp_path / name)
+        assert facts == SegmenterFacts(trained_on=trained_on, width=4 if trained_on is None else 2)
 
 
 @pytest.mark.parametrize("entry", ["cohort", "scans", "settings", "device", "versions"])
@@ -334,7 +343,35 @@ def test_entries_of_the_training_that_are_wrong_are_named(tmp_path, entry):
     )
     save(changed(load(tmp_path / "s.pth"), f"training.{entry}", {"VALID": -1}), tmp_path / "s.pth")
     with pytest.raises(CheckpointError, match=rf"s\.pth: its entry training\.{entry}.* is missing or wrong"):
-        read_segmenter(tmp_path / "s.pth")
+        load_segmenter(tmp_path / "s.pth")
+
+
+@pytest.mark.parametrize("threshold", [0, 1, -0.2, 1.5, "0.5", None])
+def test_a_threshold_is_a_probability(tmp_path, threshold):
+    save_segmenter(tmp_path / "s.pth", Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON))
+    save(changed(load(tmp_path / "s.pth"), "threshold", threshold), tmp_path / "s.pth")
+    with pytest.raises(CheckpointError, match=r"s\.pth: its entry threshold is missing or wrong"):
+        load_segmenter(tmp_path / "s.pth")
+
+
+def test_another_network_stands_in_for_the_segmenter(tmp_path, monkeypatch):
+    def unet(width):
+        return UNet(3, 1, 1, channels=(width, 2 * width), strides=(2,))
+
+    for module in (objectives, checkpoint):
+        monkeypatch.setattr(module, "build_segmenter", unet)
+    networks = build_networks((4, 2, 2), (16, 64, 64))
+    assert isinstance(networks.segmenter, UNet)
+    save_segmenter(tmp_path / "s.pth", networks.segmenter, SegmenterFacts(trained_on=TRAINED_ON, width=4))
+    loaded, facts = load_segmenter(tmp_path / "s.pth")
+    assert (type(loaded), facts.width) == (UNet, 4)
+    assert equal(loaded, networks.segmenter)
+    weights = {name: network.state_dict() for name, network in networks._asdict().items()}
+    path = save_state(tmp_path, {"networks": weights, "width": 4}, 3)
+    assert equal(load_segmenter(path)[0], networks.segmenter)
+    fresh = unet(4)
+    load_weights(fresh, path)
+    assert equal(fresh, networks.segmenter)
 
 
 def test_a_folder_of_a_release_or_a_run_stands_for_its_segmenter(tmp_path):
@@ -347,9 +384,9 @@ def test_a_folder_of_a_release_or_a_run_stands_for_its_segmenter(tmp_path):
     save_segmenter(
         tmp_path / "segmenter.pth", release, SegmenterFacts(trained_on=TRAINED_ON, iteration=7, valid_dice=0.5)
     )
-    segmenter, trained_on = load_segmenter(tmp_path, OTHER)
+    segmenter, facts = load_segmenter(tmp_path, OTHER)
     assert equal(segmenter, release)
-    assert trained_on == TRAINED_ON
+    assert facts.trained_on == TRAINED_ON
     fresh = Segmenter(2)
     load_weights(fresh, tmp_path)
     assert equal(fresh, release)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
-from configs.settings import CONSTRAINTS, GateSettings, GatesSettings, LossSettings
 from datasets.samples import Batch
 from models import Discriminator, Generator, Segmenter, load_published
+from models.losses import Gate, Gates, Weights
 from models.objectives import (
     Method,
     Networks,
@@ -26,7 +26,7 @@ EXPECTED = {name: value.item() for name, value in reference.load("objectives").i
 # The joint objective reaches S through D and G, and single precision loses digits on the way: the reference is 6e-4
 # from the value in double precision (1115.769), and one thread or two differ by 3e-4.
 JOINT_GRADIENT = 1e-3
-NO_GATES = GatesSettings(enabled=False)
+NO_GATES = Gates(enabled=False)
 PUBLISHED = frozenset({"recons", "origImgToD", "genImgToD", "perception", "MIL"})
 METHOD = Method(PUBLISHED, last_iteration=int(EXPECTED["last_iteration"]), gate=NO_GATES)
 ITERATION = int(EXPECTED["iteration"])
@@ -116,7 +116,7 @@ def test_the_synthetic_volume_by_hand():
 def test_pasted_lesions_by_hand():
     lesion = torch.tensor([0.9, 0.8, 0.21, 0.2, 0.9], requires_grad=True)
     lung = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
-    image, label = paste_lesions(torch.ones(5), lesion, torch.zeros(5), lung, LossSettings())
+    image, label = paste_lesions(torch.ones(5), lesion, torch.zeros(5), lung, Weights())
     torch.testing.assert_close(image, torch.tensor([0.9, 0.8, 0.21, 0.2, 0.0]))
     assert label.tolist() == [1, -1, -1, 0, 0]
     assert not image.requires_grad
@@ -132,7 +132,7 @@ def small():
     return networks, batch
 
 
-@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@pytest.mark.parametrize("constraint", sorted(PUBLISHED))
 def test_each_constraint_adds_its_own_term_only(small, constraint):
     networks, batch = small
     method = Method(frozenset({constraint}), last_iteration=20_000, gate=NO_GATES)
@@ -192,7 +192,7 @@ def test_a_gate_scales_an_objective_that_is_below_it(small, open_gate):
     networks, batch = small
     plain = segmenter_objective(networks, batch, batch, Method(frozenset(), 10, gate=NO_GATES), 0).total
     below = plain.item() * (0.5 if open_gate else 2)
-    gates = GatesSettings(segmenter=GateSettings(below=below, factor=0.01))
+    gates = Gates(segmenter=Gate(below=below, factor=0.01))
     gated = segmenter_objective(networks, batch, batch, Method(frozenset(), 10, gate=gates), 0).total
     assert gated.item() == pytest.approx(plain.item() * (1 if open_gate else 0.01))
 
@@ -201,7 +201,7 @@ def test_objectives_in_mixed_precision_are_close_to_those_in_single_and_stay_in_
     networks, batch = small
     for network in networks:
         network.eval()
-    method = Method(frozenset(CONSTRAINTS), last_iteration=20_000, gate=NO_GATES)
+    method = Method(PUBLISHED, last_iteration=20_000, gate=NO_GATES)
     for objective in (
         lambda: joint_objective(networks, batch, batch, method, 15_000),
         lambda: segmenter_objective(networks, batch, batch, method, 15_000),
@@ -234,11 +234,11 @@ def objectives_of_a_share(folder, belows):
         lesion = torch.stack([wave > 0.1 * n + 0.6 for n, wave in zip(volumes, waves, strict=True)]).float()
         return Batch(image, lung, lesion, ("a",) * share)
 
-    gates = {name: GateSettings(below=below, factor=0.5) for name, below in belows.items()}
+    gates = {name: Gate(below=below, factor=0.5) for name, below in belows.items()}
     # An untrained segmenter is to find lesions, too, and voxels that are left out.
-    loss = LossSettings(perception_background=0.4, perception_lesion=0.45)
-    gate = GatesSettings(enabled=bool(gates), **gates)
-    method = Method(frozenset(CONSTRAINTS), last_iteration=20_000, loss=loss, gate=gate)
+    loss = Weights(perception_background=0.4, perception_lesion=0.45)
+    gate = Gates(enabled=bool(gates), **gates)
+    method = Method(PUBLISHED, last_iteration=20_000, loss=loss, gate=gate)
     diseased, healthy, labelled = batch(0.1), batch(0.4), batch(0.7)
     results = {}
     for name, trained, objective in (
@@ -302,7 +302,7 @@ def test_one_pass_of_the_discriminator_is_as_good_as_one_a_batch(small):
     networks, batch = small
     other = batch._replace(image=reference.wave(batch.image.shape, 0.7))
     one_by_one = networks._replace(discriminator=CalledOnceABatch(networks.discriminator.eval()))
-    method = Method(frozenset(CONSTRAINTS), last_iteration=20_000, gate=NO_GATES)
+    method = Method(PUBLISHED, last_iteration=20_000, gate=NO_GATES)
     for objective, volumes in ((joint_objective, 2), (discriminator_objective, 4)):
         found = []
         for given in (networks, one_by_one):
@@ -323,7 +323,7 @@ def test_one_pass_of_the_discriminator_is_as_good_as_one_a_batch(small):
 
 def test_a_step_of_the_discriminator_normalises_its_weights_once(small):
     networks, batch = small
-    method = Method(frozenset(CONSTRAINTS), last_iteration=20_000)
+    method = Method(PUBLISHED, last_iteration=20_000)
     norm = networks.discriminator.plane1[0].parametrizations.weight[0]
     calls = []
     norm.register_forward_hook(lambda *_: calls.append(1))
@@ -332,7 +332,7 @@ def test_a_step_of_the_discriminator_normalises_its_weights_once(small):
 
 
 def with_loss(**changes):
-    return Method(frozenset(CONSTRAINTS), last_iteration=20_000, loss=LossSettings(**changes), gate=NO_GATES)
+    return Method(PUBLISHED, last_iteration=20_000, loss=Weights(**changes), gate=NO_GATES)
 
 
 def test_the_weighted_terms_are_what_an_objective_adds_up(small):
@@ -364,7 +364,7 @@ def test_the_adversarial_gradient_on_the_segmenter_has_a_weight_of_its_own(small
         for network in networks:
             network.zero_grad()
         networks.discriminator.eval()
-        method = Method(frozenset(), 20_000, LossSettings(adversarial_segmenter=factor), NO_GATES)
+        method = Method(frozenset(), 20_000, Weights(adversarial_segmenter=factor), NO_GATES)
         value = joint_objective(networks, batch, batch, method, 0)
         value.total.backward()
         found[factor] = value.total.item(), gradient_norm(networks.segmenter), gradient_norm(networks.generator)
@@ -376,7 +376,7 @@ def test_the_adversarial_gradient_on_the_segmenter_has_a_weight_of_its_own(small
 
 def test_the_segmenter_learns_inside_the_lungs_with_cross_entropy_and_dice(small):
     networks, batch = small
-    loss = LossSettings(segmentation_loss="cross_entropy_dice", segmentation=2, labelled=3, healthy=0.5)
+    loss = Weights(segmentation_loss="cross_entropy_dice", segmentation=2, labelled=3, healthy=0.5)
     method = Method(frozenset(), last_iteration=10, loss=loss, gate=NO_GATES)
     healthy = batch._replace(lesion=None)
     objective = segmenter_objective(networks, healthy, batch, method, 1)
@@ -391,7 +391,7 @@ def test_the_segmenter_learns_inside_the_lungs_with_cross_entropy_and_dice(small
 
 def test_the_weight_of_the_teacher_rises(small):
     networks, batch = small
-    method = Method(frozenset(), last_iteration=100, loss=LossSettings(teacher=8, teacher_ramp=40), gate=NO_GATES)
+    method = Method(frozenset(), last_iteration=100, loss=Weights(teacher=8, teacher_ramp=40), gate=NO_GATES)
     with torch.no_grad():
         p = networks.segmenter(batch.image).sigmoid()
     expected = (((p - batch.lesion) ** 2)[batch.lung == 1]).mean().item()

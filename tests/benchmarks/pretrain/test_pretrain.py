@@ -7,7 +7,7 @@ import torch
 from benchmarks.pretrain import __main__ as pretrain
 from benchmarks.pretrain import scans
 from benchmarks.pretrain.__main__ import RATE, loss_of, main, rate_at
-from models.checkpoint import read_segmenter
+from models.checkpoint import load_segmenter
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_an_interrupted_training_ends_as_one_that_was_not(small, tmp_path, stopp
             with pytest.raises(KeyboardInterrupt):
                 main([str(tmp_path / "two"), "--cycles", "4", "2", *options])
     assert main([str(tmp_path / "two"), "--cycles", "4", "2", *options]) == 0
-    one, two = (read_segmenter(tmp_path / name / "segmenter.pth") for name in ("one", "two"))
+    one, two = (load_segmenter(tmp_path / name / "segmenter.pth") for name in ("one", "two"))
     assert one[1].iteration == two[1].iteration == 6
     assert one[1].trained_on.normalization == "window"
     for name, weights in one[0].state_dict().items():

@@ -1,34 +1,77 @@
 import json
 
 import pytest
+import torch
 
 from benchmarks.speed import __main__ as command
+from benchmarks.speed import networks
+
+CPU = torch.device("cpu")
 
 
-def test_a_part_is_measured_printed_and_written(tmp_path, capsys):
-    assert command.main(["--device", "cpu", "--quick", "--only", "cohort", "--output", str(tmp_path)]) == 0
-    results = json.loads((tmp_path / "cpu_cohort.json").read_text())
-    assert results["command"] == f"python -m benchmarks.speed --device cpu --quick --only cohort --output {tmp_path}"
-    assert results["environment"]["device"] == "cpu"
-    disk, page_cache = results["cohort"]
-    assert (disk["baseline"], page_cache["baseline"]) == ("disk", "page cache")
-    assert disk["ratio"] > 1
-    assert disk["ours_volumes_per_s"] == pytest.approx(6 / disk["ours_s"])
-    assert command.as_markdown(results["cohort"]) in (tmp_path / "cpu_cohort.md").read_text()
-    assert command.as_markdown(results["cohort"]) in capsys.readouterr().out
+def test_a_part_is_measured_printed_and_written(tmp_path, capsys, monkeypatch):
+    calls = []
+    ways = {"baseline": lambda: calls.append("a"), "ours": lambda: calls.append("b")}
+    monkeypatch.setitem(command.PARTS, "segmenter", lambda device, quick: [("S", ways)])
+    assert command.main(["--device", "cpu", "--quick", "--only", "segmenter", "--output", str(tmp_path)]) == 0
+    assert "".join(calls) == "ab" * 3  # in turn, the first round untimed
+    results = json.loads((tmp_path / "cpu_segmenter.json").read_text())
+    assert results["command"] == f"python -m benchmarks.speed --device cpu --quick --only segmenter --output {tmp_path}"
+    assert torch.__version__.startswith(results["environment"]["versions"]["torch"])
+    assert results["environment"]["processor"]
+    assert [(row["what"], row["way"], row["repetitions"]) for row in results["segmenter"]] == [
+        ("S", "baseline", 2), ("S", "ours", 2)
+    ]  # fmt: skip
+    table = command.as_markdown(results["segmenter"])
+    assert table in (tmp_path / "cpu_segmenter.md").read_text()
+    assert table in capsys.readouterr().out
 
 
 def test_an_unknown_part_is_named(capsys):
     with pytest.raises(SystemExit):
-        command.main(["--device", "cpu", "--only", "cohort,speed"])
-    assert "--only: unknown part speed; choose from training, segmenter, cohort, preparation" in capsys.readouterr().err
+        command.main(["--device", "cpu", "--only", "training,speed"])
+    assert "--only: unknown part speed; choose from training, segmenter, preparation" in capsys.readouterr().err
 
 
-def test_tables_as_markdown():
-    rows = [{"what": "a", "ratio": 1 / 3, "range": [1, 2]}, {"what": "b", "ratio": 2.0, "more": 7}]
-    assert command.as_markdown(rows).splitlines() == [
-        "| what | ratio | more |",
-        "| --- | --- | --- |",
-        "| a | 0.3333 |  |",
-        "| b | 2 | 7 |",
-    ]
+def test_rows_by_hand():
+    rows = command.compare("a", {"baseline": [4.0, 2.0, 3.0], "ours": [1.0, 2.0, 1.5]})
+    assert [(row["median_s"], row["ratio"], row["lowest_s"], row["highest_s"]) for row in rows] == [
+        (3.0, 1.0, 2.0, 4.0), (1.5, 2.0, 1.0, 2.0)
+    ]  # fmt: skip
+
+
+def test_all_ways_compute_the_same_losses(monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: None)  # takes minutes
+    monkeypatch.setattr(
+        networks, "_DEMO", ["IMAGE.SIZE=[16, 64, 64]", "IMAGE.SLICES=16", "MODEL.WIDTH={UNET: 2, G: 2, D: 2}"]
+    )
+    (joint, ways), (discriminate, _) = networks.training(CPU, quick=True)
+    assert ("S and G" in joint, "of D" in discriminate) == (True, True)
+    found = {}
+    for name, way in ways.items():
+        training, values = way.__self__, []
+
+        def spy(objective, first, second, *trains, training=training, values=values):
+            for network in training.networks:
+                network.eval()  # D takes one power iteration a pass in training
+            value = objective(training.networks, first, second, training.method, 1)
+            values += [value.total.item(), *(term.item() for term in value.terms.values())]
+
+        training.step = spy
+        training.joint()
+        training.discriminate()
+        found[name] = values
+    assert set(found) == set(networks.choices(CPU)) >= {"published", "ours", "ours, contiguous", "ours, compiled"}
+    for values in found.values():
+        assert values == pytest.approx(found["published"], rel=1e-3)
+
+
+def test_a_step_moves_the_networks_that_it_trains():
+    small = "MODEL.WIDTH={UNET: 2, G: 2, D: 2}"
+    settings = networks.read_settings(None, [*networks._ALL_TERMS, *networks._DEMO, small])
+    for choice in networks.choices(CPU).values():
+        training = networks.Training(settings, CPU, **{**choice, "compiled": False})
+        before = [next(network.parameters()).clone() for network in training.networks]
+        training.joint()
+        moved = [not torch.equal(a, next(n.parameters())) for a, n in zip(before, training.networks, strict=True)]
+        assert moved == [True, True, False]

@@ -140,14 +140,14 @@ def test_an_interrupted_run_resumes_and_one_with_other_settings_is_refused(outpu
 
     def stopped(training):
         begun.append(training.iteration)
-        between = training._between
+        between = training.between
 
         def stop():
             if training.iteration == 2:
                 signal.raise_signal(signal.SIGTERM)
             between()
 
-        training._between = stop
+        training.between = stop
         train(training)
 
     monkeypatch.setattr(run, "train", stopped)
