@@ -378,7 +378,7 @@ def test_a_dry_run_prints_settings_and_splits_and_writes_nothing(config, run_fol
 @pytest.mark.fault("a folder that holds")
 def test_a_second_run_in_the_same_folder_is_refused(config):
     train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
-    with pytest.raises(TrainingError, match="already holds files of a run .*; resume it with --resume"):
+    with pytest.raises(TrainingError, match=r"already holds files of a run .*; resume it with --resume"):
         train.main(["--config-path", str(config), "--quiet", "--device", "cpu"])
 
 

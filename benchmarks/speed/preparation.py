@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
-from datasets.io.volume import read_ct, read_labels, write_volume
 from scipy import ndimage
 
 from datasets.crop import CROP_SIZE, LINEAR, NEAREST, Box, crop_to_lungs, paste_back
 from datasets.geometry import image_like
 from datasets.lungs import segment_by_threshold
+from datasets.scans import read_ct
+from datasets.volumes import read_labels, write_volume
 from datasets.window import map_window
 
 SHAPE, QUICK_SHAPE = (300, 512, 512), (75, 128, 128)
