@@ -399,6 +399,7 @@ def test_resuming_starts_a_run_that_left_no_state(config, run_folder):
     assert len((run_folder / "metrics.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.fault("a list of scans that changed")
 @pytest.mark.parametrize("change", ["added", "removed", "order"])
 def test_a_list_that_changed_cannot_be_resumed(config, cohort, tmp_path, change):
     mine = shutil.copytree(cohort, tmp_path / "cohort")
