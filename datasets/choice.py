@@ -30,7 +30,10 @@ _ELSEWHERE = re.compile(
     r"abd|pelvi|liver|leber|kidney|renal|bowel|\bhead\b|skull|brain|\bneck|spine|\bknee|\bhip\b|\blegs?\b|extrem|sinus",
     re.IGNORECASE,
 )
-_INSPIRATION, _EXPIRATION = re.compile(r"\binsp", re.IGNORECASE), re.compile(r"\bexp(ir|\b)", re.IGNORECASE)
+_INSPIRATION, _EXPIRATION = (
+    re.compile(r"\b(insp|einatm)", re.IGNORECASE),
+    re.compile(r"\b(exs?pir|exp\b|ausatm)", re.IGNORECASE),
+)
 
 
 @dataclass(frozen=True)

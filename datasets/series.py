@@ -35,7 +35,7 @@ _OWN_VOLUME = 4
 """Fewest slices that are a volume of their own among slices of other sizes, orientations, acquisitions or UIDs."""
 
 _SKIPS = 1.5
-"""Acquisitions alternate if the slices of each are this many times as far apart as those of all."""
+"""Acquisitions alternate if the slices of each are on average this many times as far apart as those of all."""
 
 Geometry = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], tuple[float, ...]]
 """Size, spacing, origin and direction, as `datasets.geometry.blank` takes them."""
@@ -172,20 +172,18 @@ def _volumes(slices: list[Slice], notes: list[str]) -> list[Series]:
     """The volumes among the slices of one UID; slices that cannot be told apart are one volume with a problem."""
     slices, copies = _without_copies(slices)
     notes = notes + copies
-    if _taken_twice(slices):
-        for key, what in (
-            (lambda s: s.patient_id, "PatientIDs"),
-            (lambda s: s.path.parent, "folders"),
-        ):
-            parts = _by(slices, key)
-            if len(parts) > 1 and all(_is_volume(part) for part in parts):
-                said = f"one SeriesInstanceUID in {len(parts)} {what} with the same places or InstanceNumbers: "
-                said += "one scan each" if what == "PatientIDs" else "one scan per folder"
-                return [
-                    replace(one, study=(*one.study[:2], part[0].path.parent if what == "folders" else one.study[2]))
-                    for part in parts
-                    for one in _volumes_of_scan(part, [*notes, said])
-                ]
+    if not _taken_twice(slices):
+        return _volumes_of_scan(slices, notes)
+    said = "one SeriesInstanceUID in {} {} with the same places or InstanceNumbers: one scan per {}"
+    patients = _by(slices, lambda s: s.patient_id)
+    if len(patients) > 1:
+        notes = [*notes, said.format(len(patients), "patients", "patient")]
+        return [one for part in patients for one in _volumes(part, notes)]
+    folders = _by(slices, lambda s: s.path.parent)
+    notes_of_folders = [*notes, said.format(len(folders), "folders", "folder")]
+    by_folder = [(part[0].path.parent, one) for part in folders for one in _volumes_of_scan(part, notes_of_folders)]
+    if len(folders) > 1 and all(one.problem is None for _, one in by_folder):
+        return [replace(one, study=(*one.study[:2], folder)) for folder, one in by_folder]
     return _volumes_of_scan(slices, notes)
 
 
@@ -210,11 +208,6 @@ def _taken_twice(slices: Sequence[Slice]) -> bool:
     """Whether slices share a place or an InstanceNumber."""
     numbers = [s.place_in_series for s in slices if s.place_in_series and s.frame is None]
     return len(set(numbers)) < len(numbers) or any(_overlap(shape) for shape in _split(slices, _same_shape))
-
-
-def _is_volume(slices: Sequence[Slice]) -> bool:
-    """Whether slices are one complete volume by themselves."""
-    return len(_split(slices, _same_shape)) == 1 and not _overlap(slices) and _ordered(list(slices), []).problem is None
 
 
 def _by(slices: Sequence[Slice], key: Callable[[Slice], Any]) -> list[list[Slice]]:
@@ -287,9 +280,9 @@ def _acquisitions(slices: list[Slice]) -> tuple[list[list[Slice]], list[str]]:
     pattern of their file names. Slices at places of their own may still be of two acquisitions, one between the other.
     """
     if not _overlap(slices):
-        for key in (lambda s: s.acquisition, lambda s: s.acquired, _cluster_of_times(slices)):
+        for key in (lambda s: s.acquisition, lambda s: s.acquired, _later_in_time(slices), _later_in_number(slices)):
             parts = _by(slices, key)
-            if len(parts) > 1 and all(len(p) >= _OWN_VOLUME and _step(p) > _SKIPS * _step(slices) for p in parts):
+            if len(parts) > 1 and all(_skips(part, slices) for part in parts):
                 return parts, [f"{len(parts)} acquisitions whose slices alternate are volumes of their own"]
         return [slices], []
     keys = [
@@ -308,14 +301,29 @@ def _acquisitions(slices: list[Slice]) -> tuple[list[list[Slice]], list[str]]:
     return [slices], []
 
 
-def _cluster_of_times(slices: Sequence[Slice]) -> Callable[[Slice], bool]:
+def _skips(part: Sequence[Slice], slices: Sequence[Slice]) -> bool:
+    """Whether a part of the slices of one shape is a volume whose slices lie between those of the others."""
+    if len(part) < _OWN_VOLUME or _ordered(list(part), []).problem is not None:
+        return False
+    own, whole = (np.ptp(_heights(some)[1]) / (len(some) - 1) for some in (part, slices))
+    return bool(own > _SKIPS * whole)
+
+
+def _later_in_time(slices: Sequence[Slice]) -> Callable[[Slice], bool]:
     """Whether a slice was acquired after the longest pause."""
     times = {s.acquired: float(s.acquired) for s in slices if re.fullmatch(r"\d+(\.\d+)?", s.acquired)}
     order = sorted(set(times.values()))
-    if len(times) < 2 * _OWN_VOLUME:
+    if len(order) < 2 * _OWN_VOLUME:
         return lambda s: True
     pause = int(np.argmax(np.diff(order)))
     return lambda s: times.get(s.acquired, 0.0) > order[pause]
+
+
+def _later_in_number(slices: Sequence[Slice]) -> Callable[[Slice], bool]:
+    """Whether the InstanceNumber of a slice is in the upper half."""
+    numbers = {s.place_in_series: int(s.place_in_series) for s in slices if s.place_in_series.isdecimal()}
+    middle = float(np.median(list(numbers.values()))) if numbers else 0.0
+    return lambda s: numbers.get(s.place_in_series, 0) > middle
 
 
 def _heights(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray]:

@@ -99,6 +99,15 @@ def test_constant_uids_in_two_folders_are_two_scans(copy, above, caplog):
         assert set(scan.files) == set((root / name).iterdir())
 
 
+@pytest.mark.fault("one set of UIDs for several patients")
+def test_patients_of_other_ids_in_one_folder_with_one_set_of_uids_are_scans_of_their_own(tmp_path):
+    uids = {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2"}
+    for number in (0, 1):
+        write_dicom(tmp_path / "flat", STORED + number, name=f"{'ab'[number]}_", PatientID=str(number), **uids)
+    found = [pixels(scan.read())[0, 0, 0] for scan in find_scans(tmp_path).values()]
+    assert sorted(found) == [STORED[0, 0, 0] - 1024, STORED[0, 0, 0] - 1023]
+
+
 def test_slices_of_one_name_are_told_apart_by_their_folders(tmp_path):
     for name in "ab":
         write_dicom(tmp_path / "ct" / name, STORED, SeriesInstanceUID="1.2.3", StudyInstanceUID="1.2", InstanceNumber=1)
@@ -142,7 +151,7 @@ def test_slices_that_are_missing_at_an_end_are_told_by_the_number_that_was_acqui
 
 
 @pytest.mark.fault("two acquisitions whose slices alternate")
-@pytest.mark.parametrize("tag", ["AcquisitionNumber", "AcquisitionTime", "a time per slice"])
+@pytest.mark.parametrize("tag", ["AcquisitionNumber", "AcquisitionTime", "a time per slice", "InstanceNumber"])
 def test_two_breaths_between_each_other_are_two_volumes(tmp_path, tag, caplog):
     folder = write_dicom(tmp_path / "case", STORED)
 
@@ -154,7 +163,11 @@ def test_two_breaths_between_each_other_are_two_volumes(tmp_path, tag, caplog):
         setattr(data, tag if tag != "a time per slice" else tag_, value)
         data.InstanceNumber = 1 + number // 2
 
-    edited(folder, change)
+    def count(number, data):  # one breath after the other
+        number = 11 - number
+        data.InstanceNumber = 1 + number // 2 + 6 * (number % 2)
+
+    edited(folder, count if tag == "InstanceNumber" else change)
     index = index_scans(tmp_path)
     (scan,) = index.scans.values()
     found = scan.problem or pixels(scan.read())
