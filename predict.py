@@ -47,12 +47,12 @@ from evaluation.burden import NOTICE
 from evaluation.lesion_segmenter import LesionSegmenter
 from evaluation.metrics import THRESHOLD
 from evaluation.predicting import Predictor, Prepared, options_of, write_report, write_summary
-from evaluation.results import DICOM_SEG, FOLDERS, MASKS, PROBABILITIES, check_folder, finish, ledger_of
+from evaluation.results import DICOM_SEG, FOLDERS, MASKS, PREDICTED, PROBABILITIES, check_folder, finish
 from models.checkpoint import PUBLISHED_INPUT
 from utils import distributed
 from utils.cli import add_device, add_part, add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, VolumeError
-from utils.ledger import Entry, Recipe, project_version, recording
+from utils.ledger import Entry, Ledger, Recipe, project_version, recording
 from utils.progress import do_left, is_in_part, print_failures
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     start_logging(options.quiet)
     torch.backends.cudnn.allow_tf32 = False  # the same masks on every device
-    output, part = options.output, options.part
+    output, part, ledger = options.output, options.part, Ledger(options.output, PREDICTED)
     segmenter = _load_segmenter(options)
     scans, masks = distributed.on_rank_zero(lambda: _find_scans_and_masks(options))
     _keep_apart(options.input, output, [*files_of(scans.values()), *(masks.lungs or {}).values()])
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted, made_by = [what for what, given in asked if given], options_of(segmenter)
     recipes = {i: Recipe(masks.sources(i, scan), made_by, wanted) for i, scan in scans.items()}
     names = ["summary.csv", "summary.json", *(["report.html"] if options.report else [])]
-    predictor = Predictor(segmenter, scans, masks, output)
+    predictor = Predictor(segmenter, scans, masks, ledger)
 
     def begin() -> Callable[[str, Prepared], None]:
         if masks.lungs is None:
@@ -149,15 +149,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.report:
             write_report(rows, output, _facts(segmenter))
 
-    distributed.on_rank_zero(lambda: check_folder(output, recipes, names, options.overwrite))
+    distributed.on_rank_zero(lambda: check_folder(ledger, recipes, names, options.overwrite))
     done: dict[str, Entry] = {}
     with (
-        distributed.lock_folder_on_rank_zero(output, *FOLDERS, *ledger_of(output).folders, part=part),
+        distributed.lock_folder_on_rank_zero(output, *FOLDERS, *ledger.folders, part=part),
         recording(output, device=segmenter.device, model=segmenter.model),
     ):
-        before = distributed.on_rank_zero(lambda: ledger_of(output).entries())
+        before = distributed.on_rank_zero(lambda: ledger.entries())
         failed = do_left(
-            ledger_of(output),
+            ledger,
             recipes,
             begin,
             "predicting",
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress=not options.quiet,
         )
         if distributed.is_rank_zero():
-            done = finish(output, recipes, names, write)
+            done = finish(ledger, recipes, names, write)
     mine = {case_id: entry for case_id, entry in done.items() if is_in_part(case_id, part)}
     total, kept = sum(is_in_part(i, part) for i in scans), sum(before.get(i) == entry for i, entry in mine.items())
     print(f"{len(mine)} of {total} scans have a mask in {output}, {kept} had it before")

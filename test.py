@@ -35,7 +35,7 @@ from configs.settings import Settings, read_settings
 from datasets.cohort import HELD_OUT, TRAINING, WITH_LESION, Case, notes_of, read_cohort_of
 from datasets.scan_options import add_scan_options, chosen_reading
 from evaluation.metrics import THRESHOLD
-from evaluation.results import FIGURES, FOLDERS, check_folder, finish, ledger_of, read_views
+from evaluation.results import FIGURES, FOLDERS, TESTED, check_folder, finish, read_views
 from evaluation.surface import TOLERANCE_MM
 from evaluation.testing import Tester, as_text, find_raw_scans, write_scores
 from models.checkpoint import BEST, SegmenterInput, find_segmenter, fingerprint, load_generator, load_segmenter
@@ -45,7 +45,7 @@ from reports.scores import write_score_report
 from utils import distributed
 from utils.cli import add_device, add_part, add_published_crops, add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, CohortError
-from utils.ledger import Entry, recording
+from utils.ledger import Entry, Ledger, recording
 from utils.memory import keep_freed_memory
 from utils.progress import do_left, print_failures
 
@@ -156,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raw = distributed.on_rank_zero(lambda: find_raw_scans(options.images, options.labels or (), options.reading))
     generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
     output = options.output or model.parent / "test"
+    ledger = Ledger(output, TESTED)
     tester = Tester(
         segmenter=place(segmenter, device),
         normalization=trained_on.normalization,
@@ -165,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raw=raw,
         generator=generator,
         slices=image.slices,
-        output=output,
+        ledger=ledger,
     )
     made_by = {
         "model": fingerprint(segmenter),
@@ -188,13 +189,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             about |= {**made_with(device), **({"lesion": "; ".join(notes)} if notes else {})}
             write_score_report(output / "report.html", read_views(output, done), about)
 
-    distributed.on_rank_zero(lambda: check_folder(output, recipes, names))
+    distributed.on_rank_zero(lambda: check_folder(ledger, recipes, names))
     with (
-        distributed.lock_folder_on_rank_zero(output, *FOLDERS, *ledger_of(output).folders, part=options.part),
+        distributed.lock_folder_on_rank_zero(output, *FOLDERS, *ledger.folders, part=options.part),
         recording(output, device=device, settings=settings, seed=settings.exp.seed, model=model),
     ):
         failed = do_left(
-            ledger_of(output),
+            ledger,
             recipes,
             lambda: lambda case_id, recipe: tester.test(cases[case_id], recipe),
             "testing",
@@ -202,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress=not options.quiet,
         )
         if distributed.is_rank_zero():
-            finish(output, recipes, names, write)
+            finish(ledger, recipes, names, write)
     print(f"results in {output}")
     return print_failures(failed)
 

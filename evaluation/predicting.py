@@ -24,12 +24,12 @@ from evaluation.burden import GRADING, NOTICE, Burden
 from evaluation.dicom_seg import make_dicom_seg, read_source
 from evaluation.lesion_segmenter import FullSize, LesionSegmenter, RawScan
 from evaluation.metrics import mean_and_deviation
-from evaluation.results import DICOM_SEG, MASKS, PROBABILITIES, ledger_of, read_views, view_path, write_view
+from evaluation.results import DICOM_SEG, MASKS, PROBABILITIES, read_views, view_path, write_view
 from models.checkpoint import fingerprint
 from reports.cases import Column, ReportCase, encode_case, write_case_report
 from utils.errors import VolumeError, one_line
 from utils.files import as_csv, atomic_write, write_text
-from utils.ledger import Entry, Recipe, project_version
+from utils.ledger import Entry, Ledger, Recipe, project_version
 
 log = logging.getLogger(__name__)
 
@@ -90,11 +90,11 @@ class Predictor:
         segmenter: the segmenter.
         scans: id to CT.
         masks: given lung masks; if there are any, every scan needs one.
-        output: folder of the results.
+        ledger: of the results.
     """
 
-    def __init__(self, segmenter: LesionSegmenter, scans: Mapping[str, Scan], masks: Masks, output: Path) -> None:
-        self.segmenter, self.scans, self.masks, self.output = segmenter, scans, masks, output
+    def __init__(self, segmenter: LesionSegmenter, scans: Mapping[str, Scan], masks: Masks, ledger: Ledger) -> None:
+        self.segmenter, self.scans, self.masks, self.ledger = segmenter, scans, masks, ledger
 
     def prepare(self, case_id: str, recipe: Recipe) -> Prepared:
         """Read a scan, find its lungs and crop it, and read the headers for its DICOM SEG."""
@@ -120,7 +120,7 @@ class Predictor:
             FolderError: a file of that name is there and was not written by predict.py.
         """
         start = time.monotonic()
-        output, wanted = self.output, recipe.wanted
+        output, wanted = self.ledger.folder, recipe.wanted
         found = self.segmenter.predict(prepared.scan, PROBABILITIES in wanted)
         row = {**found.burden.row(case_id), "seen": "yes" if prepared.seen else None}
         lesion, problem = sitk.GetArrayViewFromImage(found.mask), prepared.problem
@@ -137,7 +137,7 @@ class Predictor:
             images[output / PROBABILITIES / name] = found.probabilities
         files = [*images, *([seg_path] if segmentation else [])]
         files += [view_path(output, case_id)] if "report" in wanted else []
-        with ledger_of(output).writing(case_id, files, recipe) as facts:
+        with self.ledger.writing(case_id, files, recipe) as facts:
             facts |= {"row": row, "holds": [what for what in wanted if what != DICOM_SEG or problem is None]}
             facts |= {} if problem is None else {"problem": problem}
             for path, image in images.items():

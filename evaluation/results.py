@@ -19,12 +19,8 @@ FOLDERS = MASKS, PROBABILITIES, DICOM_SEG, FIGURES, VIEWS = "masks", "probabilit
 SHARED = ("model", "threshold")
 """Options that all masks in a folder share."""
 
-_SUMMARY = "summary"
-
-
-def ledger_of(output: Path) -> Ledger:
-    """The ledger of the masks in a folder."""
-    return Ledger(output, "results")
+PREDICTED, TESTED = "predicted", "tested"
+"""Kinds of the masks in the ledger: those of predict.py and of test.py."""
 
 
 def view_path(output: Path, case_id: str) -> Path:
@@ -48,11 +44,11 @@ def read_views(output: Path, ids: Iterable[str]) -> list[View]:
     return views
 
 
-def check_folder(output: Path, recipes: Mapping[str, Recipe], names: Sequence[str], overwrite: bool = False) -> None:
+def check_folder(ledger: Ledger, recipes: Mapping[str, Recipe], names: Sequence[str], overwrite: bool = False) -> None:
     """Check that results may be written to a folder.
 
     Args:
-        output: the folder.
+        ledger: of the results.
         recipes: of all results, by id.
         names: files about all scans.
         overwrite: results of other models are removed.
@@ -60,12 +56,16 @@ def check_folder(output: Path, recipes: Mapping[str, Recipe], names: Sequence[st
     Raises:
         FolderError: it holds results of another model, or files of these names that are somebody else's.
     """
-    Ledger(output, _SUMMARY).check(_SUMMARY, [output / name for name in names])
-    ledger_of(output).check_alone(recipes, SHARED, overwrite)
+    _summary_of(ledger).check("summary", [ledger.folder / name for name in names])
+    ledger.check_alone(recipes, SHARED, overwrite)
+
+
+def _summary_of(ledger: Ledger) -> Ledger:
+    return Ledger(ledger.folder, f"{ledger.kind}.summary")
 
 
 def finish(
-    output: Path,
+    ledger: Ledger,
     recipes: Mapping[str, Recipe],
     names: Collection[str],
     write: Callable[[dict[str, Entry], dict[str, str]], None],
@@ -73,7 +73,7 @@ def finish(
     """Write the files about all scans, those of other parts included; parts wait for each other.
 
     Args:
-        output: folder of the results.
+        ledger: of the results.
         recipes: of all results, by id; other results in the folder are named in a warning.
         names: files that `write` writes.
         write: called with the entries of the results that were made, and with the reasons of those that failed, by id.
@@ -84,7 +84,7 @@ def finish(
     Raises:
         FolderError: a file is somebody else's.
     """
-    ledger = ledger_of(output)
+    output = ledger.folder
     with wait_for_lock(output / LEDGER / ".summary.lock"):
         entries, failed = ledger.entries(), ledger.failures(recipes)
         done = {
@@ -95,7 +95,7 @@ def finish(
             and entries[case_id].is_of(recipe)
             and failed.get(case_id) in (None, entries[case_id].facts.get("problem"))
         }
-        with Ledger(output, _SUMMARY).writing(_SUMMARY, [output / name for name in names]):
+        with _summary_of(ledger).writing("summary", [output / name for name in names]):
             write(done, failed)
     if others := [case_id for case_id in entries if case_id not in recipes]:
         log.warning(

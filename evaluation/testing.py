@@ -30,14 +30,14 @@ from datasets.window import unmap_window
 from evaluation.figures import save_case_figure, slice_to_show
 from evaluation.inference import Prediction, predict_case
 from evaluation.metrics import COLUMNS, Row, as_table, score_scan, summarise
-from evaluation.results import FIGURES, MASKS, PROBABILITIES, ledger_of, view_path, write_view
+from evaluation.results import FIGURES, MASKS, PROBABILITIES, view_path, write_view
 from models import Generator, Segmenter
 from models.generator import generate_scan
 from models.objectives import synthesise
 from reports.cases import ReportCase, View, encode_case
 from utils.errors import GasnetError, VolumeError
 from utils.files import as_csv, write_text
-from utils.ledger import Entry, Recipe
+from utils.ledger import Entry, Ledger, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class Tester:
         raw: the raw scans, to score on their grids; None scores crops only.
         generator: G for the figures, on its device; None leaves out I_g and I_s.
         slices: slices that G takes.
-        output: folder of the results.
+        ledger: of the results.
     """
 
     segmenter: Segmenter
@@ -132,7 +132,7 @@ class Tester:
     raw: RawScans | None
     generator: Generator | None
     slices: int
-    output: Path
+    ledger: Ledger
 
     def recipe(self, case: Case, split: str, options: Mapping[str, Any], wanted: Sequence[str]) -> Recipe:
         """What the results of a scan are made from, and how."""
@@ -156,20 +156,21 @@ class Tester:
                 facts["raw"] = score_on_raw_scan(prediction, self.raw, self.tolerance_mm)
             except GasnetError as error:
                 facts["problem"] = str(error)
+        output = self.ledger.folder
         arrays = {
-            self.output / MASKS / f"{case.id}.nii.gz": prediction.mask.astype(np.uint8),
-            self.output / PROBABILITIES / f"{case.id}.nii.gz": prediction.probability.astype(np.float32),
+            output / MASKS / f"{case.id}.nii.gz": prediction.mask.astype(np.uint8),
+            output / PROBABILITIES / f"{case.id}.nii.gz": prediction.probability.astype(np.float32),
         }
-        figure, view = self.output / FIGURES / f"{case.id}.png", view_path(self.output, case.id)
+        figure, view = output / FIGURES / f"{case.id}.png", view_path(output, case.id)
         more = [path for what, path in ((FIGURES, figure), ("report", view)) if what in recipe.wanted]
-        with ledger_of(self.output).writing(case.id, [*arrays, *more], recipe) as entered:
+        with self.ledger.writing(case.id, [*arrays, *more], recipe) as entered:
             entered |= facts
             for path, array in arrays.items():
                 write_volume(image_like(prediction.volumes.geometry, array), path)
             if FIGURES in recipe.wanted:
                 save_prediction_figure(prediction, self.normalization, self.generator, self.slices, figure)
             if "report" in recipe.wanted:
-                write_view(view_of(prediction, self.window), self.output)
+                write_view(view_of(prediction, self.window), output)
         if "problem" in facts:
             raise VolumeError(facts["problem"])
 

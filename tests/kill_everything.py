@@ -80,7 +80,7 @@ class Job:
 
     def _folders(self) -> list[Path]:
         names = ("", "images", "lung", "lesion", "masks", "probabilities", "figures", "pictures", ".views")
-        names += tuple(f"ledger/{kind}" for kind in ("runs", "crops", "results", "summary", "pasted"))
+        names += tuple(f"ledger/{kind}" for kind in ("runs", "crops", "predicted", "tested", "pasted"))
         return [self.output / name for name in names]
 
 

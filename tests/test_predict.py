@@ -329,7 +329,7 @@ def test_a_full_disk_is_told_of_every_scan(scans, model, tmp_path, monkeypatch, 
     write_text = ledger.write_text
 
     def full(path, text):
-        if path.parent.name == "results":
+        if path.parent.name == "predicted":
             raise OSError(28, "No space left on device", str(path))
         write_text(path, text)
 

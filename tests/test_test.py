@@ -11,6 +11,7 @@ import torch
 from scipy import ndimage
 
 import post_processing
+import predict
 import test
 from datasets.cohort import contents_of
 from evaluation import testing
@@ -255,7 +256,7 @@ def test_figures_and_tables_of_others_are_not_replaced(config, model, tmp_path, 
 
 
 @pytest.mark.fault("another model or threshold")
-def test_a_folder_has_the_results_of_one_model(config, model, tmp_path, capsys):
+def test_a_folder_has_the_results_of_one_model(config, cohort, model, tmp_path, capsys):
     output = tmp_path / "results"
     arguments = ["--config-path", str(config), "--output", str(output), "--quiet", "--device", "cpu", "--no-report"]
     assert test.main([*arguments, "--model-path", str(model), "--split", "VALIDH"]) == 0
@@ -268,6 +269,9 @@ def test_a_folder_has_the_results_of_one_model(config, model, tmp_path, capsys):
     )
     assert [path.name for path in (output / "masks").iterdir()] == ["well_2.nii.gz"]
     assert test.main([*arguments, "--model-path", str(other), "--split", "VALIDH"]) == 0  # replaces all
+    raw = ["--lungs", "threshold", "--quiet", "--device", "cpu", "--model-path", str(other), "--output", str(output)]
+    assert run(lambda: predict.main([str(cohort / "images"), *raw])) == 1
+    assert "summary.json: was not written by this command" in capsys.readouterr().err
 
 
 def test_what_is_done_is_not_done_again_and_parts_are_joined(config, model, tmp_path, monkeypatch):

@@ -124,7 +124,7 @@ class Ledger:
     @property
     def folders(self) -> list[str]:
         """Folders of the ledger below the output folder."""
-        return [f"{LEDGER}/{name}" for name in (self.kind, f"{self.kind}.failed", "summary", "runs")]
+        return [f"{LEDGER}/{name}" for name in (self.kind, f"{self.kind}.failed", f"{self.kind}.summary", "runs")]
 
     def entries(self) -> dict[str, Entry]:
         """All entries by id, sorted; damaged ones are ignored."""
@@ -155,7 +155,7 @@ class Ledger:
             if before is None or not _is_same(before, paths):
                 first = _first(paths)
                 moved = before is not None and Path(before.path).parent != first.parent
-                if role == "scan" and moved and os.path.lexists(before.path):
+                if role == "scan" and moved and not _is_gone(before.path):
                     raise FolderError(
                         f"{case_id}: {self.folder} has the result of {before.path}, {first} is another scan of this "
                         "name; choose another --output for it, or replace the result with --overwrite"
@@ -295,9 +295,7 @@ class Ledger:
             source = Path(entry.sources["scan"].path) if "scan" in entry.sources else None
             if source is None or case_id in scans or not mine(case_id):
                 continue
-            if any(source.is_relative_to(root) for root in roots) and (
-                str(source) in now or not os.path.lexists(source)
-            ):
+            if any(source.is_relative_to(root) for root in roots) and (str(source) in now or _is_gone(source)):
                 try:
                     self.remove(case_id)
                     removed.append(case_id)
@@ -334,6 +332,17 @@ class Ledger:
 
 def _first(paths: Sequence[Path]) -> Path:
     return _normal(min(paths))
+
+
+def _is_gone(path: Path | str) -> bool:
+    """Whether there is no such file; one that cannot be looked for, such as without rights, is not gone."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _normal(path: Path) -> Path:

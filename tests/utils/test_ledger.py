@@ -160,6 +160,19 @@ def test_results_of_scans_that_are_gone_go(made, tmp_path, caplog):
     assert "removed the results of 1 scan(s) that are not in the input any more, the first a" in caplog.text
 
 
+def test_a_scan_that_cannot_be_looked_for_is_not_gone(made, monkeypatch):
+    results, path, scan = made
+    scan.unlink()
+
+    def lstat(_):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.os, "lstat", lstat)
+        results.remove_gone([scan.parent], {}, lambda case_id: True)
+    assert path.exists()
+
+
 def test_results_that_were_corrected_stay_when_their_scan_goes(made, caplog):
     results, path, scan = made
     path.write_text("corrected by hand")
