@@ -27,8 +27,7 @@ from pydicom.valuerep import DA, PersonName, validate_value
 from datasets.scan import Scan
 from datasets.volumes import DEFAULT, Reading
 from evaluation.burden import NOTICE
-from utils.errors import VolumeError, one_line
-from utils.files import atomic_write
+from utils.errors import VolumeError
 
 log = logging.getLogger(__name__)
 
@@ -256,21 +255,3 @@ def make_dicom_seg(mask: np.ndarray, source: Source, version: str, model: str, t
             content_label="LESION",
             content_description=NOTICE,
         )
-
-
-def write_dicom_seg(mask: np.ndarray, source: Source, path: Path, version: str, model: str, threshold: float) -> None:
-    """Write a lesion mask as DICOM SEG; the file appears whole or not at all. Arguments as for `make_dicom_seg`.
-
-    Raises:
-        VolumeError: the headers of the series do not allow it, or the file cannot be written.
-    """
-    try:
-        segmentation = make_dicom_seg(mask, source, version, model, threshold)
-    except (TypeError, ValueError) as error:  # of headers that are more unusual than what was checked
-        reason = one_line(error)
-        raise VolumeError(f"{path}: cannot be made of the series' headers ({reason}); leave out --dicom-seg") from None
-    try:
-        with atomic_write(path) as temporary:
-            segmentation.save_as(temporary)
-    except OSError as error:
-        raise VolumeError(f"{path}: cannot be written ({error.strerror}); check the folder and the disk") from None

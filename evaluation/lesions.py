@@ -1,8 +1,6 @@
-"""Single lesions: which of them were found, and what was found that is none."""
+"""Lesion-wise detection: hits, misses, false positives."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
@@ -11,32 +9,7 @@ CONNECTED = np.ones((3, 3, 3), bool)
 """Voxels that share a face, an edge or a corner belong to one lesion: 26-connected components."""
 
 
-@dataclass(frozen=True)
-class LesionCounts:
-    """Lesions of one scan.
-
-    Attributes:
-        lesions: components of the truth.
-        found: those of them that the prediction overlaps.
-        false_positive: components of the prediction that overlap with no lesion.
-    """
-
-    lesions: int
-    found: int
-    false_positive: int
-
-    @property
-    def sensitivity(self) -> float | None:
-        """Found / lesions; None where there is no lesion."""
-        return self.found / self.lesions if self.lesions else None
-
-    @property
-    def f1(self) -> float | None:
-        """2 found / (2 found + missed + false positive); None where there is no lesion."""
-        return 2 * self.found / (self.found + self.lesions + self.false_positive) if self.lesions else None
-
-
-def count_lesions(prediction: np.ndarray, truth: np.ndarray) -> LesionCounts:
+def count_lesions(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
     """Match the lesions of two masks.
 
     The rule is that of the ISLES 2022 challenge (Hernandez Petzsche et al., Scientific Data 9, 2022): a lesion is
@@ -47,14 +20,25 @@ def count_lesions(prediction: np.ndarray, truth: np.ndarray) -> LesionCounts:
     Args:
         prediction: bool, (z, y, x).
         truth: bool, of the same shape.
+
+    Returns:
+        Numbers of ``lesions``, ``lesions_found`` and ``false_positive_lesions``; ``lesion_sensitivity``, found /
+        lesions, and ``lesion_f1``, 2 found / (2 found + missed + false positive), None without lesions.
     """
     overlap = prediction & truth
     lesions, found = _components(truth, overlap)
     predicted, on_lesions = _components(prediction, overlap)
-    return LesionCounts(lesions, found, predicted - on_lesions)
+    false = predicted - on_lesions
+    return {
+        "lesions": lesions,
+        "lesions_found": found,
+        "lesion_sensitivity": found / lesions if lesions else None,
+        "false_positive_lesions": false,
+        "lesion_f1": 2 * found / (found + lesions + false) if lesions else None,
+    }
 
 
 def _components(mask: np.ndarray, inside: np.ndarray) -> tuple[int, int]:
     """The number of components of a mask, and of those that hold voxels of a part of it."""
     labels, count = ndimage.label(mask, CONNECTED)
-    return count, len(np.unique(labels[inside]))
+    return int(count), len(np.unique(labels[inside]))

@@ -117,16 +117,8 @@ def _surfaces_and_lesions(
     box = bounding_box(prediction | truth)
     if box is not None:
         prediction, truth = prediction[box], truth[box]
-    lesions = count_lesions(prediction, truth)
-    row = {
-        "tolerance_mm": tolerance_mm,
-        "lesions": lesions.lesions,
-        "lesions_found": lesions.found,
-        "lesion_sensitivity": lesions.sensitivity,
-        "false_positive_lesions": lesions.false_positive,
-        "lesion_f1": lesions.f1,
-        "surface_dice": 0.0 if truth.any() else None,
-    }
+    row = {"tolerance_mm": tolerance_mm, "surface_dice": 0.0 if truth.any() else None}
+    row |= count_lesions(prediction, truth)
     if prediction.any() and truth.any():
         distances = surface_distances(prediction, truth, spacing)
         row |= {"hd95_mm": distances.hd95, "surface_dice": distances.surface_dice(tolerance_mm)}

@@ -84,10 +84,9 @@ def write_case_report(
 
 def first_to_show(views: Sequence[View]) -> int:
     """Index of the case with the median Dice, the lower one of two; 0 if no case has one."""
-    dice = sorted(
-        (view.values["dice"], number) for number, view in enumerate(views) if view["values"].get("dice") is not None
-    )
-    return dice[(len(dice) - 1) // 2][1] if dice else 0
+    dice = [(view["values"].get("dice"), number) for number, view in enumerate(views)]
+    known = sorted((value, number) for value, number in dice if value is not None)
+    return known[(len(known) - 1) // 2][1] if known else 0
 
 
 def _cell(column: Column, value: str | float | None) -> dict[str, object]:

@@ -10,7 +10,7 @@ from pydicom.uid import SegmentationStorage
 from datasets.scans import open_scan, read_ct
 from datasets.volumes import Reading
 from evaluation.burden import NOTICE
-from evaluation.dicom_seg import read_source, write_dicom_seg
+from evaluation.dicom_seg import make_dicom_seg, read_source
 from tests.volumes import ORIGIN, SPACING, geometry, refused, rotation, write_dicom, write_enhanced
 
 SHAPE = (6, 9, 7)
@@ -35,7 +35,7 @@ def some_lesion():
 
 
 def written(folder, lesion, path):
-    write_dicom_seg(lesion, read_source(open_scan(folder)), path, version="1.2", model="abc", threshold=0.4)
+    make_dicom_seg(lesion, read_source(open_scan(folder)), version="1.2", model="abc", threshold=0.4).save_as(path)
     return path
 
 
