@@ -299,18 +299,6 @@ def test_the_slices_are_those_of_the_series_that_is_read(tmp_path):
     assert heights == sorted(heights)
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
-    folder = series(tmp_path / "ct")
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(hd.seg.Segmentation, "save_as", full)
-    path = tmp_path / "out" / "seg.dcm"
-    refused(path, lambda: written(folder, some_lesion(), path), "No space left on device")
-    assert list(path.parent.iterdir()) == []
-
-
 def test_highdicom_tells_no_tales(tmp_path, caplog):
     caplog.set_level(0)
     written(series(tmp_path / "ct"), some_lesion(), tmp_path / "seg.dcm")

@@ -315,17 +315,22 @@ def test_a_page_of_no_cases_says_so(tmp_path, opened):
 def test_what_cannot_be_written_leaves_the_page_of_before(report, tmp_path):
     path = tmp_path / "report.html"
     path.write_text("before")
-    with pytest.raises(AttributeError):
+    with pytest.raises(TypeError):
         write_case_report(path, "t", COLUMNS, [None], {})
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_case_with_the_median_dice_is_shown_first(report, opened):
+def test_the_case_with_the_median_dice_is_shown_first(report):
     view = encode_case(case("b 10", 0))
     dice = [{**view, "values": {"dice": value}} for value in (0.9, None, 0.1, 0.5, 0.4)]
     assert first_to_show(dice) == 4
     assert first_to_show(dice[:1] + dice[2:4]) == 2
     assert first_to_show([{**view, "values": {"lesion_ml": 3.0}}] * 2) == first_to_show([]) == 0
-    with opened(report) as page:  # Dice of 0.5 and 0.75
+    # Of Dice 0.5 and 0.75 the lower one, in the first row.
+    assert re.findall(r'data-case="(\d)" data-first', report.read_text(encoding="utf-8")) == ["0"]
+
+
+def test_the_page_opens_with_the_first_case_to_show(report, opened):
+    with opened(report) as page:
         assert page.locator("#case-id").inner_text() == "b 10"
