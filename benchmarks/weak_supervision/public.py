@@ -1,8 +1,9 @@
-"""Trains and tests GASNet and its rivals on the paper's public data sets, with one labelled scan.
+r"""Trains and tests GASNet and its rivals on the paper's public data sets, with one labelled scan.
 
 COHORT is made by python -m datasets.public from CovidSeg (A), MedSeg (B) and MosMed (C, D), see docs/public_data.md.
 The rows differ in what learns besides S, and in nothing else:
 
+  s-1-alone        S on the labelled scan
   s-1              S on the labelled scan and on healthy volumes of D
   teacher-1        the same, with its moving average as teacher on diseased volumes of D
   gasnet-1         the config as it is
@@ -13,10 +14,15 @@ published Dice next to it. B is compared with labels 1, 2 and 3 as lesion: crop 
 runs are skipped and interrupted ones resume, so the same command can be repeated. Any setting can be overridden with
 KEY.SUB=VALUE, for all rows.
 
+Other patients, cropped by lungCrop.py, with lists of their own: --tested names the lists of test scans; of one without
+lesion masks, the table holds the mean volume found, in ml. INIT_MODEL.UNET starts all rows from the same segmenter.
+
 Examples:
   python -m benchmarks.weak_supervision.public data_public --output output/public --device cuda
   python -m benchmarks.weak_supervision.public data_public --output output/public --rows s-1 gasnet-1 --seeds 0
   python -m benchmarks.weak_supervision.public data_public --output output/short SOLVER.STOP_AFTER=2000
+  python -m benchmarks.weak_supervision.public cohort --output output/patients --config-path configs/weak.yaml \
+      --tested test normal INIT_MODEL.UNET=pretrained/segmenter.pth MODEL.WIDTH.UNET=16
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +46,7 @@ from benchmarks.weak_supervision.run import (
     train_row,
 )
 from configs.settings import Settings, read_settings
-from datasets.cohort import LIST_FOLDER, notes_of, read_cohort
+from datasets.cohort import LIST_FOLDER, find_volume, lesion_folder, notes_of, read_cohort, read_id_list
 from evaluation.inference import predict_cohort
 from models.checkpoint import LAST
 from utils.cli import add_device, add_quiet, new_parser, run, start_logging
@@ -52,6 +59,7 @@ log = logging.getLogger(__name__)
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mosmed.yaml"
 
 ROWS: Mapping[str, tuple[str, ...]] = {
+    "s-1-alone": ("EXP.ID=supervised", "SOLVER.SEGMENTER_ONLY=true", "LOSS.HEALTHY=0"),
     "s-1": ("EXP.ID=supervised", "SOLVER.SEGMENTER_ONLY=true"),
     "teacher-1": (
         "EXP.ID=teacher",
@@ -67,7 +75,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
 """Settings of each row that differ from those of the config."""
 
 TESTED = ("A_sub1", "A_sub2", "B", "C")
-"""Lists of test scans."""
+"""Lists of test scans of the public sets."""
 
 PUBLISHED: Mapping[str, float] = {"A_sub1": 76.7, "A_sub2": 63.2, "B": 60.2, "C": 54.2}
 """Dice in percent from the readme of the published code."""
@@ -91,27 +99,37 @@ def row_settings(name: str, seed: int, cohort: Path, output: Path, config: Path,
     return read_settings(config, [_ITERATIONS, *ROWS[name], *overrides, *own])
 
 
-def test_segmenter(settings: Settings, device: torch.device) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Dice of the last segmenter by test list and scan, and the notes of the cohort; missing lists are left out.
+def test_segmenter(settings: Settings, lists: Sequence[str], device: torch.device) -> dict[str, Any]:
+    """Score the last segmenter on lists of test scans; missing lists are left out.
+
+    Returns:
+        ``dice``, by list and scan; ``found_ml``, the same for lists without lesion masks; ``protocols``, the notes of
+        the cohort.
 
     Raises:
         GasnetError: segmenter or cohort cannot be read.
     """
     segmenter, normalization = load_trained(settings, LAST, device)
     root, image = Path(settings.dataset.root), settings.image
-    dice, tested = {}, []
-    for name in TESTED:
+    found: dict[str, Any] = {"dice": {}, "found_ml": {}}
+    tested = []
+    for name in lists:
         if not (root / LIST_FOLDER / f"{name}.txt").is_file():
             log.warning("%s: no list %s; left out", root, name)
             continue
-        cases = read_cohort(root, {"TEST": name}, image.size, image.window)["TEST"]
-        scores = [found.score for found in predict_cohort(segmenter, cases, "TEST", normalization)]
-        dice[name] = {score["id"]: score["dice"] for score in scores}
+        ids = read_id_list(root / LIST_FOLDER / f"{name}.txt")
+        known = any(find_volume(lesion_folder(root), case_id) for case_id in ids)
+        split, kind, score = ("TEST", "dice", "dice") if known else ("TESTH", "found_ml", "predicted_ml")
+        cases = read_cohort(root, {split: name}, image.size, image.window)[split]
+        predictions = predict_cohort(segmenter, cases, split, normalization)
+        found[kind][name] = {prediction.score["id"]: prediction.score[score] for prediction in predictions}
         tested += cases
-    return dice, notes_of(tested)
+    return found | {"protocols": notes_of(tested)}
 
 
-def run_row(name: str, seed: int, settings: Settings, output: Path, device: torch.device, progress: bool) -> Path:
+def run_row(
+    name: str, seed: int, settings: Settings, output: Path, lists: Sequence[str], device: torch.device, progress: bool
+) -> Path:
     """Train and test one run and write its result; a run with a result of the same settings is skipped.
 
     Raises:
@@ -121,12 +139,10 @@ def run_row(name: str, seed: int, settings: Settings, output: Path, device: torc
     if is_finished(path, settings):
         return path
     train_row(settings, device, progress, validate=settings.dataset.split.valid is not None)
-    dice, notes = test_segmenter(settings, device)
     result = {
         "row": name,
         "seed": seed,
-        "protocols": notes,
-        "dice": dice,
+        **test_segmenter(settings, lists, device),
         "environment": environment(device),
         "settings": settings_to_record(settings),
     }
@@ -134,25 +150,35 @@ def run_row(name: str, seed: int, settings: Settings, output: Path, device: torc
     return path
 
 
-def as_markdown(paths: Sequence[Path]) -> str:
-    """The table of the results: mean Dice in percent over scans, mean and SD over seeds; and the published row."""
+def as_markdown(paths: Sequence[Path], lists: Sequence[str] = TESTED) -> str:
+    """The table of the results: mean and SD over seeds of the mean over scans.
+
+    Dice in percent, or ml found in lists without lesions; for the public sets, also the published row.
+    """
     results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    lines = [f"| row | seeds | {' | '.join(TESTED)} |", f"|{'---|' * (2 + len(TESTED))}"]
+    lines = [f"| row | seeds | {' | '.join(lists)} |", f"|{'---|' * (2 + len(lists))}"]
     for name in ROWS:
-        of_row = [result["dice"] for result in results if result["row"] == name]
+        of_row = [result for result in results if result["row"] == name]
         if of_row:
-            lines.append(f"| {name} | {len(of_row)} | {' | '.join(_cell(of_row, key) for key in TESTED)} |")
-    lines.append(f"| readme of the published code | | {' | '.join(f'{PUBLISHED[key]:.1f}' for key in TESTED)} |")
+            lines.append(f"| {name} | {len(of_row)} | {' | '.join(_cell(of_row, key) for key in lists)} |")
+    if set(lists) <= set(PUBLISHED):
+        lines.append(f"| readme of the published code | | {' | '.join(f'{PUBLISHED[key]:.1f}' for key in lists)} |")
     notes = sorted({note for result in results for note in result["protocols"]})
     return "\n".join([*lines, "", *notes]).rstrip() + "\n"
 
 
-def _cell(dice: Sequence[Mapping[str, Mapping[str, float]]], key: str) -> str:
-    means = [100 * float(np.mean(list(scores[key].values()))) for scores in dice if key in scores]
+def _mean(by_scan: Mapping[str, float]) -> float:
+    return float(np.mean(list(by_scan.values())))
+
+
+def _cell(results: Sequence[Mapping[str, Any]], key: str) -> str:
+    dice = [100 * _mean(result["dice"][key]) for result in results if key in result["dice"]]
+    found = [_mean(result["found_ml"][key]) for result in results if key in result.get("found_ml", {})]
+    means = dice or found
     if not means:
         return "-"
     spread = f" ± {np.std(means):.1f}" if len(means) > 1 else ""
-    return f"{np.mean(means):.1f}{spread}"
+    return f"{np.mean(means):.1f}{spread}{' ml' if found else ''}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -163,6 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config-path", type=Path, default=CONFIG, metavar="FILE", help="default configs/mosmed.yaml")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default 0 1 2")
+    parser.add_argument(
+        "--tested", nargs="+", default=list(TESTED), metavar="LIST", help=f"test lists (default {' '.join(TESTED)})"
+    )
     parser.add_argument("--minutes", type=float, metavar="N", help="stop after this time and save (default: no limit)")
     add_device(parser)
     add_quiet(parser)
@@ -178,8 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seed in options.seeds:
         for name in options.rows:
             settings = row_settings(name, seed, options.cohort, options.output, options.config_path, options.overrides)
-            paths.append(run_row(name, seed, settings, options.output, device, not options.quiet))
-    table = as_markdown(paths)
+            paths.append(run_row(name, seed, settings, options.output, options.tested, device, not options.quiet))
+    table = as_markdown(paths, options.tested)
     write_text(options.output / "table.md", table)
     print(table)
     return 0

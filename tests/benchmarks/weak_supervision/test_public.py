@@ -2,9 +2,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.weak_supervision import public
+from benchmarks.weak_supervision.cohort import Counts, Size, read_facts, write_cohort
 from benchmarks.weak_supervision.public import PUBLISHED, ROWS, as_markdown, main, row_settings
+from models import Segmenter
 from tests.datasets.public.test_command import covidseg, made, medseg, mosmed
 from tests.datasets.public.test_command import lungmask as lungmask  # a fixture
 from utils.errors import GasnetError
@@ -22,6 +25,7 @@ def settings_of(name, config=public.CONFIG, overrides=()):
 
 def test_rows_differ_in_what_learns_besides_s_only():
     gasnet, without_d, alone, teacher = (settings_of(n) for n in ("gasnet-1", "no-adversarial", "s-1", "teacher-1"))
+    assert settings_of("s-1-alone").training_splits == ("LABELED",)
     assert gasnet.exp.constraints == {"recons", "origImgToD", "genImgToD", "perception"}
     assert (without_d.exp.constraints, without_d.loss.adversarial) == ({"perception"}, 0)
     assert alone.training_splits == ("LABELED", "HEALTHY")
@@ -59,8 +63,8 @@ def test_from_downloads_to_the_table(tmp_path, capsys):
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| row | seeds | A_sub1 | A_sub2 | B | C |"
-    assert [line.split(" | ")[0].strip("| ") for line in lines[2:7]] == [*ROWS, "readme of the published code"]
-    assert lines[6].endswith("| 76.7 | 63.2 | 60.2 | 54.2 |")
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:8]] == [*ROWS, "readme of the published code"]
+    assert lines[7].endswith("| 76.7 | 63.2 | 60.2 | 54.2 |")
     assert "MedSeg (B): lesion is labels 1 2 3, as in the published test" in "\n".join(lines)
     # The means are those of the scans in the results.
     dice = [
@@ -68,7 +72,7 @@ def test_from_downloads_to_the_table(tmp_path, capsys):
         for seed in (0, 1)
     ]
     means = [100 * np.mean(list(scores.values())) for scores in dice]
-    assert lines[4].split("|")[6].strip() == f"{np.mean(means):.1f} ± {np.std(means):.1f}"
+    assert lines[5].split("|")[6].strip() == f"{np.mean(means):.1f} ± {np.std(means):.1f}"
     # Nothing is trained again, and results of other settings are not mixed.
     before = (tmp_path / "o" / "table.md").read_text()
     assert main(arguments) == 0
@@ -83,6 +87,30 @@ def test_lists_that_are_missing_are_left_out(tmp_path):
         (tmp_path / f"{seed}.json").write_text(json.dumps(result))
     lines = as_markdown(sorted(tmp_path.iterdir())).splitlines()
     assert lines[2] == "| s-1 | 2 | - | - | 60.0 ± 10.0 | - |"
+
+
+def test_lists_without_lesions_hold_the_volume_found(tmp_path, monkeypatch):
+    root = tmp_path / "cohort"
+    write_cohort(root, Size((16, 32, 64), Counts(1, 1, 1, 1, 1, 2, 2)), seed=5)
+    for path in (root / "lesion").glob("testh_*"):
+        path.unlink()
+    small = ["IMAGE.SIZE=[16, 32, 64]", "IMAGE.SLICES=16"]
+    settings = row_settings("s-1", 0, root, tmp_path / "o", public.CONFIG, small)
+    everything = Segmenter(2)
+    with torch.no_grad():
+        everything.predict.weight.zero_()
+        everything.predict.bias.fill_(9)
+    monkeypatch.setattr(public, "load_trained", lambda *arguments: (everything.eval(), "window"))
+    found = public.test_segmenter(settings, ["test", "testh"], torch.device("cpu"))
+    lesion, lung = ({name: facts[key] for name, facts in read_facts(root).items()} for key in ("lesion_ml", "lung_ml"))
+    assert found["found_ml"]["testh"] == pytest.approx({n: lung[n] for n in ("testh_000", "testh_001")}, abs=0.1)
+    expected = {n: 2 * lesion[n] / (lesion[n] + lung[n]) for n in ("test_000", "test_001")}
+    assert found["dice"]["test"] == pytest.approx(expected, abs=1e-3)
+    (tmp_path / "0.json").write_text(json.dumps({"row": "s-1", "seed": 0, **found}))
+    lines = as_markdown([tmp_path / "0.json"], ["test", "testh"]).splitlines()
+    assert lines[0] == "| row | seeds | test | testh |"
+    assert lines[2].endswith(f"| {np.mean(list(found['found_ml']['testh'].values())):.1f} ml |")
+    assert "readme" not in "".join(lines)
 
 
 def test_wrong_options(capsys):
