@@ -1,13 +1,13 @@
 """Trains the pretrained segmenter on synthetic scans alone, on one thread of a CPU.
 
-Paints the bodies (about a second each), then trains S; every step sees some of them through a new random scanner.
-OUTPUT/bodies/ holds the bodies, OUTPUT/state.pth the state of the training and OUTPUT/segmenter.pth the moving average
-of the weights of S, for test.py, predict.py and python -m benchmarks.patients. The same command resumes; more cycles
-continue a finished training.
+Paints the bodies (a quarter of an hour), then trains S (an hour and a half); every step sees one or two bodies through
+a new random scanner. OUTPUT/bodies/ holds the bodies, OUTPUT/state.pth the state of the training and
+OUTPUT/segmenter.pth the moving average of the weights of S, for test.py, predict.py and python -m benchmarks.patients.
+The same command resumes; more cycles continue a finished training.
 
 Examples:
   OMP_NUM_THREADS=1 python -m benchmarks.pretrain pretrain
-  OMP_NUM_THREADS=1 python -m benchmarks.pretrain pretrain --bodies 800 --cycles 900 1500 3000
+  OMP_NUM_THREADS=1 python -m benchmarks.pretrain pretrain --bodies 1600 --cycles 900 1250 1450 3000
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ depend on the statistics of one size, which instance norm removes."""
 WHOLE, WHOLE_AFTER = 0.12, 300
 """Share of the steps on a whole crop, after this many steps."""
 
-CYCLES = (900, 1500, 1500)
+CYCLES = (900, 1250, 1450)
 """Steps of each cycle of the learning rate."""
 
 SAVED_EVERY = 50
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = new_parser(__doc__, "python -m benchmarks.pretrain")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder of the training")
-    parser.add_argument("--bodies", type=int, default=400, metavar="N", help="number of bodies (default 400)")
+    parser.add_argument("--bodies", type=int, default=800, metavar="N", help="number of bodies (default 800)")
     parser.add_argument(
         "--cycles", type=int, nargs="+", default=list(CYCLES), metavar="STEPS", help="default {} {} {}".format(*CYCLES)
     )
