@@ -2,7 +2,6 @@ import csv
 import json
 import re
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -298,9 +297,9 @@ def test_scans_that_the_model_has_seen_are_refused_unless_that_is_allowed(config
     (checksum,) = contents_of(cohort, ["sick_5"]).values()
     loaded = test.load_segmenter
 
-    def trained(path):
-        segmenter, facts = loaded(path)
-        return segmenter, SimpleNamespace(trained_on=facts.trained_on, seen=[checksum])
+    def trained(*arguments):
+        segmenter, facts = loaded(*arguments)
+        return segmenter, facts.model_copy(update={"seen": [checksum]})
 
     monkeypatch.setattr(test, "load_segmenter", trained)
     arguments = ["--config-path", str(config), "--model-path", str(model), "--quiet", "--device", "cpu"]
