@@ -448,6 +448,8 @@ def _nrrd(path: Path, file: BinaryIO, layered: bool) -> Header:
     except Exception as error:  # a damaged header makes pynrrd raise whatever it comes across
         raise VolumeError(f"{path}: not a readable image ({one_line(error)}); export it again") from None
     directions = directions[layers:]
+    if directions.shape != (3, 3) or origin.shape != (3,):
+        raise VolumeError(f"{path}: its axes or its origin have no three dimensions; export it again")
     if voxel is None:
         raise VolumeError(f"{path}: has voxels of the type {fields['type']}; expected one number per voxel")
     if any(fields.get(key) for key in ("line skip", "byte skip")):

@@ -462,10 +462,17 @@ def _without_lost_slices(found: list[Series], lone: list[Slice]) -> list[Series]
         ends = np.array(origin) - normal, series.slices[-1].position + normal
         for other in lone:
             near = any(np.linalg.norm(other.position - end) < _UNEVEN * spacing[2] for end in ends)
-            if near and _same_shape(other, series.first):
+            if (near or _fills_a_number(other, series)) and _same_shape(other, series.first):
                 problem = (
                     f"{other.path}: continues the series of {series.first.name}, but as another series or kind of "
                     "object; copy it again if it is damaged, move it out of the folder if not"
                 )
                 result[number] = replace(series, geometry=None, problem=problem)
     return result
+
+
+def _fills_a_number(lone: Slice, series: Series) -> bool:
+    """Whether a slice beside a series has all of its names but the UID, and an InstanceNumber that it lacks."""
+    first, numbers = series.first, {s.place_in_series for s in series.slices}
+    names = [(s.path.parent, s.number, s.description, s.kernel, s.acquisition) for s in (lone, first)]
+    return names[0] == names[1] and bool(lone.place_in_series) and lone.place_in_series not in numbers

@@ -138,6 +138,12 @@ def test_nrrd_in_other_units(tmp_path, hu):
     assert read_volume(nrrd(path, hu, *space, 'space units: "mm" "mm" "mm"')).GetSpacing() == (1, 2, 3)
 
 
+@pytest.mark.fault("2D, 4D, one slice, several")
+def test_nrrd_axes_of_two_dimensions(tmp_path, hu):
+    path = nrrd(tmp_path / "scan.nrrd", hu, "space dimension: 2", "space directions: (1,0) (0,2) (0,0)")
+    refused(path, lambda: read_volume(path), "have no three dimensions|not a readable image")
+
+
 @pytest.mark.parametrize("name", ["scan.nhdr", "scan.nrrd"])
 def test_nrrd_in_two_files(tmp_path, hu, name):
     raw = tmp_path / "scan.raw"
