@@ -415,10 +415,14 @@ def test_a_list_that_changed_cannot_be_resumed(config, cohort, tmp_path, change)
     train.main(arguments)
     path = next((mine / "id_txt").glob(f"{read_settings(config).dataset.split.wo_label}*"))
     ids = path.read_text().split()
-    others = {"added": [*ids, "well_0"], "removed": ids[1:], "order": ids[::-1]}[change]
+    new = "sick_9"
+    for folder in ("images", "lung"):
+        (known,) = (mine / folder).glob(f"{ids[0]}.nii*")
+        shutil.copy(known, known.with_name(known.name.replace(ids[0], new)))
+    others = {"added": [*ids, new], "removed": ids[1:], "order": ids[::-1]}[change]
     path.write_text("\n".join(others) + "\n")
     with pytest.raises(
-        TrainingError, match=r"DATASET.SPLIT.WO_LABEL has other scans than when the run began"
+        TrainingError, match=r"DATASET.SPLIT.WO_LABEL has other scans than when it began"
     ) as caught:
         train.main([*arguments, "--resume"])
     assert "restore the list" in str(caught.value)
