@@ -421,9 +421,7 @@ def test_a_list_that_changed_cannot_be_resumed(config, cohort, tmp_path, change)
         shutil.copy(known, known.with_name(known.name.replace(ids[0], new)))
     others = {"added": [*ids, new], "removed": ids[1:], "order": ids[::-1]}[change]
     path.write_text("\n".join(others) + "\n")
-    with pytest.raises(
-        TrainingError, match=r"DATASET.SPLIT.WO_LABEL has other scans than when it began"
-    ) as caught:
+    with pytest.raises(TrainingError, match=r"DATASET.SPLIT.WO_LABEL has other scans than when it began") as caught:
         train.main([*arguments, "--resume"])
     assert "restore the list" in str(caught.value)
     path.write_text("\n".join(ids) + "\n")
