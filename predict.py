@@ -9,9 +9,10 @@ scan: lesion volume, percent of the lungs and of each lung, mean HU of the lesio
 affected lung), summary.json and report.html to the output folder. The masks equal those of lungCrop.py, test.py and
 post_processing.py run one after the other. While S runs on one scan, the next one is read and its lungs are found.
 
-The model is a segmenter checkpoint, the folder of a release or a run, or a published checkpointU_*.pth. Scans that the
-same model predicted before with the same options are skipped. The summary is of all scans of INPUT; other masks in
-the output folder stay, and are named. A scan that fails is listed at the end, and the others are done.
+The model is a segmenter checkpoint, the folder of a run, or a published checkpointU_*.pth; by default the one in
+pretrained/, which learned from synthetic scans alone. Scans that the same model predicted before with the same options
+are skipped. The summary is of all scans of INPUT; other masks in the output folder stay, and are named. A scan that
+fails is listed at the end, and the others are done.
 
 Examples:
     python predict.py scans --output found
