@@ -77,6 +77,8 @@ class TrainingRun:
         _prepare_torch(settings, device)
         self.state = TrainingState(settings, device, initialise=saved is None)
         position = {} if saved is None else self.state.restore(saved, self.ids, self.folder)
+        if saved is not None and distributed.is_rank_zero():
+            self._save_segmenters()  # a run that was killed after it saved this state may lack them
         self.networks, self.optimizers = self.state.networks, self.state.optimizers
         if settings.speed.compile:
             self.networks.segmenter.compile()
@@ -180,15 +182,13 @@ class TrainingRun:
             raise SystemExit(128 + stop)
 
     def validated(self) -> bool:
-        """Validate; return whether this is the best segmenter so far, which is then kept."""
+        """Validate; return whether this is the best segmenter so far."""
         values = validate(self.state.segmenter, self.cohort, self.settings)
         self.log.scalars(self.iteration, values)
         dice, best = values.get(DICE), self.state.best_dice
         if dice is None or (best is not None and dice <= best):
             return False
-        self.state.best_dice = dice
-        if distributed.is_rank_zero():
-            self._save_segmenter(BEST, dice)
+        self.state.best_dice, self.state.best_iteration = dice, self.iteration
         return True
 
     def _log_entry(self) -> None:
@@ -230,10 +230,16 @@ class TrainingRun:
         )
         save_segmenter(self.folder / name, self.state.segmenter, facts)
 
-    def _save(self) -> None:
+    def _save_segmenters(self) -> None:
         self._save_segmenter(LAST, None)
+        if self.state.best_iteration == self.iteration:
+            self._save_segmenter(BEST, self.state.best_dice)
+
+    def _save(self) -> None:
+        # The state first: from it, a run that is killed here writes the segmenters again.
         position = {split: stream.position for split, stream in self._streams.items()}
         save_state(self.folder, self.state.content(position, self.ids), self.iteration)
+        self._save_segmenters()
 
 
 def _prepare_torch(settings: Settings, device: torch.device) -> None:

@@ -51,6 +51,7 @@ class _ResumableState(StateFile):
     position: dict[str, NonNegativeInt]
     iteration: NonNegativeInt
     best_dice: float | None
+    best_iteration: NonNegativeInt | None = None
     skipped: NonNegativeInt
     settings: str
     ids: dict[str, list[str]] | None = None
@@ -70,6 +71,7 @@ class TrainingState:
         average: moving average of S, if SOLVER.SEGMENTER_AVERAGE is set.
         iteration: iterations done.
         best_dice: mean validation Dice of the best segmenter.
+        best_iteration: its training iteration.
         skipped: steps that were reverted.
 
     Raises:
@@ -93,6 +95,7 @@ class TrainingState:
         )
         self.iteration = 0
         self.best_dice: float | None = None
+        self.best_iteration: int | None = None
         self.skipped = SkippedSteps(settings.solver.max_skipped)
 
     @property
@@ -120,6 +123,7 @@ class TrainingState:
             "width": self.settings.model.width.unet,
             "iteration": self.iteration,
             "best_dice": self.best_dice,
+            "best_iteration": self.best_iteration,
             "skipped": self.skipped.count,
             "settings": self.settings.to_yaml(),
         }
@@ -159,7 +163,8 @@ class TrainingState:
             torch.set_rng_state(content["random"]["torch"])
             if self.device.type == "cuda" and len(content["random"]["cuda"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(content["random"]["cuda"])
-            self.iteration, self.best_dice = content["iteration"], content["best_dice"]
+            self.iteration = content["iteration"]
+            self.best_dice, self.best_iteration = content["best_dice"], content.get("best_iteration")
             self.skipped.count = content["skipped"]
             position = dict(content["position"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
