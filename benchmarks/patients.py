@@ -26,8 +26,8 @@ from datasets.crop import LungMaskCrop
 from datasets.pairs import match_masks
 from datasets.scans import find_scans
 from evaluation.inference import segment
-from evaluation.metrics import THRESHOLD, Row, score_scan
-from models.checkpoint import PUBLISHED_INPUT, find_segmenter, load_segmenter
+from evaluation.metrics import Row, score_scan
+from models.checkpoint import PUBLISHED_INPUT, load_segmenter
 from models.layers import place
 from utils.cli import add_device, add_quiet, new_parser, run, start_logging
 from utils.distributed import choose_device
@@ -46,8 +46,8 @@ def score_patients(
 
     Args:
         folder: with ct/, lung/ and lesion/.
-        model: checkpoint of a segmenter, or folder of a release or a run.
-        thresholds: probabilities above it are lesion.
+        model: file of a segmenter, or folder of a run.
+        thresholds: probabilities above one are lesion; if empty, that of the segmenter's file.
         device: of the segmenter.
         progress: show a progress bar.
 
@@ -57,9 +57,10 @@ def score_patients(
     Raises:
         GasnetError: a file cannot be read, or a CT has no lung mask.
     """
-    segmenter, trained_on = load_segmenter(find_segmenter(model), PUBLISHED_INPUT)
+    segmenter, facts = load_segmenter(model, PUBLISHED_INPUT)
     segmenter = place(segmenter, device).eval()
-    cropper = LungMaskCrop(size=trained_on.size, window=trained_on.window)
+    thresholds = thresholds or [facts.threshold]
+    cropper = LungMaskCrop(size=facts.trained_on.size, window=facts.trained_on.window)
     scans = find_scans(folder / "ct")
     lungs, lesions = (match_masks(folder / part, scans)[0] for part in ("lung", "lesion"))
     if without := [case_id for case_id in scans if case_id not in lungs]:
@@ -68,7 +69,7 @@ def score_patients(
     for case_id, scan in progress_bar(scans.items(), "segmenting", unit="scan", shown=progress):
         crops = cropper.crop(scan, lesions.get(case_id), lungs[case_id])
         image, lung, *lesion = (sitk.GetArrayFromImage(crop) for crop in crops)
-        probability = segment(segmenter, image, lung, trained_on.normalization)
+        probability = segment(segmenter, image, lung, facts.trained_on.normalization)
         truth = lesion[0] > 0 if lesion else None
         spacing = crops[0].GetSpacing()[::-1]
         for threshold in thresholds:
@@ -139,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder with ct/, lung/, lesion/ and lists/")
     parser.add_argument("--model-path", type=Path, nargs="+", required=True, metavar="FILE|DIR", help="segmenters")
     parser.add_argument(
-        "--threshold", type=float, nargs="+", default=[THRESHOLD], metavar="P", help=f"default {THRESHOLD}"
+        "--threshold", type=float, nargs="+", default=[], metavar="P", help="default: that of the segmenter's file"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="table (.md); the numbers are written to FILE.json")
     add_device(parser)
