@@ -353,7 +353,7 @@ def read_settings_text(text: str, source: str, overrides: Sequence[str] = ()) ->
     """
     if _PUBLISHED.search(text):
         raise SettingsError(
-            f"{source}: a config file of the published code; docs/published_config.md says what its keys are called "
+            f"{source}: a config file of the published code; docs/differences.md says what its keys are called "
             "here, configs/published.yaml has the values of the known one"
         )
     tree = parse_yaml(text, source)

@@ -253,7 +253,7 @@ def test_a_published_config_is_recognised_in_one_line(tmp_path, text):
     with pytest.raises(SettingsError) as caught:
         read_settings(path)
     assert str(caught.value) == (
-        f"{path}: a config file of the published code; docs/published_config.md says what its keys are called here, "
+        f"{path}: a config file of the published code; docs/differences.md says what its keys are called here, "
         "configs/published.yaml has the values of the known one"
     )
 
