@@ -257,8 +257,10 @@ def test_a_series_is_picked_and_large_scans_are_refused(scans, tmp_path, capsys)
         StudyInstanceUID="1.2",
     )
     # The longer series shows nothing.
-    assert cropped(folder, tmp_path / "a") == 1
+    assert cropped(folder, tmp_path / "a", "--series", "phantom") == 1
     assert "all are the same" in capsys.readouterr().out
+    assert cropped(folder, tmp_path / "a") == 0
+    assert "Lung, 24 slices) (shows both lungs whole)" in capsys.readouterr().err
     assert cropped(folder, tmp_path / "a", "--series", "lung") == 0
     assert cropped(folder, tmp_path / "b", "--series", "bone") == 1
     assert "no series 'bone'" in capsys.readouterr().out
