@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import pydicom
+import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
 
 from utils.errors import VolumeError, one_line
 from utils.files import is_dangling
@@ -416,13 +417,20 @@ def _pixels(path: Path) -> np.ndarray:
         if "TransferSyntaxUID" not in getattr(data, "file_meta", Dataset()):
             data.file_meta = FileMetaDataset()
             data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if data.is_implicit_VR else ExplicitVRLittleEndian
-        pixels = data.pixel_array
+        pixels = _pixels_by_itk(data) if data.file_meta.TransferSyntaxUID == JPEGExtended12Bit else data.pixel_array
     except Exception as error:  # pydicom raises whatever it comes across
         raise VolumeError(
             f"{path}: damaged, cut short, or cannot be decoded ({one_line(error, 300)}); copy it again or, if it is "
             "compressed, install pylibjpeg, pylibjpeg-libjpeg and pylibjpeg-openjpeg with pip"
         ) from None
     return pixels if pixels.ndim == 3 else pixels[None]
+
+
+def _pixels_by_itk(data: Dataset) -> np.ndarray:
+    """Stored values of JPEG with 12 bits, which pydicom's plug-ins refuse; ITK returns them scaled."""
+    slope, intercept = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
+    scaled = sitk.GetArrayFromImage(sitk.ReadImage(data.filename)).astype(np.float64)
+    return np.rint((scaled - intercept) / slope).astype(np.int32)
 
 
 def _padding_to_air(slices: Sequence[Slice], voxels: np.ndarray) -> np.ndarray:
