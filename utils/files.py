@@ -224,8 +224,8 @@ def _lock(file: TextIO, folder: Path, shared: bool = False) -> bool:
     except (BlockingIOError, PermissionError):
         file.seek(0)
         raise FolderError(
-            f"{folder}: {file.read().strip() or 'another process'} is writing here; wait for its end, or choose "
-            "another folder"
+            f"{folder}: {file.read().strip() or 'another process'} is writing here; wait for its end, choose "
+            "another folder, or give each task of a job its --part"
         ) from None
     except OSError as error:
         log.warning("%s: cannot be locked (%s); see to it that no other run writes here", folder, error.strerror)
