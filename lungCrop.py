@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return lambda case_id, recipe: crop_scan(case_id, scans[case_id], ledger, recipe, cropper, masks)
 
     with (
-        distributed.lock_folder_on_rank_zero(output, *FOLDERS, *ledger.folders, part=part),
+        distributed.lock_folder_on_rank_zero(output, *FOLDERS, part=part),
         recording(output, device=device),
     ):
         failed = do_left(

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_volume(restored, path)
 
     failed = {case_id: "no mask of this name" for case_id in scans if case_id not in masks}
-    with lock_folder(options.output, *ledger.folders), recording(options.output):
+    with lock_folder(options.output), recording(options.output):
         failed |= for_each(masks, paste_back, "pasting back", unit="mask", progress=not options.quiet)
     print(f"{len(scans) - len(failed)} of {len(scans)} scans have a full-size mask in {options.output}")
     code = print_failures(failed)

@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     distributed.on_rank_zero(lambda: check_folder(ledger, recipes, names, options.overwrite))
     done: dict[str, Entry] = {}
     with (
-        distributed.lock_folder_on_rank_zero(output, *FOLDERS, *ledger.folders, part=part),
+        distributed.lock_folder_on_rank_zero(output, *FOLDERS, part=part),
         recording(output, device=segmenter.device, model=segmenter.model),
     ):
         before = distributed.on_rank_zero(lambda: ledger.entries())

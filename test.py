@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     distributed.on_rank_zero(lambda: check_folder(ledger, recipes, names))
     with (
-        distributed.lock_folder_on_rank_zero(output, *FOLDERS, *ledger.folders, part=options.part),
+        distributed.lock_folder_on_rank_zero(output, *FOLDERS, part=options.part),
         recording(output, device=device, settings=settings, seed=settings.exp.seed, model=model),
     ):
         failed = do_left(

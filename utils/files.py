@@ -21,6 +21,9 @@ from utils.errors import FolderError
 
 log = logging.getLogger(__name__)
 
+LEDGER = "ledger"
+"""Folder of the ledger in an output folder."""
+
 
 @contextmanager
 def name_in_errors(path: Path) -> Iterator[None]:
@@ -185,7 +188,7 @@ def lock_folder(folder: Path, *subfolders: str, part: tuple[int, int] | None = N
 
     Args:
         folder: to write to; made if need be.
-        subfolders: in it, that are written to as well; they are cleaned, others are left alone.
+        subfolders: in it, that are written to as well; they and the ledger are cleaned, others are left alone.
         part: number of the part, from 1, and number of parts; None is the whole.
 
     Raises:
@@ -200,7 +203,8 @@ def lock_folder(folder: Path, *subfolders: str, part: tuple[int, int] | None = N
                 _lock(file, folder)
                 yield
             return
-        for place in (folder, *(folder / name for name in subfolders)) if locked else ():
+        places = (folder, *(folder / name for name in subfolders), *folder.glob(f"{LEDGER}/*"))
+        for place in places if locked else ():
             for left in place.glob(".[0-9]*.partial.*"):
                 left.unlink(missing_ok=True)
         yield

@@ -34,12 +34,9 @@ from pydantic import BaseModel
 
 from utils import distributed
 from utils.errors import FolderError, GasnetError
-from utils.files import sha256, write_text
+from utils.files import LEDGER, sha256, write_text
 
 log = logging.getLogger(__name__)
-
-LEDGER = "ledger"
-"""Folder of the ledger in an output folder."""
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "SimpleITK", "nibabel", "pydicom", "pyimgaug")
@@ -120,11 +117,6 @@ class Ledger:
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.folder, self.kind = folder, kind
-
-    @property
-    def folders(self) -> list[str]:
-        """Folders of the ledger below the output folder."""
-        return [f"{LEDGER}/{name}" for name in (self.kind, f"{self.kind}.failed", f"{self.kind}.summary", "runs")]
 
     def entries(self) -> dict[str, Entry]:
         """All entries by id, sorted; damaged ones are ignored."""

@@ -138,7 +138,7 @@ def _make(
         return crop
 
     with (
-        distributed.lock_folder_on_rank_zero(output, *FOLDERS, LIST_FOLDER, *ledger.folders),
+        distributed.lock_folder_on_rank_zero(output, *FOLDERS, LIST_FOLDER),
         recording(output, device=device, seed=options.seed, rules=rules),
     ):
         distributed.on_rank_zero(lambda: _begin(path, found, lists, rules, options))

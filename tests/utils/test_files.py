@@ -218,11 +218,15 @@ def test_a_mount_that_cannot_sync_is_written_to(tmp_path, monkeypatch):
 
 @pytest.mark.fault("what a kill leaves")
 def test_what_was_left_half_written_is_removed_where_the_command_writes_and_nowhere_else(tmp_path):
-    left = [tmp_path / ".123.partial.a.pth", tmp_path / "masks" / ".4.partial.b.nii.gz"]
+    left = [
+        tmp_path / ".123.partial.a.pth",
+        tmp_path / "masks" / ".4.partial.b.nii.gz",
+        tmp_path / "ledger" / "runs" / ".6.partial.r.json",
+    ]
     kept = [tmp_path / "test" / ".5.partial.c.csv", tmp_path / ".partial.d", tmp_path / "e.partial.f"]
     with holder(tmp_path):
         for path in (*left, *kept):
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         with pytest.raises(FolderError), lock_folder(tmp_path, "masks"):
             pass
