@@ -98,7 +98,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def summarise(scores: Mapping[str, Row], ids: Sequence[str]) -> dict[str, Any]:
-    """What a table says of a group: Dice, sensitivity and precision where lesions are known, elsewhere the ml found."""
+    """What a table says of a group: Dice and sensitivity where lesions are known, elsewhere the ml found."""
     known = {case_id: scores[case_id] for case_id in ids if scores[case_id]["kind"] == "lesion"}
     found = {case_id: round(scores[case_id]["predicted_ml"], 1) for case_id in ids if case_id not in known}
     summary: dict[str, Any] = {"scans": len(ids)}

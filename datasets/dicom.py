@@ -417,7 +417,9 @@ def _pixels(path: Path) -> np.ndarray:
         if "TransferSyntaxUID" not in getattr(data, "file_meta", Dataset()):
             data.file_meta = FileMetaDataset()
             data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if data.is_implicit_VR else ExplicitVRLittleEndian
-        pixels = _pixels_by_itk(data) if data.file_meta.TransferSyntaxUID == JPEGExtended12Bit else data.pixel_array
+        # ITK scales all frames of a multi-frame file by the first one's slope, which cannot be undone here.
+        by_itk = data.file_meta.TransferSyntaxUID == JPEGExtended12Bit and "SharedFunctionalGroupsSequence" not in data
+        pixels = _pixels_by_itk(data) if by_itk else data.pixel_array
     except Exception as error:  # pydicom raises whatever it comes across
         raise VolumeError(
             f"{path}: damaged, cut short, or cannot be decoded ({one_line(error, 300)}); copy it again or, if it is "
@@ -428,7 +430,7 @@ def _pixels(path: Path) -> np.ndarray:
 
 def _pixels_by_itk(data: Dataset) -> np.ndarray:
     """Stored values of JPEG with 12 bits, which pydicom's plug-ins refuse; ITK returns them scaled."""
-    slope, intercept = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
+    slope, intercept = float(data.get("RescaleSlope") or 1), float(data.get("RescaleIntercept") or 0)
     scaled = sitk.GetArrayFromImage(sitk.ReadImage(data.filename)).astype(np.float64)
     return np.rint((scaled - intercept) / slope).astype(np.int32)
 

@@ -87,6 +87,15 @@ def test_compressed_frames_of_an_enhanced_ct(tmp_path, syntax):
 
 
 @pytest.mark.fault("compressed slices")
+def test_lossy_frames_of_12_bits_are_refused_rather_than_scaled_by_the_first(tmp_path):
+    stored = smooth((4, 32, 32))
+    path = tmp_path / "enhanced" / "all.dcm"
+    write_enhanced(write_dicom(tmp_path / "plain", stored), path, stored, [1, 0, 3, 2], 1.0, -1024.0)
+    encoded(path, ENCODERS["JPEG, 12 bits"])
+    refused(path, lambda: open_scan(path.parent).read(), "cannot be decoded")
+
+
+@pytest.mark.fault("compressed slices")
 def test_what_cannot_be_decoded_names_the_plug_ins(tmp_path):
     stored = smooth((4, 32, 32))
     path = tmp_path / "enhanced" / "all.dcm"
