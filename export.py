@@ -20,18 +20,20 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import torch
-from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
-
-from models.checkpoint import PUBLISHED_INPUT, STATE_FORMAT, SegmenterFacts, find_segmenter, load, load_segmenter
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, GasnetError
 from utils.files import atomic_write, lock_folder
 from utils.ledger import Ledger, project_version, recording
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.export import ExportedProgram
+
+    from models.checkpoint import SegmenterFacts
 
 TOLERANCE = 1e-3
 """Largest difference of probabilities from those of S."""
@@ -40,20 +42,10 @@ METADATA = "metadata.json"
 """Name of the metadata in a .pt2 file: ``torch.export.load(path, extra_files={"metadata.json": ""})``."""
 
 
-class Probability(nn.Module):
-    """A segmenter followed by a sigmoid."""
-
-    def __init__(self, segmenter: nn.Module) -> None:
-        super().__init__()
-        self.segmenter = segmenter
-
-    def forward(self, volume: Tensor) -> Tensor:
-        """Probabilities of lesion, of the shape of `volume`: (batch, 1, depth, height, width) in [-1, 1]."""
-        return self.segmenter(volume).sigmoid()
-
-
 def metadata(facts: SegmenterFacts) -> dict[str, str]:
     """What an exported file says about itself; everything but words as JSON."""
+    from models.checkpoint import PUBLISHED_INPUT
+
     given = facts.trained_on or PUBLISHED_INPUT
     values = {
         "crop_size": given.size,
@@ -73,12 +65,14 @@ def metadata(facts: SegmenterFacts) -> dict[str, str]:
 
 def trace(segmenter: nn.Module) -> ExportedProgram:
     """Trace S with its sigmoid by torch.export; S on the CPU."""
+    import torch
+    from torch.export import Dim
+
     sizes = {axis: 4 * Dim(name, min=2) for axis, name in ((2, "depth"), (3, "height"), (4, "width"))}
     # Sizes that differ from each other and from 1, so that none is specialised or unified with another.
     volume = torch.zeros(2, 1, 16, 32, 48)
-    program = torch.export.export(
-        Probability(segmenter).eval(), (volume,), dynamic_shapes=({0: Dim("batch", min=1), **sizes},)
-    )
+    probability = torch.nn.Sequential(segmenter, torch.nn.Sigmoid()).eval()
+    program = torch.export.export(probability, (volume,), dynamic_shapes=({0: Dim("batch", min=1), **sizes},))
     for node in program.graph.nodes:  # contains paths of this machine
         node.meta.pop("stack_trace", None)
     return program
@@ -86,6 +80,8 @@ def trace(segmenter: nn.Module) -> ExportedProgram:
 
 def write_torch_export(program: ExportedProgram, told: dict[str, str], path: Path) -> Callable[[Tensor], Tensor]:
     """Write a .pt2 file; return a function that runs it."""
+    import torch
+
     file = io.BytesIO()  # torch would name a folder in the archive after the path
     torch.export.save(program, file, extra_files={METADATA: json.dumps(told, indent=2)})
     path.write_bytes(file.getvalue())
@@ -97,6 +93,7 @@ def write_onnx(program: ExportedProgram, told: dict[str, str], path: Path) -> Ca
     """Write an .onnx file, weights included; return a function that runs it."""
     import onnx
     import onnxruntime
+    import torch
 
     for name in ("onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they log every node
@@ -115,7 +112,6 @@ def write_onnx(program: ExportedProgram, told: dict[str, str], path: Path) -> Ca
 WRITERS = {".onnx": write_onnx, ".pt2": write_torch_export}
 
 
-@torch.no_grad()
 def export(segmenter: nn.Module, facts: SegmenterFacts, files: Sequence[Path]) -> dict[Path, float]:
     """Export a segmenter and compare each file with it on random input.
 
@@ -131,6 +127,10 @@ def export(segmenter: nn.Module, facts: SegmenterFacts, files: Sequence[Path]) -
         GasnetError: a file does not agree with S; it is not kept.
         OSError: a file cannot be written.
     """
+    import torch
+
+    from models.checkpoint import PUBLISHED_INPUT
+
     program, size = trace(segmenter), (facts.trained_on or PUBLISHED_INPUT).size
     random, differences = torch.Generator().manual_seed(0), {}
     for path in files:
@@ -139,7 +139,8 @@ def export(segmenter: nn.Module, facts: SegmenterFacts, files: Sequence[Path]) -
             found = []
             for shape in ((1, 1, *size), (2, 1, size[0] + 4, 32, 64)):
                 volume = torch.rand(*shape, generator=random) * 2 - 1
-                found.append((exported(volume) - segmenter(volume).sigmoid()).abs().max())
+                with torch.no_grad():
+                    found.append((exported(volume) - segmenter(volume).sigmoid()).abs().max())
             differences[path] = torch.stack(found).max().item()  # NaN stays NaN
             if not differences[path] <= TOLERANCE:
                 raise GasnetError(
@@ -159,6 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [str(path) for path in options.output or () if path.suffix not in WRITERS]:
         parser.error(f"--output {' '.join(unknown)}: expected files that end with {' or '.join(WRITERS)}")
     start_logging(options.quiet)
+
+    from models.checkpoint import STATE_FORMAT, find_segmenter, load, load_segmenter
+
     path = find_segmenter(options.model)
     if load(path).get("format") == STATE_FORMAT:
         raise CheckpointError(f"{path}: a state to resume training from; take the segmenter_*.pth beside it")

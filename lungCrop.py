@@ -27,22 +27,21 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import torch
-
-from datasets.cohort import CROPS, FOLDERS
-from datasets.crop import LungMaskCrop
-from datasets.crop_scans import Masks, crop_options, crop_scan, given_lung_masks, keep_apart, masks_of_scans
-from datasets.scan import Scan
 from datasets.scan_options import add_scan_options, check_size, check_window, chosen_lungs, chosen_reading
-from datasets.scans import files_of, find_scans
 from utils import distributed
 from utils.cli import add_device, add_part, add_quiet, new_parser, run, start_logging
 from utils.distributed import choose_device
 from utils.ledger import Ledger, Recipe, recording
 from utils.progress import do_left, is_in_part, print_failures
+
+if TYPE_CHECKING or __name__ != "__main__":
+    from datasets.crop import LungMaskCrop
+    from datasets.crop_scans import Masks
+    from datasets.scan import Scan
 
 __all__ = ["LungMaskCrop", "main"]
 
@@ -78,6 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     options = parse(arguments)
     start_logging(options.quiet)
+
+    import torch
+
+    from datasets.cohort import CROPS, FOLDERS
+    from datasets.crop import LungMaskCrop
+    from datasets.crop_scans import crop_options, crop_scan, keep_apart
+    from datasets.scans import files_of
+
     torch.backends.cudnn.allow_tf32 = False  # the same lungs on every device
     output, lungs, part = options.output, chosen_lungs(options), options.part
     scans, masks = distributed.on_rank_zero(lambda: _find(options))
@@ -122,6 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _find(options: argparse.Namespace) -> tuple[dict[str, Scan], Masks]:
     """The scans, and the masks that belong to them."""
+    from datasets.crop_scans import Masks, given_lung_masks, masks_of_scans
+    from datasets.scans import find_scans
+
     scans = find_scans(*options.input, series=options.series, progress=not options.quiet)
     lungs = given_lung_masks(chosen_lungs(options), scans)
     return scans, Masks(masks_of_scans(options.labels, scans, "label"), lungs)

@@ -19,12 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from datasets.pairs import match_masks
 from datasets.scan_options import add_scan_options, chosen_reading
-from datasets.scans import files_of, find_scans, result_name
-from datasets.volumes import write_volume
-from evaluation.metrics import THRESHOLD
-from evaluation.paste_back import restore_mask
+from evaluation import THRESHOLD
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import VolumeError
 from utils.files import lock_folder
@@ -54,6 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     options = parse(arguments)
     start_logging(options.quiet)
+
+    from datasets.pairs import match_masks
+    from datasets.scans import files_of, find_scans, result_name
+    from datasets.volumes import write_volume
+    from evaluation.paste_back import restore_mask
+
     scans = find_scans(*options.images, series=options.series, progress=not options.quiet)
     masks, unmatched = match_masks(options.masks, scans)
     inputs = (*options.images, options.masks, *(path.parent for path in (*files_of(scans.values()), *masks.values())))

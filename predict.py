@@ -33,28 +33,24 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import torch
-
-from datasets.crop import CROP_SIZE
-from datasets.crop_scans import Masks, given_lung_masks, keep_apart
-from datasets.scan import Scan
+from datasets import CROP_SIZE, WINDOW
 from datasets.scan_options import add_scan_options, check_window, chosen_lungs, chosen_reading
-from datasets.scans import files_of, find_scans
-from datasets.window import WINDOW
-from evaluation.burden import NOTICE
-from evaluation.lesion_segmenter import LesionSegmenter
-from evaluation.metrics import THRESHOLD
-from evaluation.predicting import Predictor, Prepared, options_of, write_report, write_summary
-from evaluation.results import DICOM_SEG, FOLDERS, MASKS, PREDICTED, PROBABILITIES, check_folder, finish
-from models.checkpoint import PUBLISHED_INPUT
+from evaluation import THRESHOLD
 from utils import distributed
 from utils.cli import add_device, add_part, add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, VolumeError
 from utils.ledger import Entry, Ledger, Recipe, project_version, recording
 from utils.progress import do_left, is_in_part, print_failures
+
+if TYPE_CHECKING:
+    from datasets.crop_scans import Masks
+    from datasets.scan import Scan
+    from evaluation.lesion_segmenter import LesionSegmenter
+    from evaluation.predicting import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +123,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parse(arguments)
     start_logging(options.quiet)
+
+    import torch
+
+    from datasets.scans import files_of
+    from evaluation.burden import NOTICE
+    from evaluation.predicting import Predictor, options_of, write_report, write_summary
+    from evaluation.results import DICOM_SEG, FOLDERS, PREDICTED, PROBABILITIES, check_folder, finish
+
     torch.backends.cudnn.allow_tf32 = False  # the same masks on every device
     output, part, ledger = options.output, options.part, Ledger(options.output, PREDICTED)
     segmenter = _load_segmenter(options)
@@ -181,12 +185,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _find_scans_and_masks(options: argparse.Namespace) -> tuple[dict[str, Scan], Masks]:
+    from datasets.crop_scans import Masks, given_lung_masks
+    from datasets.scans import find_scans
+
     scans = find_scans(*options.input, series=options.series, progress=not options.quiet)
     return scans, Masks(lungs=given_lung_masks(chosen_lungs(options), scans))
 
 
 def _load_segmenter(options: argparse.Namespace) -> LesionSegmenter:
     """Load the segmenter; its file, or else the options, say what it was trained on."""
+    from evaluation.lesion_segmenter import LesionSegmenter
+    from models.checkpoint import PUBLISHED_INPUT
+
     given = {
         "size": None if options.size is None else tuple(options.size),
         "window": options.window,
@@ -211,6 +221,8 @@ def _load_segmenter(options: argparse.Namespace) -> LesionSegmenter:
 
 def _facts(segmenter: LesionSegmenter) -> dict[str, str]:
     """The footer of the report."""
+    import torch
+
     device = segmenter.device
     return {
         "Model": str(segmenter.model),
@@ -223,6 +235,9 @@ def _facts(segmenter: LesionSegmenter) -> dict[str, str]:
 
 def _keep_apart(inputs: Sequence[Path], output: Path, files: Sequence[Path]) -> None:
     """Refuse an output folder inside a folder of scans, where the next run would take results for scans."""
+    from datasets.crop_scans import keep_apart
+    from evaluation.results import DICOM_SEG, MASKS, PROBABILITIES
+
     if any(given.is_dir() and output.resolve().is_relative_to(given.resolve()) for given in inputs):
         raise VolumeError(f"{output}: is, or lies in, the folder of the scans; choose another --output")
     keep_apart([output / folder for folder in (MASKS, PROBABILITIES, DICOM_SEG)], files, "results")

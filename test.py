@@ -26,28 +26,22 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import torch
-
-from configs.settings import Settings, read_settings
-from datasets.cohort import HELD_OUT, TRAINING, WITH_LESION, Case, notes_of, read_cohort_of
+from datasets import HELD_OUT, TRAINING, WITH_LESION
 from datasets.scan_options import add_scan_options, chosen_reading
-from evaluation.metrics import THRESHOLD
-from evaluation.results import FIGURES, FOLDERS, TESTED, check_folder, finish, read_views
-from evaluation.surface import TOLERANCE_MM
-from evaluation.testing import Tester, as_text, find_raw_scans, write_scores
-from models.checkpoint import BEST, SegmenterInput, find_segmenter, fingerprint, load_generator, load_segmenter
-from models.layers import place
-from reports.page import made_with
-from reports.scores import write_score_report
+from evaluation import THRESHOLD, TOLERANCE_MM
 from utils import distributed
 from utils.cli import add_device, add_part, add_published_crops, add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, CohortError
 from utils.ledger import Entry, Ledger, recording
-from utils.memory import keep_freed_memory
 from utils.progress import do_left, print_failures
+
+if TYPE_CHECKING:
+    from configs.settings import Settings
+    from datasets.cohort import Case
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +123,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parse(arguments)
     start_logging(options.quiet)
+
+    import torch
+
+    from configs.settings import read_settings
+    from datasets.cohort import notes_of, read_cohort_of
+    from evaluation.results import FIGURES, FOLDERS, TESTED, check_folder, finish, read_views
+    from evaluation.testing import Tester, as_text, find_raw_scans, write_scores
+    from models.checkpoint import BEST, SegmenterInput, find_segmenter, fingerprint, load_generator, load_segmenter
+    from models.layers import place
+    from reports.page import made_with
+    from reports.scores import write_score_report
+    from utils.memory import keep_freed_memory
+
     torch.backends.cudnn.allow_tf32 = False  # the same scores on every device
     settings = read_settings(options.config_path, options.overrides)
     device = distributed.choose_device(options.device)

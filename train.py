@@ -18,18 +18,18 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from configs.settings import Settings, misspelt_constraints, read_settings
-from datasets.cohort import read_cohort_of
-from datasets.samples import Batch
-from models.objectives import discriminator_objective, joint_objective, segmenter_objective, teacher_objective
-from training.run import TrainingRun
 from utils import distributed
 from utils.cli import add_device, add_published_crops, add_quiet, new_parser, run, start_logging
 from utils.distributed import choose_device
 from utils.ledger import recording
+
+if TYPE_CHECKING:
+    from configs.settings import Settings
+    from training.run import TrainingRun
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,9 @@ def train(training: TrainingRun) -> None:
     Every step takes fresh batches. With SOLVER.SEGMENTER_ONLY (ours), every iteration is a step of the segmenter's own
     objective, and with LOSS.TEACHER another one on I.
     """
+    from datasets.samples import Batch
+    from models.objectives import discriminator_objective, joint_objective, segmenter_objective, teacher_objective
+
     solver, batch = training.settings.solver, training.batch
     teacher = training.settings.loss.teacher
     for t in training.iterations():
@@ -82,6 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that override the file")
     options = parser.parse_intermixed_args(arguments)
     start_logging(options.quiet)
+
+    from configs.settings import misspelt_constraints, read_settings
+    from datasets.cohort import read_cohort_of
+    from training.run import TrainingRun
 
     settings = read_settings(options.config_path, options.overrides)
     if warning := misspelt_constraints(settings):

@@ -21,10 +21,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from configs.settings import Settings
+from datasets import HELD_OUT, TRAINING, WINDOW, WITH_LESION
 from datasets.crop import has_no_geometry, recorded_window
 from datasets.geometry import check_same_geometry, lps_view, shape_of
 from datasets.volumes import read_geometry, read_labels, read_volume
-from datasets.window import WINDOW
 from utils import distributed
 from utils.errors import CohortError, GasnetError, VolumeError
 from utils.files import write_text
@@ -42,10 +42,6 @@ LIST_FOLDER = "id_txt"
 CROPS = "crops"
 """Kind of the crops in the ledger. Facts: ``voxels``, the checksum of the CT; ``note``, what tests should say."""
 
-TRAINING = ("LABELED", "WO_LABEL", "HEALTHY")
-HELD_OUT = ("VALID", "VALIDWL", "VALIDH", "TEST", "TESTH")
-WITH_LESION = ("LABELED", "VALID", "TEST")
-"""Splits whose scans need a voxel label."""
 HEALTHY = ("HEALTHY", "VALIDH", "TESTH")
 """Splits of healthy scans."""
 

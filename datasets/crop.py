@@ -18,6 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import sparse
 
+from datasets import CROP_SIZE, WINDOW
 from datasets.formats import read_header
 from datasets.geometry import image_like, located, lps_geometry, lps_view, mask_onto, shape_of
 from datasets.lungs import load_lungmask
@@ -25,13 +26,10 @@ from datasets.plausibility import check_lesion, check_lungs, check_surroundings,
 from datasets.scan import Scan
 from datasets.scans import open_scan, read_ct
 from datasets.volumes import DEFAULT, NOTES, Reading, as_labels, read_mask_on
-from datasets.window import WINDOW, map_window
+from datasets.window import map_window
 from utils.errors import VolumeError
 
 log = logging.getLogger(__name__)
-
-CROP_SIZE = (40, 160, 160)
-"""Depth, height, width of a crop."""
 
 SMALLEST_COMPONENT = 1e-3
 """Components of found lungs below this share of the scan's voxels are removed."""

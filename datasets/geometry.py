@@ -11,10 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import SimpleITK as sitk
 
+from datasets import MAX_VOXELS
 from utils.errors import VolumeError
-
-MAX_VOXELS = 2**29
-"""Most voxels that a volume may have unless more are allowed: 512x512x2048."""
 
 _SPACING_MM = (1e-3, 1e3)
 """Smallest and largest plausible spacing; others are in other units, or damaged."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-import SimpleITK as sitk
-import torch
-
-from datasets.lungs import load_lungmask, segment_by_threshold
 from utils.files import sha256
 
-FindLungs = Callable[[sitk.Image], np.ndarray]
+if TYPE_CHECKING:
+    import numpy as np
+    import SimpleITK as sitk
+    import torch
+
+FindLungs: TypeAlias = "Callable[[sitk.Image], np.ndarray]"
 """From a CT in HU to lung labels, uint8 (z, y, x): 0 outside, 1 right, 2 left."""
 
 
@@ -83,12 +84,24 @@ class LungFinder:
     on_gpu: bool = False
 
 
+def _lungmask(lungs: Lungs, device: torch.device) -> FindLungs:
+    from datasets.lungmask_model import load_lungmask
+
+    return load_lungmask(lungs.model, lungs.weights, force_cpu=device.type == "cpu")
+
+
+def _threshold(lungs: Lungs, device: torch.device) -> FindLungs:
+    from datasets.lungs import segment_by_threshold
+
+    return segment_by_threshold
+
+
 LUNG_FINDERS = {
     "lungmask": LungFinder(
-        make=lambda lungs, device: load_lungmask(lungs.model, lungs.weights, force_cpu=device.type == "cpu"),
+        make=_lungmask,
         name=lambda lungs: f"lungmask {lungs.model}",
         on_gpu=True,
     ),
-    "threshold": LungFinder(make=lambda lungs, device: segment_by_threshold, name=lambda lungs: "threshold"),
+    "threshold": LungFinder(make=_threshold, name=lambda lungs: "threshold"),
 }
 """All ways of finding lungs, by the name that ``--lungs`` takes."""

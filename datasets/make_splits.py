@@ -23,24 +23,15 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from datasets.cohort import (
-    CROPS,
-    HEALTHY,
-    LIST_FOLDER,
-    WITH_LESION,
-    contents_of,
-    lesion_folder,
-    read_id_list,
-    side_of,
-    write_id_lists,
-)
-from datasets.volumes import is_volume_file, volume_id
+from datasets import WITH_LESION
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import CohortError
 from utils.ledger import Ledger, recording
+
+if TYPE_CHECKING:
+    import numpy as np
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +100,8 @@ def make_splits(
     Raises:
         CohortError: more scans are requested than there are, or `before` has a group on two sides.
     """
+    from datasets.cohort import side_of
+
     groups = groups or {}
     splits = {key: list((before or {}).get(key, ())) for key in (*LISTS, LEFT_OUT)}
     placed = {case_id for ids in splits.values() for case_id in ids}
@@ -199,6 +192,8 @@ def groups_of(root: Path, ids: Sequence[str], patients: Mapping[str, str]) -> di
         ids: ids of the cohort.
         patients: patient by id, for those that are known.
     """
+    from datasets.cohort import contents_of
+
     contents = contents_of(root, ids)
     groups = {case_id: patients.get(case_id, contents[case_id]) for case_id in ids}
     of_content: dict[str, list[str]] = defaultdict(list)
@@ -223,6 +218,8 @@ def kept_lists(
     Raises:
         CohortError: a list is damaged, or names a healthy scan as diseased or the other way round.
     """
+    from datasets.cohort import HEALTHY, LIST_FOLDER, read_id_list
+
     names = {**LISTS, LEFT_OUT: LEFT_OUT}
     kept: dict[str, list[str]] = {key: [] for key in names}
     gone = []
@@ -258,6 +255,9 @@ def cohort_ids(root: Path, healthy: Sequence[str]) -> tuple[list[str], list[str]
     Raises:
         CohortError: there are no images, no id or every id is healthy, or an item of `healthy` matches no id.
     """
+    from datasets.cohort import CROPS, lesion_folder
+    from datasets.volumes import is_volume_file, volume_id
+
     folder = root / "images"
     ids = sorted(volume_id(p) for p in folder.iterdir() if is_volume_file(p)) if folder.is_dir() else []
     entries = Ledger(root, CROPS).entries()
@@ -299,6 +299,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_quiet(parser)
     options = parser.parse_args(arguments)
     start_logging(options.quiet)
+
+    import numpy as np
+
+    from datasets.cohort import LIST_FOLDER, read_id_list, write_id_lists
 
     root = options.root
     named = [*options.healthy, *(read_id_list(options.healthy_list) if options.healthy_list else [])]

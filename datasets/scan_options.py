@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from datasets.crop import CROP_SIZE
-from datasets.geometry import MAX_VOXELS
+from datasets import CROP_SIZE, MAX_VOXELS, WINDOW
 from datasets.lung_finders import LUNG_FINDERS, Lungs
-from datasets.volumes import Reading
-from datasets.window import WINDOW
+
+if TYPE_CHECKING:
+    from datasets.volumes import Reading
 
 _OPTIONS = {
     "series": {
@@ -82,6 +83,8 @@ def check_window(parser: argparse.ArgumentParser, option: str, window: tuple[flo
 
 def chosen_reading(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Reading:
     """How raw scans are read, from the options."""
+    from datasets.volumes import Reading
+
     window, segments = getattr(options, "grey_window", None), getattr(options, "segments", None)
     return Reading(
         options.max_voxels,

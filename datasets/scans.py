@@ -1,15 +1,17 @@
 """The index of an archive: every CT below the paths that were named, and everything else that was found.
 
 A folder is not a scan; a DICOM series is, wherever its files lie (`datasets.series`). Only headers are read, unless
-which of several series shows the chest is told by their lungs alone. As a command, prints the index as a table, and
-writes it as CSV.
-
-Examples:
-    python -m datasets.scans /archive
-    python -m datasets.scans /archive --csv index.csv --series "Lung 1.0"
+which of several series shows the chest is told by their lungs alone. ``python -m datasets.scans`` prints the index
+(`datasets.index_table`).
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports below, which --help does not need
+    from datasets.index_table import main
+    from utils.cli import run
+
+    raise SystemExit(run(main))
 
 import logging
 import re
@@ -27,11 +29,10 @@ from datasets.choice import choose_series
 from datasets.dicom import Other, Slice, is_dicom_file, read_slices, short_hash
 from datasets.pairs import is_mask_name, mask_of
 from datasets.scan import Scan
-from datasets.series import Series, common_folder, group_series, step_mm, studies_of
+from datasets.series import Series, common_folder, group_series, studies_of
 from datasets.volumes import DEFAULT, Reading, as_ct, is_volume_file, volume_id
-from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import VolumeError
-from utils.files import as_csv, names_a_file, walk_files, without_partial_suffix, write_text
+from utils.files import names_a_file, walk_files, without_partial_suffix
 from utils.ledger import LEDGER, is_output
 from utils.progress import progress_bar
 
@@ -461,46 +462,6 @@ def _study_scan(found: _Found, volumes: list[Series], choice: str | None) -> _Pr
     return _Proposal(_series_id(found.root, series), distinct, scan)
 
 
-# --------------------------------------------------------------------------------------------- table
-
-COLUMNS = (
-    *("scan", "taken", "reason", "patient", "study", "series", "number", "description", "kernel", "slices"),
-    *("spacing_mm", "size", "path"),
-)
-"""Columns of the index as CSV."""
-
-
-def index_rows(index: Index) -> list[dict[str, str]]:
-    """The index as rows of `COLUMNS`: scans first, then passed-over series and other finds."""
-    rows = []
-    for scan in index.scans.values():
-        row = {"scan": scan.id, "taken": "yes", "reason": scan.problem or scan.reason, "path": str(scan.path)}
-        rows.append(row | _series_row(scan.series))
-    for item in index.passed_over:
-        row = {"taken": "no", "reason": item.reason or item.kind, "path": str(item.path)}
-        rows.append(row | _series_row(item.series))
-    rows += [{"taken": "unreadable", "reason": reason, "path": path} for path, reason in index.unreadable.items()]
-    return rows
-
-
-def _series_row(series: Series | None) -> dict[str, str]:
-    if series is None:
-        return {}
-    first = series.first
-    across, down = first.spacing
-    return {
-        "patient": short_hash(series.study[1]),
-        "study": short_hash(first.study),
-        "series": short_hash(series.uid),
-        "number": first.number,
-        "description": first.description,
-        "kernel": first.kernel,
-        "slices": str(len(series.slices)),
-        "spacing_mm": f"{across:g}x{down:g}x{step_mm(series):g}",
-        "size": f"{first.size[0]}x{first.size[1]}",
-    }
-
-
 def files_of(scans: Iterable[Scan]) -> list[Path]:
     """All files of scans."""
     return [path for scan in scans for path in scan.files]
@@ -510,33 +471,3 @@ def result_name(case_id: str, scan: Scan) -> str:
     """Name of the mask of a scan: its id with the scan's file type, compressed if the type can be."""
     extension = "" if scan.is_dicom else scan.path.name.lower()[len(volume_id(scan.path)) :]
     return case_id + {".mha": ".mha", ".mhd": ".mha", ".nrrd": ".nrrd"}.get(extension, ".nii.gz")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of ``python -m datasets.scans``."""
-    from datasets.scan_options import add_scan_options  # which imports cropping, and that this module
-
-    parser = new_parser(__doc__, "python -m datasets.scans")
-    parser.add_argument("input", type=Path, nargs="+", metavar="INPUT", help="CT files, or folders of them")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the index as CSV")
-    add_scan_options(parser, "series")
-    add_quiet(parser)
-    options = parser.parse_args(arguments)
-    start_logging(options.quiet)
-    index = index_scans(*options.input, series=options.series, progress=not options.quiet)
-    rows = index_rows(index)
-    if options.csv is not None:
-        write_text(options.csv, as_csv(COLUMNS, rows))
-    for row in rows:
-        if row.get("slices") or row["taken"] == "yes":
-            parts = (row.get("spacing_mm"), row.get("size"), row.get("description"), row.get("reason"))
-            taken = row.get("scan") or "passed over"
-            print(f"{taken}: {', '.join([*(part for part in parts if part), row['path']])}")
-    print(f"{len(index.scans)} scans")
-    for line in (*index.summary(), *index.warnings()):
-        print(line)
-    return 1 if index.unreadable or any(scan.problem for scan in index.scans.values()) else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(main))

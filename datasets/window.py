@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-WINDOW = (-1250.0, 250.0)
-"""HU that become 0 and 255."""
+from datasets import WINDOW
 
 
 def map_window(hu: np.ndarray, window: tuple[float, float] = WINDOW) -> np.ndarray:

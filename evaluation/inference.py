@@ -11,7 +11,8 @@ from torch import nn
 
 from datasets.cohort import HEALTHY, WITH_LESION, Case, Volumes, read_volumes
 from datasets.samples import as_input, normalise
-from evaluation.metrics import THRESHOLD, Row, score_scan
+from evaluation import THRESHOLD
+from evaluation.metrics import Row, score_scan
 from models.layers import autocast
 
 

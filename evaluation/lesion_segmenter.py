@@ -24,9 +24,9 @@ from datasets.lungs import with_sides
 from datasets.scan import Scan
 from datasets.scans import open_scan
 from datasets.volumes import DEFAULT, Reading
+from evaluation import THRESHOLD
 from evaluation.burden import Burden, measure_burden
 from evaluation.inference import segment
-from evaluation.metrics import THRESHOLD
 from models import Segmenter
 from models.checkpoint import PUBLISHED_INPUT, SegmenterInput, find_segmenter, load_segmenter
 from models.layers import place

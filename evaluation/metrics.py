@@ -31,9 +31,6 @@ from datasets.crop import bounding_box
 from evaluation.lesions import count_lesions
 from evaluation.surface import surface_distances
 
-THRESHOLD = 0.5
-"""Probabilities above it are lesion."""
-
 RATIOS = ("dice", "sensitivity", "specificity", "iou")
 
 COLUMNS = (

@@ -10,7 +10,7 @@ from datasets.crop import lay_over
 from datasets.scan import Scan
 from datasets.scans import open_scan
 from datasets.volumes import DEFAULT, Reading, as_labels, read_volume
-from evaluation.metrics import THRESHOLD
+from evaluation import THRESHOLD
 from utils.errors import VolumeError
 
 

@@ -14,9 +14,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-TOLERANCE_MM = 3.0
-"""Of the surface Dice. The benchmark of Ma et al. (Medical Physics 48, 2021, arXiv:2004.12537), on the paper's data
-set A, allows 3 mm for COVID-19 lesions (and 1 mm for lungs): about what readers differ by at their blurred borders."""
+from evaluation import TOLERANCE_MM
 
 _ROUNDING_MM = 1e-4
 """By which a distance may exceed the tolerance: headers keep spacings in single precision."""

@@ -8,7 +8,7 @@ import SimpleITK as sitk
 import torch
 
 import lungCrop
-from datasets import lung_finders
+from datasets import lungmask_model
 from datasets.crop import LungMaskCrop, recorded_window
 from datasets.lungs import segment_by_threshold
 from tests.several import noting_who_indexes, on_processes
@@ -191,9 +191,9 @@ def test_without_weights_and_network_one_line_names_the_ways_out(scans, tmp_path
 
 
 def test_with_everything_done_no_weights_are_needed(scans, tmp_path, monkeypatch):
-    monkeypatch.setattr(lung_finders, "load_lungmask", lambda *_, **__: segment_by_threshold)
+    monkeypatch.setattr(lungmask_model, "load_lungmask", lambda *_, **__: segment_by_threshold)
     assert cropped(scans / "ct", tmp_path / "cohort", "--lungs", "lungmask") == 0
-    monkeypatch.setattr(lung_finders, "load_lungmask", lambda *_, **__: pytest.fail("not needed"))
+    monkeypatch.setattr(lungmask_model, "load_lungmask", lambda *_, **__: pytest.fail("not needed"))
     assert cropped(scans / "ct", tmp_path / "cohort", "--lungs", "lungmask") == 0
 
 

@@ -15,7 +15,7 @@ import lungCrop
 import post_processing
 import predict
 import test
-from datasets import lung_finders
+from datasets import lungmask_model
 from datasets.cohort import checksum_of_voxels
 from datasets.crop import CROP_SIZE
 from datasets.lungs import segment_by_threshold
@@ -457,7 +457,7 @@ def test_a_published_segmenter_has_the_published_defaults_and_options_for_others
     made_by = summary(tmp_path / "a")["made_by"]
     assert (made_by["size"], made_by["window"], made_by["normalization"]) == ([16, 32, 32], [-1000, 100], "window")
     monkeypatch.setattr(predict, "do_left", lambda *_, **__: {})
-    monkeypatch.setattr(predict, "Predictor", lambda segmenter, *rest: seen.append(segmenter.cropper) or Namespace())
+    monkeypatch.setattr(predicting, "Predictor", lambda segmenter, *rest: seen.append(segmenter.cropper) or Namespace())
     monkeypatch.setattr(Namespace, "prepare", None, raising=False)
     predicted(scan, path, tmp_path / "b")
     assert (seen[1].size, seen[1].window) == (CROP_SIZE, (-1250, 250))
@@ -519,9 +519,9 @@ def test_a_scan_without_its_lung_mask_is_named(phantoms, scans, model, tmp_path,
 
 
 def test_with_everything_done_no_weights_are_needed(scans, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(lung_finders, "load_lungmask", lambda *_, **__: segment_by_threshold)
+    monkeypatch.setattr(lungmask_model, "load_lungmask", lambda *_, **__: segment_by_threshold)
     assert predicted(scans, model, tmp_path / "out", lungs="lungmask") == 0
-    monkeypatch.setattr(lung_finders, "load_lungmask", lambda *_, **__: pytest.fail("not needed"))
+    monkeypatch.setattr(lungmask_model, "load_lungmask", lambda *_, **__: pytest.fail("not needed"))
     assert predicted(scans, model, tmp_path / "out", lungs="lungmask") == 0
 
 

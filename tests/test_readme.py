@@ -65,7 +65,7 @@ def test_the_readme_segments_a_scan_in_python(tmp_path, monkeypatch, phantoms):
     save_segmenter(tmp_path / "segmenter_best.pth", Segmenter(2), SegmenterFacts(trained_on=small))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "datasets.lung_finders.load_lungmask", lambda *_, **__: segment_by_threshold
+        "datasets.lungmask_model.load_lungmask", lambda *_, **__: segment_by_threshold
     )  # needs no weights
     (code,) = code_blocks(ROOT / "README.md", "python")
     found = {}

@@ -14,7 +14,7 @@ import predict
 import test
 from datasets.cohort import contents_of
 from evaluation import testing
-from models import Discriminator, Generator, Segmenter, load_published
+from models import Discriminator, Generator, Segmenter, checkpoint, load_published
 from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests import reference
 from tests.several import noting_who_indexes, on_processes
@@ -295,13 +295,13 @@ def test_the_threshold_is_a_choice(config, model, tmp_path):
 @pytest.mark.fault("scans that a segmenter was trained on")
 def test_scans_that_the_model_has_seen_are_refused_unless_that_is_allowed(config, cohort, model, monkeypatch, capsys):
     (checksum,) = contents_of(cohort, ["sick_5"]).values()
-    loaded = test.load_segmenter
+    loaded = checkpoint.load_segmenter
 
     def trained(*arguments):
         segmenter, facts = loaded(*arguments)
         return segmenter, facts.model_copy(update={"seen": [checksum]})
 
-    monkeypatch.setattr(test, "load_segmenter", trained)
+    monkeypatch.setattr(checkpoint, "load_segmenter", trained)
     arguments = ["--config-path", str(config), "--model-path", str(model), "--quiet", "--device", "cpu"]
     assert run(lambda: test.main(arguments)) == 1
     assert "was trained on, or chosen by, 1 of these scans: sick_5; test other scans" in capsys.readouterr().err

@@ -48,7 +48,7 @@ class StopSignal:
 
     def on_any_rank(self) -> int:
         """The signal that arrived on any rank, 0 if none did; all ranks must call this."""
-        return distributed.max_over_ranks(self.number)
+        return max(distributed.gather(self.number))
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():

@@ -13,8 +13,6 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TextIO
 
-import torch
-
 from utils import distributed
 from utils.errors import GasnetError, one_line
 from utils.ledger import project_version
@@ -140,7 +138,9 @@ def _without_traceback(main: Callable[[], int]) -> int:
             _print_error(f"{name}{error.strerror}; check the path, its rights and the disk")
         else:
             _print_error(f"{error.strerror or error}; check the disk, the temporary folder and the limits on memory")
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, named so as not to import PyTorch for --help
+            raise
         reason = str(error).split(". ")[0]
         _print_error(f"{reason}; use --device cpu or, in training, a smaller SOLVER.BATCH_SIZE")
     except KeyboardInterrupt:

@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
 from utils.errors import GasnetError, one_line
 from utils.files import lock_folder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.distributed import Store
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,8 @@ T = TypeVar("T")
 # own timeout.
 _PATIENCE = timedelta(days=1)
 
-_store: dist.Store | None = None
+_store: Store | None = None
+_rank, _world_size = 0, 1
 
 
 def start() -> None:
@@ -40,33 +43,37 @@ def start() -> None:
     Raises:
         GasnetError: the other ranks cannot be reached.
     """
-    global _store
+    global _store, _rank, _world_size
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
+    import torch
+
     if local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
-    with _exchange():
+    with _exchange() as dist:
         _store, rank, count = next(dist.rendezvous("env://", timeout=_PATIENCE))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=_store, rank=rank, world_size=count, timeout=_PATIENCE)
+    _rank, _world_size = rank, count
 
 
 def stop() -> None:
     """Destroy the process group."""
-    global _store
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    _store = None
+    global _store, _rank, _world_size
+    if _world_size > 1:
+        with _exchange() as dist:
+            dist.destroy_process_group()
+    _store, _rank, _world_size = None, 0, 1
 
 
 def world_size() -> int:
     """Return the number of ranks."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return _world_size
 
 
 def rank() -> int:
     """Return the rank of this process."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return _rank
 
 
 def local_rank() -> int:
@@ -81,7 +88,7 @@ def local_world_size() -> int:
 
 def is_rank_zero() -> bool:
     """Whether this is rank 0, which prints, logs and writes shared files."""
-    return rank() == 0
+    return _rank == 0
 
 
 def first_to_fail() -> bool:
@@ -112,7 +119,7 @@ def gather(mine: T) -> list[T]:
     """Gather an object from every rank, in the order of ranks, on all ranks."""
     gathered = [mine] * world_size()
     if world_size() > 1:
-        with _exchange():
+        with _exchange() as dist:
             dist.all_gather_object(gathered, mine)
     return gathered
 
@@ -121,19 +128,9 @@ def on_rank_zero(compute: Callable[[], T]) -> T:
     """Compute on rank 0 and broadcast the result; all ranks wait for it."""
     found = [compute() if is_rank_zero() else None]
     if world_size() > 1:
-        with _exchange():
+        with _exchange() as dist:
             dist.broadcast_object_list(found)
     return found[0]
-
-
-def max_over_ranks(number: int) -> int:
-    """Return the maximum over ranks. Synchronises the processes, but not their GPUs."""
-    if world_size() == 1:
-        return number
-    value = torch.tensor(number)
-    with _exchange():
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-    return int(value)
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
@@ -141,7 +138,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     value = value.detach()
     if world_size() > 1:
         value = value.clone()
-        with _exchange():
+        with _exchange() as dist:
             dist.all_reduce(value)
     return value
 
@@ -150,8 +147,10 @@ def average_over_ranks(tensors: Sequence[Tensor]) -> None:
     """Replace tensors by their means over ranks, in place and in one all-reduce; they share one dtype and device."""
     if world_size() == 1:
         return
+    import torch
+
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    with _exchange():
+    with _exchange() as dist:
         dist.all_reduce(flat)
     flat /= world_size()
     for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
@@ -166,6 +165,8 @@ def choose_device(name: str) -> torch.device:
     Raises:
         GasnetError: there is no such device, or not one for each process.
     """
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         log.info("device: %s", name)
@@ -180,21 +181,16 @@ def choose_device(name: str) -> torch.device:
             f"--device {name}: {torch.cuda.device_count()} CUDA device(s) here; use --device cpu, or check the driver"
         )
     if device.type == "cuda" and world_size() > 1:
-        return _own_device(device)
+        if device.index is not None:
+            raise GasnetError(f"--device {device}: not for several processes; use --device cuda, each takes its own")
+        if local_rank() >= (found := torch.cuda.device_count()):
+            raise GasnetError(
+                f"--device cuda: {found} CUDA device(s) here for more processes; start fewer, or use --device cpu"
+            )
+        return torch.device("cuda", local_rank())
     if device.index is not None:
         torch.cuda.set_device(device)
     return device
-
-
-def _own_device(device: torch.device) -> torch.device:
-    if device.index is not None:
-        raise GasnetError(f"--device {device}: not for several processes; use --device cuda, each takes its own")
-    number, found = local_rank(), torch.cuda.device_count()
-    if number >= found:
-        raise GasnetError(
-            f"--device cuda: {found} CUDA device(s) here for more processes; start fewer, or use --device cpu"
-        )
-    return torch.device("cuda", number)
 
 
 @contextmanager
@@ -206,9 +202,12 @@ def lock_folder_on_rank_zero(folder: Path, *subfolders: str, part: tuple[int, in
 
 
 @contextmanager
-def _exchange() -> Iterator[None]:
+def _exchange() -> Iterator[ModuleType]:
+    """torch.distributed; what goes wrong with it is the end of another rank."""
+    import torch.distributed as dist  # needed with several ranks only
+
     try:
-        yield
+        yield dist
     except RuntimeError as error:
         reason = one_line(error)
         raise GasnetError(

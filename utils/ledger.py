@@ -27,14 +27,15 @@ from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import torch
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any
 
 from utils import distributed
 from utils.errors import FolderError, GasnetError
 from utils.files import LEDGER, sha256, write_text
+
+if TYPE_CHECKING:
+    import torch
+    from pydantic import BaseModel
 
 log = logging.getLogger(__name__)
 
@@ -401,6 +402,8 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
             versions[package] = "missing"
     found = {"gasnet": project_version(), "git": git_revision(), "versions": versions, "platform": platform.platform()}
     if device is not None:
+        import torch
+
         found |= {"device": str(device), "threads": torch.get_num_threads()}
         if device.type == "cuda":
             found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}

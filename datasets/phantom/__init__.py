@@ -9,14 +9,15 @@ rotated and gently warped, trees of tapering tubes (vessels, bronchi), and corre
 borders, noise).
 """
 
-from datasets.phantom.lesions import FILLINGS, MIN_LESION_ML, Patient
-from datasets.phantom.make import Phantom, make_phantom, write_phantoms
+from typing import Any
 
-__all__ = [
-    "FILLINGS",
-    "MIN_LESION_ML",
-    "Patient",
-    "Phantom",
-    "make_phantom",
-    "write_phantoms",
-]
+__all__ = ["FILLINGS", "MIN_LESION_ML", "Patient", "Phantom", "make_phantom", "write_phantoms"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what `__all__` names when it is asked for: ``python -m datasets.phantom --help`` needs none of it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from datasets.phantom import lesions, make
+
+    return getattr(make if hasattr(make, name) else lesions, name)

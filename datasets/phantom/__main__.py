@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.phantom.make import SMALLEST_SIDE, write_phantoms
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import SettingsError
 from utils.ledger import recording
@@ -42,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_quiet(parser)
     options = parser.parse_args(arguments)
     start_logging(options.quiet)
+
+    from datasets.phantom.make import SMALLEST_SIDE, write_phantoms
+
     for name in ("healthy", "diseased", "seed"):
         if getattr(options, name) < 0:
             raise SettingsError(f"--{name} {getattr(options, name)}: must not be negative")
@@ -52,10 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with recording(options.output, seed=options.seed):
         write_phantoms(options.output, *numbers, size, options.seed, not options.quiet, options.dicom)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(main))
 
 
 if __name__ == "__main__":

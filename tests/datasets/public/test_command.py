@@ -7,7 +7,7 @@ import pytest
 
 import train
 from configs.settings import read_settings
-from datasets import lung_finders
+from datasets import lungmask_model
 from datasets.cohort import read_id_list
 from datasets.public import COVIDSEG, MOSMED, SETS
 from datasets.public import __main__ as command
@@ -110,7 +110,7 @@ def lungmask(monkeypatch):
 
         return segment
 
-    monkeypatch.setattr(lung_finders, "load_lungmask", load)
+    monkeypatch.setattr(lungmask_model, "load_lungmask", load)
     return found
 
 
