@@ -185,11 +185,12 @@ class Samples(Dataset):
 def _start_worker(number: int) -> None:
     # PR_SET_PDEATHSIG: workers die with the main process, however it ends, even if they hang.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    # Ctrl-C, a closed terminal and torchrun signal the whole process group; workers must keep running until the main
+    # Ctrl-C, a closed terminal, torchrun and schedulers signal all processes; workers must keep running until the main
     # process has saved.
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cv2.setNumThreads(0)
 

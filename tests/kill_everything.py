@@ -275,7 +275,7 @@ def _entries(path: Path, done: bool) -> list[dict]:
 
 
 _forkserver = multiprocessing.get_context("forkserver")
-_forkserver.set_forkserver_preload(["tests.test_train", "datasets.make_splits", *SCRIPTS])
+_forkserver.set_forkserver_preload(["tests.test_train", "evaluation.testing", "evaluation.predicting"])
 
 
 def _start(command: list[str], log: Path, fresh: bool) -> multiprocessing.process.BaseProcess:

@@ -29,6 +29,7 @@ def jobs(tmp_path_factory):
     return kill_everything.make_jobs(tmp_path_factory.mktemp("kills"), iterations=6)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("any script killed at")
 @pytest.mark.parametrize("script", kill_everything.SCRIPTS)
 def test_killed_scripts_lose_nothing(jobs, script):

@@ -245,7 +245,8 @@ def state_to_resume(folder: Path, resume: bool) -> dict[str, Any] | None:
         return load_latest_state(folder)
     kinds = ("segmenter_*.pth",) if resume else ("state_*.pth", "segmenter_*.pth", "metrics.jsonl", "pictures/*.png")
     if found := [path for kind in kinds for path in sorted(folder.glob(kind))]:
-        remedy = ", but no state; move them away" if resume else "; resume it with --resume"
+        resumable = find_states(folder) or not list(folder.glob("segmenter_*.pth"))
+        remedy = "; resume it with --resume" if resumable else ", but no state; move them away"
         raise TrainingError(
             f"{folder}: already holds files of a run ({found[0].name}){remedy}, or start another with a new EXP.ID"
         )

@@ -88,7 +88,7 @@ def local_world_size() -> int:
 
 def is_rank_zero() -> bool:
     """Whether this is rank 0, which prints, logs and writes shared files."""
-    return _rank == 0
+    return rank() == 0
 
 
 def first_to_fail() -> bool:
