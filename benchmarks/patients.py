@@ -5,6 +5,8 @@ one id per line; without lists/, all scans are one group. Scans with lesions are
 a 95 % interval (bootstrap over scans); of the others, the volume that was found is given. Prints a table and, with
 --output, writes it as Markdown, and all numbers as JSON beside it.
 
+All files are looked for before the first scan is segmented.
+
 Examples:
   python -m benchmarks.patients covid --model-path pretrained --output results/patients.md
   python -m benchmarks.patients covid --model-path a.pth b.pth --threshold 0.3 0.5
@@ -13,6 +15,7 @@ Examples:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from benchmarks.records import as_json
 from datasets.cohort import read_id_list
 from datasets.crop import LungMaskCrop
 from datasets.pairs import match_masks
+from datasets.scan import Scan
 from datasets.scans import find_scans
 from evaluation.inference import segment
 from evaluation.metrics import Row, score_scan
@@ -39,13 +43,47 @@ DRAWS = 10_000
 """Bootstrap samples of an interval."""
 
 
+@dataclass(frozen=True)
+class Patients:
+    """The CTs of a folder.
+
+    Attributes:
+        scans: CT by id.
+        lungs: lung mask of each.
+        lesions: lesion masks by id, of those scans that have one.
+        groups: ids by group: the lists of the folder, or one group of all scans.
+    """
+
+    scans: dict[str, Scan]
+    lungs: dict[str, Path]
+    lesions: dict[str, Path]
+    groups: dict[str, list[str]]
+
+
+def find_patients(folder: Path) -> Patients:
+    """Find CTs, masks and lists in a folder.
+
+    Raises:
+        GasnetError: a CT has no lung mask, or a list names a scan that is not there.
+    """
+    scans = find_scans(folder / "ct")
+    lungs, lesions = (match_masks(folder / part, scans)[0] for part in ("lung", "lesion"))
+    if without := [case_id for case_id in scans if case_id not in lungs]:
+        raise GasnetError(f"{folder / 'lung'}: no lung mask of {without[0]}; add it or remove the scan")
+    groups = {path.stem: read_id_list(path) for path in sorted((folder / "lists").glob("*.txt"))}
+    for name, listed in groups.items():
+        if missing := [case_id for case_id in listed if case_id not in scans]:
+            raise GasnetError(f"{folder / 'lists' / name}.txt: {missing[0]} is not among the scans in {folder / 'ct'}")
+    return Patients(scans, lungs, lesions, groups or {"all": list(scans)})
+
+
 def score_patients(
-    folder: Path, model: Path, thresholds: Sequence[float], device: torch.device, progress: bool = False
+    patients: Patients, model: Path, thresholds: Sequence[float], device: torch.device, progress: bool = False
 ) -> dict[float, dict[str, Row]]:
-    """Crop and segment the CTs of a folder.
+    """Crop and segment CTs.
 
     Args:
-        folder: with ct/, lung/ and lesion/.
+        patients: the CTs.
         model: file of a segmenter, or folder of a run.
         thresholds: probabilities above one are lesion; if empty, that of the segmenter's file.
         device: of the segmenter.
@@ -55,19 +93,15 @@ def score_patients(
         Scores by threshold and id.
 
     Raises:
-        GasnetError: a file cannot be read, or a CT has no lung mask.
+        GasnetError: a file cannot be read.
     """
     segmenter, facts = load_segmenter(model, PUBLISHED_INPUT)
     segmenter = place(segmenter, device).eval()
     thresholds = thresholds or [facts.threshold]
     cropper = LungMaskCrop(size=facts.trained_on.size, window=facts.trained_on.window)
-    scans = find_scans(folder / "ct")
-    lungs, lesions = (match_masks(folder / part, scans)[0] for part in ("lung", "lesion"))
-    if without := [case_id for case_id in scans if case_id not in lungs]:
-        raise GasnetError(f"{folder / 'lung'}: no lung mask of {without[0]}; add it or remove the scan")
     scores: dict[float, dict[str, Row]] = {threshold: {} for threshold in thresholds}
-    for case_id, scan in progress_bar(scans.items(), "segmenting", unit="scan", shown=progress):
-        crops = cropper.crop(scan, lesions.get(case_id), lungs[case_id])
+    for case_id, scan in progress_bar(patients.scans.items(), "segmenting", unit="scan", shown=progress):
+        crops = cropper.crop(scan, patients.lesions.get(case_id), patients.lungs[case_id])
         image, lung, *lesion = (sitk.GetArrayFromImage(crop) for crop in crops)
         probability = segment(segmenter, image, lung, facts.trained_on.normalization)
         truth = lesion[0] > 0 if lesion else None
@@ -75,19 +109,6 @@ def score_patients(
         for threshold in thresholds:
             scores[threshold][case_id] = score_scan(case_id, "TEST", probability > threshold, truth, lung > 0, spacing)
     return scores
-
-
-def read_groups(folder: Path, ids: Sequence[str]) -> dict[str, list[str]]:
-    """Ids by group: the lists of a folder, or one group of all scans.
-
-    Raises:
-        GasnetError: a list names a scan that is not there.
-    """
-    groups = {path.stem: read_id_list(path) for path in sorted((folder / "lists").glob("*.txt"))}
-    for name, listed in groups.items():
-        if missing := [case_id for case_id in listed if case_id not in ids]:
-            raise GasnetError(f"{folder / 'lists' / name}.txt: {missing[0]} is not among the scans in {folder / 'ct'}")
-    return groups or {"all": list(ids)}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -147,12 +168,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_quiet(parser)
     options = parser.parse_args(arguments)
     start_logging(options.quiet)
-    device, rows = choose_device(options.device), []
+    device, patients, rows = choose_device(options.device), find_patients(options.folder), []
     for model in options.model_path:
-        by_threshold = score_patients(options.folder, model, options.threshold, device, not options.quiet)
+        by_threshold = score_patients(patients, model, options.threshold, device, not options.quiet)
         for threshold, scores in by_threshold.items():
-            groups = read_groups(options.folder, list(scores))
-            summaries = {name: summarise(scores, ids) for name, ids in groups.items()}
+            summaries = {name: summarise(scores, ids) for name, ids in patients.groups.items()}
             rows.append({"segmenter": str(model), "threshold": threshold, "groups": summaries})
     table = as_markdown(rows)
     if options.output is not None:

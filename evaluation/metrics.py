@@ -26,9 +26,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from datasets.crop import bounding_box
-from evaluation.lesions import count_lesions
 from evaluation.surface import surface_distances
 
 RATIOS = ("dice", "sensitivity", "specificity", "iou")
@@ -39,6 +39,9 @@ COLUMNS = (
     *("lesions", "lesions_found", "lesion_sensitivity", "false_positive_lesions", "lesion_f1"),
 )
 """Columns of metrics.csv. A row has two keys more: ``voxels``, TP, FP, FN and TN, and ``tolerance_mm``."""
+
+CONNECTED = np.ones((3, 3, 3), bool)
+"""Voxels that share a face, an edge or a corner belong to one lesion: 26-connected components."""
 
 Row = dict[str, Any]
 
@@ -120,6 +123,41 @@ def _surfaces_and_lesions(
         distances = surface_distances(prediction, truth, spacing)
         row |= {"hd95_mm": distances.hd95, "surface_dice": distances.surface_dice(tolerance_mm)}
     return row
+
+
+def count_lesions(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
+    """Match the lesions of two masks.
+
+    The rule is that of the ISLES 2022 challenge (Hernandez Petzsche et al., Scientific Data 9, 2022): a lesion is
+    found if at least one of its voxels is predicted, and a predicted component is a false positive if none of its
+    voxels is lesion. Components are not matched one to one: a single prediction may find several lesions, and several
+    may lie on one. There is no smallest lesion: a single voxel counts.
+
+    Args:
+        prediction: bool, (z, y, x).
+        truth: bool, of the same shape.
+
+    Returns:
+        Numbers of ``lesions``, ``lesions_found`` and ``false_positive_lesions``; ``lesion_sensitivity``, found /
+        lesions, and ``lesion_f1``, 2 found / (2 found + missed + false positive), None without lesions.
+    """
+    overlap = prediction & truth
+    lesions, found = _components(truth, overlap)
+    predicted, on_lesions = _components(prediction, overlap)
+    false = predicted - on_lesions
+    return {
+        "lesions": lesions,
+        "lesions_found": found,
+        "lesion_sensitivity": found / lesions if lesions else None,
+        "false_positive_lesions": false,
+        "lesion_f1": 2 * found / (found + lesions + false) if lesions else None,
+    }
+
+
+def _components(mask: np.ndarray, inside: np.ndarray) -> tuple[int, int]:
+    """The number of components of a mask, and of those that hold voxels of a part of it."""
+    labels, count = ndimage.label(mask, CONNECTED)
+    return int(count), len(np.unique(labels[inside]))
 
 
 def mean_and_deviation(values: Iterable[float | None]) -> dict[str, float] | None:

@@ -10,15 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from reports.page import MINUS, write_page
 from reports.plots import cohort_plots
 from reports.views import ReportCase, View, encode_case
 
 __all__ = ["Column", "ReportCase", "View", "encode_case", "write_case_report"]
-
-MISSING = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
@@ -92,14 +88,8 @@ def first_to_show(views: Sequence[View]) -> int:
 def _cell(column: Column, value: str | float | None) -> dict[str, object]:
     """Text and sort value of a cell."""
     if value is None:
-        return {"text": MISSING, "value": "", "numeric": True}
+        return {"text": "\N{EN DASH}", "value": "", "numeric": True}
     if isinstance(value, str):
         return {"text": value, "value": value, "numeric": False}
-    if not np.isfinite(value):
-        return {
-            "text": "∞" if value > 0 else f"{MINUS}∞",
-            "value": "Infinity" if value > 0 else "-Infinity",
-            "numeric": True,
-        }
     digits = 0 if isinstance(value, int) else column.digits
     return {"text": f"{value:.{digits}f}".replace("-", MINUS), "value": repr(value), "numeric": True}

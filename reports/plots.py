@@ -45,33 +45,20 @@ class Plot:
     caption: str
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How far two measurements differ (Bland & Altman, Lancet 1986).
+def agreement(differences: np.ndarray) -> tuple[float, float | None, float | None]:
+    """Bias and limits of agreement of paired measurements (Bland & Altman, Lancet 1986).
 
-    Attributes:
-        means: mean of each pair.
-        differences: first minus second.
-        bias: mean of the differences.
-        lower: bias minus 1.96 sample standard deviations of the differences; None for fewer than two pairs.
-        upper: bias plus the same.
+    Args:
+        differences: first minus second, of at least one pair.
+
+    Returns:
+        The mean, and the mean minus and plus 1.96 sample standard deviations; None for the limits of a single pair.
     """
-
-    means: np.ndarray
-    differences: np.ndarray
-    bias: float
-    lower: float | None
-    upper: float | None
-
-
-def agreement(first: Sequence[float], second: Sequence[float]) -> Agreement:
-    """Agreement of paired measurements; at least one pair."""
-    a, b = np.asarray(first, float), np.asarray(second, float)
-    differences = a - b
     bias = float(differences.mean())
-    spread = LIMITS * float(differences.std(ddof=1)) if len(differences) > 1 else None
-    lower, upper = (None, None) if spread is None else (bias - spread, bias + spread)
-    return Agreement((a + b) / 2, differences, bias, lower, upper)
+    if len(differences) < 2:
+        return bias, None, None
+    spread = LIMITS * float(differences.std(ddof=1))
+    return bias, bias - spread, bias + spread
 
 
 def draw(
@@ -121,17 +108,15 @@ def cohort_plots(rows: Sequence[Mapping[str, str | float | None]]) -> list[Plot]
     dice = _numbers(rows, "dice")
     if len(dice):
         caption = f"{_cases(dice)} with lesion: {_spread(dice, 3)}."
-        plots.append(draw("dice", "Dice", caption, lambda axes: _histogram(axes, dice, np.linspace(0, 1, 11), "Dice")))
-    pairs = [(row.get("predicted_ml"), row.get("true_ml")) for row in rows]
-    volumes = {"predicted": _numbers(rows, "predicted_ml"), "true": _numbers(rows, "true_ml")}
-    volumes = {name: values for name, values in volumes.items() if len(values)}
+        plots.append(draw("dice", "Dice", caption, lambda axes: _dice(axes, dice)))
+    volumes = {name: values for name in ("predicted", "true") if len(values := _numbers(rows, f"{name}_ml"))}
     if volumes:
         caption = " ".join(f"{name.capitalize()}, {_cases(v)}: {_spread(v, 1, ' ml')}." for name, v in volumes.items())
         plots.append(draw("volumes", "Lesion volume", caption, lambda axes: _strips(axes, volumes, "ml"), left=0.75))
     # A scan without lesion cannot be underestimated, and many of them would hide how far the others are off.
-    pairs = [(a, b) for a, b in pairs if a is not None and b is not None and b > 0]
+    pairs = [(row["predicted_ml"], row["true_ml"]) for row in rows if row.get("true_ml")]
     if pairs:
-        plots.append(_bland_altman(*zip(*pairs, strict=True)))
+        plots.append(_bland_altman(*np.array(pairs).T))
     for key, title, unit in (
         ("lesion_ml", "Lesion volume", "ml"),
         ("lesion_percent_of_lung", "Lesion in percent of the lung", "%"),
@@ -145,28 +130,25 @@ def cohort_plots(rows: Sequence[Mapping[str, str | float | None]]) -> list[Plot]
     return plots
 
 
-def _bland_altman(predicted: Sequence[float], true: Sequence[float]) -> Plot:
-    found = agreement(predicted, true)
+def _bland_altman(predicted: np.ndarray, true: np.ndarray) -> Plot:
+    differences = predicted - true
+    lines = dict(zip(("mean", "lower", "upper"), agreement(differences), strict=True))
     caption = (
         f"{_cases(predicted)} with lesion: the predicted volume differs from the true one by "
-        f"{_signed(found.bias)} ml on average"
+        f"{_signed(lines['mean'])} ml on average"
     )
-    if found.lower is not None:
+    if lines["lower"] is not None:
         caption += (
-            f"; limits of agreement (mean ± {LIMITS} standard deviations) {_signed(found.lower)} to "
-            f"{_signed(found.upper)} ml (Bland and Altman 1986)"
+            f"; limits of agreement (mean ± {LIMITS} standard deviations) {_signed(lines['lower'])} to "
+            f"{_signed(lines['upper'])} ml (Bland and Altman 1986)"
         )
 
     def paint(axes: Axes) -> None:
         axes.axhline(0, color=_INK, linewidth=0.6, alpha=0.5)
-        axes.scatter(found.means, found.differences, s=18, color=OTHER, alpha=0.8, linewidths=0)
-        for value, style, what in (
-            (found.bias, "-", "mean"),
-            (found.lower, "--", "lower"),
-            (found.upper, "--", "upper"),
-        ):
+        axes.scatter((predicted + true) / 2, differences, s=18, color=OTHER, alpha=0.8, linewidths=0)
+        for what, value in lines.items():
             if value is not None:
-                axes.axhline(value, color=PREDICTED, linewidth=1.2, linestyle=style)
+                axes.axhline(value, color=PREDICTED, linewidth=1.2, linestyle="-" if what == "mean" else "--")
                 text = f"{what} {_signed(value)}"
                 axes.annotate(text, (1, value), (-2, 2), ("axes fraction", "data"), "offset points", ha="right")
         axes.set_xlabel("mean of predicted and true volume, ml")
@@ -198,17 +180,13 @@ def _severity(rows: Sequence[Mapping[str, str | float | None]]) -> Plot:
     return draw("severity", "Severity", caption, paint, left=0.2 + 0.075 * longest)
 
 
-def _histogram(axes: Axes, values: np.ndarray, bins: np.ndarray, label: str) -> None:
-    axes.hist(np.clip(values, bins[0], bins[-1]), bins, color=OTHER, alpha=0.75, rwidth=0.92)
-    axes.plot(values, np.full(len(values), -0.03), "|", color=_INK, clip_on=False, transform=axes.get_xaxis_transform())
+def _dice(axes: Axes, values: np.ndarray) -> None:
+    axes.hist(values, np.linspace(0, 1, 11), color=OTHER, alpha=0.75, rwidth=0.92)
     axes.axvline(float(np.median(values)), color=PREDICTED, linewidth=1.2)
-    axes.annotate(
-        "median", (float(np.median(values)), 1), (3, -8), ("data", "axes fraction"), "offset points", color=_INK
-    )
+    axes.annotate("median", (float(np.median(values)), 1), (3, -8), ("data", "axes fraction"), "offset points")
     axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    axes.tick_params(axis="x", pad=6)
-    axes.set_xlim(bins[0], bins[-1])
-    axes.set_xlabel(label)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("Dice")
     axes.set_ylabel("scans")
 
 

@@ -117,7 +117,7 @@ def training_plots(entries: Sequence[Mapping[str, float]]) -> list[Plot]:
     objectives = list(dict.fromkeys(name.split("/")[0] for name in curves if name.endswith("/total")))
     plots = []
     if "valid/dice" in curves:
-        plots.append(_validation_dice(*curves["valid/dice"]))
+        plots.append(_validation_dice(curves["valid/dice"]))
     found = {n: c for n, c in curves.items() if n.startswith(_VALIDATION) and n.endswith("_ml")}
     if found:
         plots.append(_plot("found", "Lesion found in unlabelled scans", found, "ml", prefix=""))
@@ -158,22 +158,20 @@ def averaged(curve: Curve, most: int = MOST_POINTS) -> tuple[Curve, int]:
 
 def _plot(name: str, title: str, curves: Mapping[str, Curve], label: str, prefix: str) -> Plot:
     short = {key: key.removeprefix(prefix) for key in curves}
-    every = max(averaged(curve)[1] for curve in curves.values())
+    shown = {key: averaged(curve) for key, curve in curves.items()}
     last = ", ".join(f"{short[key]} {values[-1]:.3g}" for key, (_, values) in curves.items())
     iteration = max(int(iterations[-1]) for iterations, _ in curves.values())
     caption = f"Last, at iteration {iteration}: {last}."
-    if every > 1:
+    if (every := max(every for _, every in shown.values())) > 1:
         caption += f" Each point is the mean of {every} entries of the log."
-    everything = np.concatenate([averaged(curve)[0][1] for curve in curves.values()])
-    logarithmic = everything.min() > 0 and everything.max() > _FAR_APART * everything.min()
+    everything = np.concatenate([values for (_, values), _ in shown.values()])
 
     def paint(axes: Axes) -> None:
-        for number, (key, curve) in enumerate(curves.items()):
-            (iterations, values), _ = averaged(curve)
+        for number, (key, ((iterations, values), _)) in enumerate(shown.items()):
             style = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _LINES[number // 2 % len(_LINES)]}
             marker = "." if len(values) < 25 else None
             axes.plot(iterations, values, linewidth=1.3, marker=marker, markersize=4, label=short[key], **style)
-        if logarithmic:
+        if everything.min() > 0 and everything.max() > _FAR_APART * everything.min():
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
@@ -186,22 +184,16 @@ def _plot(name: str, title: str, curves: Mapping[str, Curve], label: str, prefix
     return draw(name, title, caption, paint, below=0.18 * rows)
 
 
-def _validation_dice(iterations: np.ndarray, values: np.ndarray) -> Plot:
+def _validation_dice(curve: Curve) -> Plot:
+    iterations, values = curve
     best = int(values.argmax())
     at, highest = int(iterations[best]), float(values[best])
     caption = f"Best {highest:.3f} at iteration {at}; last {values[-1]:.3f} at iteration {int(iterations[-1])}."
-    shown = averaged((iterations, values))[0]
 
     def paint(axes: Axes) -> None:
-        axes.plot(*shown, color=_COLOURS[0], linewidth=1.3, marker="." if len(values) < 60 else None, markersize=5)
+        axes.plot(*averaged(curve)[0], color=_COLOURS[0], linewidth=1.3)
         axes.axvline(at, color=_COLOURS[1], linewidth=1, linestyle="--")
         axes.plot([at], [highest], "o", color=_COLOURS[1], markersize=6)
-        # Towards the middle, where there is room.
-        left = at > (iterations[0] + iterations[-1]) / 2
-        axes.annotate(
-            f"best {highest:.3f}", (at, highest), (-6 if left else 6, 8), textcoords="offset points",
-            ha="right" if left else "left",
-        )  # fmt: skip
         axes.set_ylim(0, max(1.15 * highest, 0.05))
         axes.set_xlabel("iteration")
         axes.set_ylabel("Dice")
@@ -236,18 +228,16 @@ def _summary(entries: Sequence[Mapping[str, float]], settings: Settings | None) 
 
 def _setting_rows(settings: Settings) -> list[dict[str, Any]]:
     """All settings by the words of their names, with the published value and whether it differs."""
-    published = _flat(Settings().model_dump(by_alias=True, mode="json"))
-    rows = []
-    for name, value in _flat(settings.model_dump(by_alias=True, mode="json")).items():
-        rows.append(
-            {
-                "words": name.split("."),
-                "value": _shown(value),
-                "published": _shown(published.get(name)),
-                "differs": value != published.get(name),
-            }
-        )
-    return rows
+    found, published = (_flat(one.model_dump(by_alias=True, mode="json")) for one in (settings, Settings()))
+    return [
+        {
+            "words": name.split("."),
+            "value": _shown(value),
+            "published": _shown(published.get(name)),
+            "differs": value != published.get(name),
+        }
+        for name, value in found.items()
+    ]
 
 
 def _facts(folder: Path) -> dict[str, str]:

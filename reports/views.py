@@ -142,30 +142,19 @@ def encode_case(case: ReportCase) -> View:
     label = case.predicted[box].astype(np.uint8) * PREDICTED
     if case.true is not None:
         label += case.true[box].astype(np.uint8) * TRUE
-    planes = (_axial(case, box, label), _coronal(case, box, label))
     return {
         "format": _FORMAT,
         "id": case.id,
-        "values": _plain(case.values),
+        "values": {key: _plain(value) for key, value in case.values.items()},
         "truth": case.true is not None,
         "levels": LEVELS,
-        "planes": planes,
+        "planes": [_plane(case, box, label, name) for name in ("axial", "coronal")],
     }
 
 
-def _axial(case: ReportCase, box: Box, label: np.ndarray) -> View:
-    x, y, _ = case.geometry.GetSpacing()
-    return _plane(case, box, label, "axial", (x, y), box[1].start, 1)
-
-
-def _coronal(case: ReportCase, box: Box, label: np.ndarray) -> View:
-    x, _, z = case.geometry.GetSpacing()
-    return _plane(case, box, label, "coronal", (x, z), box[0].stop - 1, -1)
-
-
-def _plane(
-    case: ReportCase, box: Box, label: np.ndarray, name: str, spacing: tuple[float, float], first: int, step: int
-) -> View:
+def _plane(case: ReportCase, box: Box, label: np.ndarray, name: str) -> View:
+    x, y, z = (round(mm, 6) for mm in case.geometry.GetSpacing())
+    spacing, first, step = ((x, y), box[1].start, 1) if name == "axial" else ((x, z), box[0].stop - 1, -1)
     axis, coordinate = {"axial": (0, 2), "coronal": (1, 1)}[name]
     depth, height, width = label.shape
     size = (width, height if name == "axial" else depth)
@@ -189,11 +178,9 @@ def _plane(
             )
         )
     start = int(np.argmax(lesion[picked])) if lesion.any() else len(picked) // 2
-    spacing = tuple(round(mm, 6) for mm in spacing)
-    total = case.hu.shape[axis]
     return {
         **{"name": name, "size": size, "spacing": spacing, "first": first, "step": step},
-        **{"total": total, "count": len(lesion), "every": every, "start": start, "slices": slices},
+        **{"total": case.hu.shape[axis], "count": len(lesion), "every": every, "start": start, "slices": slices},
     }
 
 
@@ -237,12 +224,8 @@ def _webp(grey: np.ndarray, **options: object) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _plain(values: Values) -> Values:
-    """Convert values to plain Python types; NaN becomes None."""
-    return {key: value if isinstance(value, str) else _number(value) for key, value in values.items()}
-
-
-def _number(value: float | None) -> float | None:
-    if value is None or np.isnan(value):
-        return None
-    return int(value) if isinstance(value, int | np.integer) else float(value)
+def _plain(value: str | float | None) -> str | float | None:
+    """A plain Python value; NaN becomes None."""
+    if value is None or isinstance(value, str):
+        return value
+    return None if np.isnan(value) else int(value) if isinstance(value, int | np.integer) else float(value)

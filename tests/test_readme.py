@@ -114,6 +114,18 @@ def python_commands(page):
                     yield words[: words.index("||")] if "||" in words else words
 
 
+def main_of(words, monkeypatch):
+    """The function behind ``python WORDS``, and the arguments that it gets."""
+    if words[0] == "-m":
+        package = (ROOT / words[1].replace(".", "/") / "__main__.py").is_file()
+        return importlib.import_module(words[1] + (".__main__" if package else "")).main, words[2:]
+    specification = importlib.util.spec_from_file_location("script", ROOT / words[0])
+    module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "script", module)  # where dataclasses look
+    specification.loader.exec_module(module)
+    return module.main, words[1:]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_options_of_every_command_exist(page, monkeypatch):
     def parse(method):
@@ -128,49 +140,56 @@ def test_the_options_of_every_command_exist(page, monkeypatch):
     for words in python_commands(page):
         if words[0] == "-c" or words[:2] == ["-m", "pytest"]:
             continue
-        if words[0] == "-m":
-            package = (ROOT / words[1].replace(".", "/") / "__main__.py").is_file()
-            module, arguments = importlib.import_module(words[1] + (".__main__" if package else "")), words[2:]
-        else:
-            specification = importlib.util.spec_from_file_location("script", ROOT / words[0])
-            module, arguments = importlib.util.module_from_spec(specification), words[1:]
-            monkeypatch.setitem(sys.modules, "script", module)  # where dataclasses look
-            specification.loader.exec_module(module)
+        main, arguments = main_of(words, monkeypatch)
         with pytest.raises(Parsed):
-            module.main(arguments)
+            main(arguments)
+
+
+SCRIPTS = ("lungCrop.py", "train.py", "test.py", "post_processing.py", "predict.py", "export.py")
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        ["lungCrop.py"],
-        ["train.py"],
-        ["test.py"],
-        ["post_processing.py"],
-        ["predict.py"],
-        ["export.py"],
-        ["-m", "datasets.phantom"],
-        ["-m", "datasets.scans"],
-        ["-m", "datasets.make_splits"],
-        ["-m", "datasets.public"],
-        ["-m", "benchmarks.weak_supervision.cohort"],
-        ["-m", "benchmarks.weak_supervision.public"],
-        ["-m", "benchmarks.patients"],
-        ["-m", "benchmarks.pretrain"],
-        ["-m", "benchmarks.weak_supervision.run"],
-        ["-m", "benchmarks.weak_supervision.table"],
-        ["-m", "reports.training"],
-        ["-m", "tests.fuzz_volumes"],
-        ["-m", "tests.kill_everything"],
+        *SCRIPTS,
+        "datasets.phantom",
+        "datasets.scans",
+        "datasets.make_splits",
+        "datasets.public",
+        "benchmarks.weak_supervision.cohort",
+        "benchmarks.weak_supervision.public",
+        "benchmarks.patients",
+        "benchmarks.pretrain",
+        "benchmarks.weak_supervision.run",
+        "benchmarks.weak_supervision.table",
+        "reports.training",
+        "tests.fuzz_volumes",
+        "tests.kill_everything",
     ],
 )
-@pytest.mark.fault("PYTHONSAFEPATH=1")
-def test_every_command_explains_itself_with_examples_that_it_understands(command):
-    environment = os.environ | {"PYTHONSAFEPATH": "" if command[0] == "-m" else "1"}
-    words = [sys.executable, *command, "--help"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 0
-    _, examples = done.stdout.replace("torchrun --nproc-per-node", "torchrun").split("Examples:")
+def test_every_command_explains_itself_with_examples_that_it_understands(command, capsys, monkeypatch):
+    main, _ = main_of([command] if command in SCRIPTS else ["-m", command], monkeypatch)
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    _, examples = shown.replace("torchrun --nproc-per-node", "torchrun").split("Examples:")
     options = set(re.findall(r"--[\w-]+", examples.split("positional arguments")[0].split("options:")[0]))
-    described = set(re.findall(r"--[\w-]+", done.stdout.split("options:")[1]))
+    described = set(re.findall(r"--[\w-]+", shown.split("options:")[1]))
     assert options <= described
+
+
+@pytest.mark.fault("PYTHONSAFEPATH=1")
+def test_scripts_find_their_modules_from_any_folder(tmp_path):
+    code = """if True:
+        import runpy, sys
+        before = list(sys.path)
+        for script in sys.argv[1:]:
+            sys.path[:] = before
+            runpy.run_path(script)
+            assert sys.path[: -len(before)], script
+    """
+    command = [sys.executable, "-c", code, *(str(ROOT / name) for name in SCRIPTS)]
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr

@@ -6,14 +6,5 @@
 | MedSeg (B) | 9, all labelled | medseg_1 | B |
 | MosMed (C, D) | 1110, 50 labelled | mosmed_study_0255 | C, D_healthy, D_diseased |
 
-To add a set, describe it in a module like `medseg.py` and add it to `SETS`.
+`sets.py` describes them.
 """
-
-from datasets.public.covidseg import COVIDSEG
-from datasets.public.medseg import MEDSEG
-from datasets.public.mosmed import MOSMED
-
-SETS = {public_set.name: public_set for public_set in (COVIDSEG, MEDSEG, MOSMED)}
-"""All sets by name."""
-
-__all__ = ["COVIDSEG", "MEDSEG", "MOSMED", "SETS"]

@@ -1,12 +1,16 @@
-"""What describes a public data set: the layout of its download, the meaning of its labels, and its lists."""
+"""The public data sets as tables: names of files and folders, meaning of labels, groups of scans.
+
+A case is the name of a scan within its set; its id is the name of the set and the case. To add a set, describe it here
+and add it to `SETS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets.scan import Scan
 from datasets.volumes import volume_id
 
 CT, LUNG, LESION = "CT", "lung mask", "lesion mask"
@@ -15,6 +19,9 @@ CT, LUNG, LESION = "CT", "lung mask", "lesion mask"
 GREY_WINDOW = (-1250.0, 250.0)
 """HU that became 0 and 255 in scans that are distributed as grey values."""
 
+HELD_OUT = {"valid": "", "validh": "_healthy", "validwl": "_diseased"}
+"""End of the list's name by option that holds scans out: of voxel-labelled scans, healthy ones, and diseased ones."""
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -22,129 +29,199 @@ class Labels:
 
     Attributes:
         counted: labels that are lung, or lesion.
-        known: labels that may occur; others are reported.
+        known: labels that may occur; others are refused.
     """
 
     counted: frozenset[int]
-    known: frozenset[int]
-
-
-ALL_LABELS = frozenset(range(256))
-
-
-def labels(counted: Collection[int], known: Collection[int] = ALL_LABELS) -> Labels:
-    """Make `Labels` of any collections; by default all labels may occur."""
-    return Labels(frozenset(counted), frozenset(known))
+    known: frozenset[int] = frozenset(range(256))
 
 
 @dataclass(frozen=True)
-class Mask:
-    """A mask file and its labels."""
-
-    path: Path
-    labels: Labels
-
-
-@dataclass(frozen=True)
-class PublicScan:
-    """A scan of a public set.
+class Names:
+    """How the files of some of a set's scans are called, and what follows from that.
 
     Attributes:
-        id: id, unique over all sets.
-        group: its list, unless it is labelled or held out.
-        patient: equal for scans of the same patient.
-        ct: the CT.
-        lesion: lesion mask; None if the set has none for this scan.
-        lung: lung mask; None if lungs are to be found.
-        grey: whether the CT is distributed as grey values 0..255.
+        pattern: of the whole name, in lower case and without extension, and of the case; its groups are numbers.
+        case: format of the case with these numbers, the same for all spellings.
+        group: group of the scans, unless one of their files decides it (`PublicSet.group_of_kind`).
+        patient: format of the patient with the numbers; by default every case is a patient.
+        grey: whether these CTs are distributed as grey values 0..255.
+        label_note: remark if such a scan is the labelled one.
     """
 
-    id: str
+    pattern: str
+    case: str
     group: str
-    patient: str
-    ct: Scan
-    lesion: Mask | None = None
-    lung: Mask | None = None
+    patient: str | None = None
     grey: bool = False
+    label_note: str | None = None
 
 
-def _never(case: str) -> bool:
-    return False
+@dataclass(frozen=True)
+class Case:
+    """A scan of a set, as its name tells: its id, how it is called, and its patient."""
 
-
-def _no_note(case: str) -> None:
-    return None
-
-
-def _itself(case: str) -> str:
-    return case
+    id: str
+    names: Names
+    patient: str
 
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A public set. A case is the name of a scan within its set.
+    """A public set.
 
     Attributes:
         name: name on the command line; also the prefix of the scans' ids.
         title: the paper's name.
-        letter: the paper's letter of the voxel-labelled scans.
-        cts: folders of the CTs, for messages.
-        folders: kind of file by folder name; names are lower case, letters and digits only.
-        case: case of a file name without extension, the same for all spellings; None for files of other origin.
-        group: group of a case, given the kinds of its files.
-        tests: groups of voxel-labelled scans, which are tested on.
+        folders: kind of file by folder name; case, spaces and punctuation do not matter.
+        names: how files are called.
+        groups: group of scans to the option that holds its scans out, see `HELD_OUT`. Those of ``valid`` need a lesion
+            mask and are tested on; those of ``validh`` must have none.
         expected: number of files in the complete set, by row of the table of counts.
-        lesion: labels of lesion masks.
-        lung: labels of lung masks; None if the set has none.
-        training: by option that holds scans out (``validh``, ``validwl``): the group it holds out from, and the list
-            they go to.
-        healthy: groups without findings.
-        shared: masks for both lungs and lesions, used where a mask is missing: labels by kind of mask, by kind of file.
-        row: row of the table of counts, given kind of file and case.
-        patient: patient of a case.
-        grey: whether a case is distributed as grey values.
+        masks: kind of mask file to what it is read as: labels of lungs, lesions, or both. The first kind that a scan
+            has is taken.
+        group_of_kind: group of scans with a file of this kind.
         label: id of the default labelled scan.
-        label_note: remark on a labelled case, or None.
         missing_lesions_note: remark if lesion masks are missing.
     """
 
     name: str
     title: str
-    letter: str
-    cts: str
     folders: Mapping[str, str]
-    case: Callable[[str], str | None]
-    group: Callable[[str, Collection[str]], str]
-    tests: tuple[str, ...]
+    names: tuple[Names, ...]
+    groups: Mapping[str, str]
     expected: Mapping[str, int]
-    lesion: Labels
-    lung: Labels | None
-    training: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    healthy: tuple[str, ...] = ()
-    shared: Mapping[str, Mapping[str, Labels]] = field(default_factory=dict)
-    row: Callable[[str, str], str] = lambda kind, case: f"{kind}s"
-    patient: Callable[[str], str] = _itself
-    grey: Callable[[str], bool] = _never
+    masks: Mapping[str, Mapping[str, Labels]]
+    group_of_kind: Mapping[str, str] = field(default_factory=dict)
     label: str | None = None
-    label_note: Callable[[str], str | None] = _no_note
     missing_lesions_note: str | None = None
 
-    def id_of(self, name: str) -> str | None:
-        """Id of the scan of a file, by its name with or without extension or the set's name; None if there is none."""
-        name = volume_id(Path(name)).lower()
-        case = self.case(name.removeprefix(f"{self.name}_"))
-        return None if case is None else f"{self.name}_{case}"
-
-    def case_of(self, case_id: str) -> str:
-        """Case of a scan's id."""
-        return case_id.removeprefix(f"{self.name}_")
-
-    def patient_of(self, case_id: str) -> str:
-        """Patient of a scan's id."""
-        return f"{self.name}_{self.patient(self.case_of(case_id))}"
+    @property
+    def letter(self) -> str:
+        """The paper's letter of its voxel-labelled scans."""
+        return next(iter(self.groups))[0]
 
     @property
-    def held_out(self) -> Mapping[str, tuple[tuple[str, ...], str]]:
-        """Groups and list by option that holds scans out, in the order in which they are drawn."""
-        from_tests = {"valid": (self.tests, f"{self.letter}_valid")}
-        return from_tests | {option: ((group,), name) for option, (group, name) in self.training.items()}
+    def lung(self) -> Labels | None:
+        """Labels of its lung masks; None if it has none."""
+        return self.masks.get(LUNG, {}).get(LUNG)
+
+    @property
+    def lesion(self) -> Labels:
+        """Labels of its lesion masks."""
+        return self.masks[LESION][LESION]
+
+    def case(self, name: str) -> Case | None:
+        """The scan of a file name, with or without extension, or of an id; None if it is no name of the set."""
+        name = volume_id(Path(name)).lower().removeprefix(f"{self.name}_")
+        for names in self.names:
+            if match := re.fullmatch(names.pattern, name):
+                numbers = [int(number) for number in match.groups()]
+                ids = (f"{self.name}_{form.format(*numbers)}" for form in (names.case, names.patient or names.case))
+                return Case(next(ids), names, next(ids))
+        return None
+
+    def kind(self, path: Path) -> str | None:
+        """Kind of a file, by the nearest folder above it that has a name of the set; None if none has."""
+        kinds = {_plain(name): kind for name, kind in self.folders.items()}
+        return next((kinds[_plain(name)] for name in reversed(path.parts[:-1]) if _plain(name) in kinds), None)
+
+    def row(self, kind: str, case: Case) -> str:
+        """Row of a file in the table of counts."""
+        if kind == CT and len(self.names) > 1:
+            return f"CTs of {case.names.case.split('_')[0]}"
+        return f"CTs in {kind}" if kind.startswith("CT-") else f"{kind}s"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _labels(counted: Collection[int], known: Collection[int]) -> Labels:
+    return Labels(frozenset(counted), frozenset(known))
+
+
+_BOTH = "lung and infection mask"
+
+COVIDSEG = PublicSet(
+    name="covidseg",
+    title="CovidSeg (A)",
+    # The download has one of two layouts.
+    folders={
+        "ct_scans": CT,
+        "COVID-19-CT-Seg_20cases": CT,
+        "lung_mask": LUNG,
+        "infection_mask": LESION,
+        "lung_and_infection_mask": _BOTH,
+    },
+    names=(
+        Names(r"coronacases(?:_org)?_(\d+)", "coronacases_{:03d}", "A_sub1"),
+        # In radiopaedia_org_covid-19-pneumonia-10_85902_1-dcm three numbers identify the scan: the Radiopaedia case
+        # (10), the study (85902) and the series (1). The short names of the masks contain nothing else. A Radiopaedia
+        # case is one patient: 10_85902_1 and _3, and by their case also 29_86490_1 and 29_86491_1.
+        Names(
+            r"radiopaedia(?:[-_].*)?[-_](\d+)_(\d+)_(\d+)(?:-dcm)?",
+            "radiopaedia_{}_{}_{}",
+            "A_sub2",
+            patient="radiopaedia_{}",
+            grey=True,
+            label_note="the labelled scan is from Radiopaedia, like those of B; file names do not tell whether they "
+            "share patients",
+        ),
+    ),
+    groups={"A_sub1": "valid", "A_sub2": "valid"},
+    expected={
+        "CTs of coronacases": 10,
+        "CTs of radiopaedia": 10,
+        "lung masks": 20,
+        "lesion masks": 20,
+        "lung and infection masks": 20,
+    },
+    # Lungs are 1 and 2, the infection is 1; in masks of both, it is 3.
+    masks={
+        LUNG: {LUNG: _labels({1, 2}, {0, 1, 2})},
+        LESION: {LESION: _labels({1}, {0, 1})},
+        _BOTH: {LUNG: _labels({1, 2, 3}, {0, 1, 2, 3}), LESION: _labels({3}, {0, 1, 2, 3})},
+    },
+    label="covidseg_coronacases_001",
+)
+"""20 voxel-labelled CTs: ten from Coronacases, in HU, and ten from Radiopaedia, as grey values."""
+
+MEDSEG = PublicSet(
+    name="medseg",
+    title="MedSeg (B)",
+    folders={"rp_im": CT, "rp_lung_msk": LUNG, "rp_msk": LESION},
+    names=(Names(r"(\d{1,4})", "{}", "B"),),
+    groups={"B": "valid"},
+    expected={"CTs": 9, "lung masks": 9, "lesion masks": 9},
+    # Lungs: 1 right, 2 left, 3 artefact. Lesions: 1 ground glass, 2 consolidation, 3 pleural effusion.
+    masks={
+        LUNG: {LUNG: _labels({1, 2}, {0, 1, 2, 3})},
+        LESION: {LESION: _labels({1, 2}, {0, 1, 2, 3})},
+    },
+)
+"""9 voxel-labelled CTs."""
+
+MOSMED = PublicSet(
+    name="mosmed",
+    title="MosMed (C, D)",
+    folders={**{f"CT-{grade}": f"CT-{grade}" for grade in range(5)}, "masks": LESION, "mask": LESION},
+    names=(Names(r"study_(\d{1,6})(?:_mask)?", "study_{:04d}", "D_diseased"),),
+    groups={"C": "valid", "D_healthy": "validh", "D_diseased": "validwl"},
+    group_of_kind={"CT-0": "D_healthy", LESION: "C"},
+    expected={
+        "CTs in CT-0": 254,
+        "CTs in CT-1": 684,
+        "CTs in CT-2": 125,
+        "CTs in CT-3": 45,
+        "CTs in CT-4": 2,
+        "lesion masks": 50,
+    },
+    masks={LESION: {LESION: _labels({1}, {0, 1})}},
+    missing_lesions_note="lesion masks are missing: scans of C without theirs are taken for D, and a model that is "
+    "trained on them must not be tested on them",
+)
+"""1110 CTs, 50 of them voxel-labelled (1, ground glass and consolidation). CT-0 has no findings, CT-1 to CT-4 have."""
+
+SETS = {public_set.name: public_set for public_set in (COVIDSEG, MEDSEG, MOSMED)}
+"""All sets by name."""

@@ -7,7 +7,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from benchmarks.patients import interval, main, read_groups
+from benchmarks import patients
+from benchmarks.patients import find_patients, interval, main
 from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from models.segmenter import Segmenter
 from utils.errors import GasnetError
@@ -56,27 +57,31 @@ def test_the_table_holds_dice_by_group_and_volumes_elsewhere(folder, model, tmp_
     assert main([*arguments, "--device", "cpu", "--quiet"]) == 0
     assert capsys.readouterr().out == output.read_text()
     low, high = json.loads(output.with_suffix(".json").read_text())["rows"]
-    patients, others = low["groups"]["patients"], low["groups"]["others"]
+    of_patients, others = low["groups"]["patients"], low["groups"]["others"]
     share = 4 * 10 * 14 / (8 * 28 * 32)  # of the lungs; all of them are found
-    assert patients["dice"] == pytest.approx(2 * share / (1 + share), abs=0.03)
-    assert patients["sensitivity"] == 1
-    assert patients["scans"] == 2
+    assert of_patients["dice"] == pytest.approx(2 * share / (1 + share), abs=0.03)
+    assert of_patients["sensitivity"] == 1
+    assert of_patients["scans"] == 2
     assert others["ml by scan"]["c"] == pytest.approx(8 * 28 * 32 * 20 / 1000, rel=0.1)
     assert high["groups"]["patients"]["dice"] == 0
     assert high["groups"]["others"]["ml by scan"]["c"] == 0
 
 
 def test_without_lists_all_scans_are_one_group(folder):
-    assert read_groups(folder, ["a", "b", "c"]) == {"all": ["a", "b", "c"]}
+    assert find_patients(folder).groups == {"all": ["a", "b", "c"]}
 
 
-def test_a_list_with_an_unknown_scan_and_a_scan_without_lungs_are_errors(folder, model):
+def test_a_list_with_an_unknown_scan_and_a_scan_without_lungs_are_errors_before_anything_is_segmented(
+    folder, model, monkeypatch
+):
+    monkeypatch.setattr(patients, "score_patients", lambda *_: pytest.fail("not yet"))
     (folder / "lists" / "x.txt").write_text("d\n")
+    arguments = [str(folder), "--model-path", str(model), "--device", "cpu", "--quiet"]
     with pytest.raises(GasnetError, match=r"x\.txt: d is not among"):
-        read_groups(folder, ["a", "b", "c"])
+        main(arguments)
     (folder / "lung" / "b.nii.gz").unlink()
     with pytest.raises(GasnetError, match="no lung mask of b"):
-        main([str(folder), "--model-path", str(model), "--device", "cpu", "--quiet"])
+        main(arguments)
 
 
 def test_the_interval_is_that_of_the_mean():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evaluation.burden import GRADING, measure_burden, percent, severity
+from evaluation.burden import measure_burden, severity
 
 
 def scan():
@@ -90,13 +90,3 @@ def test_the_mean_of_many_bright_voxels_does_not_overflow():
 )
 def test_grades_and_their_limits(percent_of_lung, grade):
     assert severity(percent_of_lung) == grade
-
-
-def test_the_source_of_the_grades_is_stated():
-    assert "Morozov" in GRADING
-    assert "by eye" in GRADING
-
-
-def test_a_share_of_nothing_is_none():
-    assert percent(1, 4) == 25
-    assert percent(0, 0) is None

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
-from evaluation.metrics import COLUMNS, as_table, score_scan, summarise
+from evaluation.metrics import COLUMNS, as_table, count_lesions, score_scan, summarise
 from tests import reference
 
 
@@ -86,7 +87,7 @@ def detailed(prediction, truth, spacing=(5.0, 1.0, 1.0)):
 
 
 def voxels(*indices):
-    mask = np.zeros((8, 8, 8), bool)
+    mask = np.zeros((8, 10, 10), bool)
     for index in indices:
         mask[index] = True
     return mask
@@ -178,3 +179,48 @@ def test_details_do_not_depend_on_what_surrounds_the_masks():
     small, large = detailed(prediction[3:5, 3:4, 2:5], truth[3:5, 3:4, 2:5]), detailed(prediction, truth)
     names = COLUMNS[COLUMNS.index("hd95_mm") :]
     assert {name: large[name] for name in names} == {name: small[name] for name in names}
+
+
+def counted(prediction, truth):
+    """Lesions, those that were found, and false positives."""
+    row = count_lesions(prediction, truth)
+    return row["lesions"], row["lesions_found"], row["false_positive_lesions"]
+
+
+def test_a_row_of_lesions_by_hand():
+    truth = voxels((1, 1, 1), (1, 1, 2), (1, 5, 5), (4, 8, 8))  # three lesions, the first of two voxels
+    prediction = voxels((1, 1, 2), (1, 1, 3), (3, 3, 8), (5, 8, 1))  # overlaps with the first; two false positives
+    counts = count_lesions(prediction, truth)
+    assert counted(prediction, truth) == (3, 1, 2)
+    assert counts["lesion_sensitivity"] == pytest.approx(1 / 3)
+    assert counts["lesion_f1"] == pytest.approx(2 * 1 / (2 * 1 + 2 + 2))
+
+
+BAR, ENDS = voxels((1, 1, slice(2, 8))), voxels((1, 1, 2), (1, 1, 7))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "expected"),
+    [
+        (voxels(), voxels((1, 1, 1), (2, 2, 2)), (1, 0, 0)),  # corners connect
+        (voxels((1, 1, 1), (2, 2, 2)), voxels(), (0, 0, 1)),
+        (voxels((1, 1, 2)), voxels((1, 1, 1)), (1, 0, 1)),  # touching is not overlapping
+        (BAR, ENDS, (2, 2, 0)),  # one prediction may find several lesions
+        (ENDS, BAR, (1, 1, 0)),  # and several may lie on one
+    ],
+)
+def test_which_lesions_are_found(prediction, truth, expected):
+    assert counted(prediction, truth) == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_components_are_those_of_simpleitk(seed):
+    rng = np.random.default_rng(seed)
+    prediction, truth = rng.random((2, 10, 20, 20)) < 0.04
+    labels = []
+    for mask in (prediction, truth):
+        image = sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8)), True)
+        labels.append(sitk.GetArrayFromImage(image))
+    found = {label for label in np.unique(labels[1]) if label and prediction[labels[1] == label].any()}
+    false = {label for label in np.unique(labels[0]) if label and not truth[labels[0] == label].any()}
+    assert counted(prediction, truth) == (int(labels[1].max()), len(found), len(false))

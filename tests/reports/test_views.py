@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reports import views
 from reports.views import ReportCase, encode_case, pick_slices, picture_size, read_view, to_grey
 from tests.volumes import image_of
 
@@ -100,19 +101,21 @@ def test_pictures_hold_the_hu_and_masks_tell_predicted_from_true():
     assert view["planes"][0]["slices"][4]["mask"] is None
 
 
-def test_a_large_scan_keeps_few_slices_of_bounded_size():
-    shape = (120, 256, 320)
+def test_a_large_scan_keeps_few_slices_of_bounded_size(monkeypatch):
+    monkeypatch.setattr(views, "LARGEST_SIDE", 72)
+    monkeypatch.setattr(views, "MOST_PIXELS", {"axial": 93_750, "coronal": 37_500})
+    shape = (120, 64, 80)
     noise = np.random.default_rng(0).normal(-600, 150, shape).astype(np.float32)
     predicted = np.zeros(shape, bool)
-    predicted[61, 100:120, 100:120] = True
+    predicted[61, 25:30, 25:30] = True
     view = encode_case(case_of(shape, geometry=geometry_of(shape, (0.7, 0.7, 1.0)), hu=noise, predicted=predicted))
     axial, coronal = view["planes"]
-    assert axial["size"] == (320, 256)
-    assert pixels(axial["slices"][0]["image"]).shape == (230, 288)  # 256 * 288 / 320 = 230.4
-    assert len(axial["slices"]) == -(-120 // axial["every"]) == 20  # 1.5 million pixels are 22 slices: every 6th
+    assert axial["size"] == (80, 64)
+    assert pixels(axial["slices"][0]["image"]).shape == (58, 72)  # 64 * 72 / 80 = 57.6
+    assert len(axial["slices"]) == -(-120 // axial["every"]) == 20  # 93,750 pixels are 22 slices: every 6th
     assert axial["slices"][axial["start"]]["index"] == 61
     assert len(coronal["slices"]) <= 12
-    assert pixels(axial["slices"][axial["start"]]["mask"]).shape == (256, 320)
+    assert pixels(axial["slices"][axial["start"]]["mask"]).shape == (64, 80)
 
 
 def test_a_view_can_be_stored():

@@ -1,14 +1,11 @@
+from dataclasses import replace
+
 import pytest
 
-from datasets.public import COVIDSEG, MEDSEG, MOSMED, SETS
-from datasets.public.find import Wanted, find_public_scans
+from datasets.public.find import find_public_scans
+from datasets.public.sets import COVIDSEG, LUNG, MEDSEG, MOSMED, SETS
 from tests.volumes import touched
 from utils.errors import VolumeError
-
-
-def find(public_set, download, given_lungs=True, lesion_labels=None, lung_labels=None, skip=None):
-    return find_public_scans(Wanted.of(public_set, given_lungs, lesion_labels, lung_labels), download, skip)
-
 
 RADIOPAEDIA = [
     "10_85902_1", "10_85902_3", "14_85914_0", "27_86410_0", "29_86490_1", "29_86491_1", "36_86526_0", "40_86625_0",
@@ -73,7 +70,7 @@ def mosmed(folder):
 @pytest.mark.parametrize("nested", ["", "archive", "archive/deeper"])
 def test_both_layouts_of_covidseg(tmp_path, layout, ct, lung, lesion, nested):
     layout(tmp_path / nested)
-    found = find(COVIDSEG, tmp_path)
+    found = find_public_scans(COVIDSEG, tmp_path)
     assert sorted(found.scans) == sorted(f"covidseg_{name}" for name in SHORT)
     assert (found.failed, found.odd) == ({}, [])
     assert [found.counts[f"CTs of {half}"] for half in ("coronacases", "radiopaedia")] == [(10, 10), (10, 10)]
@@ -87,43 +84,38 @@ def test_both_layouts_of_covidseg(tmp_path, layout, ct, lung, lesion, nested):
 
 
 @pytest.mark.parametrize(
-    ("name", "case_id"),
+    ("public_set", "name", "case_id"),
     [
-        ("coronacases_org_001.nii", "covidseg_coronacases_001"),
-        ("coronacases_001.nii.gz", "covidseg_coronacases_001"),
-        ("Coronacases_010", "covidseg_coronacases_010"),
-        ("covidseg_coronacases_001", "covidseg_coronacases_001"),
-        ("radiopaedia_org_covid-19-pneumonia-10_85902_1-dcm.nii", "covidseg_radiopaedia_10_85902_1"),
-        ("radiopaedia_org_covid-19-pneumonia-4_85506_1-dcm.nii", "covidseg_radiopaedia_4_85506_1"),
-        ("radiopaedia_10_85902_1.nii.gz", "covidseg_radiopaedia_10_85902_1"),
-        ("radiopaedia_org_covid-19-pneumonia-10-dcm.nii", None),
-        ("radiopaedia_10_85902_1_copy.nii", None),
-        ("coronacases.nii", None),
-        ("study_0001.nii", None),
+        (COVIDSEG, "coronacases_org_001.nii", "covidseg_coronacases_001"),
+        (COVIDSEG, "coronacases_001.nii.gz", "covidseg_coronacases_001"),
+        (COVIDSEG, "Coronacases_010", "covidseg_coronacases_010"),
+        (COVIDSEG, "covidseg_coronacases_001", "covidseg_coronacases_001"),
+        (COVIDSEG, "radiopaedia_org_covid-19-pneumonia-10_85902_1-dcm.nii", "covidseg_radiopaedia_10_85902_1"),
+        (COVIDSEG, "radiopaedia_org_covid-19-pneumonia-4_85506_1-dcm.nii", "covidseg_radiopaedia_4_85506_1"),
+        (COVIDSEG, "radiopaedia_10_85902_1.nii.gz", "covidseg_radiopaedia_10_85902_1"),
+        (COVIDSEG, "radiopaedia_org_covid-19-pneumonia-10-dcm.nii", None),
+        (COVIDSEG, "radiopaedia_10_85902_1_copy.nii", None),
+        (COVIDSEG, "coronacases.nii", None),
+        (COVIDSEG, "study_0001.nii", None),
+        (MEDSEG, "3.nii.gz", "medseg_3"),
+        (MEDSEG, "medseg_3", "medseg_3"),
+        (MEDSEG, "three.nii.gz", None),
+        (MOSMED, "study_0255.nii.gz", "mosmed_study_0255"),
+        (MOSMED, "study_0255_mask.nii", "mosmed_study_0255"),
+        (MOSMED, "study_0255_mask_2.nii", None),
     ],
 )
-def test_names_of_covidseg(name, case_id):
-    assert COVIDSEG.id_of(name) == case_id
-
-
-def test_names_of_the_others():
-    assert MEDSEG.id_of("3.nii.gz") == MEDSEG.id_of("medseg_3") == "medseg_3"
-    assert MEDSEG.id_of("three.nii.gz") is None
-    assert MOSMED.id_of("study_0255.nii.gz") == MOSMED.id_of("study_0255_mask.nii") == "mosmed_study_0255"
-    assert MOSMED.id_of("study_0255_mask_2.nii") is None
+def test_names(public_set, name, case_id):
+    case = public_set.case(name)
+    assert (case and case.id) == case_id
 
 
 def test_scans_of_one_case_of_radiopaedia_are_one_patient():
-    patients = {COVIDSEG.patient_of(f"covidseg_{name}") for name in SHORT}
-    # 10_85902_1 and _3; 29_86490_1 and 29_86491_1
-    assert len(patients) == 18
-    assert COVIDSEG.patient_of("covidseg_radiopaedia_10_85902_1") == COVIDSEG.patient_of(
-        "covidseg_radiopaedia_10_85902_3"
-    )
-    assert COVIDSEG.patient_of("covidseg_radiopaedia_4_85506_1") != COVIDSEG.patient_of(
-        "covidseg_radiopaedia_40_86625_0"
-    )
-    assert MOSMED.patient_of("mosmed_study_0001") != MOSMED.patient_of("mosmed_study_0002")
+    patients = {name: COVIDSEG.case(name).patient for name in SHORT}
+    assert len(set(patients.values())) == 18
+    for one, other in (("10_85902_1", "10_85902_3"), ("29_86490_1", "29_86491_1")):
+        assert patients[f"radiopaedia_{one}"] == patients[f"radiopaedia_{other}"]
+    assert MOSMED.case("study_0001").patient != MOSMED.case("study_0002").patient
 
 
 @pytest.mark.fault("missing masks")
@@ -132,7 +124,7 @@ def test_masks_of_both_stand_in_for_missing_folders(tmp_path):
     for folder in ("lung_mask", "infection_mask"):
         (tmp_path / folder / "coronacases_001.nii").unlink()
     (tmp_path / "lung_mask" / "coronacases_002.nii").unlink()
-    found = find(COVIDSEG, tmp_path)
+    found = find_public_scans(COVIDSEG, tmp_path)
     both = tmp_path / "lung_and_infection_mask"
     scan = found.scans["covidseg_coronacases_001"]
     assert (scan.lung.path, scan.lung.labels.counted) == (both / "coronacases_001.nii", {1, 2, 3})
@@ -147,7 +139,7 @@ def test_masks_of_both_stand_in_for_missing_folders(tmp_path):
 
 
 def test_medseg(tmp_path):
-    found = find(MEDSEG, medseg(tmp_path / "unpacked"))
+    found = find_public_scans(MEDSEG, medseg(tmp_path / "unpacked"))
     assert sorted(found.scans) == [f"medseg_{k}" for k in range(1, 10)]
     assert (found.failed, found.odd) == ({}, [])
     assert set(found.counts.values()) == {(9, 9)}
@@ -160,7 +152,7 @@ def test_medseg(tmp_path):
 
 
 def test_mosmed(tmp_path):
-    found = find(MOSMED, mosmed(tmp_path / "COVID19_1110"), given_lungs=False)
+    found = find_public_scans(MOSMED, mosmed(tmp_path / "COVID19_1110"))
     groups = [scan.group for scan in found.scans.values()]
     assert {group: groups.count(group) for group in set(groups)} == {"C": 50, "D_healthy": 254, "D_diseased": 806}
     assert (found.failed, found.odd) == ({}, [])
@@ -171,23 +163,18 @@ def test_mosmed(tmp_path):
     assert all(scan.lung is None for scan in found.scans.values())
 
 
-def test_labels_of_ones_own_choice(tmp_path):
-    scan = find(MEDSEG, medseg(tmp_path), lesion_labels=[1, 2, 3], lung_labels=[2]).scans["medseg_1"]
-    assert (scan.lesion.labels.counted, scan.lung.labels.counted) == ({1, 2, 3}, {2})
-    assert 200 in scan.lesion.labels.known
-
-
 @pytest.mark.fault("missing masks")
 def test_missing_masks_cost_their_scans(tmp_path):
     second_layout(tmp_path)
     (tmp_path / "Lung_Mask" / "coronacases_001.nii.gz").unlink()
     (tmp_path / "Infection_Mask" / "coronacases_002.nii.gz").unlink()
-    found = find(COVIDSEG, tmp_path)
+    found = find_public_scans(COVIDSEG, tmp_path)
     assert len(found.scans) == 18
     assert "no lung mask for it" in found.failed["covidseg_coronacases_001"]
     assert "no lesion mask for it" in found.failed["covidseg_coronacases_002"]
     assert found.counts["lung masks"] == (19, 20)
-    found = find(COVIDSEG, tmp_path, given_lungs=False)
+    without = replace(COVIDSEG, masks={kind: labels for kind, labels in COVIDSEG.masks.items() if kind != LUNG})
+    found = find_public_scans(without, tmp_path)
     assert list(found.failed) == ["covidseg_coronacases_002"]
 
 
@@ -196,7 +183,7 @@ def test_two_files_for_one_thing_are_never_chosen_from(tmp_path):
     mosmed(tmp_path)
     touched(tmp_path / "studies", "CT-2/study_0001.nii.gz", "CT-1/study_0300.nii")
     touched(tmp_path / "masks", "study_0256_mask.nii")
-    found = find(MOSMED, tmp_path, given_lungs=False)
+    found = find_public_scans(MOSMED, tmp_path)
     assert set(found.failed) == {f"mosmed_study_{k}" for k in ("0001", "0300", "0256")}
     assert not set(found.failed) & set(found.scans)
     assert "studies/CT-0/study_0001.nii.gz" in found.failed["mosmed_study_0001"]
@@ -204,17 +191,13 @@ def test_two_files_for_one_thing_are_never_chosen_from(tmp_path):
     assert "2 files for one lesion mask" in found.failed["mosmed_study_0256"]
 
 
-def test_a_lesion_mask_of_a_scan_without_findings_is_a_contradiction(tmp_path):
+def test_masks_of_c_that_are_missing_or_contradict_the_folder(tmp_path):
     mosmed(tmp_path)
     touched(tmp_path / "masks", "study_0003_mask.nii.gz")
-    found = find(MOSMED, tmp_path, given_lungs=False)
-    assert "without findings by its folder" in found.failed["mosmed_study_0003"]
-
-
-def test_missing_masks_of_c_are_warned_of(tmp_path):
-    mosmed(tmp_path)
     (tmp_path / "masks" / "study_0255_mask.nii.gz").rename(tmp_path / "masks" / "255.nii.gz")
-    found = find(MOSMED, tmp_path, given_lungs=False)
+    (tmp_path / "masks" / "study_0256_mask.nii.gz").unlink()
+    found = find_public_scans(MOSMED, tmp_path)
+    assert "without findings by its folder" in found.failed["mosmed_study_0003"]
     assert found.scans["mosmed_study_0255"].group == "D_diseased"
     assert any(line.startswith("lesion masks are missing") for line in found.odd)
     assert any("255.nii.gz: not a name of MosMed" in line for line in found.odd)
@@ -225,7 +208,7 @@ def test_what_belongs_to_nothing_is_named(tmp_path):
     medseg(tmp_path)
     touched(tmp_path, "rp_msk/10.nii.gz", "rp_im/notes.txt", "elsewhere/1.nii.gz", "rp_im.zip", "rp_im/x.nii.gz")
     touched(tmp_path, "__MACOSX/rp_im/1.nii.gz", "rp_im/._1.nii.gz")
-    found = find(MEDSEG, tmp_path)
+    found = find_public_scans(MEDSEG, tmp_path)
     assert (len(found.scans), found.failed) == (9, {})
     told = {line.split(": ")[0].removeprefix(f"{tmp_path}/"): line.split(": ")[1] for line in found.odd}
     assert told == {
@@ -244,17 +227,17 @@ def test_links_to_folders_are_followed_but_not_in_circles_nor_into_the_cohort(tm
         (tmp_path / "download" / folder).symlink_to(tmp_path / "disk" / folder)
     (tmp_path / "download" / "again").symlink_to(tmp_path / "download")
     touched(tmp_path / "download" / "cohort", "images/medseg_1.nii.gz")
-    found = find(MEDSEG, tmp_path / "download", skip=tmp_path / "download" / "cohort")
+    found = find_public_scans(MEDSEG, tmp_path / "download", skip=tmp_path / "download" / "cohort")
     assert (len(found.scans), found.failed, found.odd) == (9, {}, [])
 
 
 @pytest.mark.parametrize("public_set", SETS.values(), ids=SETS)
 def test_a_folder_of_something_else(tmp_path, public_set):
     with pytest.raises(VolumeError, match="no such folder; expected the unpacked download"):
-        find(public_set, tmp_path / "nowhere")
+        find_public_scans(public_set, tmp_path / "nowhere")
     touched(tmp_path, "scans/1.nii.gz")
     with pytest.raises(VolumeError, match=r"no CT of .* here; expected"):
-        find(public_set, tmp_path)
+        find_public_scans(public_set, tmp_path)
     touched(tmp_path, "all.zip")
     with pytest.raises(VolumeError, match="unpack the archives in it"):
-        find(public_set, tmp_path)
+        find_public_scans(public_set, tmp_path)
