@@ -1,8 +1,10 @@
 import csv
+import io
 import json
 import re
 import shutil
 from argparse import Namespace
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,30 @@ def summary(output):
 def written(output):
     files = [path.relative_to(output) for path in output.rglob("[!.]*") if path.is_file()]
     return sorted(str(path) for path in files if path.parts[0] != "ledger")
+
+
+@pytest.fixture(scope="module")
+def some_broken(phantoms, tmp_path_factory):
+    """The scans, and two files that are none."""
+    folder = shutil.copytree(phantoms / "ct", tmp_path_factory.mktemp("raw") / "scans")
+    (folder / "a_broken.nii.gz").write_bytes(b"no gzip")
+    write(folder / "water.nii.gz", np.zeros((8, 16, 16), np.int16))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(some_broken, model, tmp_path_factory):
+    """Results of all of them with a report, and what was printed."""
+    output, printed = tmp_path_factory.mktemp("whole") / "out", io.StringIO()
+    with redirect_stdout(printed):
+        assert predicted(some_broken, model, output, report=True) == 1
+    return output, printed.getvalue()
+
+
+def same_files(output, whole):
+    assert written(output) == written(whole)
+    for name in written(output):
+        assert (output / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def mixed_scans(phantoms, folder):
@@ -158,47 +184,40 @@ def test_the_numbers_are_those_of_masks_lungs_and_scans(phantoms, scans, model, 
 
 
 def test_what_it_prints_names_the_scans_the_grades_and_what_it_is_not(scans, model, tmp_path, capsys):
-    assert predicted(scans, model, tmp_path / "out") == 0
+    command = [str(scans), "--model-path", str(model), "--output", str(tmp_path / "out"), "--lungs", "threshold"]
+    assert predict.main([*command, "--device", "cpu", "--no-report"]) == 0
     out, err = capsys.readouterr()
     assert f"3 of 3 scans have a mask in {tmp_path / 'out'}, 0 had it before" in out
     assert re.search(r"^CT-\d: \d scan", out, re.MULTILINE)
     assert NOTICE in out
-    assert err == ""
-    command = [str(scans), "--model-path", str(model), "--output", str(tmp_path / "b"), "--lungs", "threshold"]
-    assert predict.main([*command, "--device", "cpu", "--no-report"]) == 0
-    err = capsys.readouterr().err
     assert "predicting: 100%" in err
     assert re.search(r"info: diseased_000: [\d.]+ ml, [\d.]+ % of the lungs, CT-\d; [\d.]+ s", err)
 
 
 def test_scans_of_the_same_model_and_options_are_skipped(scans, model, tmp_path, capsys):
-    output = tmp_path / "out"
+    output, ids = tmp_path / "out", IDS[:2]
+    (scans / f"{IDS[2]}.nii.gz").unlink()
     assert predicted(scans, model, output) == 0
-    masks = [output / "masks" / f"{case_id}.nii.gz" for case_id in IDS]
+    masks = [output / "masks" / f"{case_id}.nii.gz" for case_id in ids]
 
-    def redone(*arguments, model=model):
+    def redone(*arguments, model=model, **options):
         before = [path.stat().st_mtime_ns if path.exists() else 0 for path in masks]
-        assert predicted(scans, model, output, *arguments) == 0
+        assert predicted(scans, model, output, *arguments, **options) == 0
         return [path.stat().st_mtime_ns != old for path, old in zip(masks, before, strict=True)]
 
-    assert redone() == [False] * 3
-    assert "3 of 3 scans have a mask" in capsys.readouterr().out
-    assert redone("--overwrite") == [True] * 3
-    assert redone("--save-probabilities") == [True] * 3
-    report = output / "report.html"
-    assert not report.exists()
-    # What a report shows is kept only where there is one.
-    assert predicted(scans, model, output, report=True) == 0
-    assert report.is_file()
-    assert redone() == [False] * 3
-    masks[1].unlink()
-    assert redone() == [False, True, False]
     # Another path to the same weights is the same model.
-    copy = shutil.copy(model, tmp_path / "copy.pth")
-    assert redone(model=copy) == [False] * 3
-    assert redone("--threshold", "0.45") == [True] * 3
-    assert redone(model=save_model(tmp_path / "other.pth", seed=2)) == [True] * 3
-    assert sorted(rows(output)) == IDS
+    assert redone(model=shutil.copy(model, tmp_path / "copy.pth")) == [False] * 2
+    assert "2 of 2 scans have a mask" in capsys.readouterr().out
+    assert redone("--overwrite") == [True] * 2
+    assert redone("--save-probabilities") == [True] * 2
+    # What a report shows is kept only where there is one.
+    assert not (output / "report.html").exists()
+    assert redone(report=True) == [True] * 2
+    assert (output / "report.html").is_file()
+    masks[1].unlink()
+    assert redone() == [False, True]
+    assert redone("--threshold", "0.45") == [True] * 2
+    assert sorted(rows(output)) == ids
 
 
 @pytest.mark.fault("results of a replaced scan")
@@ -229,19 +248,15 @@ def test_the_summary_is_of_the_input_and_other_masks_are_named(scans, model, tmp
 
 
 @pytest.mark.fault("parts of a task")
-def test_parts_write_beside_each_other_and_the_last_one_joins_them(scans, model, tmp_path, capsys):
-    whole, output = tmp_path / "whole", tmp_path / "out"
-    (scans / "broken.nii.gz").write_bytes(b"no gzip")
-    assert predicted(scans, model, whole, report=True) == 1
+def test_parts_write_beside_each_other_and_the_last_one_joins_them(some_broken, whole, model, tmp_path, capsys):
+    output = tmp_path / "out"
     with holder(output, (9, 9)):  # another part is at work
-        codes = [predicted(scans, model, output, "--part", f"{part}/3", report=True) for part in (1, 2, 3)]
-        assert sum(codes) == 1
-        assert run(lambda: predicted(scans, model, output)) == 1
-    assert written(output) == written(whole)
-    for name in written(output):
-        assert (output / name).read_bytes() == (whole / name).read_bytes(), name
+        codes = [predicted(some_broken, model, output, "--part", f"{part}/3", report=True) for part in (1, 2, 3)]
+        assert 1 in codes
+        assert run(lambda: predicted(some_broken, model, output)) == 1
+    same_files(output, whole[0])
     (output / "summary.csv").unlink()
-    assert predicted(scans, model, output, "--part", "1/1") == 1  # nothing is left but the broken one
+    assert predicted(some_broken, model, output, "--part", "1/1") == 1  # nothing is left but the broken ones
     assert sorted(rows(output)) == IDS
 
 
@@ -272,9 +287,9 @@ def test_scans_that_the_model_has_seen_are_marked(scans, model, tmp_path, monkey
     assert "was trained on, or chosen by, 1 scan(s), the first diseased_001" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_loses_nothing_and_the_next_one_completes_it(scans, model, tmp_path, monkeypatch):
-    undisturbed = tmp_path / "undisturbed"
-    assert predicted(scans, model, undisturbed, report=True) == 0
+def test_an_interrupted_run_loses_nothing_and_the_next_one_completes_it(
+    some_broken, whole, model, tmp_path, monkeypatch
+):
     output, work = tmp_path / "out", predicting.Predictor.predict
 
     def interrupted(self, case_id, *rest):
@@ -283,45 +298,41 @@ def test_an_interrupted_run_loses_nothing_and_the_next_one_completes_it(scans, m
         work(self, case_id, *rest)
 
     monkeypatch.setattr(predicting.Predictor, "predict", interrupted)
-    assert run(lambda: predicted(scans, model, output, report=True)) == 130
+    assert run(lambda: predicted(some_broken, model, output, report=True)) == 130
     assert not (output / "report.html").exists()
     first = (output / "masks" / "diseased_000.nii.gz").stat().st_mtime_ns
     monkeypatch.undo()
-    assert predicted(scans, model, output, report=True) == 0
+    assert predicted(some_broken, model, output, report=True) == 1
     assert (output / "masks" / "diseased_000.nii.gz").stat().st_mtime_ns == first
-    assert written(output) == written(undisturbed)
-    for name in written(output):
-        if name != "summary.json":
-            assert (output / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    same_files(output, whole[0])
 
 
-def test_the_folder_of_a_run_or_a_release_is_its_segmenter_by_name(scans, tmp_path):
-    for name in ("segmenter_best.pth", "segmenter.pth"):
-        folder, output = tmp_path / f"folder of {name}", tmp_path / f"with {name}"
-        folder.mkdir()
-        file = save_model(folder / name, seed=1)
-        assert predicted(scans / "healthy_000.nii.gz", folder, output, report=True) == 0
-        assert summary(output)["model"] == str(file)
-        assert read_runs(output)[-1]["model"] == str(file)
-        assert str(file) in (output / "report.html").read_text(encoding="utf-8")
+def test_the_folder_of_a_run_is_its_segmenter_by_name(scans, tmp_path):
+    folder, output = tmp_path / "run", tmp_path / "out"
+    folder.mkdir()
+    file = save_model(folder / "segmenter_best.pth", seed=1)
+    assert predicted(scans / "healthy_000.nii.gz", folder, output, report=True) == 0
+    assert summary(output)["model"] == str(file)
+    assert read_runs(output)[-1]["model"] == str(file)
+    assert str(file) in (output / "report.html").read_text(encoding="utf-8")
 
 
-def test_bad_scans_are_named_and_the_others_are_done(scans, model, tmp_path, capsys):
-    (scans / "broken.nii.gz").write_bytes(b"no gzip")
-    write(scans / "water.nii.gz", np.zeros((8, 16, 16), np.int16))
-    output = tmp_path / "out"
-    assert predicted(scans, model, output) == 1
-    out = capsys.readouterr().out
+def test_bad_scans_are_named_and_the_others_are_done(some_broken, whole, model, tmp_path):
+    output, out = whole
     assert "3 of 5 scans have a mask" in out
-    for case_id, reason in (("broken", "cut short"), ("water", "not HU")):
+    for case_id, reason in (("a_broken", "cut short"), ("water", "not HU")):
         assert reason in next(line for line in out.splitlines() if line.startswith(f"failed: {case_id}: "))
         assert reason in summary(output)["failed"][case_id]
     assert sorted(rows(output)) == IDS
     masks = sorted(path.name for path in (output / "masks").iterdir())
     assert masks == [f"{case_id}.nii.gz" for case_id in IDS]
-    (scans / "broken.nii.gz").unlink()
-    (scans / "water.nii.gz").unlink()
-    assert predicted(scans, model, output) == 0
+    output, few = tmp_path / "out", tmp_path / "few"
+    few.mkdir()
+    for name in ("a_broken", "healthy_000"):
+        shutil.copy(some_broken / f"{name}.nii.gz", few)
+    assert predicted(few, model, output) == 1
+    (few / "a_broken.nii.gz").unlink()
+    assert predicted(few, model, output) == 0
     assert summary(output)["failed"] == {}
 
 
@@ -338,11 +349,8 @@ def test_a_full_disk_is_told_of_every_scan(scans, model, tmp_path, monkeypatch, 
     assert "No space left on device" in capsys.readouterr().err
 
 
-def test_the_report_shows_every_scan(scans, model, tmp_path):
-    output = tmp_path / "out"
-    assert predicted(scans / "healthy_000.nii.gz", model, output, report=True) == 0
-    assert predicted(scans, model, output, report=True) == 0
-    page = (output / "report.html").read_text(encoding="utf-8")
+def test_the_report_shows_every_scan(whole):
+    page = (whole[0] / "report.html").read_text(encoding="utf-8")
     for text in (*IDS, NOTICE, "Of right lung", "CT-0 to CT-4"):
         assert text in page
 
@@ -525,23 +533,14 @@ def test_with_everything_done_no_weights_are_needed(scans, model, tmp_path, monk
     assert predicted(scans, model, tmp_path / "out", lungs="lungmask") == 0
 
 
-def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed(scans, model, tmp_path):
-    for name in ("a_broken", "z_broken"):
-        (scans / f"{name}.nii.gz").write_bytes(b"no gzip")
-    files, printed = [], []
-    for count in (1, 2):
-        output = tmp_path / str(count)
-        command = [str(scans), "--model-path", str(model), "--output", str(output), "--lungs", "threshold"]
-        arguments = [*command, "--device", "cpu", "--quiet"]
-        logs = tmp_path / f"log {count}"
-        ended = on_processes(count, logs, noting_who_indexes, predict.main, arguments, logs)
-        assert [path.name for path in logs.glob("indexed *")] == ["indexed 0"]
-        assert [e.code for e in ended] == [1] * count
-        assert all(e.out == e.err == "" for e in ended[1:])
-        printed.append(ended[0].out.replace(str(output), ""))
-        files.append({name: (output / name).read_bytes() for name in written(output)})
-    assert "3 of 5 scans have a mask in" in printed[0]
-    assert printed[0].count("failed: ") == 2
-    assert printed[0] == printed[1]
-    assert {"summary.csv", "summary.json", "report.html"} < set(files[0])
-    assert files[0] == files[1]
+def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed(some_broken, whole, model, tmp_path):
+    output, logs = tmp_path / "out", tmp_path / "log"
+    command = [str(some_broken), "--model-path", str(model), "--output", str(output), "--lungs", "threshold"]
+    ended = on_processes(2, logs, noting_who_indexes, predict.main, [*command, "--device", "cpu", "--quiet"], logs)
+    assert [path.name for path in logs.glob("indexed *")] == ["indexed 0"]
+    assert [e.code for e in ended] == [1, 1]
+    assert ended[1].out == ended[1].err == ""
+    assert ended[0].out.replace(str(output), "") == whole[1].replace(str(whole[0]), "")
+    assert whole[1].count("failed: ") == 2
+    assert {"summary.csv", "summary.json", "report.html"} < set(written(output))
+    same_files(output, whole[0])
