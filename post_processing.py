@@ -3,7 +3,8 @@
 A crop's header says where it belongs, so no lungs are segmented again. Probabilities (float files) are interpolated
 linearly and cut at the threshold, which is smoother and closer to the truth; masks (integer files) are pasted with
 nearest-neighbour interpolation. Each result has the size, spacing, origin and direction of its scan, and its file type
-(.nii.gz for .nii and DICOM).
+(.nii.gz for .nii and DICOM). Scans without a mask, such as those that test.py was not asked to test, and masks without
+a scan are named, and the exit code is then 1.
 
 Examples:
     python post_processing.py --images scans --masks output/test/probabilities --output masks
@@ -71,14 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ledger.writing(case_id, [path], recipe):
             write_volume(restored, path)
 
-    failed = {case_id: "no mask of this name" for case_id in scans if case_id not in masks}
     with lock_folder(options.output), recording(options.output):
-        failed |= for_each(masks, paste_back, "pasting back", unit="mask", progress=not options.quiet)
-    print(f"{len(scans) - len(failed)} of {len(scans)} scans have a full-size mask in {options.output}")
+        failed = for_each(masks, paste_back, "pasting back", unit="mask", progress=not options.quiet)
+    print(f"{len(masks) - len(failed)} of {len(scans)} scans have a full-size mask in {options.output}")
     code = print_failures(failed)
+    untested = [case_id for case_id in scans if case_id not in masks]
+    for case_id in untested:
+        print(f"not tested: {case_id}: no mask in {options.masks}")
     for path in unmatched:
         print(f"no raw scan for: {path}")
-    return 1 if unmatched else code
+    return 1 if untested or unmatched else code
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ from evaluation import THRESHOLD
 from utils import distributed
 from utils.cli import add_device, add_part, add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, VolumeError
-from utils.ledger import Entry, Ledger, Recipe, project_version, recording
-from utils.progress import do_left, is_in_part, print_failures
+from utils.ledger import Entry, Ledger, Recipe, project_version
+from utils.progress import is_in_part, print_failures
 
 if TYPE_CHECKING:
     from datasets.crop_scans import Masks
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from datasets.scans import files_of
     from evaluation.burden import NOTICE
     from evaluation.predicting import Predictor, options_of, write_report, write_summary
-    from evaluation.results import DICOM_SEG, FOLDERS, PREDICTED, PROBABILITIES, check_folder, finish
+    from evaluation.results import DICOM_SEG, PREDICTED, PROBABILITIES, make_results
 
     torch.backends.cudnn.allow_tf32 = False  # the same masks on every device
     output, part, ledger = options.output, options.part, Ledger(options.output, PREDICTED)
@@ -154,25 +154,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.report:
             write_report(rows, output, _facts(segmenter))
 
-    distributed.on_rank_zero(lambda: check_folder(ledger, recipes, names, options.overwrite))
-    done: dict[str, Entry] = {}
-    with (
-        distributed.lock_folder_on_rank_zero(output, *FOLDERS, part=part),
-        recording(output, device=segmenter.device, model=segmenter.model),
-    ):
-        before = distributed.on_rank_zero(lambda: ledger.entries())
-        failed = do_left(
-            ledger,
-            recipes,
-            begin,
-            "predicting",
-            part=part,
-            overwrite=options.overwrite,
-            prepare=predictor.prepare,
-            progress=not options.quiet,
-        )
-        if distributed.is_rank_zero():
-            done = finish(ledger, recipes, names, write)
+    before = ledger.entries()
+    done, failed = make_results(
+        ledger,
+        recipes,
+        begin,
+        "predicting",
+        names,
+        write,
+        part=part,
+        overwrite=options.overwrite,
+        prepare=predictor.prepare,
+        progress=not options.quiet,
+        device=segmenter.device,
+        model=segmenter.model,
+    )
     mine = {case_id: entry for case_id, entry in done.items() if is_in_part(case_id, part)}
     total, kept = sum(is_in_part(i, part) for i in scans), sum(before.get(i) == entry for i, entry in mine.items())
     print(f"{len(mine)} of {total} scans have a mask in {output}, {kept} had it before")

@@ -36,8 +36,8 @@ from evaluation import THRESHOLD, TOLERANCE_MM
 from utils import distributed
 from utils.cli import add_device, add_part, add_published_crops, add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, CohortError
-from utils.ledger import Entry, Ledger, recording
-from utils.progress import do_left, print_failures
+from utils.ledger import Entry, Ledger
+from utils.progress import print_failures
 
 if TYPE_CHECKING:
     from configs.settings import Settings
@@ -128,12 +128,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from configs.settings import read_settings
     from datasets.cohort import notes_of, read_cohort_of
-    from evaluation.results import FIGURES, FOLDERS, TESTED, check_folder, finish, read_views
-    from evaluation.testing import Tester, as_text, find_raw_scans, write_scores
+    from evaluation.results import FIGURES, TESTED, make_results, read_views
+    from evaluation.testing import REPORT_COLUMNS, Tester, as_text, find_raw_scans, write_scores
     from models.checkpoint import BEST, SegmenterInput, find_segmenter, fingerprint, load_generator, load_segmenter
     from models.layers import place
+    from reports.cases import write_case_report
     from reports.page import made_with
-    from reports.scores import write_score_report
     from utils.memory import keep_freed_memory
 
     torch.backends.cudnn.allow_tf32 = False  # the same scores on every device
@@ -194,23 +194,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.report:
             about = {"model": str(model), "cohort": settings.dataset.root, "splits": ", ".join(options.split)}
             about |= {**made_with(device), **({"lesion": "; ".join(notes)} if notes else {})}
-            write_score_report(output / "report.html", read_views(output, done), about)
+            views = read_views(output, done)
+            write_case_report(output / "report.html", "Test of a segmenter", REPORT_COLUMNS, views, about)
 
-    distributed.on_rank_zero(lambda: check_folder(ledger, recipes, names))
-    with (
-        distributed.lock_folder_on_rank_zero(output, *FOLDERS, part=options.part),
-        recording(output, device=device, settings=settings, seed=settings.exp.seed, model=model),
-    ):
-        failed = do_left(
-            ledger,
-            recipes,
-            lambda: lambda case_id, recipe: tester.test(cases[case_id], recipe),
-            "testing",
-            part=options.part,
-            progress=not options.quiet,
-        )
-        if distributed.is_rank_zero():
-            finish(ledger, recipes, names, write)
+    _, failed = make_results(
+        ledger,
+        recipes,
+        lambda: lambda case_id, recipe: tester.test(cases[case_id], recipe),
+        "testing",
+        names,
+        write,
+        part=options.part,
+        progress=not options.quiet,
+        device=device,
+        settings=settings,
+        seed=settings.exp.seed,
+        model=model,
+    )
     print(f"results in {output}")
     return print_failures(failed)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from reports.views import View, read_view
+from utils import distributed
 from utils.files import wait_for_lock, write_text
-from utils.ledger import LEDGER, Entry, Ledger, Recipe
+from utils.ledger import LEDGER, Entry, Ledger, Recipe, recording
+from utils.progress import do_left
 
 log = logging.getLogger(__name__)
 
@@ -44,59 +47,69 @@ def read_views(output: Path, ids: Iterable[str]) -> list[View]:
     return views
 
 
-def check_folder(ledger: Ledger, recipes: Mapping[str, Recipe], names: Sequence[str], overwrite: bool = False) -> None:
-    """Check that results may be written to a folder.
-
-    Args:
-        ledger: of the results.
-        recipes: of all results, by id.
-        names: files about all scans.
-        overwrite: results of other models are removed.
-
-    Raises:
-        FolderError: it holds results of another model, or files of these names that are somebody else's.
-    """
-    _summary_of(ledger).check("summary", [ledger.folder / name for name in names])
-    ledger.check_alone(recipes, SHARED, overwrite)
-
-
-def _summary_of(ledger: Ledger) -> Ledger:
-    return Ledger(ledger.folder, f"{ledger.kind}.summary")
-
-
-def finish(
+def make_results(
     ledger: Ledger,
     recipes: Mapping[str, Recipe],
-    names: Collection[str],
+    begin: Callable[[], Callable[[str, Any], None]],
+    doing: str,
+    names: Sequence[str],
     write: Callable[[dict[str, Entry], dict[str, str]], None],
-) -> dict[str, Entry]:
-    """Write the files about all scans, those of other parts included; parts wait for each other.
+    *,
+    part: tuple[int, int] | None = None,
+    overwrite: bool = False,
+    prepare: Callable[[str, Recipe], Any] | None = None,
+    progress: bool = True,
+    **facts: Any,
+) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Make the results that are missing or not up to date, and write the files about all scans.
+
+    All ranks must call this. The files are about the results of other parts, too; parts wait for each other.
 
     Args:
         ledger: of the results.
         recipes: of all results, by id; other results in the folder are named in a warning.
+        begin: as for `do_left`, and so are `doing`, `prepare` and `progress`.
+        doing: label of the progress bar.
         names: files that `write` writes.
         write: called with the entries of the results that were made, and with the reasons of those that failed, by id.
+        part: make results of this part only.
+        overwrite: make all, and remove the results of other models.
+        prepare: prepares a scan.
+        progress: show a progress bar.
+        facts: of the run, for the ledger, see `recording`.
 
     Returns:
-        The entries.
+        On rank 0 the entries of all results that are there; and the reason by id of those that could not be made now.
 
     Raises:
-        FolderError: a file is somebody else's.
+        FolderError: the folder holds results of another model, or files of these names that are somebody else's.
     """
-    output = ledger.folder
-    with wait_for_lock(output / LEDGER / ".summary.lock"):
-        entries, failed = ledger.entries(), ledger.failures(recipes)
-        done = {
-            case_id: entries[case_id]
-            for case_id, recipe in recipes.items()
-            # What was made before a failure is not up to date, unless the failure is on record with it.
-            if case_id in entries
-            and entries[case_id].is_of(recipe)
-            and failed.get(case_id) in (None, entries[case_id].facts.get("problem"))
-        }
-        with _summary_of(ledger).writing("summary", [output / name for name in names]):
-            write(done, failed)
+    output, summary = ledger.folder, Ledger(ledger.folder, f"{ledger.kind}.summary")
+    files = [output / name for name in names]
+
+    def check() -> None:
+        summary.check("summary", files)
+        ledger.check_alone(recipes, SHARED, overwrite)
+
+    distributed.on_rank_zero(check)
+    with distributed.lock_folder_on_rank_zero(output, *FOLDERS, part=part), recording(output, **facts):
+        now_failed = do_left(
+            ledger, recipes, begin, doing, part=part, overwrite=overwrite, prepare=prepare, progress=progress
+        )
+        if not distributed.is_rank_zero():
+            return {}, now_failed
+        with wait_for_lock(output / LEDGER / ".summary.lock"):
+            entries, failed = ledger.entries(), ledger.failures(recipes)
+            done = {
+                case_id: entries[case_id]
+                for case_id, recipe in recipes.items()
+                # What was made before a failure is not up to date, unless the failure is on record with it.
+                if case_id in entries
+                and entries[case_id].is_of(recipe)
+                and failed.get(case_id) in (None, entries[case_id].facts.get("problem"))
+            }
+            with summary.writing("summary", files):
+                write(done, failed)
     if others := [case_id for case_id in entries if case_id not in recipes]:
         log.warning(
             "%s: also holds results of %d scan(s) that are not in this input, and not in the summary: %s",
@@ -104,4 +117,4 @@ def finish(
         )
     if left := len(recipes.keys() - done.keys() - failed.keys()):
         log.warning("%s: the results of %d scan(s) are not there yet; the last part adds them", output, left)
-    return done
+    return done, now_failed

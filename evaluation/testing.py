@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from matplotlib.figure import Figure
 
 from datasets.cohort import HEALTHY, WITH_LESION, Case
 from datasets.crop import lay_over
@@ -27,19 +28,42 @@ from datasets.scan import Scan
 from datasets.scans import find_scans
 from datasets.volumes import DEFAULT, Reading, read_mask_on, write_volume
 from datasets.window import unmap_window
-from evaluation.figures import save_case_figure, slice_to_show
 from evaluation.inference import Prediction, predict_case
 from evaluation.metrics import COLUMNS, Row, as_table, score_scan, summarise
 from evaluation.results import FIGURES, MASKS, PROBABILITIES, view_path, write_view
 from models import Generator, Segmenter
 from models.generator import generate_scan
 from models.objectives import synthesise
-from reports.cases import ReportCase, View, encode_case
+from reports.cases import Column, ReportCase, View, encode_case
 from utils.errors import GasnetError, VolumeError
-from utils.files import as_csv, write_text
+from utils.files import as_csv, atomic_write, write_text
 from utils.ledger import Entry, Ledger, Recipe
 
 log = logging.getLogger(__name__)
+
+REPORT_COLUMNS = (
+    Column("id", "Scan"),
+    Column("dice", "Dice", digits=3, help="Overlap of predicted and true lesion, 2 TP / (2 TP + FP + FN)."),
+    Column("predicted_ml", "Predicted", "ml", help="Lesion volume that was found."),
+    Column("true_ml", "True", "ml", help="True lesion volume."),
+    Column("volume_error_ml", "Error", "ml", help="Predicted minus true lesion volume."),
+    Column("volume_error_percent", "Error", "%", help="Predicted minus true lesion volume, of the true one."),
+    Column("hd95_mm", "HD95", "mm", help="95th percentile of the distances between predicted and true surface."),
+    Column("surface_dice", "Surface Dice", digits=3, help="Share of the surfaces that lie close to each other."),
+    Column("sensitivity", "Sensitivity", digits=3, help="TP / (TP + FN), over voxels."),
+    Column("specificity", "Specificity", digits=3, help="TN / (TN + FP), over voxels."),
+    Column("iou", "IoU", digits=3, help="Intersection over union of the lesion, TP / (TP + FP + FN)."),
+    Column("lesions", "Lesions", digits=0, help="Lesions in the truth: connected components."),
+    Column("lesions_found", "Found", digits=0, help="Lesions in the truth that were found."),
+    Column("lesion_sensitivity", "Lesion sensitivity", digits=3, help="Share of the lesions that were found."),
+    Column("false_positive_lesions", "False lesions", digits=0, help="Predicted lesions where there is none."),
+    Column("lesion_f1", "Lesion F1", digits=3, help="Harmonic mean of sensitivity and precision over lesions."),
+    Column("predicted_percent_of_lung", "Predicted", "% of lung", help="Lesion that was found, of the lung's volume."),
+    Column("true_percent_of_lung", "True", "% of lung", help="True lesion, of the lung's volume."),
+    Column("false_positive_ml", "False positive", "ml", help="What was found in a scan without lesion."),
+    Column("kind", "Truth", help="Whether the scan has a lesion, by its true mask."),
+    Column("split", "Split", help="Key in DATASET.SPLIT."),
+)
 
 
 @dataclass(frozen=True)
@@ -204,7 +228,28 @@ def save_prediction_figure(
         for title, volume in (("I_g", generated), ("I_s", synthetic)):
             columns[title] = ((volume[0, 0] + 1) / 2).cpu().numpy()
     x, y, _ = volumes.geometry.GetSpacing()
-    save_case_figure(columns, slice_to_show(volumes.lesion, prediction.mask), y / x, path)
+    most = np.sum(volumes.lesion if volumes.lesion.any() else prediction.mask, (1, 2))
+    save_case_figure(columns, int(most.argmax()) if most.any() else len(most) // 2, y / x, path)
+
+
+def save_case_figure(columns: Mapping[str, np.ndarray], index: int, aspect: float, path: Path) -> None:
+    """Save one axial slice of several volumes side by side, with the columns of the paper's result figure.
+
+    Args:
+        columns: title to volume, (z, y, x) in [0, 1].
+        index: of the slice.
+        aspect: height of a pixel over its width.
+        path: of the picture.
+    """
+    figure = Figure(figsize=(2.4 * len(columns), 2.4 * aspect + 0.4))
+    axes = figure.subplots(1, len(columns), squeeze=False)[0]
+    for axis, (title, volume) in zip(axes, columns.items(), strict=True):
+        axis.imshow(volume[index], cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+        axis.axis("off")
+    figure.tight_layout(pad=0.4)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def view_of(prediction: Prediction, window: tuple[float, float]) -> View:

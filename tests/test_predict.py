@@ -21,7 +21,7 @@ from datasets import lungmask_model
 from datasets.cohort import checksum_of_voxels
 from datasets.crop import CROP_SIZE
 from datasets.lungs import segment_by_threshold
-from evaluation import lesion_segmenter, predicting
+from evaluation import lesion_segmenter, predicting, results
 from evaluation.burden import NOTICE
 from models import Segmenter
 from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
@@ -464,7 +464,7 @@ def test_a_published_segmenter_has_the_published_defaults_and_options_for_others
     assert (seen[0].size, seen[0].window) == ((16, 32, 32), (-1000, 100))
     made_by = summary(tmp_path / "a")["made_by"]
     assert (made_by["size"], made_by["window"], made_by["normalization"]) == ([16, 32, 32], [-1000, 100], "window")
-    monkeypatch.setattr(predict, "do_left", lambda *_, **__: {})
+    monkeypatch.setattr(results, "do_left", lambda *_, **__: {})
     monkeypatch.setattr(predicting, "Predictor", lambda segmenter, *rest: seen.append(segmenter.cropper) or Namespace())
     monkeypatch.setattr(Namespace, "prepare", None, raising=False)
     predicted(scan, path, tmp_path / "b")
