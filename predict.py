@@ -43,11 +43,10 @@ from evaluation import THRESHOLD
 from utils import distributed
 from utils.cli import add_device, add_part, add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, VolumeError
-from utils.ledger import Entry, Ledger, Recipe, project_version
+from utils.ledger import Entry, Ledger, Recipe
 from utils.progress import is_in_part, print_failures
 
 if TYPE_CHECKING:
-    from datasets.crop_scans import Masks
     from datasets.scan import Scan
     from evaluation.lesion_segmenter import LesionSegmenter
     from evaluation.predicting import Prepared
@@ -126,16 +125,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     import torch
 
-    from datasets.scans import files_of
+    from datasets.crop_scans import Masks, given_lung_masks, keep_apart
+    from datasets.scans import files_of, find_scans
     from evaluation.burden import NOTICE
-    from evaluation.predicting import Predictor, options_of, write_report, write_summary
-    from evaluation.results import DICOM_SEG, PREDICTED, PROBABILITIES, make_results
+    from evaluation.predicting import REPORT_COLUMNS, Predictor, options_of, write_summary
+    from evaluation.results import DICOM_SEG, MASKS, PREDICTED, PROBABILITIES, make_results, read_views
+    from reports.cases import write_case_report
+    from reports.page import made_with
 
     torch.backends.cudnn.allow_tf32 = False  # the same masks on every device
     output, part, ledger = options.output, options.part, Ledger(options.output, PREDICTED)
     segmenter = _load_segmenter(options)
-    scans, masks = distributed.on_rank_zero(lambda: _find_scans_and_masks(options))
-    _keep_apart(options.input, output, [*files_of(scans.values()), *(masks.lungs or {}).values()])
+
+    def find() -> tuple[dict[str, Scan], Masks]:
+        scans = find_scans(*options.input, series=options.series, progress=not options.quiet)
+        return scans, Masks(lungs=given_lung_masks(chosen_lungs(options), scans))
+
+    scans, masks = distributed.on_rank_zero(find)
+    # In a folder of scans, the next run would take results for scans.
+    if any(given.is_dir() and output.resolve().is_relative_to(given.resolve()) for given in options.input):
+        raise VolumeError(f"{output}: is, or lies in, the folder of the scans; choose another --output")
+    inputs = [*files_of(scans.values()), *(masks.lungs or {}).values()]
+    keep_apart([output / folder for folder in (MASKS, PROBABILITIES, DICOM_SEG)], inputs, "results")
     if options.dicom_seg and (others := [case_id for case_id, scan in scans.items() if not scan.is_dicom]):
         log.warning("%d scan(s) are no DICOM series and get no DICOM SEG, the first %s", len(others), others[0])
     asked = ((PROBABILITIES, options.save_probabilities), (DICOM_SEG, options.dicom_seg), ("report", options.report))
@@ -150,9 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return lambda case_id, prepared: predictor.predict(case_id, recipes[case_id], prepared)
 
     def write(done: dict[str, Entry], failed: dict[str, str]) -> None:
-        rows = write_summary(done, failed, made_by, segmenter.model, output)
+        write_summary(done, failed, made_by, segmenter.model, output)
         if options.report:
-            write_report(rows, output, _facts(segmenter))
+            about = {"model": str(segmenter.model), "lungs": segmenter.lungs.source}
+            about |= {"threshold": f"{segmenter.threshold:g}", **made_with(segmenter.device)}
+            views = read_views(output, done)
+            write_case_report(output / "report.html", "Lesions found in chest CTs", REPORT_COLUMNS, views, about)
 
     before = ledger.entries()
     done, failed = make_results(
@@ -180,14 +194,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return print_failures(failed)
 
 
-def _find_scans_and_masks(options: argparse.Namespace) -> tuple[dict[str, Scan], Masks]:
-    from datasets.crop_scans import Masks, given_lung_masks
-    from datasets.scans import find_scans
-
-    scans = find_scans(*options.input, series=options.series, progress=not options.quiet)
-    return scans, Masks(lungs=given_lung_masks(chosen_lungs(options), scans))
-
-
 def _load_segmenter(options: argparse.Namespace) -> LesionSegmenter:
     """Load the segmenter; its file, or else the options, say what it was trained on."""
     from evaluation.lesion_segmenter import LesionSegmenter
@@ -213,30 +219,6 @@ def _load_segmenter(options: argparse.Namespace) -> LesionSegmenter:
                 f"{segmenter.model}: was trained with {name} {trained}, not {value}; leave out --{name}"
             )
     return segmenter
-
-
-def _facts(segmenter: LesionSegmenter) -> dict[str, str]:
-    """The footer of the report."""
-    import torch
-
-    device = segmenter.device
-    return {
-        "Model": str(segmenter.model),
-        "Lungs": segmenter.lungs.source,
-        "Threshold": f"{segmenter.threshold:g}",
-        "Device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "Versions": f"GASNet {project_version()}, PyTorch {torch.__version__}",
-    }
-
-
-def _keep_apart(inputs: Sequence[Path], output: Path, files: Sequence[Path]) -> None:
-    """Refuse an output folder inside a folder of scans, where the next run would take results for scans."""
-    from datasets.crop_scans import keep_apart
-    from evaluation.results import DICOM_SEG, MASKS, PROBABILITIES
-
-    if any(given.is_dir() and output.resolve().is_relative_to(given.resolve()) for given in inputs):
-        raise VolumeError(f"{output}: is, or lies in, the folder of the scans; choose another --output")
-    keep_apart([output / folder for folder in (MASKS, PROBABILITIES, DICOM_SEG)], files, "results")
 
 
 if __name__ == "__main__":

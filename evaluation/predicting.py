@@ -16,17 +16,16 @@ import SimpleITK as sitk
 
 from datasets.cohort import checksum_of_voxels
 from datasets.crop_scans import Masks
-from datasets.geometry import lps_geometry, lps_view
 from datasets.scan import Scan
 from datasets.scans import result_name
 from datasets.volumes import write_volume
 from evaluation.burden import GRADING, NOTICE, Burden
 from evaluation.dicom_seg import make_dicom_seg, read_source
-from evaluation.lesion_segmenter import FullSize, LesionSegmenter, RawScan
+from evaluation.lesion_segmenter import LesionSegmenter, RawScan
 from evaluation.metrics import mean_and_deviation
-from evaluation.results import DICOM_SEG, MASKS, PROBABILITIES, read_views, view_path, write_view
+from evaluation.results import DICOM_SEG, MASKS, PROBABILITIES, view_path, write_view
 from models.checkpoint import fingerprint
-from reports.cases import Column, ReportCase, encode_case, write_case_report
+from reports.cases import Column, ReportCase, encode_case
 from utils.errors import VolumeError, one_line
 from utils.files import as_csv, atomic_write, write_text
 from utils.ledger import Entry, Ledger, Recipe, project_version
@@ -47,8 +46,6 @@ REPORT_COLUMNS = (
     Column("severity", "Grade", help=f"{GRADING}."),
     Column("seen", "Seen", help="Whether the segmenter was trained on the scan or chosen by it."),
 )
-
-Row = dict[str, str | float | None]
 
 
 @dataclass(frozen=True)
@@ -146,7 +143,10 @@ class Predictor:
                 with atomic_write(seg_path) as temporary:
                     segmentation.save_as(temporary)
             if "report" in wanted:
-                write_view(encode_case(report_case(prepared.scan, found, row)), output)
+                scan = prepared.scan
+                write_view(
+                    encode_case(ReportCase(case_id, scan.ct, scan.hu, lesion > 0, None, scan.lungs, row)), output
+                )
         log.info(
             "%s: %.1f ml, %.1f %% of the lungs, %s; %.1f s, after %.1f s of reading it and finding its lungs",
             *(case_id, row["lesion_ml"], row["lesion_percent_of_lung"], row["severity"]),
@@ -156,22 +156,9 @@ class Predictor:
             raise VolumeError(problem)
 
 
-def report_case(scan: RawScan, found: FullSize, row: Row) -> ReportCase:
-    """What the report shows of a scan, with its axes in the order of LPS and without copies."""
-    return ReportCase(
-        id=row["id"],
-        geometry=lps_geometry(scan.ct),
-        hu=lps_view(scan.hu, scan.ct),
-        predicted=lps_view(sitk.GetArrayViewFromImage(found.mask), scan.ct) > 0,
-        true=None,
-        lung=lps_view(scan.lungs, scan.ct),
-        values=row,
-    )
-
-
 def write_summary(
     done: Mapping[str, Entry], failed: Mapping[str, str], options: Mapping[str, Any], model: Path, output: Path
-) -> list[Row]:
+) -> None:
     """Write summary.csv, one row per scan, and summary.json.
 
     Args:
@@ -180,9 +167,6 @@ def write_summary(
         options: what the results depend on.
         model: checkpoint of the segmenter.
         output: folder of the results.
-
-    Returns:
-        The rows.
     """
     rows = [entry.facts["row"] for entry in done.values()]
     numbers = [key for key in COLUMNS if key not in ("id", "severity", "seen")]
@@ -200,10 +184,3 @@ def write_summary(
     }
     write_text(output / "summary.csv", as_csv(COLUMNS, rows))
     write_text(output / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    return rows
-
-
-def write_report(rows: list[Row], output: Path, facts: Mapping[str, str]) -> None:
-    """Write report.html of the scans with a row."""
-    views = read_views(output, [row["id"] for row in rows])
-    write_case_report(output / "report.html", "Lesions found in chest CTs", REPORT_COLUMNS, views, facts)

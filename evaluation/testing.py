@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from datasets.cohort import HEALTHY, WITH_LESION, Case
 from datasets.crop import lay_over
 from datasets.crop_scans import Masks, masks_of_scans
-from datasets.geometry import image_like, lps_geometry, lps_view, shape_of
+from datasets.geometry import image_like, shape_of
 from datasets.samples import normalise, scan_input
 from datasets.scan import Scan
 from datasets.scans import find_scans
@@ -34,7 +34,7 @@ from evaluation.results import FIGURES, MASKS, PROBABILITIES, view_path, write_v
 from models import Generator, Segmenter
 from models.generator import generate_scan
 from models.objectives import synthesise
-from reports.cases import Column, ReportCase, View, encode_case
+from reports.cases import Column, ReportCase, encode_case
 from utils.errors import GasnetError, VolumeError
 from utils.files import as_csv, atomic_write, write_text
 from utils.ledger import Entry, Ledger, Recipe
@@ -194,9 +194,22 @@ class Tester:
             if FIGURES in recipe.wanted:
                 save_prediction_figure(prediction, self.normalization, self.generator, self.slices, figure)
             if "report" in recipe.wanted:
-                write_view(view_of(prediction, self.window), output)
+                write_view(encode_case(self._shown(prediction)), output)
         if "problem" in facts:
             raise VolumeError(facts["problem"])
+
+    def _shown(self, prediction: Prediction) -> ReportCase:
+        """What the report shows of a scan."""
+        volumes = prediction.volumes
+        return ReportCase(
+            id=prediction.case.id,
+            geometry=volumes.geometry,
+            hu=unmap_window(volumes.image, self.window),
+            predicted=prediction.mask,
+            true=volumes.lesion > 0 if prediction.score["true_ml"] is not None else None,
+            lung=volumes.lung,
+            values={key: prediction.score[key] for key in COLUMNS},
+        )
 
 
 def save_prediction_figure(
@@ -250,28 +263,6 @@ def save_case_figure(columns: Mapping[str, np.ndarray], index: int, aspect: floa
     figure.tight_layout(pad=0.4)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
-
-
-def view_of(prediction: Prediction, window: tuple[float, float]) -> View:
-    """Encode a tested scan for the report.
-
-    Args:
-        prediction: prediction on the crop.
-        window: HU mapped to 0 and 255 in the crop.
-    """
-    volumes, crop = prediction.volumes, prediction.volumes.geometry
-    known = prediction.score["true_ml"] is not None
-    return encode_case(
-        ReportCase(
-            id=prediction.case.id,
-            geometry=lps_geometry(crop),
-            hu=unmap_window(lps_view(volumes.image, crop), window),
-            predicted=lps_view(prediction.mask, crop),
-            true=lps_view(volumes.lesion > 0, crop) if known else None,
-            lung=lps_view(volumes.lung, crop),
-            values={key: prediction.score[key] for key in COLUMNS},
-        )
-    )
 
 
 def write_scores(

@@ -105,10 +105,14 @@ def cohort_plots(rows: Sequence[Mapping[str, str | float | None]]) -> list[Plot]
             ``lesion_percent_of_lung`` and ``severity`` are plotted if any row has them.
     """
     plots = []
-    dice = _numbers(rows, "dice")
-    if len(dice):
-        caption = f"{_cases(dice)} with lesion: {_spread(dice, 3)}."
-        plots.append(draw("dice", "Dice", caption, lambda axes: _dice(axes, dice)))
+    for key, title, unit, digits, of in (
+        ("dice", "Dice", "Dice", 3, " with lesion"),
+        ("lesion_ml", "Lesion volume", "ml", 1, ""),
+        ("lesion_percent_of_lung", "Lesion in percent of the lung", "%", 1, ""),
+    ):
+        if len(values := _numbers(rows, key)):
+            caption = f"{_cases(values)}{of}: {_spread(values, digits, '' if key == 'dice' else f' {unit}')}."
+            plots.append(draw(key, title, caption, lambda axes, v=values, u=unit: _strips(axes, {"": v}, u), left=0.2))
     volumes = {name: values for name in ("predicted", "true") if len(values := _numbers(rows, f"{name}_ml"))}
     if volumes:
         caption = " ".join(f"{name.capitalize()}, {_cases(v)}: {_spread(v, 1, ' ml')}." for name, v in volumes.items())
@@ -117,14 +121,6 @@ def cohort_plots(rows: Sequence[Mapping[str, str | float | None]]) -> list[Plot]
     pairs = [(row["predicted_ml"], row["true_ml"]) for row in rows if row.get("true_ml")]
     if pairs:
         plots.append(_bland_altman(*np.array(pairs).T))
-    for key, title, unit in (
-        ("lesion_ml", "Lesion volume", "ml"),
-        ("lesion_percent_of_lung", "Lesion in percent of the lung", "%"),
-    ):
-        values = _numbers(rows, key)
-        if len(values):
-            caption = f"{_cases(values)}: {_spread(values, 1, f' {unit}')}."
-            plots.append(draw(key, title, caption, lambda axes, v=values, u=unit: _strips(axes, {"": v}, u), left=0.2))
     if any(row.get("severity") for row in rows):
         plots.append(_severity(rows))
     return plots
@@ -178,16 +174,6 @@ def _severity(rows: Sequence[Mapping[str, str | float | None]]) -> Plot:
     caption = "Scans by severity: " + ", ".join(f"{grade} {counts[grade]}" for grade in grades) + "."
     longest = max(map(len, grades))
     return draw("severity", "Severity", caption, paint, left=0.2 + 0.075 * longest)
-
-
-def _dice(axes: Axes, values: np.ndarray) -> None:
-    axes.hist(values, np.linspace(0, 1, 11), color=OTHER, alpha=0.75, rwidth=0.92)
-    axes.axvline(float(np.median(values)), color=PREDICTED, linewidth=1.2)
-    axes.annotate("median", (float(np.median(values)), 1), (3, -8), ("data", "axes fraction"), "offset points")
-    axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("Dice")
-    axes.set_ylabel("scans")
 
 
 def _strips(axes: Axes, groups: Mapping[str, np.ndarray], unit: str) -> None:

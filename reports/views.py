@@ -10,7 +10,7 @@ import base64
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from datasets.crop import Box, bounding_box
-from datasets.geometry import orientation, shape_of
+from datasets.geometry import lps_geometry, lps_view, shape_of
 
 LEVELS = ((-1350.0, 0), (-160.0, 112), (240.0, 255))
 """HU and their grey values, linear in between, from the lower end of the lung window to the upper end of the
@@ -54,7 +54,7 @@ class ReportCase:
 
     Attributes:
         id: any text.
-        geometry: image in LPS with the geometry of the arrays; its voxels are not used.
+        geometry: image with the geometry of the arrays, in any orientation; its voxels are not used.
         hu: (z, y, x), HU.
         predicted: predicted lesion, bool, of the same shape.
         true: reference lesion, bool, of the same shape; None if unknown.
@@ -130,14 +130,14 @@ def encode_case(case: ReportCase) -> View:
     Without a lung mask, the box is that of the body. A crop is shown whole, since its box is the crop itself.
 
     Raises:
-        ValueError: the arrays differ in shape, or the geometry is not upright.
+        ValueError: the arrays differ in shape from the geometry.
     """
-    for name in ("predicted", "true", "lung"):
-        array = getattr(case, name)
-        if array is not None and array.shape != case.hu.shape:
-            raise ValueError(f"{case.id}: {name} has the shape {array.shape}, hu {case.hu.shape}")
-    if shape_of(case.geometry) != case.hu.shape or orientation(case.geometry) != "LPS":
-        raise ValueError(f"{case.id}: the geometry is not that of the arrays, or not upright")
+    arrays = {name: getattr(case, name) for name in ("hu", "predicted", "true", "lung")}
+    for name, array in arrays.items():
+        if array is not None and array.shape != shape_of(case.geometry):
+            raise ValueError(f"{case.id}: {name} has the shape {array.shape}, not {shape_of(case.geometry)}")
+    upright = {name: array if array is None else lps_view(array, case.geometry) for name, array in arrays.items()}
+    case = replace(case, geometry=lps_geometry(case.geometry), **upright)
     box = _box(case)
     label = case.predicted[box].astype(np.uint8) * PREDICTED
     if case.true is not None:

@@ -1,8 +1,6 @@
 """The files around the code: the map, the container, the citation, the changelog."""
 
 import re
-import shutil
-import subprocess
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
@@ -90,36 +88,6 @@ def test_the_image_runs_the_scripts_as_a_user_with_few_rights():
     runs = [rest for kind, rest in instructions() if kind == "RUN"]
     assert not any("pip" in run or "apt" in run for run in runs)
     assert "PIP_NO_CACHE_DIR=1" in steps["ENV"]
-
-
-def test_the_environment_of_the_image_is_made_from_what_was_copied_before(tmp_path):
-    log = tmp_path / "calls.txt"
-    stand_in = tmp_path / "python3.12"
-    stand_in.write_text(
-        f'#!/bin/sh\necho "$@" >> "{log}"\ncase "$*" in\n'
-        '"-m venv"*) mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;\n'
-        '*headless*) case "$1" in -c) echo opencv-python-headless==4.13 ;; esac ;;\nesac\n'
-    )
-    stand_in.chmod(0o755)
-    image = tmp_path / "image"
-    for kind, rest in instructions():
-        if kind == "COPY" and rest != ". .":
-            *sources, target = rest.split()
-            for source in sources:
-                (image / target).mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / source, image / target)
-        elif kind == "RUN":
-            done = subprocess.run(
-                ["sh", "-c", rest], cwd=image, capture_output=True, text=True,
-                env={"PATH": "/usr/bin:/bin", "PYTHON": str(stand_in)},
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            break
-    calls = log.read_text()
-    assert f"install --quiet --disable-pip-version-check -r {image}/requirements.txt" in calls
-    assert "requirements-dev" not in calls
-    assert "--force-reinstall --no-deps opencv-python-headless==4.13" in calls
-    assert (image / ".venv" / "bin" / "python").exists()
 
 
 def test_the_citation_has_what_cff_asks_for():

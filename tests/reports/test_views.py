@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 
 from reports import views
 from reports.views import ReportCase, encode_case, pick_slices, picture_size, read_view, to_grey
 from tests.volumes import image_of
+from tests.volumes import pixels as values
 
 
 def geometry_of(shape, spacing=(1.5, 2.0, 5.0), **geometry):
@@ -131,15 +133,21 @@ def test_a_view_can_be_stored():
             read_view(damaged)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"predicted": np.zeros((2, 2, 2), bool)}, "predicted has the shape"),
-        ({"true": np.zeros((2, 2, 2), bool)}, "true has the shape"),
-        ({"geometry": geometry_of((20, 48, 64), direction=np.diag([-1, 1, 1]))}, "not upright"),
-        ({"geometry": geometry_of((20, 48, 63))}, "not that of the arrays"),
-    ],
-)
-def test_what_does_not_fit_is_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        encode_case(case_of(**changes))
+@pytest.mark.parametrize("code", ["LPS", "RAI", "PIR", "SAL"])
+def test_a_scan_looks_the_same_in_any_orientation(code):
+    rng = np.random.default_rng(2)
+    case = case_of(hu=rng.normal(-600, 100, (20, 48, 64)).astype(np.float32), predicted=rng.random((20, 48, 64)) < 0.1)
+
+    def turned(array):
+        image = image_of(np.asarray(array, np.float32), (1.5, 2.0, 5.0), (-10.0, 20.0, 30.0))
+        return sitk.DICOMOrient(image, code)
+
+    hu, predicted, lung = (turned(array) for array in (case.hu, case.predicted, case.lung))
+    arrays = {"hu": values(hu), "predicted": values(predicted) > 0, "lung": values(lung)}
+    assert encode_case(replace(case, geometry=hu, **arrays)) == encode_case(case)
+
+
+@pytest.mark.parametrize("name", ["hu", "predicted", "true", "lung"])
+def test_arrays_that_do_not_fit_the_geometry_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} has the shape"):
+        encode_case(case_of(**{name: np.zeros((2, 2, 2), bool)}))

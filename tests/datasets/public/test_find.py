@@ -118,39 +118,6 @@ def test_scans_of_one_case_of_radiopaedia_are_one_patient():
     assert MOSMED.case("study_0001").patient != MOSMED.case("study_0002").patient
 
 
-@pytest.mark.fault("missing masks")
-def test_masks_of_both_stand_in_for_missing_folders(tmp_path):
-    first_layout(tmp_path)
-    for folder in ("lung_mask", "infection_mask"):
-        (tmp_path / folder / "coronacases_001.nii").unlink()
-    (tmp_path / "lung_mask" / "coronacases_002.nii").unlink()
-    found = find_public_scans(COVIDSEG, tmp_path)
-    both = tmp_path / "lung_and_infection_mask"
-    scan = found.scans["covidseg_coronacases_001"]
-    assert (scan.lung.path, scan.lung.labels.counted) == (both / "coronacases_001.nii", {1, 2, 3})
-    assert (scan.lesion.path, scan.lesion.labels.counted) == (both / "coronacases_001.nii", {3})
-    assert found.scans["covidseg_coronacases_002"].lesion.path.parent.name == "infection_mask"
-    assert found.failed == {}
-    assert [line.split(";")[0] for line in found.odd] == [
-        "covidseg_coronacases_001: no lesion mask of its own",
-        "covidseg_coronacases_001: no lung mask of its own",
-        "covidseg_coronacases_002: no lung mask of its own",
-    ]
-
-
-def test_medseg(tmp_path):
-    found = find_public_scans(MEDSEG, medseg(tmp_path / "unpacked"))
-    assert sorted(found.scans) == [f"medseg_{k}" for k in range(1, 10)]
-    assert (found.failed, found.odd) == ({}, [])
-    assert set(found.counts.values()) == {(9, 9)}
-    scan = found.scans["medseg_7"]
-    assert (scan.group, scan.grey) == ("B", False)
-    assert (scan.lung.labels.counted, scan.lesion.labels.counted) == ({1, 2}, {1, 2})
-    assert [path.parent.name for path in (scan.ct.path, scan.lung.path, scan.lesion.path)] == [
-        "rp_im", "rp_lung_msk", "rp_msk"
-    ]  # fmt: skip
-
-
 def test_mosmed(tmp_path):
     found = find_public_scans(MOSMED, mosmed(tmp_path / "COVID19_1110"))
     groups = [scan.group for scan in found.scans.values()]
