@@ -32,7 +32,7 @@ INTERVAL: {LOG: 2, VALID: 4, SAVE: 4, PICTURE: 4}
 """
 
 
-LONG_FILES = ("test_train.py", "test_readme.py", "test_gpu.py", "test_iteration_speed.py", "test_kills.py")
+LONG_FILES = ("test_train.py", "test_kills.py", "test_readme.py", "test_test.py", "test_predict.py", "test_command.py")
 
 
 def write(path, array):
