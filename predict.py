@@ -48,8 +48,7 @@ from utils.progress import is_in_part, print_failures
 
 if TYPE_CHECKING:
     from datasets.scan import Scan
-    from evaluation.lesion_segmenter import LesionSegmenter
-    from evaluation.predicting import Prepared
+    from evaluation.lesion_segmenter import LesionSegmenter, RawScan
 
 log = logging.getLogger(__name__)
 
@@ -155,10 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = ["summary.csv", "summary.json", *(["report.html"] if options.report else [])]
     predictor = Predictor(segmenter, scans, masks, ledger)
 
-    def begin() -> Callable[[str, Prepared], None]:
+    def begin() -> Callable[[str, RawScan], None]:
         if masks.lungs is None:
             _ = segmenter.cropper.lungs  # so that missing weights end the run
-        return lambda case_id, prepared: predictor.predict(case_id, recipes[case_id], prepared)
+        return lambda case_id, raw: predictor.predict(case_id, recipes[case_id], raw)
 
     def write(done: dict[str, Entry], failed: dict[str, str]) -> None:
         write_summary(done, failed, made_by, segmenter.model, output)

@@ -6,12 +6,11 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import highdicom as hd
 import SimpleITK as sitk
 
 from datasets.cohort import checksum_of_voxels
@@ -48,23 +47,6 @@ REPORT_COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A scan ready for S.
-
-    Attributes:
-        scan: the prepared scan.
-        make_seg: makes a DICOM SEG of a mask; None if none is wanted, or there can be none.
-        problem: why there can be no DICOM SEG.
-        seen: whether the segmenter was trained on the scan or chosen by it.
-    """
-
-    scan: RawScan
-    make_seg: Callable[[Any], hd.seg.Segmentation] | None = None
-    problem: str | None = None
-    seen: bool = False
-
-
 def options_of(segmenter: LesionSegmenter) -> dict[str, Any]:
     """What masks depend on, as JSON values."""
     trained_on, reading = segmenter.trained_on, segmenter.reading
@@ -80,54 +62,50 @@ def options_of(segmenter: LesionSegmenter) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
 class Predictor:
     """Predicts scans and writes the results of each.
 
-    Args:
+    Attributes:
         segmenter: the segmenter.
         scans: id to CT.
         masks: given lung masks; if there are any, every scan needs one.
         ledger: of the results.
     """
 
-    def __init__(self, segmenter: LesionSegmenter, scans: Mapping[str, Scan], masks: Masks, ledger: Ledger) -> None:
-        self.segmenter, self.scans, self.masks, self.ledger = segmenter, scans, masks, ledger
+    segmenter: LesionSegmenter
+    scans: Mapping[str, Scan]
+    masks: Masks
+    ledger: Ledger
 
-    def prepare(self, case_id: str, recipe: Recipe) -> Prepared:
-        """Read a scan, find its lungs and crop it, and read the headers for its DICOM SEG."""
-        scan, segmenter = self.scans[case_id], self.segmenter
-        lungs = self.masks.lung_of(case_id, scan)
-        make_seg = problem = None
-        if DICOM_SEG in recipe.wanted and scan.is_dicom:
-            try:
-                source = read_source(scan, segmenter.reading)
-                model, threshold = recipe.options["model"][:16], segmenter.threshold
-                make_seg = lambda mask: make_dicom_seg(mask, source, project_version(), model, threshold)  # noqa: E731
-            except VolumeError as error:
-                problem = f"mask written, DICOM SEG not: {error}"
-        prepared = segmenter.prepare(scan, lungs)
-        seen = bool(segmenter.seen) and checksum_of_voxels(prepared.ct) in segmenter.seen
-        return Prepared(prepared, make_seg, problem, seen)
+    def prepare(self, case_id: str, recipe: Recipe) -> RawScan:
+        """Read a scan, find its lungs and crop it."""
+        scan = self.scans[case_id]
+        return self.segmenter.prepare(scan, self.masks.lung_of(case_id, scan))
 
-    def predict(self, case_id: str, recipe: Recipe, prepared: Prepared) -> None:
-        """Predict a scan; write its files and its entry in the ledger.
+    def predict(self, case_id: str, recipe: Recipe, raw: RawScan) -> None:
+        """Predict a prepared scan; write its files and its entry in the ledger.
 
         Raises:
             VolumeError: a file cannot be written, or there can be no DICOM SEG; the mask is written then.
             FolderError: a file of that name is there and was not written by predict.py.
         """
         start = time.monotonic()
-        output, wanted = self.ledger.folder, recipe.wanted
-        found = self.segmenter.predict(prepared.scan, PROBABILITIES in wanted)
-        row = {**found.burden.row(case_id), "seen": "yes" if prepared.seen else None}
-        lesion, problem = sitk.GetArrayViewFromImage(found.mask), prepared.problem
-        segmentation = None
-        if prepared.make_seg is not None and lesion.any():
+        output, wanted, segmenter, scan = self.ledger.folder, recipe.wanted, self.segmenter, self.scans[case_id]
+        found = segmenter.predict(raw, PROBABILITIES in wanted)
+        seen = bool(segmenter.seen) and checksum_of_voxels(raw.ct) in segmenter.seen
+        row = {**found.burden.row(case_id), "seen": "yes" if seen else None}
+        lesion = sitk.GetArrayViewFromImage(found.mask)
+        segmentation = problem = None
+        if DICOM_SEG in wanted and scan.is_dicom and lesion.any():
             try:
-                segmentation = prepared.make_seg(lesion)
+                source, model = read_source(scan, segmenter.reading), recipe.options["model"][:16]
+                segmentation = make_dicom_seg(lesion, source, project_version(), model, segmenter.threshold)
+            except VolumeError as error:
+                problem = f"mask written, DICOM SEG not: {error}"
             except (TypeError, ValueError) as error:  # of headers that are more unusual than what was checked
                 problem = f"mask written, DICOM SEG not: its headers do not allow it ({one_line(error)})"
-        name = result_name(case_id, self.scans[case_id])
+        name = result_name(case_id, scan)
         seg_path = output / DICOM_SEG / f"{case_id}.dcm"
         images = {output / MASKS / name: found.mask}
         if found.probabilities is not None:
@@ -143,14 +121,12 @@ class Predictor:
                 with atomic_write(seg_path) as temporary:
                     segmentation.save_as(temporary)
             if "report" in wanted:
-                scan = prepared.scan
-                write_view(
-                    encode_case(ReportCase(case_id, scan.ct, scan.hu, lesion > 0, None, scan.lungs, row)), output
-                )
+                shown = ReportCase(case_id, raw.ct, raw.hu, lesion > 0, None, raw.lungs, row)
+                write_view(encode_case(shown), output)
         log.info(
             "%s: %.1f ml, %.1f %% of the lungs, %s; %.1f s, after %.1f s of reading it and finding its lungs",
             *(case_id, row["lesion_ml"], row["lesion_percent_of_lung"], row["severity"]),
-            *(time.monotonic() - start, prepared.scan.seconds),
+            *(time.monotonic() - start, raw.seconds),
         )
         if problem is not None:
             raise VolumeError(problem)

@@ -82,7 +82,7 @@ def _with_choices(public_set: PublicSet, options: argparse.Namespace) -> PublicS
     masks = dict(public_set.masks)
     for kind, chosen in ((LUNG, options.lung_labels), (LESION, options.lesion_labels)):
         if chosen is not None:
-            masks[kind] = {kind: Labels(frozenset(chosen))}  # all others are ignored
+            masks[kind] = {kind: Labels(set(chosen))}  # all others are ignored
     if options.lungs != "given":
         masks.pop(LUNG, None)
     return replace(public_set, masks=masks)

@@ -7,7 +7,7 @@ and add it to `SETS`.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,8 +32,8 @@ class Labels:
         known: labels that may occur; others are refused.
     """
 
-    counted: frozenset[int]
-    known: frozenset[int] = frozenset(range(256))
+    counted: Set[int]
+    known: Set[int] = frozenset(range(256))
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,9 @@ class PublicSet:
         for names in self.names:
             if match := re.fullmatch(names.pattern, name):
                 numbers = [int(number) for number in match.groups()]
-                ids = (f"{self.name}_{form.format(*numbers)}" for form in (names.case, names.patient or names.case))
-                return Case(next(ids), names, next(ids))
+                forms = (names.case, names.patient or names.case)
+                case_id, patient = (f"{self.name}_{form.format(*numbers)}" for form in forms)
+                return Case(case_id, names, patient)
         return None
 
     def kind(self, path: Path) -> str | None:
@@ -135,10 +136,6 @@ class PublicSet:
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def _labels(counted: Collection[int], known: Collection[int]) -> Labels:
-    return Labels(frozenset(counted), frozenset(known))
 
 
 _BOTH = "lung and infection mask"
@@ -179,9 +176,9 @@ COVIDSEG = PublicSet(
     },
     # Lungs are 1 and 2, the infection is 1; in masks of both, it is 3.
     masks={
-        LUNG: {LUNG: _labels({1, 2}, {0, 1, 2})},
-        LESION: {LESION: _labels({1}, {0, 1})},
-        _BOTH: {LUNG: _labels({1, 2, 3}, {0, 1, 2, 3}), LESION: _labels({3}, {0, 1, 2, 3})},
+        LUNG: {LUNG: Labels({1, 2}, {0, 1, 2})},
+        LESION: {LESION: Labels({1}, {0, 1})},
+        _BOTH: {LUNG: Labels({1, 2, 3}, {0, 1, 2, 3}), LESION: Labels({3}, {0, 1, 2, 3})},
     },
     label="covidseg_coronacases_001",
 )
@@ -196,8 +193,8 @@ MEDSEG = PublicSet(
     expected={"CTs": 9, "lung masks": 9, "lesion masks": 9},
     # Lungs: 1 right, 2 left, 3 artefact. Lesions: 1 ground glass, 2 consolidation, 3 pleural effusion.
     masks={
-        LUNG: {LUNG: _labels({1, 2}, {0, 1, 2, 3})},
-        LESION: {LESION: _labels({1, 2}, {0, 1, 2, 3})},
+        LUNG: {LUNG: Labels({1, 2}, {0, 1, 2, 3})},
+        LESION: {LESION: Labels({1, 2}, {0, 1, 2, 3})},
     },
 )
 """9 voxel-labelled CTs."""
@@ -217,7 +214,7 @@ MOSMED = PublicSet(
         "CTs in CT-4": 2,
         "lesion masks": 50,
     },
-    masks={LESION: {LESION: _labels({1}, {0, 1})}},
+    masks={LESION: {LESION: Labels({1}, {0, 1})}},
     missing_lesions_note="lesion masks are missing: scans of C without theirs are taken for D, and a model that is "
     "trained on them must not be tested on them",
 )

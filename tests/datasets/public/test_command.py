@@ -555,8 +555,8 @@ def test_a_new_set_is_described_by_its_data_alone(tmp_path, monkeypatch):
         group_of_kind={LESION: "N_test"},
         expected={"CTs": 4, "lung masks": 4, "lesion masks": 2},
         masks={
-            LUNG: {LUNG: Labels(frozenset({1, 2}))},
-            LESION: {LESION: Labels(frozenset({2}), frozenset({0, 2}))},
+            LUNG: {LUNG: Labels({1, 2})},
+            LESION: {LESION: Labels({2}, {0, 2})},
         },
     )
     monkeypatch.setitem(SETS, "new", new)
