@@ -3,6 +3,7 @@ import importlib
 import importlib.util
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -114,18 +115,6 @@ def python_commands(page):
                     yield words[: words.index("||")] if "||" in words else words
 
 
-def main_of(words, monkeypatch):
-    """The function behind ``python WORDS``, and the arguments that it gets."""
-    if words[0] == "-m":
-        package = (ROOT / words[1].replace(".", "/") / "__main__.py").is_file()
-        return importlib.import_module(words[1] + (".__main__" if package else "")).main, words[2:]
-    specification = importlib.util.spec_from_file_location("script", ROOT / words[0])
-    module = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, "script", module)  # where dataclasses look
-    specification.loader.exec_module(module)
-    return module.main, words[1:]
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_options_of_every_command_exist(page, monkeypatch):
     def parse(method):
@@ -140,9 +129,13 @@ def test_the_options_of_every_command_exist(page, monkeypatch):
     for words in python_commands(page):
         if words[0] == "-c" or words[:2] == ["-m", "pytest"]:
             continue
-        main, arguments = main_of(words, monkeypatch)
+        arguments = words[2:] if words[0] == "-m" else words[1:]
+        monkeypatch.setattr(sys, "argv", [words[0], *arguments])
         with pytest.raises(Parsed):
-            main(arguments)
+            if words[0] == "-m":
+                runpy.run_module(words[1], run_name="__main__")
+            else:
+                runpy.run_path(str(ROOT / words[0]), run_name="__main__")
 
 
 SCRIPTS = ("lungCrop.py", "train.py", "test.py", "post_processing.py", "predict.py", "export.py")
@@ -168,9 +161,12 @@ SCRIPTS = ("lungCrop.py", "train.py", "test.py", "post_processing.py", "predict.
     ],
 )
 def test_every_command_explains_itself_with_examples_that_it_understands(command, capsys, monkeypatch):
-    main, _ = main_of([command] if command in SCRIPTS else ["-m", command], monkeypatch)
+    monkeypatch.setattr(sys, "argv", [command, "--help"])
     with pytest.raises(SystemExit) as stopped:
-        main(["--help"])
+        if command in SCRIPTS:
+            runpy.run_path(str(ROOT / command), run_name="__main__")
+        else:
+            runpy.run_module(command, run_name="__main__")
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     _, examples = shown.replace("torchrun --nproc-per-node", "torchrun").split("Examples:")
