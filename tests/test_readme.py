@@ -1,6 +1,4 @@
 import argparse
-import importlib
-import importlib.util
 import os
 import re
 import runpy
