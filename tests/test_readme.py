@@ -113,6 +113,16 @@ def python_commands(page):
                     yield words[: words.index("||")] if "||" in words else words
 
 
+def started(words, monkeypatch):
+    """Run ``python WORDS`` in this process."""
+    start = 2 if words[0] == "-m" else 1
+    monkeypatch.setattr(sys, "argv", [words[start - 1], *words[start:]])
+    if start == 2:
+        runpy.run_module(words[1], run_name="__main__")
+    else:
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_options_of_every_command_exist(page, monkeypatch):
     def parse(method):
@@ -127,13 +137,8 @@ def test_the_options_of_every_command_exist(page, monkeypatch):
     for words in python_commands(page):
         if words[0] == "-c" or words[:2] == ["-m", "pytest"]:
             continue
-        arguments = words[2:] if words[0] == "-m" else words[1:]
-        monkeypatch.setattr(sys, "argv", [words[0], *arguments])
         with pytest.raises(Parsed):
-            if words[0] == "-m":
-                runpy.run_module(words[1], run_name="__main__")
-            else:
-                runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+            started(words, monkeypatch)
 
 
 SCRIPTS = ("lungCrop.py", "train.py", "test.py", "post_processing.py", "predict.py", "export.py")
@@ -159,12 +164,8 @@ SCRIPTS = ("lungCrop.py", "train.py", "test.py", "post_processing.py", "predict.
     ],
 )
 def test_every_command_explains_itself_with_examples_that_it_understands(command, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [command, "--help"])
     with pytest.raises(SystemExit) as stopped:
-        if command in SCRIPTS:
-            runpy.run_path(str(ROOT / command), run_name="__main__")
-        else:
-            runpy.run_module(command, run_name="__main__")
+        started([*([] if command in SCRIPTS else ["-m"]), command, "--help"], monkeypatch)
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     _, examples = shown.replace("torchrun --nproc-per-node", "torchrun").split("Examples:")
