@@ -20,11 +20,9 @@ from models.losses import CONSTRAINTS, Gates, Weights
 from utils.errors import SettingsError
 from utils.strict_yaml import parse_yaml, read_text, shorten
 
-Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
 FileName = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00-\x1f]*$")]
 
 _MOST_FINDINGS = 10

@@ -33,7 +33,7 @@ _WIDEST = 1024
 Width = Annotated[int, Field(ge=1, le=_WIDEST)]
 
 
-class Entries(BaseModel):
+class _Entries(BaseModel):
     """Required entries of a checkpoint; unknown entries, of later versions, are ignored."""
 
     model_config = ConfigDict(
@@ -41,7 +41,7 @@ class Entries(BaseModel):
     )
 
 
-class SegmenterInput(Entries):
+class SegmenterInput(_Entries):
     """The input that a segmenter was trained on, so that it can be used without the settings of its training.
 
     Attributes:
@@ -55,7 +55,7 @@ class SegmenterInput(Entries):
     normalization: Literal["minmax", "window"]
 
 
-class Training(Entries):
+class Training(_Entries):
     """How a segmenter was trained. Contains no ids of scans and no paths.
 
     Attributes:
@@ -73,7 +73,7 @@ class Training(Entries):
     versions: dict[str, str]
 
 
-class SegmenterFacts(Entries):
+class SegmenterFacts(_Entries):
     """What the file of a segmenter says about it; None for what it does not say.
 
     Attributes:
@@ -113,20 +113,18 @@ class _SegmenterFile(SegmenterFacts):
     weights: dict[str, Tensor]
 
 
-class _NetworkWeights(Entries):
+class _NetworkWeights(_Entries):
     segmenter: dict[str, Tensor]
     generator: dict[str, Tensor]
     discriminator: dict[str, Tensor]
 
 
-class StateFile(Entries):
-    """What every training state holds; `training.states` adds what resuming needs."""
-
+class _StateFile(_Entries):
     networks: _NetworkWeights
     width: Width | None = None
 
 
-_ENTRIES = {SEGMENTER_FORMAT: _SegmenterFile, STATE_FORMAT: StateFile}
+_ENTRIES = {SEGMENTER_FORMAT: _SegmenterFile, STATE_FORMAT: _StateFile}
 
 
 def save(content: Mapping[str, Any], path: Path) -> None:
@@ -162,24 +160,15 @@ def load(path: Path) -> dict[str, Any]:
         version = content.get("version")
         if type(version) is not int or version != VERSION:
             raise CheckpointError(f"{path}: has version {str(version)[:20]}, this code reads {VERSION}; update it")
-        check_entries(content, _ENTRIES[kind], path)
+        try:
+            _ENTRIES[kind].model_validate(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            entry = ".".join(str(part) for part in first["loc"])[:100]
+            raise CheckpointError(
+                f"{path}: its entry {entry} is missing or wrong ({first['msg'].lower()}); take another checkpoint"
+            ) from None
     return content
-
-
-def check_entries(content: Mapping[str, Any], expected: type[Entries], path: Path) -> None:
-    """Check that a checkpoint has the required entries.
-
-    Raises:
-        CheckpointError: one is missing or has a wrong type.
-    """
-    try:
-        expected.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        entry = ".".join(str(part) for part in first["loc"])[:100]
-        raise CheckpointError(
-            f"{path}: its entry {entry} is missing or wrong ({first['msg'].lower()}); take another checkpoint"
-        ) from None
 
 
 def save_segmenter(path: Path, segmenter: nn.Module, facts: SegmenterFacts) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -55,33 +54,20 @@ _TWO_HEADS = {name: published for name, published in _ONE_HEAD.items() if name !
 }
 
 
-@dataclass(frozen=True)
-class _Published:
-    """A network of the published code.
-
-    Attributes:
-        title: its name in messages.
-        modules: our modules and their published names.
-        unused: layers that its forward pass does not use.
-    """
-
-    title: str
-    modules: Mapping[str, str]
-    unused: tuple[str, ...]
-
-
-_PUBLISHED_SEGMENTER = _Published("segmenter", _SEGMENTER, ("max_cov4", "cov4", "up_cov3", "de_cov3"))
-_PUBLISHED_GENERATOR = _Published("generator", _GENERATOR, ("out_2", "out_3", "out_4"))
-_PUBLISHED_DISCRIMINATORS = {
-    1: _Published("discriminator with one head", _ONE_HEAD, ("cov13", "flat_conv2", "out_conv", "att")),
-    2: _Published("discriminator with two heads", _TWO_HEADS, ("cov11", "cov13", "att")),
+# By title: our modules with their published names, and published layers that the forward pass does not use.
+_PUBLISHED = {
+    "segmenter": (_SEGMENTER, ("max_cov4", "cov4", "up_cov3", "de_cov3")),
+    "generator": (_GENERATOR, ("out_2", "out_3", "out_4")),
+    "discriminator with one head": (_ONE_HEAD, ("cov13", "flat_conv2", "out_conv", "att")),
+    "discriminator with two heads": (_TWO_HEADS, ("cov11", "cov13", "att")),
 }
+_HEADS = {1: "discriminator with one head", 2: "discriminator with two heads"}
 
 
-def _published(network: nn.Module) -> _Published | None:
+def _title(network: nn.Module) -> str | None:
     if isinstance(network, Discriminator):
-        return _PUBLISHED_DISCRIMINATORS[network.heads]
-    return {Segmenter: _PUBLISHED_SEGMENTER, Generator: _PUBLISHED_GENERATOR}.get(type(network))
+        return _HEADS[network.heads]
+    return {Segmenter: "segmenter", Generator: "generator"}.get(type(network))
 
 
 # The published spectral norm and PyTorch's parametrization store the same three tensors.
@@ -112,10 +98,10 @@ def without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def is_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
     """Whether a state dict has the parameter names of the published code for this network."""
-    published = _published(network)
-    if published is None:
+    title = _title(network)
+    if title is None:
         return False
-    first = _published_name(published.modules, next(iter(network.state_dict())))
+    first = _published_name(_PUBLISHED[title][0], next(iter(network.state_dict())))
     return any(name.startswith(first.split(".")[0]) for name in without_wrappers(state_dict))
 
 
@@ -152,25 +138,26 @@ def load_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
         CheckpointError: an entry is missing, unknown, or has a different shape, or the weights are those of a
             discriminator with another number of heads.
     """
-    published = _published(network)
+    title = _title(network)
+    modules, unused = _PUBLISHED[title]
     if isinstance(network, Discriminator) and (heads := published_heads(state_dict)) not in (None, network.heads):
         raise CheckpointError(
-            f"the weights of a published {_PUBLISHED_DISCRIMINATORS[heads].title}, this network has {network.heads}; "
+            f"the weights of a published {_HEADS[heads]}, this network has {network.heads}; "
             f"set MODEL.DISCRIMINATOR_HEADS={heads}"
         )
     given: dict[str, Tensor] = {}
     for name, tensor in without_wrappers(state_dict).items():
-        if name.split(".")[0] not in published.unused:
+        if name.split(".")[0] not in unused:
             for ours, theirs in _SPECTRAL_NORM.items():
                 name = name.replace(ours, theirs)
             given[name] = tensor
     own = network.state_dict()
-    wanted = {_published_name(published.modules, name): name for name in own}
+    wanted = {_published_name(modules, name): name for name in own}
     missing = sorted(wanted.keys() - given.keys())
     extra = sorted(given.keys() - wanted.keys())
     if missing or extra:
         raise CheckpointError(
-            f"not the weights of a published {published.title}: "
+            f"not the weights of a published {title}: "
             + "; ".join(
                 f"{len(names)} entries {what}, the first {names[0]}"
                 for what, names in (("missing", missing), ("unknown", extra))
@@ -180,9 +167,9 @@ def load_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
     for name, ours in wanted.items():
         if given[name].shape != own[ours].shape:
             raise CheckpointError(
-                f"{name} of the published {published.title} has shape {tuple(given[name].shape)}, this network needs "
+                f"{name} of the published {title} has shape {tuple(given[name].shape)}, this network needs "
                 f"{tuple(own[ours].shape)}; build the network with the width (and input size) of the weights"
             )
     network.load_state_dict({ours: given[name] for name, ours in wanted.items()})
-    log.info("loaded the weights of a published %s", published.title)
-    return published.title
+    log.info("loaded the weights of a published %s", title)
+    return title

@@ -32,7 +32,10 @@ INTERVAL: {LOG: 2, VALID: 4, SAVE: 4, PICTURE: 4}
 """
 
 
-LONG_FILES = ("test_train.py", "test_kills.py", "test_readme.py", "test_test.py", "test_predict.py", "test_command.py")
+LONG_FILES = (
+    *("test_train.py", "test_states.py", "test_kills.py", "test_readme.py", "test_test.py", "test_predict.py"),
+    "test_command.py",
+)
 
 
 def write(path, array):

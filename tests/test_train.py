@@ -3,9 +3,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,9 +12,8 @@ import train
 from configs.settings import read_settings
 from datasets import samples
 from datasets.cohort import read_cohort
-from datasets.samples import Samples
 from evaluation import inference as predict
-from models.checkpoint import SegmenterInput, load, load_segmenter, save
+from models.checkpoint import SegmenterInput, load, load_segmenter
 from models.objectives import Networks, discriminator_objective, joint_objective, segmenter_objective
 from tests import reference
 from tests.several import Ended, in_double_precision, on_processes
@@ -209,42 +205,6 @@ def test_results_do_not_depend_on_the_number_of_workers(config, tmp_path):
     assert states_equal(*weights)
 
 
-def begun(command, run_folder):
-    """A process that trains without end, once it has logged something."""
-    process = subprocess.Popen(
-        [*command, "SOLVER.ITER_MAX=100000", "DATALOADER.NUM_WORKERS=1"],
-        stderr=subprocess.PIPE,
-        text=True,
-        # Under nohup, as tests may run, SIGHUP is ignored, and would be in what they start.
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 120
-    while not (run_folder / "metrics.jsonl").is_file() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return process
-
-
-@pytest.mark.fault("Ctrl-C, SIGTERM")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_ctrl_c_and_sigterm_save_before_the_end(config, run_folder, number):
-    command = [sys.executable, str(ROOT / "train.py"), "--config-path", str(config), "--quiet", "--device", "cpu"]
-    process = begun(command, run_folder)
-    # A scheduler may signal all processes of a job; workers end by SIGTERM, since that is how they are told to.
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for pid in children if number != signal.SIGTERM else ():
-        os.kill(int(pid), number)
-    os.kill(process.pid, number)
-    try:
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 128 + number
-    assert "state saved; continue with --resume" in errors
-    assert "Traceback" not in errors
-    saved = sorted(run_folder.glob("state_*.pth"))[-1]
-    assert load(saved)["iteration"] == int(saved.stem.removeprefix("state_")) > 0
-
-
 def losses(config, *overrides):
     """Every term of two iterations of each phase, in single precision."""
     always = [
@@ -323,25 +283,6 @@ def test_too_many_nan_stop_the_run_with_the_batch(config):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.fault("NaN or Inf in an optimiser's")
-def test_nan_in_an_optimiser_is_found_and_named_and_its_state_file_is_not_resumed(config, run_folder, caplog):
-    training = started(config, "SOLVER.ITER_MAX=12", "SOLVER.MAX_SKIPPED=1000")
-    before = training.between
-
-    def spoil():
-        if training.iteration == 6:  # after the states of 4, before that of 8
-            next(iter(training.optimizers["segmenter"].state.values()))["exp_avg_sq"].fill_(float("inf"))
-        before()
-
-    training.between = spoil
-    train.train(training)
-    assert all(torch.isfinite(p).all() for network in parameters(training).values() for p in network)
-    assert "NaN or Inf in the optimiser state or weights of the joint objective of iteration 8" in caplog.text
-    with pytest.raises(GasnetError, match="no training state to resume from"):
-        started(config, "SOLVER.ITER_MAX=12", resume=True)
-    assert "state_0000012.pth: NaN or Inf in its entry 'exp_avg_sq'" in caplog.text
-
-
 def test_a_run_starts_from_given_networks(config, run_folder, tmp_path):
     train.main(["--config-path", str(config), "--quiet", "--device", "cpu"])
     state = run_folder / "state_0000008.pth"
@@ -377,168 +318,6 @@ def test_a_dry_run_prints_settings_and_splits_and_writes_nothing(config, run_fol
         ["LABELED", "1"], ["WO_LABEL", "3"], ["HEALTHY", "2"], ["VALID", "2"], ["VALIDH", "1"]
     ]  # fmt: skip
     assert not run_folder.exists()
-
-
-@pytest.mark.fault("a folder that holds")
-def test_a_second_run_in_the_same_folder_is_refused(config):
-    train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
-    with pytest.raises(TrainingError, match=r"already holds files of a run .*; resume it with --resume"):
-        train.main(["--config-path", str(config), "--quiet", "--device", "cpu"])
-
-
-def test_resuming_starts_a_run_that_left_no_state(config, run_folder):
-    arguments = ["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"]
-    assert train.main([*arguments, "--resume"]) == 0
-    assert load(run_folder / "state_0000001.pth")["iteration"] == 1
-    (run_folder / "state_0000001.pth").unlink()
-    for more in ([], ["--resume"]):  # neither is advised to do what is refused
-        with pytest.raises(TrainingError, match=r"files of a run .segmenter_last.pth., but no state; move them away"):
-            train.main([*arguments, *more])
-    (run_folder / "segmenter_last.pth").unlink()  # as a kill before the first save leaves it
-    with pytest.raises(TrainingError, match=r"files of a run .metrics.jsonl.; resume it with --resume"):
-        train.main(arguments)
-    assert train.main([*arguments, "--resume"]) == 0
-    assert len((run_folder / "metrics.jsonl").read_text().splitlines()) == 1
-
-
-@pytest.mark.fault("a list of scans that changed")
-@pytest.mark.parametrize("change", ["added", "removed", "order"])
-def test_a_list_that_changed_cannot_be_resumed(config, cohort, tmp_path, change):
-    mine = shutil.copytree(cohort, tmp_path / "cohort")
-    arguments = [
-        "--config-path",
-        str(config),
-        "--quiet",
-        "--device",
-        "cpu",
-        f"DATASET.ROOT={mine}",
-        "SOLVER.ITER_MAX=1",
-    ]
-    train.main(arguments)
-    path = next((mine / "id_txt").glob(f"{read_settings(config).dataset.split.wo_label}*"))
-    ids = path.read_text().split()
-    new = "sick_9"
-    for folder in ("images", "lung"):
-        (known,) = (mine / folder).glob(f"{ids[0]}.nii*")
-        shutil.copy(known, known.with_name(known.name.replace(ids[0], new)))
-    others = {"added": [*ids, new], "removed": ids[1:], "order": ids[::-1]}[change]
-    path.write_text("\n".join(others) + "\n")
-    with pytest.raises(TrainingError, match=r"DATASET.SPLIT.WO_LABEL has other scans than when it began") as caught:
-        train.main([*arguments, "--resume"])
-    assert "restore the list" in str(caught.value)
-    path.write_text("\n".join(ids) + "\n")
-    assert train.main([*arguments[:-1], "SOLVER.ITER_MAX=2", "--resume"]) == 0
-
-
-@pytest.mark.fault("networks or optimisers")
-def test_networks_that_changed_cannot_be_resumed(config):
-    arguments = ["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"]
-    train.main(arguments)
-    with pytest.raises(GasnetError, match="its state does not fit these settings"):
-        train.main([*arguments, "--resume", "MODEL.WIDTH.UNET=3"])
-
-
-@pytest.mark.fault("a run that ended by")
-def test_a_run_whose_loader_failed_can_be_resumed(config, tmp_path, monkeypatch):
-    overrides = ["DATALOADER.NUM_WORKERS=1", "INTERVAL.SAVE=1"]
-    sample = Samples.__getitem__
-
-    def die(self, position):
-        if self.split == "HEALTHY" and position >= 10:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return sample(self, position)
-
-    monkeypatch.setattr(Samples, "__getitem__", die)
-    training = started(config, *overrides, f"EXP.OUTPUT_DIR={tmp_path / 'failed'}", validate=False)
-    with pytest.raises(TrainingError, match=r"HEALTHY: a loader failed before the batch well_\d, well_\d was there \("):
-        train.train(training)
-    assert 0 < training.iteration < 8
-    monkeypatch.undo()
-    networks = []
-    for folder, resume in (("failed", True), ("whole", False)):
-        output = f"EXP.OUTPUT_DIR={tmp_path / folder}"
-        training = started(config, *overrides, output, resume=resume, validate=False)
-        train.train(training)
-        networks.append(parameters(training))
-    assert states_equal(*networks)
-
-
-# A training whose second scan of healthy volumes takes for ever, in a worker.
-HANGING = """
-import sys, time
-import train
-from utils.cli import run
-from datasets.samples import Samples
-sample = Samples.__getitem__
-def hang(self, position):
-    if self.split == "HEALTHY" and position == 5:
-        time.sleep(600)
-    return sample(self, position)
-Samples.__getitem__ = hang
-raise SystemExit(run(lambda: train.main(sys.argv[1:])))
-"""
-
-
-def living(pids):
-    stats = [Path(f"/proc/{pid}/stat") for pid in pids]
-    return [s for s in stats if s.is_file() and s.read_text().rpartition(")")[2].split()[0] != "Z"]
-
-
-@pytest.mark.fault("a run that ended by")
-@pytest.mark.parametrize("end", ["error", "killed"])
-def test_a_training_that_ends_leaves_no_workers_behind(config, end):
-    command = [sys.executable, "-c", HANGING, "--config-path", str(config), "--quiet", "--device", "cpu"]
-    timeout = 3 if end == "error" else 600
-    process = subprocess.Popen(
-        [*command, "DATALOADER.NUM_WORKERS=1", f"DATALOADER.TIMEOUT={timeout}"],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    workers = []
-    deadline = time.monotonic() + 120
-    while len(workers) < 3 and time.monotonic() < deadline:
-        time.sleep(0.1)
-        workers = children.read_text().split()
-    assert len(living(workers)) == 3
-    if end == "killed":
-        time.sleep(3)  # until one hangs
-        process.kill()
-    errors = process.communicate(timeout=60)[1].splitlines()
-    if end == "error":
-        assert process.returncode == 1
-        assert len(errors) == 1
-        assert re.search(r"before the batch well_\d, well_\d was there \(timed out after 3 seconds\)", errors[0])
-    deadline = time.monotonic() + 5
-    while living(workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert living(workers) == []
-
-
-def test_settings_of_the_optimiser_are_those_of_the_resumed_run(config):
-    train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
-    training = started(config, "SOLVER.OPTIMIZER.D.WEIGHT_DECAY=0.5", resume=True)
-    assert training.optimizers["discriminator"].param_groups[0]["weight_decay"] == 0.5
-    assert training.optimizers["segmenter"].state  # its moments are those of the saved run
-    with pytest.raises(GasnetError, match="it belongs to another optimiser than Adam"):
-        started(config, "SOLVER.OPTIMIZER.D.NAME=Adam", resume=True)
-
-
-@pytest.mark.fault("networks or optimisers")
-def test_an_optimiser_of_other_weights_is_refused(config, run_folder):
-    train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
-    path = run_folder / "state_0000001.pth"
-    content = load(path)
-    content["optimizers"]["segmenter"]["state"][0]["exp_avg"] = torch.zeros(3)
-    save(content, path)
-    with pytest.raises(GasnetError, match="the optimiser state has weights of other shapes"):
-        started(config, resume=True)
-
-
-def test_a_resumed_run_does_not_need_what_it_started_from(config, run_folder, tmp_path):
-    train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
-    assert started(config, f"INIT_MODEL.UNET={tmp_path / 'gone.pth'}", resume=True).iteration == 1
 
 
 @pytest.mark.fault("a disk that fails, a")
@@ -639,19 +418,6 @@ def test_a_batch_that_cannot_be_shared_out_is_one_line(config, tmp_path):
     assert [e.code for e in ended] == [1, 1]
     told = [line for e in ended for line in e.err.splitlines() if "error" in line]
     assert told == ["error: SOLVER.BATCH_SIZE: 3 volumes cannot be split over 2 ranks; make it a multiple"]
-
-
-def test_sigterm_to_torchrun_saves_before_the_end(config, run_folder):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [str(ROOT / "train.py"), "--config-path", str(config), "--quiet", "--device", "cpu"]
-    process = begun([*launcher, *command], run_folder)
-    process.terminate()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert errors.count("state saved; continue with --resume") == 1
-    assert "error:" not in errors
-    saved = sorted(run_folder.glob("state_*.pth"))[-1]
-    assert load(saved)["iteration"] > 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

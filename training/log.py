@@ -78,22 +78,26 @@ class RunLog:
     """The log of a run: progress bar, TensorBoard events, ``metrics.jsonl``, pictures and page in the run's folder.
 
     Args:
-        folder: output folder of the run.
+        folder: output folder of the run; None logs nothing, as ranks other than 0 do.
         first: iterations done so far; later entries, which a resumed run repeats, are dropped.
         last: last iteration of the run.
         progress: show the progress bar.
     """
 
-    def __init__(self, folder: Path, first: int, last: int, progress: bool) -> None:
+    def __init__(self, folder: Path | None, first: int, last: int, progress: bool) -> None:
         self.folder = folder
-        self.path = folder / "metrics.jsonl"
-        _drop_after(self.path, first)
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
-        self.bar = progress_bar(None, "training", unit="iteration", shown=progress, total=last, initial=first)
+        shown = progress and folder is not None
+        self.bar = progress_bar(None, "training", unit="iteration", shown=shown, total=last, initial=first)
+        if folder is not None:
+            self.path = folder / "metrics.jsonl"
+            _drop_after(self.path, first)
+            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
         self._next_page = time.monotonic() + 1 / _PAGE_SHARE  # as if a page had just taken a second
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         """Log values by name, and show the totals of the objectives beside the progress bar."""
+        if self.folder is None:
+            return
         for name, value in values.items():
             self._events.add_scalar(name, value, iteration)
         with name_in_errors(self.path), self.path.open("a", encoding="utf-8") as file:
@@ -106,12 +110,16 @@ class RunLog:
 
     def picture(self, iteration: int, grid: Tensor) -> None:
         """Save a picture grid, (3, height, width) in [0, 1], as a file and in TensorBoard."""
+        if self.folder is None:
+            return
         with atomic_write(self.folder / "pictures" / f"{iteration:07d}.png") as temporary:
             save_image(grid, temporary)
         self._events.add_image("pictures", grid, iteration)
 
     def page(self, now: bool = True) -> None:
         """Write report.html, or only if its turn has come. If that fails, warn and continue."""
+        if self.folder is None:
+            return
         since = time.monotonic()
         if not now and since < self._next_page:
             return
@@ -125,26 +133,8 @@ class RunLog:
     def close(self) -> None:
         """Close the progress bar and flush TensorBoard."""
         self.bar.close()
-        self._events.close()
-
-
-class SilentLog(RunLog):
-    """The log of ranks other than 0, which writes nothing."""
-
-    def __init__(self) -> None:
-        self.bar = progress_bar(None, "training", unit="iteration", shown=False)
-
-    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Do nothing."""
-
-    def picture(self, iteration: int, grid: Tensor) -> None:
-        """Do nothing."""
-
-    def page(self, now: bool = True) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
+        if self.folder is not None:
+            self._events.close()
 
 
 def _drop_after(path: Path, done: int) -> None:

@@ -21,7 +21,7 @@ from datasets.samples import Batch, BatchStream, Samples, batch_size, scan_input
 from models.checkpoint import BEST, LAST, SegmenterFacts, SegmenterInput, Training, save_segmenter
 from models.layers import autocast, describe_precision
 from models.objectives import Method, Objective, disturb
-from training.log import RunLog, RunningMeans, SilentLog, discriminator_balance, picture_grid
+from training.log import RunLog, RunningMeans, discriminator_balance, picture_grid
 from training.optimise import gradients, guarded_step, set_learning_rates
 from training.signals import StopSignal
 from training.states import TrainingState, save_state, state_to_resume
@@ -85,11 +85,11 @@ class TrainingRun:
             self.networks.generator.compile()
         self._streams = {split: self._open_stream(split, position.get(split, 0)) for split in settings.training_splits}
 
-        self.log = SilentLog()
+        log.info("%s", describe_precision(device, settings.solver.precision))
         if distributed.is_rank_zero():
-            log.info("%s", describe_precision(device, settings.solver.precision))
             write_text(self.folder / "settings.yaml", settings.to_yaml())
-            self.log = RunLog(self.folder, self.iteration, settings.solver.last_iteration, progress)
+        logged = self.folder if distributed.is_rank_zero() else None
+        self.log = RunLog(logged, self.iteration, settings.solver.last_iteration, progress)
         self.means = RunningMeans()
         self._last_entry = (self.iteration, time.monotonic())
         self.stop = StopSignal()

@@ -9,22 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import NonNegativeInt
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from configs.settings import Settings, read_settings_text
-from models.checkpoint import (
-    STATE_FORMAT,
-    VERSION,
-    Entries,
-    StateFile,
-    check_entries,
-    load,
-    load_weights,
-    save,
-)
+from models.checkpoint import STATE_FORMAT, VERSION, load, load_weights, save
 from models.objectives import build_networks
 from training.optimise import SkippedSteps, build_optimizers
 from utils.errors import CheckpointError, SettingsError, TrainingError, one_line
@@ -32,29 +22,6 @@ from utils.errors import CheckpointError, SettingsError, TrainingError, one_line
 log = logging.getLogger(__name__)
 
 _KEPT_STATES = 2
-
-
-class _Optimizer(Entries):
-    state: dict[int, dict[str, Tensor]]
-    param_groups: list[dict[str, Any]]
-
-
-class _Random(Entries):
-    python: tuple[Any, ...]
-    torch: Tensor
-    cuda: list[Tensor]
-
-
-class _ResumableState(StateFile):
-    optimizers: dict[str, _Optimizer]
-    random: _Random
-    position: dict[str, NonNegativeInt]
-    iteration: NonNegativeInt
-    best_dice: float | None
-    best_iteration: NonNegativeInt | None = None
-    skipped: NonNegativeInt
-    settings: str
-    ids: dict[str, list[str]] | None = None
 
 
 class TrainingState:
@@ -225,7 +192,6 @@ def load_latest_state(folder: Path) -> dict[str, Any]:
             content = load(path)
             if content.get("format") != STATE_FORMAT:
                 raise CheckpointError(f"{path}: not a training state")
-            check_entries(content, _ResumableState, path)
             return content
         except CheckpointError as error:
             log.warning("%s", error)

@@ -66,33 +66,27 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path` to fill, which becomes `path` when the block ends without error.
 
-    One process at a time fills it; what a killed one left in it is removed by the next.
+    Whatever goes wrong, nothing is left; only a kill leaves the hidden folder.
 
     Args:
         path: of the folder, which is not there yet, or empty; the folder around it is made if need be.
 
     Raises:
-        FolderError: there is something at `path`, or another process is about to make it.
+        FolderError: there is something at `path`.
         OSError: the folder cannot be made or not be put in place.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FolderError(f"{path}: is not an empty folder; choose another, or remove it")
-    temporary = path.absolute().with_name(f".partial.{path.absolute().name}")
-    with lock_folder(temporary):
-        try:
-            for left in temporary.iterdir():
-                if left.name != ".lock":
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-            yield temporary
-            (temporary / ".lock").unlink()
-            with name_in_errors(path):
-                _to_disk(temporary)
-                temporary.replace(path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-    with suppress(OSError):  # as in `atomic_write`
-        _to_disk(path.absolute().parent)
+    temporary = path.absolute().with_name(f".partial.{os.getpid()}.{path.absolute().name}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        with name_in_errors(path):
+            _to_disk(temporary)
+            temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def sha256(path: Path) -> str:

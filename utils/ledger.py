@@ -378,18 +378,12 @@ def project_version() -> str:
 @cache
 def git_revision() -> str | None:
     """The commit that is checked out, with ``-modified`` where tracked files differ from it; None outside of git."""
+    # The folder is named, since a copy of the code inside some other repository is not at that one's revision.
+    describe = ["git", "--git-dir=.git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=-modified"]
     try:
-        # A copy of the code inside some other repository is not at that one's revision.
-        if Path(_git("rev-parse", "--show-toplevel")).resolve() != ROOT:
-            return None
-        return _git("rev-parse", "HEAD") + ("-modified" if _git("status", "--porcelain", "-uno") else "")
+        return subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True, timeout=20)
-    return done.stdout.strip()
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:

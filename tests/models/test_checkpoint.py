@@ -183,22 +183,6 @@ def test_entries_of_a_segmenter_that_are_missing_or_wrong_are_named(tmp_path, en
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.fault("a damaged last state")
-def test_a_state_without_what_resuming_needs_is_named_and_passed_over(tmp_path, caplog):
-    save_state(tmp_path, RESUMABLE, 1)
-    entries = [
-        f"{name}.{key}" if isinstance(RESUMABLE[name], dict) and name in ("networks", "random") else name
-        for name, value in RESUMABLE.items()
-        for key in (value if isinstance(value, dict) else [""])
-    ]
-    for entry in [*entries, "optimizers.segmenter.state", "optimizers.segmenter.param_groups"]:
-        for wrong in (MISSING, "wrong" if entry != "settings" else 0, float("nan")):
-            save_state(tmp_path, changed(RESUMABLE, entry, wrong), 2)
-            caplog.clear()
-            assert load_latest_state(tmp_path)["iteration"] == 1
-            assert f"state_0000002.pth: its entry {entry} is missing or wrong" in caplog.text
-
-
 @pytest.mark.fault("a segmenter alone given")
 def test_a_segmenter_alone_cannot_be_resumed_from(tmp_path, caplog):
     save_segmenter(tmp_path / "state_0000009.pth", Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON, iteration=9))

@@ -272,7 +272,7 @@ def test_an_empty_folder_is_filled_and_others_are_left_alone(tmp_path):
     assert [p.name for p in (tmp_path / "empty").iterdir()] == ["file.txt"]
 
 
-def test_nothing_is_left_of_a_folder_that_fails_and_of_one_that_was_killed(tmp_path):
+def test_nothing_is_left_of_a_folder_that_fails(tmp_path):
     path = tmp_path / "folder"
 
     def fail():
@@ -283,27 +283,3 @@ def test_nothing_is_left_of_a_folder_that_fails_and_of_one_that_was_killed(tmp_p
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / ".partial.folder" / "sub").mkdir(parents=True)  # as a kill leaves it
-    (tmp_path / ".partial.folder" / "half.txt").write_text("half")
-    with atomic_folder(path) as temporary:
-        write_text(temporary / "file.txt", "text")
-    assert [p.name for p in path.iterdir()] == ["file.txt"]
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_two_processes_do_not_make_the_same_folder(tmp_path):
-    path = tmp_path / "folder"
-    context = multiprocessing.get_context("spawn")
-    with atomic_folder(path) as temporary:
-        write_text(temporary / "file.txt", "text")
-        with ProcessPoolExecutor(1, context) as pool:
-            assert pool.submit(_make_folder, path).result() == f"{temporary}: process {os.getpid()}"
-    assert [p.name for p in path.iterdir()] == ["file.txt"]
-
-
-def _make_folder(path):
-    try:
-        with atomic_folder(path):
-            return "made"
-    except FolderError as error:
-        return str(error).split(" on ")[0]
