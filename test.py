@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from models.layers import place
     from reports.cases import write_case_report
     from reports.page import made_with
-    from utils.memory import keep_freed_memory
+    from utils.distributed import keep_freed_memory
 
     torch.backends.cudnn.allow_tf32 = False  # the same scores on every device
     settings = read_settings(options.config_path, options.overrides)

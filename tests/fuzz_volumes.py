@@ -13,6 +13,7 @@ Examples:
 import gzip
 import random
 import re
+import resource
 import struct
 import sys
 import tempfile
@@ -30,7 +31,6 @@ from datasets.scans import open_scan
 from tests.volumes import rotation, write, write_dicom
 from utils.cli import add_quiet, new_parser
 from utils.errors import VolumeError
-from utils.memory import peak_memory_mib
 from utils.progress import progress_bar
 
 SLOW_S = 3.0
@@ -349,7 +349,7 @@ def main() -> int:
     counts, wrong = fuzz_nifti(*arguments) if options.kind == "nifti" else fuzz_others(options.kind, *arguments)
     for what, number in counts.most_common():
         print(f"{number:8} {what}")
-    seconds, peak = time.monotonic() - start, peak_memory_mib()
+    seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{options.count} mutants of {options.kind}, seed {options.seed}: {seconds:.0f} s, at most {peak:.0f} MiB")
     for finding in wrong:
         print(f"wrong: {finding}")

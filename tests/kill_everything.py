@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import random
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -98,9 +97,7 @@ def make_jobs(folder: Path, iterations: int) -> dict[str, Job]:
     raw, cohort, model = folder / "raw", folder / "cohort", folder / "segmenter.pth"
     write_phantoms(raw, healthy=3, diseased=4, size=(20, 40, 40), seed=0)
     crop = [str(raw / "ct"), "--labels", str(raw / "lesion"), "--lungs", str(raw / "lung"), "--size", *SIZE, "--quiet"]
-    _finish(
-        _start(["lungCrop.py", *crop, "--output", str(cohort)], folder / "log.txt", fresh=False), folder / "log.txt"
-    )
+    _finish(_start(["lungCrop.py", *crop, "--output", str(cohort)], folder / "log.txt"), folder / "log.txt")
     with redirect_stdout(io.StringIO()):
         make_splits.main([str(cohort), "--healthy", "healthy_*", "--labeled", "1", "--valid", "1", "--validh", "1"])
     torch.manual_seed(0)
@@ -153,38 +150,29 @@ def make_jobs(folder: Path, iterations: int) -> dict[str, Job]:
     return {job.script: job for job in jobs}
 
 
-def kill_often(job: Job, kills: int, rng: random.Random, fresh: bool) -> Tally:
+def kill_often(job: Job, kills: int, rng: random.Random) -> Tally:
     """Kill a job repeatedly, restarting it each time, and from the beginning when it has finished.
 
     Args:
         job: script to kill.
         kills: number of kills, at least 1.
         rng: random generator of the moments.
-        fresh: start about half of the processes as new interpreters; all others are forked from a process with all
-            modules imported, which saves seconds.
 
     Raises:
         Lost: a file was lost or damaged.
     """
     log = job.output.with_suffix(".log")
     reference = job.output.with_suffix(".undisturbed")
-    lives = {}
-    for kind in {False, fresh}:
-        lives[kind] = _undisturbed(job, log, fresh=kind)
-        if reference.exists():
-            job.check(job.output, reference, True)
-            shutil.rmtree(job.output)
-        else:
-            job.output.rename(reference)
+    life = _undisturbed(job, log)
+    job.output.rename(reference)
     tally = Tally()
     done = False
     while not done or tally.kills < kills:
         if done:
             shutil.rmtree(job.output)
-        kind = fresh and rng.random() < 0.5
-        process = _start(job.command(), log, kind)
+        process = _start(job.command(), log)
         if tally.kills < kills:
-            _wait(process, job, rng, lives[kind])
+            _wait(process, job, rng, life)
             process.kill()
         process.join()
         done = process.exitcode == 0
@@ -278,20 +266,17 @@ _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(["tests.test_train", "evaluation.testing", "evaluation.predicting"])
 
 
-def _start(command: list[str], log: Path, fresh: bool) -> multiprocessing.process.BaseProcess:
-    process = _forkserver.Process(target=_become, args=(command, log, fresh))
+def _start(command: list[str], log: Path) -> multiprocessing.process.BaseProcess:
+    process = _forkserver.Process(target=_become, args=(command, log))
     process.start()
     return process
 
 
-def _become(command: list[str], log: Path, fresh: bool) -> None:
-    """Become a script: as a new interpreter, or by calling its main function."""
+def _become(command: list[str], log: Path) -> None:
+    """Become a script, in a process that has all modules imported, which saves seconds."""
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    if fresh:
-        os.chdir(ROOT)
-        os.execv(sys.executable, [sys.executable, *command])
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # the default for a script's workers on Linux
     script, *arguments = command
@@ -304,10 +289,10 @@ def _finish(process: multiprocessing.process.BaseProcess, log: Path) -> None:
         raise Lost(f"exit code {process.exitcode}: {log.read_text()[-2000:]}")
 
 
-def _undisturbed(job: Job, log: Path, fresh: bool) -> float:
+def _undisturbed(job: Job, log: Path) -> float:
     """Run a job to its end; return the number of seconds after its start in which kills may happen."""
     start = time.monotonic()
-    process = _start(job.command(), log, fresh)
+    process = _start(job.command(), log)
     while process.is_alive() and not job.output.exists():
         time.sleep(0.01)
     first = time.monotonic() - start
@@ -345,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for script in options.scripts:
             tally, result, start = Tally(), "nothing lost", time.monotonic()
             try:
-                tally = kill_often(jobs[script], options.kills, rng, fresh=True)
+                tally = kill_often(jobs[script], options.kills, rng)
             except (Lost, CheckpointError) as error:
                 result, lost = f"LOST: {error}", True
             counts = f"{tally.kills:5} {tally.in_saves:8} {tally.kills:8} {tally.runs:5}"

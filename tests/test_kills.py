@@ -34,7 +34,7 @@ def jobs(tmp_path_factory):
 @pytest.mark.parametrize("script", kill_everything.SCRIPTS)
 def test_killed_scripts_lose_nothing(jobs, script):
     kills = 5
-    tally = kill_everything.kill_often(jobs[script], kills, random.Random(1), fresh=False)
+    tally = kill_everything.kill_often(jobs[script], kills, random.Random(1))
     assert tally.kills == kills
     assert tally.runs >= 1
 

@@ -27,10 +27,10 @@ from training.signals import StopSignal
 from training.states import TrainingState, save_state, state_to_resume
 from training.validation import DICE, validate
 from utils import distributed
+from utils.distributed import keep_freed_memory
 from utils.errors import SettingsError
 from utils.files import write_text
 from utils.ledger import environment, project_version
-from utils.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Devices, and distributed runs: one command on several devices, started by torchrun.
+"""Devices and their memory, and distributed runs: one command on several devices, started by torchrun.
 
 A command started without torchrun is rank 0 of 1, and the functions here then return their input. All ranks must call
 the collective functions (sums, gathers, broadcasts) in the same order.
@@ -6,6 +6,7 @@ the collective functions (sums, gathers, broadcasts) in the same order.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,8 @@ T = TypeVar("T")
 # A rank may have to wait long for one with larger scans. A rank that dies is noticed at once, and loaders have their
 # own timeout.
 _PATIENCE = timedelta(days=1)
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 _store: Store | None = None
 _rank, _world_size = 0, 1
@@ -191,6 +194,19 @@ def choose_device(name: str) -> torch.device:
     if device.index is not None:
         torch.cuda.set_device(device)
     return device
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory in this process for reuse, instead of returning it to the kernel.
+
+    Feature maps have tens of megabytes each. glibc returns blocks of that size as soon as they are freed, and the
+    kernel zeroes every page when it is allocated again, which takes half the time of a training step on a CPU. Does
+    nothing for C libraries other than glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 @contextmanager

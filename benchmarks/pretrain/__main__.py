@@ -31,8 +31,8 @@ from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from models.layers import place
 from models.segmenter import Segmenter
 from utils.cli import add_quiet, new_parser, run, start_logging
+from utils.distributed import keep_freed_memory
 from utils.files import atomic_write
-from utils.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 

@@ -24,10 +24,9 @@ import torch
 from benchmarks.records import as_json
 from benchmarks.speed import networks, preparation
 from utils.cli import add_device, new_parser, run, start_logging
-from utils.distributed import choose_device
+from utils.distributed import choose_device, keep_freed_memory
 from utils.files import write_text
 from utils.ledger import environment
-from utils.memory import keep_freed_memory
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
