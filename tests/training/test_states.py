@@ -22,6 +22,10 @@ from training.run import TrainingRun
 from utils.errors import GasnetError, TrainingError
 
 
+def one_iteration(config, *more):
+    return train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1", *more])
+
+
 def train_and_signal(number, arguments):
     """train.py, which gets a signal in its fourth iteration; its loaders got it before, in the second."""
     between = TrainingRun.between
@@ -73,24 +77,19 @@ def test_nan_in_an_optimiser_is_found_and_named_and_its_state_file_is_not_resume
 
 
 @pytest.mark.fault("a folder that holds")
-def test_a_second_run_in_the_same_folder_is_refused(config):
-    train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
-    with pytest.raises(TrainingError, match=r"already holds files of a run .*; resume it with --resume"):
-        train.main(["--config-path", str(config), "--quiet", "--device", "cpu"])
-
-
-def test_resuming_starts_a_run_that_left_no_state(config, run_folder):
-    arguments = ["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"]
-    assert train.main([*arguments, "--resume"]) == 0
+def test_a_folder_of_a_run_is_resumed_or_refused_with_what_helps(config, run_folder):
+    assert one_iteration(config, "--resume") == 0  # which starts a run that left no state
     assert load(run_folder / "state_0000001.pth")["iteration"] == 1
+    with pytest.raises(TrainingError, match=r"files of a run .state_0000001.pth.; resume it with --resume"):
+        one_iteration(config)
     (run_folder / "state_0000001.pth").unlink()
-    for more in ([], ["--resume"]):  # neither is advised to do what is refused
+    for more in ([], ["--resume"]):
         with pytest.raises(TrainingError, match=r"files of a run .segmenter_last.pth., but no state; move them away"):
-            train.main([*arguments, *more])
+            one_iteration(config, *more)
     (run_folder / "segmenter_last.pth").unlink()  # as a kill before the first save leaves it
     with pytest.raises(TrainingError, match=r"files of a run .metrics.jsonl.; resume it with --resume"):
-        train.main(arguments)
-    assert train.main([*arguments, "--resume"]) == 0
+        one_iteration(config)
+    assert one_iteration(config, "--resume") == 0
     assert len((run_folder / "metrics.jsonl").read_text().splitlines()) == 1
 
 
@@ -98,16 +97,8 @@ def test_resuming_starts_a_run_that_left_no_state(config, run_folder):
 @pytest.mark.parametrize("change", ["added", "removed", "order"])
 def test_a_list_that_changed_cannot_be_resumed(config, cohort, tmp_path, change):
     mine = shutil.copytree(cohort, tmp_path / "cohort")
-    arguments = [
-        "--config-path",
-        str(config),
-        "--quiet",
-        "--device",
-        "cpu",
-        f"DATASET.ROOT={mine}",
-        "SOLVER.ITER_MAX=1",
-    ]
-    train.main(arguments)
+    root = f"DATASET.ROOT={mine}"
+    one_iteration(config, root)
     path = next((mine / "id_txt").glob(f"{read_settings(config).dataset.split.wo_label}*"))
     ids = path.read_text().split()
     new = "sick_9"
@@ -117,18 +108,17 @@ def test_a_list_that_changed_cannot_be_resumed(config, cohort, tmp_path, change)
     others = {"added": [*ids, new], "removed": ids[1:], "order": ids[::-1]}[change]
     path.write_text("\n".join(others) + "\n")
     with pytest.raises(TrainingError, match=r"DATASET.SPLIT.WO_LABEL has other scans than when it began") as caught:
-        train.main([*arguments, "--resume"])
+        one_iteration(config, root, "--resume")
     assert "restore the list" in str(caught.value)
     path.write_text("\n".join(ids) + "\n")
-    assert train.main([*arguments[:-1], "SOLVER.ITER_MAX=2", "--resume"]) == 0
+    assert one_iteration(config, root, "SOLVER.ITER_MAX=2", "--resume") == 0
 
 
 @pytest.mark.fault("networks or optimisers")
 def test_networks_that_changed_cannot_be_resumed(config):
-    arguments = ["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"]
-    train.main(arguments)
+    one_iteration(config)
     with pytest.raises(GasnetError, match="its state does not fit these settings"):
-        train.main([*arguments, "--resume", "MODEL.WIDTH.UNET=3"])
+        one_iteration(config, "--resume", "MODEL.WIDTH.UNET=3")
 
 
 @pytest.mark.fault("a run that ended by")
@@ -210,7 +200,7 @@ def test_a_training_that_ends_leaves_no_workers_behind(config, end):
 
 
 def test_settings_of_the_optimiser_are_those_of_the_resumed_run(config):
-    train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
+    one_iteration(config)
     training = started(config, "SOLVER.OPTIMIZER.D.WEIGHT_DECAY=0.5", resume=True)
     assert training.optimizers["discriminator"].param_groups[0]["weight_decay"] == 0.5
     assert training.optimizers["segmenter"].state  # its moments are those of the saved run
@@ -220,7 +210,7 @@ def test_settings_of_the_optimiser_are_those_of_the_resumed_run(config):
 
 @pytest.mark.fault("networks or optimisers")
 def test_an_optimiser_of_other_weights_is_refused(config, run_folder):
-    train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
+    one_iteration(config)
     path = run_folder / "state_0000001.pth"
     content = load(path)
     content["optimizers"]["segmenter"]["state"][0]["exp_avg"] = torch.zeros(3)
@@ -230,7 +220,7 @@ def test_an_optimiser_of_other_weights_is_refused(config, run_folder):
 
 
 def test_a_resumed_run_does_not_need_what_it_started_from(config, run_folder, tmp_path):
-    train.main(["--config-path", str(config), "--quiet", "--device", "cpu", "SOLVER.ITER_MAX=1"])
+    one_iteration(config)
     assert started(config, f"INIT_MODEL.UNET={tmp_path / 'gone.pth'}", resume=True).iteration == 1
 
 
