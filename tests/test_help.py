@@ -17,7 +17,7 @@ SLOW = {
     "command",
     [
         *("lungCrop.py", "train.py", "test.py", "post_processing.py", "predict.py", "export.py"),
-        *("-m datasets.scans", "-m datasets.make_splits", "-m datasets.phantom"),
+        *("-m datasets.scans", "-m datasets.make_splits", "-m datasets.phantom", "-m datasets.public"),
     ],
 )
 def test_help_imports_no_large_library(command):

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets.volumes import volume_id
-
 CT, LUNG, LESION = "CT", "lung mask", "lesion mask"
 """Kinds of files. Other kinds of CTs begin with ``CT``, such as ``CT-0``."""
 
@@ -113,6 +111,8 @@ class PublicSet:
 
     def case(self, name: str) -> Case | None:
         """The scan of a file name, with or without extension, or of an id; None if it is no name of the set."""
+        from datasets.volumes import volume_id
+
         name = volume_id(Path(name)).lower().removeprefix(f"{self.name}_")
         for names in self.names:
             if match := re.fullmatch(names.pattern, name):

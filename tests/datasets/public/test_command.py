@@ -9,7 +9,7 @@ import train
 from configs.settings import read_settings
 from datasets import lungmask_model
 from datasets.cohort import read_id_list
-from datasets.public import __main__ as command
+from datasets.public import make as command
 from datasets.public.__main__ import main
 from datasets.public.find import PublicScan
 from datasets.public.lists import make_lists
