@@ -24,11 +24,12 @@ from configs.settings import Settings
 from datasets import HELD_OUT, TRAINING, WINDOW, WITH_LESION
 from datasets.crop import has_no_geometry, recorded_window
 from datasets.geometry import check_same_geometry, lps_view, shape_of
+from datasets.pairs import composed
 from datasets.volumes import read_geometry, read_labels, read_volume
 from utils import distributed
 from utils.errors import CohortError, GasnetError, VolumeError
 from utils.files import write_text
-from utils.ledger import Ledger
+from utils.ledger import Entry, Ledger
 from utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -94,13 +95,16 @@ def lesion_folder(root: Path) -> Path:
 
 
 def find_volume(folder: Path, case_id: str) -> Path | None:
-    """Find ``<id>.nii.gz`` or ``<id>.nii`` in a folder; None if neither exists.
+    """Find ``<id>.nii.gz`` or ``<id>.nii`` in a folder, in any Unicode form; None if neither exists.
 
     Raises:
         CohortError: the file is a link that leaves the folder.
     """
-    for extension in (".nii.gz", ".nii"):
-        path = folder / f"{case_id}{extension}"
+    names = [f"{composed(case_id)}{extension}" for extension in (".nii.gz", ".nii")]
+    paths = [folder / name for name in names]
+    if not case_id.isascii() and folder.is_dir():
+        paths += sorted(path for path in folder.iterdir() if composed(path.name) in names)
+    for path in paths:
         if path.is_file():
             _check_inside(folder, path)
             return path
@@ -115,7 +119,7 @@ def _check_inside(folder: Path, path: Path) -> None:
 
 
 def read_id_list(path: Path, repeats: bool = False) -> list[str]:
-    """Read a list of ids, one per line; blank lines and line ends of any system are ignored.
+    """Read a list of ids, one per line, in composed form; blank lines and line ends of any system are ignored.
 
     Args:
         path: the list.
@@ -132,7 +136,7 @@ def read_id_list(path: Path, repeats: bool = False) -> list[str]:
         raise CohortError(
             f"{path}: {error.strerror}; write one id per line, or make the lists with python -m datasets.make_splits"
         ) from None
-    ids = [line.strip() for line in lines if line.strip()]
+    ids = [composed(line.strip()) for line in lines if line.strip()]
     for case_id in ids:
         if case_id in (".", "..") or _NO_FILE_NAME.search(case_id) or len(case_id.encode()) > _LONGEST_ID:
             raise CohortError(
@@ -185,14 +189,18 @@ def _changed_lists(root: Path, lists: Mapping[str, Iterable[str] | None]) -> dic
     return changed
 
 
+def crop_entries(root: Path) -> dict[str, Entry]:
+    """Ledger entries of the crops by id, in composed form."""
+    return {composed(case_id): entry for case_id, entry in Ledger(root, CROPS).entries().items()}
+
+
 def contents_of(root: Path, ids: Iterable[str]) -> dict[str, str]:
     """Checksum by id of the voxels of the CTs of crops; of a crop that is not in the ledger, that of its own.
 
     Raises:
         VolumeError: a crop cannot be read.
     """
-    entries = Ledger(root, CROPS).entries()
-    known = {case_id: entry.facts["voxels"] for case_id, entry in entries.items() if "voxels" in entry.facts}
+    known = {i: entry.facts["voxels"] for i, entry in crop_entries(root).items() if "voxels" in entry.facts}
     missing = [case_id for case_id in ids if case_id not in known]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         crops = pool.map(lambda i: _checksum_of_crop(read_volume(find_volume(root / FOLDERS[0], i))), missing)
@@ -330,8 +338,7 @@ def read_cohort(
     if not problems:
         problems += _implausible_labels(cohort, folders["lesion"])
     if not problems:
-        entries = Ledger(root, CROPS).entries()
-        notes = {case_id: entry.facts.get("note") for case_id, entry in entries.items()}
+        notes = {case_id: entry.facts.get("note") for case_id, entry in crop_entries(root).items()}
         contents = contents_of(root, {case.id for case in _all(cohort)})
         cohort = {
             key: tuple(replace(case, content=contents[case.id], note=notes.get(case.id)) for case in cases)

@@ -38,7 +38,7 @@ MIN_LUNG_ML = 300.0
 MIN_CUT_LUNG_ML = 50.0  # of a lung that the edge of the image cuts
 AIRWAY_MM2 = (30.0, 1200.0)  # cross-section of the trachea and of both main bronchi at the carina
 AIRWAY_OFF_CENTRE_MM = 30.0
-AIRWAY_GAP_MM = 20.0
+AIRWAY_GAP_MM = 36.0  # in which a lung touches the trachea
 AIRWAY_LENGTH_MM = 40.0
 CLOSING_MM = 7.0  # anywhere: vessels, small lesions
 WALL_CLOSING_MM = 25.0  # away from the mediastinum: lesions at the chest wall
@@ -55,9 +55,10 @@ def segment_by_threshold(ct: sitk.Image) -> Array:
     The lungs are components of at least 0.3 l of air (below -400 HU) inside the body, without trachea and main
     bronchi, and without gas in stomach and bowel (`datasets/gut_gas.py`). Touching lungs are separated, see
     :func:`split_left_right`. The lungs then grow into ground glass (below -220 HU after smoothing), and each is
-    closed in every axial slice, by 7 mm near the mediastinum and 25 mm elsewhere, so that vessels and most lesions
-    count as lung. If one lung is missing or airless, the result has one label. A lung that the edge of the image
-    cuts at the front or at a side is kept, one that it cuts at the back is refused (`datasets/field_of_view.py`).
+    closed in every axial slice, by 25 mm where the gap lies at the chest wall and 7 mm elsewhere, so that vessels and
+    most lesions count as lung, hilum and heart not. If one lung is missing or airless, the result has one label. A
+    lung that the edge of the image cuts at the front or at a side is kept, one that it cuts at the back is refused
+    (`datasets/field_of_view.py`).
     Components are found on a grid of about 2 mm; the border follows the CT's own voxels.
 
     Args:
@@ -263,28 +264,26 @@ def _airway(air: Array, middle: float, spacing: Array) -> Array:
         if last is None:
             if k < len(air) // 2:
                 break
-            chosen = _central_component(labels, fits, middle, spacing)
+            found = _central_component(labels, fits, middle, spacing)
             first = k
         else:
             near = ndimage.binary_dilation(last, _disc(2.5, spacing)[0])
-            chosen = [c for c in np.unique(labels[near]) if fits[c]]
-        if not chosen:
+            found = np.isin(labels, [c for c in np.unique(labels[near]) if fits[c]])
+        if not found.any():
             continue
         if last is not None:
             airway[k + 1 : seen] = air[k + 1 : seen] & last
-        last, seen = np.isin(labels, chosen), k
+        last, seen = found, k
         airway[k] = last
     return airway
 
 
-def _central_component(labels: Array, fits: Array, middle: float, spacing: Array) -> list[int]:
-    """The component with a fitting size that is nearest to the middle x, if one is close enough."""
-    chosen = np.flatnonzero(fits)
-    if len(chosen) == 0:
-        return []
-    centres = np.array(ndimage.center_of_mass(labels > 0, labels, chosen))
-    offset = np.abs(centres[:, 1] - middle) * spacing[2]
-    return [int(chosen[np.argmin(offset)])] if offset.min() <= AIRWAY_OFF_CENTRE_MM else []
+def _central_component(labels: Array, fits: Array, middle: float, spacing: Array) -> Array:
+    """The largest component of a fitting size near the middle x: the oesophagus may be nearer, but is smaller."""
+    sizes = np.bincount(labels.ravel())
+    x = np.bincount(labels.ravel(), np.tile(np.arange(labels.shape[1]), len(labels))) / sizes
+    central = fits & (np.abs(x - middle) * spacing[2] <= AIRWAY_OFF_CENTRE_MM)
+    return labels == np.argmax(sizes * central) if central.any() else np.zeros(labels.shape, bool)
 
 
 def _split(lung: Array, spacing: Array, middle: float) -> Array:
@@ -377,7 +376,7 @@ def _close(lung: Array, middle: float, spacing: Array) -> Array:
     distance = _distance_in_slice(part, spacing)
     wide = _distance_in_slice(distance > WALL_CLOSING_MM, spacing) > WALL_CLOSING_MM
     closed = part | (_distance_in_slice(distance > CLOSING_MM, spacing) > CLOSING_MM)
-    closed |= wide & (np.abs(x - middle) * spacing[2] > MEDIASTINUM_MM)
+    closed |= wide & (np.abs(x - middle) * spacing[2] > MEDIASTINUM_MM) & ~_faces_mediastinum(part, x > middle)
     for plane in closed:
         holes, count = ndimage.label(ndimage.binary_fill_holes(plane) & ~plane)
         if count:
@@ -387,6 +386,19 @@ def _close(lung: Array, middle: float, spacing: Array) -> Array:
     inner = closed[:, rim[0] : closed.shape[1] - rim[0], rim[1] : closed.shape[2] - rim[1]]
     out[box] = inner
     return out
+
+
+def _faces_mediastinum(lung: Array, left: Array) -> Array:
+    """Where lung lies lateral and behind, but none medial: hilum, heart, and what the dome of the diaphragm covers.
+
+    Args:
+        lung: one lung (z, y, x), in LPS order.
+        left: by x, whether it is in the left half of the body.
+    """
+    smaller_x = np.logical_or.accumulate(lung, 2)
+    larger_x = np.logical_or.accumulate(lung[:, :, ::-1], 2)[:, :, ::-1]
+    behind = np.logical_or.accumulate(lung[:, ::-1], 1)[:, ::-1]
+    return np.where(left, larger_x & ~smaller_x, smaller_x & ~larger_x) & behind
 
 
 def _distance_in_slice(mask: Array, spacing: Array) -> Array:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from datasets import WITH_LESION
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import CohortError
-from utils.ledger import Ledger, recording
+from utils.ledger import recording
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,8 +170,10 @@ def read_patients(path: Path, ids: Sequence[str]) -> dict[str, str]:
     Raises:
         CohortError: it cannot be read, or names no scan of the cohort.
     """
+    from datasets.pairs import composed
+
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = composed(path.read_text(encoding="utf-8-sig")).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise CohortError(f"{path}: {reason}; expected lines such as scan_1,patient_7") from None
@@ -255,12 +257,13 @@ def cohort_ids(root: Path, healthy: Sequence[str]) -> tuple[list[str], list[str]
     Raises:
         CohortError: there are no images, no id or every id is healthy, or an item of `healthy` matches no id.
     """
-    from datasets.cohort import CROPS, lesion_folder
-    from datasets.volumes import is_volume_file, volume_id
+    from datasets.cohort import crop_entries, lesion_folder
+    from datasets.pairs import composed
 
     folder = root / "images"
-    ids = sorted(volume_id(p) for p in folder.iterdir() if is_volume_file(p)) if folder.is_dir() else []
-    entries = Ledger(root, CROPS).entries()
+    ids = sorted(_volume_ids(folder))
+    healthy = [composed(pattern) for pattern in healthy]
+    entries = crop_entries(root)
     if unfinished := [case_id for case_id in ids if case_id in entries and not entries[case_id].finished]:
         raise CohortError(f"{root}: {unfinished[0]} is not finished; run lungCrop.py again")
     if not ids:
@@ -271,10 +274,18 @@ def cohort_ids(root: Path, healthy: Sequence[str]) -> tuple[list[str], list[str]
         raise CohortError(f"{folder}: no scan here is called {unknown[0]}; check --healthy or --healthy-list")
     if not well or len(well) == len(ids):
         raise CohortError(f"{folder}: {len(well)} of {len(ids)} ids are healthy; check --healthy or --healthy-list")
-    lesions = lesion_folder(root)
-    labelled = {volume_id(p) for p in lesions.iterdir() if is_volume_file(p)} if lesions.is_dir() else set()
+    labelled = _volume_ids(lesion_folder(root))
     diseased = [i for i in ids if i not in set(well)]
     return [i for i in diseased if i in labelled], [i for i in diseased if i not in labelled], well
+
+
+def _volume_ids(folder: Path) -> set[str]:
+    from datasets.pairs import composed
+    from datasets.volumes import is_volume_file, volume_id
+
+    return (
+        {composed(volume_id(path)) for path in folder.iterdir() if is_volume_file(path)} if folder.is_dir() else set()
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -102,12 +102,13 @@ def _index(scans: Mapping[str, Scan], tier: int) -> dict[str, set[str]]:
     """Ids by the name that a mask must have in a tier."""
     found: dict[str, set[str]] = defaultdict(set)
     for case_id, scan in scans.items():
-        name = _composed(case_id if tier < 3 else volume_id(scan.path))
+        name = composed(case_id if tier < 3 else volume_id(scan.path))
         found[name if tier < 2 else without_ct_suffix(name)].add(case_id)
     return found
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
+    """A name in Unicode's composed form: file systems and archives of Macs decompose names."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -117,8 +118,8 @@ def _scan_of(path: Path, folder: Path, by_name: list[dict[str, set[str]]]) -> st
     Raises:
         VolumeError: several fit in that tier.
     """
-    *folders, _ = (_composed(part) for part in path.relative_to(folder).parts)
-    stem = _composed(volume_id(path) if is_volume_file(path) else path.stem)
+    *folders, _ = (composed(part) for part in path.relative_to(folder).parts)
+    stem = composed(volume_id(path) if is_volume_file(path) else path.stem)
     if folders and _MASK_NAME.fullmatch(stem):
         names = ["_".join(folders), folders[-1]]
     else:

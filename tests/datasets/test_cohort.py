@@ -1,4 +1,5 @@
 import shutil
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -271,6 +272,18 @@ def test_lists_of_any_system(tmp_path, content, ids):
     path = tmp_path / "list.txt"
     path.write_bytes(content)
     assert read_id_list(path) == ids
+
+
+@pytest.mark.fault("names in Unicode's decomposed form")
+@pytest.mark.parametrize(("files", "listed"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_ids_match_in_either_unicode_form(root, files, listed):
+    for folder in ("images", "lung", "lesion"):
+        name = unicodedata.normalize(files, "Müller.nii.gz")
+        (root / folder / "sick_0.nii.gz").rename(root / folder / name)
+    path = root / "id_txt" / "train_id_L.txt"
+    path.write_text(unicodedata.normalize(listed, "Müller"), encoding="utf-8")
+    (case,) = read_cohort(root, SPLITS, SIZE)["LABELED"]
+    assert (case.id, case.lesion) == ("M\u00fcller", root / "lesion" / name)
 
 
 @pytest.mark.fault("an id twice, with folders")

@@ -69,6 +69,27 @@ def test_threshold_leaves_out_the_trachea():
     assert (labels[top][:, :, columns][inside_body] > 0).mean() < 0.05
 
 
+def test_threshold_fills_gaps_at_the_chest_wall_but_not_at_the_hilum():
+    ct, case = _phantom(1, (32, 96, 96))
+    left = case.lung == 2
+    z, y, x = np.nonzero(left)
+    right = np.nonzero(case.lung == 1)[2]
+    middle = (right.min() + x.max()) / 2
+    rows = abs(np.arange(96) - y.mean())[:, None] * case.spacing[1] < 11
+    slices = abs(np.arange(32) - z.mean())[:, None, None] < 5
+    from_middle = (np.arange(96) - middle) * case.spacing[0]
+    outermost = np.max(left * from_middle, axis=(1, 2), keepdims=True)
+    hilum = left & slices & rows & (from_middle < 75)
+    wall = left & slices & rows & (from_middle > outermost - 14)
+    hu = sitk.GetArrayFromImage(ct)
+    hu[hilum | wall] = 40
+    labels = segment_by_threshold(_image(hu, case.spacing))
+    beyond = hilum & (from_middle > 54)
+    assert beyond.sum() > 100
+    assert (labels[beyond] == 2).mean() < 0.2
+    assert (labels[wall] == 2).mean() > 0.7
+
+
 @pytest.mark.parametrize("orientation", ["RAS", "LPI", "SAR", "PIR", "LAS"])
 def test_threshold_returns_labels_on_the_cts_own_grid(orientation):
     ct, case = _phantom(2, (32, 64, 72), diseased=True)

@@ -1,4 +1,5 @@
 import argparse
+import unicodedata
 import zlib
 from contextlib import suppress
 
@@ -273,6 +274,13 @@ def test_a_healthy_id_that_is_mistyped_is_not_taken_for_diseased(root, tmp_path,
     path.write_text("h0\nh01\n")
     assert run(lambda: main([str(root), "--healthy-list", str(path)])) == 1
     assert "no scan here is called h01" in capsys.readouterr().err
+
+
+def test_ids_match_in_either_unicode_form(root):
+    for folder, form in (("images", "NFD"), ("lesion", "NFC")):
+        touch(root / folder / f"{unicodedata.normalize(form, 'Müller')}.nii.gz", seed=99)
+    assert "M\u00fcller" in cohort_ids(root, ["h*"])[0]
+    assert "M\u00fcller" in cohort_ids(root, ["h*", unicodedata.normalize("NFD", "Müll*")])[2]
 
 
 def test_ids_that_look_like_patterns_are_ids(root):
