@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 import struct
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
 
+from datasets.dicom_header import NAMES, read_header
 from utils.errors import VolumeError, one_line
 from utils.files import is_dangling
 
@@ -35,19 +38,7 @@ _DIRECTORY = "1.2.840.10008.1.3.10"
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 CONTOURS = "1.2.840.10008.5.1.4.1.1.481.3"
 
-_TAGS = [
-    *("SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "PatientID", "PatientName", "PatientBirthDate"),
-    *("StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ProtocolName", "BodyPartExamined"),
-    *("AcquisitionNumber", "AcquisitionTime", "AcquisitionDateTime", "ImagesInAcquisition", "InstanceNumber"),
-    *("ConvolutionKernel", "TemporalPositionIdentifier", "SliceThickness", "SamplesPerPixel", "NumberOfFrames"),
-    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "BitsStored"),
-    *("RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "PixelRepresentation", "SpecificCharacterSet"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-]
-
 SCOUT = "scout view"
-_PIXELS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # the tag of PixelData in both byte orders
-
 SAME_DIRECTION = 2e-3
 """How far direction cosines may differ within a series, and from right angles; some are written with three digits."""
 
@@ -56,6 +47,10 @@ _HIGHEST_HU = 3071
 
 _AIR_HU = -1024
 _THREADS = 4
+
+
+Header = Mapping[str, Any] | Dataset
+"""What `read_header` returns, or the same of a frame."""
 
 
 @dataclass(frozen=True)
@@ -194,8 +189,7 @@ def read_slices(path: Path) -> list[Slice | Other]:
     """
     try:
         with path.open("rb") as file:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
-            return _slices_of(path, header, file.read(4) in _PIXELS)
+            return _slices_of(path, *read_header(file))
     except OSError as error:
         reason = "a link to a file that is not there" if is_dangling(path) else f"cannot be read ({error.strerror})"
         return [Other(path, reason, damaged=True)]
@@ -203,8 +197,7 @@ def read_slices(path: Path) -> list[Slice | Other]:
         return [Other(path, f"damaged, or not DICOM ({one_line(error)})", damaged=True)]
 
 
-def _slices_of(path: Path, header: Dataset, has_pixels: bool) -> list[Slice | Other]:
-    meta = getattr(header, "file_meta", Dataset())
+def _slices_of(path: Path, header: Header, meta: Header, has_pixels: bool) -> list[Slice | Other]:
     stored = str(meta.get("MediaStorageSOPClassUID", ""))
     sop_class, modality = str(header.get("SOPClassUID") or stored), str(header.get("Modality") or "")
     if _DIRECTORY in (sop_class, stored):
@@ -227,7 +220,8 @@ def _slices_of(path: Path, header: Dataset, has_pixels: bool) -> list[Slice | Ot
         return [Other(path, kind, like, damaged=like is None and (has_place or broken) and kind != SCOUT)]
     if sop_class in _MULTI_FRAME:
         return _frames(path, header, image_type)
-    deflated = meta.get("TransferSyntaxUID") is not None and meta.TransferSyntaxUID.is_deflated
+    syntax = meta.get("TransferSyntaxUID")
+    deflated = syntax is not None and syntax.is_deflated
     if not (has_pixels or deflated):
         raise ValueError("no pixels")
     return [_slice_of(path, header, image_type)]
@@ -243,7 +237,7 @@ def _is_impossible(sop_class: str) -> bool:
 
 
 def _kind_of_other(
-    sop_class: str, modality: str, image_type: tuple[str, ...], header: Dataset, has_place: bool
+    sop_class: str, modality: str, image_type: tuple[str, ...], header: Header, has_place: bool
 ) -> str | None:
     """What a file is that is no slice of a CT; None for slices."""
     if sop_class not in ("", CT, *_MULTI_FRAME):
@@ -266,11 +260,12 @@ def _several(value: Any) -> Sequence[Any]:
     return tuple(value) if isinstance(value, MultiValue | list | tuple) else (value,)
 
 
-def _text(header: Dataset, name: str) -> str:
-    return "\\".join(str(part) for part in _several(header.get(name))).strip()
+def _text(header: Header, name: str) -> str:
+    value = header.get(name)
+    return (value if isinstance(value, str) else "\\".join(str(part) for part in _several(value))).strip()
 
 
-def _person(header: Dataset) -> str:
+def _person(header: Header) -> str:
     """A person's name as DICOM compares it: trailing empty components do not count, nor do case and extra spaces."""
     name = _text(header, "PatientName").split("=")[0]
     return "^".join(" ".join(part.split()) for part in name.split("^")).rstrip("^ ").upper()
@@ -278,12 +273,21 @@ def _person(header: Dataset) -> str:
 
 def _number(value: Any) -> float:
     number = float(value)
-    if not np.isfinite(number):
+    if not math.isfinite(number):
         raise ValueError(f"{value} is no number")
     return number
 
 
-def _slice_of(path: Path, header: Dataset, image_type: tuple[str, ...]) -> Slice:
+@lru_cache
+def _cosines(*values: float) -> np.ndarray:
+    """Directions along rows and columns, (6,); the slices of a series share one array."""
+    rows = np.array(values).reshape(2, 3)
+    if not np.allclose(rows @ rows.T, np.eye(2), rtol=0, atol=SAME_DIRECTION):
+        raise ValueError("its ImageOrientationPatient is impossible")
+    return rows.ravel()
+
+
+def _slice_of(path: Path, header: Header, image_type: tuple[str, ...]) -> Slice:
     """The slice of a header; position, orientation and spacing must be there.
 
     Raises:
@@ -292,14 +296,11 @@ def _slice_of(path: Path, header: Dataset, image_type: tuple[str, ...]) -> Slice
     for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"):
         if not header.get(name):
             raise ValueError(f"a slice of a CT without {name}")
-    rows = np.array([_number(v) for v in header.ImageOrientationPatient]).reshape(2, 3)
-    if not np.allclose(rows @ rows.T, np.eye(2), rtol=0, atol=SAME_DIRECTION):
-        raise ValueError("its ImageOrientationPatient is impossible")
     rescale = tuple(_text(header, name) or None for name in ("RescaleSlope", "RescaleIntercept"))
     for value in rescale:
         _number(value or 0)
     padding, described = header.get("PixelPaddingValue"), _text(header, "SeriesDescription")
-    count = _text(header, "ImagesInAcquisition")
+    count, spacing = _text(header, "ImagesInAcquisition"), header.get("PixelSpacing")
     return Slice(
         path=path,
         frame=None,
@@ -318,11 +319,11 @@ def _slice_of(path: Path, header: Dataset, image_type: tuple[str, ...]) -> Slice
         place_in_series=_text(header, "InstanceNumber"),
         temporal=_text(header, "TemporalPositionIdentifier"),
         image_type=image_type,
-        position=np.array([_number(v) for v in header.ImagePositionPatient]).reshape(3),
-        rows=rows.ravel(),
-        spacing=(_number(header.PixelSpacing[1]), _number(header.PixelSpacing[0])),
+        position=np.array([_number(v) for v in header.get("ImagePositionPatient")]).reshape(3),
+        rows=_cosines(*map(_number, header.get("ImageOrientationPatient"))),
+        spacing=(_number(spacing[1]), _number(spacing[0])),
         thickness=_number(header.get("SliceThickness") or 0),
-        size=(int(header.Columns), int(header.Rows)),
+        size=(int(header.get("Columns")), int(header.get("Rows"))),
         rescale=rescale,
         padding=padding if isinstance(padding, int) else None,
         unsigned_16_bits=header.get("BitsStored") == 16 and header.get("PixelRepresentation") == 0,
@@ -342,18 +343,18 @@ _OF_FRAMES = (
 """What a frame has of its own, or shares with the others: functional group and element."""
 
 
-def _frames(path: Path, header: Dataset, image_type: tuple[str, ...]) -> list[Slice]:
+def _frames(path: Path, header: Header, image_type: tuple[str, ...]) -> list[Slice]:
     """The frames of an enhanced CT as slices."""
     (shared,) = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
     slices = []
-    for number, group in enumerate(header.PerFrameFunctionalGroupsSequence):
-        flat = Dataset()
-        for name in _TAGS:
-            if name in header and not name.endswith("GroupsSequence"):
-                flat[name] = header[name]
+    groups = header.get("PerFrameFunctionalGroupsSequence")
+    if not groups:
+        raise ValueError("an enhanced CT without its functional groups")
+    for number, group in enumerate(groups):
+        flat = {name: header.get(name) for name in NAMES if not name.endswith("GroupsSequence")}
         for sequence, name in _OF_FRAMES:
             if (value := _of_frame(group, shared, sequence, name)) is not None:
-                setattr(flat, name.replace("PositionIndex", "PositionIdentifier"), value)
+                flat[name.replace("PositionIndex", "PositionIdentifier")] = value
         kinds = _several(_of_frame(group, shared, "CTImageFrameTypeSequence", "FrameType"))
         acquisition = _of_frame(group, shared, "FrameContentSequence", "FrameAcquisitionNumber")
         one = _slice_of(path, flat, tuple(str(word).upper() for word in kinds) or image_type)

@@ -232,8 +232,8 @@ def _split(slices: Sequence[Slice], same: Callable[[Slice, Slice], bool]) -> lis
 def _same_shape(a: Slice, b: Slice) -> bool:
     return (
         a.size == b.size
-        and np.allclose(a.spacing, b.spacing, rtol=_SAME_SPACING, atol=0)
-        and np.allclose(a.rows, b.rows, rtol=0, atol=SAME_DIRECTION)
+        and (a.spacing == b.spacing or np.allclose(a.spacing, b.spacing, rtol=_SAME_SPACING, atol=0))
+        and (a.rows is b.rows or np.allclose(a.rows, b.rows, rtol=0, atol=SAME_DIRECTION))
     )
 
 
