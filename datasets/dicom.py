@@ -23,7 +23,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
 
-from datasets.dicom_header import NAMES, read_header
+from datasets.dicom_header import NAMES, read_elements
 from utils.errors import VolumeError, one_line
 from utils.files import is_dangling
 
@@ -49,67 +49,39 @@ _AIR_HU = -1024
 _THREADS = 4
 
 
-Header = Mapping[str, Any] | Dataset
-"""What `read_header` returns, or the same of a frame."""
+Elements = Mapping[str, Any] | Dataset
+"""What `read_elements` returns, or the same of a frame."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One slice of a CT: a file, or a frame of a multi-frame file. Texts are empty where the header has none.
+    """One slice of a CT: a file, or a frame of a multi-frame file. Texts are empty where the header has none."""
 
-    Attributes:
-        path: the file.
-        frame: index of the frame in a multi-frame file, otherwise None.
-        instance: SOPInstanceUID.
-        patient_id: PatientID.
-        person: PatientName without empty components, and PatientBirthDate.
-        study: StudyInstanceUID.
-        series: SeriesInstanceUID.
-        number: SeriesNumber.
-        description: SeriesDescription.
-        shows: SeriesDescription and ProtocolName, and BodyPartExamined.
-        kernel: ConvolutionKernel.
-        acquisition: AcquisitionNumber.
-        acquired: AcquisitionDateTime or AcquisitionTime.
-        of_acquisition: ImagesInAcquisition, 0 if unknown.
-        place_in_series: InstanceNumber.
-        temporal: TemporalPositionIdentifier.
-        image_type: ImageType.
-        position: centre of the first pixel in mm, (3,).
-        rows: direction cosines along a row and along a column, (6,).
-        spacing: mm from column to column, and from row to row.
-        thickness: SliceThickness in mm; 0 if it is not given.
-        size: columns and rows.
-        rescale: RescaleSlope and RescaleIntercept as written; None if missing.
-        padding: PixelPaddingValue; None if missing.
-        unsigned_16_bits: whether stored values are unsigned and have 16 bits.
-    """
-
-    path: Path
-    frame: int | None
-    instance: str
-    patient_id: str
-    person: tuple[str, str]
-    study: str
-    series: str
-    number: str
-    description: str
-    shows: tuple[str, str]
-    kernel: str
-    acquisition: str
-    acquired: str
-    of_acquisition: int
-    place_in_series: str
-    temporal: str
-    image_type: tuple[str, ...]
-    position: np.ndarray
-    rows: np.ndarray
-    spacing: tuple[float, float]
-    thickness: float
-    size: tuple[int, int]
-    rescale: tuple[str | None, str | None]
-    padding: int | None
-    unsigned_16_bits: bool
+    path: Path  # the file
+    frame: int | None  # index of the frame in a multi-frame file, otherwise None
+    instance: str  # SOPInstanceUID
+    patient_id: str  # PatientID
+    person: tuple[str, str]  # PatientName without empty components, and PatientBirthDate
+    study: str  # StudyInstanceUID
+    series: str  # SeriesInstanceUID
+    number: str  # SeriesNumber
+    description: str  # SeriesDescription
+    shows: tuple[str, str]  # SeriesDescription and ProtocolName, and BodyPartExamined
+    kernel: str  # ConvolutionKernel
+    acquisition: str  # AcquisitionNumber
+    acquired: str  # AcquisitionDateTime or AcquisitionTime
+    of_acquisition: int  # ImagesInAcquisition, 0 if unknown
+    place_in_series: str  # InstanceNumber
+    temporal: str  # TemporalPositionIdentifier
+    image_type: tuple[str, ...]  # ImageType
+    position: np.ndarray  # centre of the first pixel in mm, (3,)
+    rows: np.ndarray  # direction cosines along a row and along a column, (6,)
+    spacing: tuple[float, float]  # mm from column to column, and from row to row
+    thickness: float  # SliceThickness in mm; 0 if it is not given
+    size: tuple[int, int]  # columns and rows
+    rescale: tuple[str | None, str | None]  # RescaleSlope and RescaleIntercept as written; None if missing
+    padding: int | None  # PixelPaddingValue; None if missing
+    unsigned_16_bits: bool  # whether stored values are unsigned and have 16 bits
 
     @property
     def scaling(self) -> tuple[float, float]:
@@ -125,19 +97,13 @@ class Slice:
 
 @dataclass(frozen=True)
 class Other:
-    """A file beside the slices that is no slice of a CT.
+    """A file beside the slices that is no slice of a CT."""
 
-    Attributes:
-        path: the file.
-        kind: what it is.
-        like: the slice that it would be if its kind were damaged; None without position, orientation and size.
-        damaged: whether its header cannot be read.
-    """
-
-    path: Path
-    kind: str
+    path: Path  # the file
+    kind: str  # what it is
+    # the slice that it would be if its kind were damaged; None without position, orientation and size
     like: Slice | None = None
-    damaged: bool = False
+    damaged: bool = False  # whether its header cannot be read
 
 
 def short_hash(*parts: str) -> str:
@@ -172,14 +138,14 @@ def is_dicom_file(path: Path) -> bool:
     )
 
 
-def sop_class_of(path: Path) -> str:
-    """The SOP class of a DICOM file; empty if it says none or cannot be read."""
+def value_in(path: Path, name: str) -> Any:
+    """The value of an element of a DICOM file; None if it has none or cannot be read."""
     try:
         with warnings.catch_warnings(action="ignore"):
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"], force=True)
+            header = pydicom.dcmread(path, stop_before_pixels=name != "PixelData", specific_tags=[name], force=True)
+            return header.get(name)
     except Exception:  # pydicom raises whatever it comes across
-        return ""
-    return str(header.get("SOPClassUID", ""))
+        return None
 
 
 def read_slices(path: Path) -> list[Slice | Other]:
@@ -189,7 +155,7 @@ def read_slices(path: Path) -> list[Slice | Other]:
     """
     try:
         with path.open("rb") as file:
-            return _slices_of(path, *read_header(file))
+            return _slices_of(path, *read_elements(file))
     except OSError as error:
         reason = "a link to a file that is not there" if is_dangling(path) else f"cannot be read ({error.strerror})"
         return [Other(path, reason, damaged=True)]
@@ -197,7 +163,7 @@ def read_slices(path: Path) -> list[Slice | Other]:
         return [Other(path, f"damaged, or not DICOM ({one_line(error)})", damaged=True)]
 
 
-def _slices_of(path: Path, header: Header, meta: Header, has_pixels: bool) -> list[Slice | Other]:
+def _slices_of(path: Path, header: Elements, meta: Elements, has_pixels: bool) -> list[Slice | Other]:
     stored = str(meta.get("MediaStorageSOPClassUID", ""))
     sop_class, modality = str(header.get("SOPClassUID") or stored), str(header.get("Modality") or "")
     if _DIRECTORY in (sop_class, stored):
@@ -237,7 +203,7 @@ def _is_impossible(sop_class: str) -> bool:
 
 
 def _kind_of_other(
-    sop_class: str, modality: str, image_type: tuple[str, ...], header: Header, has_place: bool
+    sop_class: str, modality: str, image_type: tuple[str, ...], header: Elements, has_place: bool
 ) -> str | None:
     """What a file is that is no slice of a CT; None for slices."""
     if sop_class not in ("", CT, *_MULTI_FRAME):
@@ -260,12 +226,12 @@ def _several(value: Any) -> Sequence[Any]:
     return tuple(value) if isinstance(value, MultiValue | list | tuple) else (value,)
 
 
-def _text(header: Header, name: str) -> str:
+def _text(header: Elements, name: str) -> str:
     value = header.get(name)
     return (value if isinstance(value, str) else "\\".join(str(part) for part in _several(value))).strip()
 
 
-def _person(header: Header) -> str:
+def _person(header: Elements) -> str:
     """A person's name as DICOM compares it: trailing empty components do not count, nor do case and extra spaces."""
     name = _text(header, "PatientName").split("=")[0]
     return "^".join(" ".join(part.split()) for part in name.split("^")).rstrip("^ ").upper()
@@ -287,7 +253,7 @@ def _cosines(*values: float) -> np.ndarray:
     return rows.ravel()
 
 
-def _slice_of(path: Path, header: Header, image_type: tuple[str, ...]) -> Slice:
+def _slice_of(path: Path, header: Elements, image_type: tuple[str, ...]) -> Slice:
     """The slice of a header; position, orientation and spacing must be there.
 
     Raises:
@@ -343,7 +309,7 @@ _OF_FRAMES = (
 """What a frame has of its own, or shares with the others: functional group and element."""
 
 
-def _frames(path: Path, header: Header, image_type: tuple[str, ...]) -> list[Slice]:
+def _frames(path: Path, header: Elements, image_type: tuple[str, ...]) -> list[Slice]:
     """The frames of an enhanced CT as slices."""
     (shared,) = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
     slices = []

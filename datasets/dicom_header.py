@@ -75,7 +75,7 @@ class _Unusual(Exception):
     """A file is left to pydicom."""
 
 
-def read_header(file: BinaryIO) -> tuple[Mapping[str, Any] | Dataset, Mapping[str, Any] | Dataset, bool]:
+def read_elements(file: BinaryIO) -> tuple[Mapping[str, Any] | Dataset, Mapping[str, Any] | Dataset, bool]:
     """Read `NAMES` of a DICOM file that was opened.
 
     Returns:

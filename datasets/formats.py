@@ -68,41 +68,23 @@ _SHIFTED = 0.01
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its volume.
+    """What a file says of its volume."""
 
-    Attributes:
-        path: the file that was named.
-        size: voxels, (x, y, z); of a segmentation with layers, those of a layer.
-        spacing: mm.
-        origin: mm, LPS.
-        direction: cosines, row by row; the columns are the axes.
-        voxel: type of the stored values, in the file's byte order.
-        data: the file that holds them.
-        offset: where they begin, in bytes; in NIfTI, of the decompressed file.
-        encoding: ``stream`` (NIfTI, compressed or not), ``raw``, ``compressed`` or ``nrrd``, which pynrrd decodes.
-        slope: of the scaling.
-        intercept: of the scaling.
-        notes: free text of a NIfTI header.
-        layers: layers of segments, in front of z.
-        fields: all fields of an NRRD header.
-        named: the file of voxels as the header names it; empty if there is no other file.
-    """
-
-    path: Path
-    size: tuple[int, ...]
-    spacing: tuple[float, ...]
-    origin: tuple[float, ...]
-    direction: tuple[float, ...]
-    voxel: np.dtype
-    data: Path
-    offset: int
-    encoding: str
-    slope: float = 1.0
-    intercept: float = 0.0
-    notes: str = ""
-    layers: int = 1
-    fields: dict[str, Any] | None = None
-    named: str = ""
+    path: Path  # the file that was named
+    size: tuple[int, ...]  # voxels, (x, y, z); of a segmentation with layers, those of a layer
+    spacing: tuple[float, ...]  # mm
+    origin: tuple[float, ...]  # mm, LPS
+    direction: tuple[float, ...]  # cosines, row by row; the columns are the axes
+    voxel: np.dtype  # type of the stored values, in the file's byte order
+    data: Path  # the file that holds them
+    offset: int  # where they begin, in bytes; in NIfTI, of the decompressed file
+    encoding: str  # ``stream`` (NIfTI, compressed or not), ``raw``, ``compressed`` or ``nrrd``, which pynrrd decodes
+    slope: float = 1.0  # of the scaling
+    intercept: float = 0.0  # of the scaling
+    notes: str = ""  # free text of a NIfTI header
+    layers: int = 1  # layers of segments, in front of z
+    fields: dict[str, Any] | None = None  # all fields of an NRRD header
+    named: str = ""  # the file of voxels as the header names it; empty if there is no other file
 
 
 def read_header(path: Path, max_voxels: int, layered: bool = False) -> Header:
@@ -197,21 +179,12 @@ def _opened(path: Path, header: Header | None = None) -> Iterator[BinaryIO]:
                 file.seek(header.offset)
                 yield _inflated(file, int(np.prod(header.size)) * header.layers * header.voxel.itemsize)
             else:
-                _skip(path, file, header.offset)
+                file.seek(header.offset)
                 yield file
     except MemoryError:
         raise VolumeError(f"{path}: its voxels do not fit into memory; use a machine with more of it") from None
     except (EOFError, OSError, isal_zlib.error) as error:
         raise VolumeError(f"{path}: damaged, cut short or unreadable ({error}); copy the file again") from None
-
-
-def _skip(path: Path, file: BinaryIO, count: int) -> None:
-    """Pass over what precedes the voxels; the extensions of a header may be long."""
-    while count:
-        skipped = len(file.read(min(count, _CHUNK)))
-        if not skipped:
-            raise VolumeError(f"{path}: cut short before its voxels; copy the file again")
-        count -= skipped
 
 
 def _inflated(file: BinaryIO, expected: int) -> BinaryIO:

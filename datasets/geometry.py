@@ -72,14 +72,6 @@ def voxel_ml(image: sitk.Image) -> float:
     return float(np.prod(image.GetSpacing())) / 1000
 
 
-def same_geometry(a: sitk.Image, b: sitk.Image) -> bool:
-    """Whether two images have exactly the same size, spacing, origin and direction."""
-    return all(getattr(a, f"Get{what}")() == getattr(b, f"Get{what}")() for what in _PARTS)
-
-
-_PARTS = ("Size", "Spacing", "Origin", "Direction")
-
-
 def orientation(image: sitk.Image) -> str:
     """The directions in which x, y and z increase, to the nearest axis of the patient, such as ``LPS``."""
     return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
@@ -155,10 +147,9 @@ def check_same_geometry(name: object, image: sitk.Image, reference_name: object,
         VolumeError: naming both files and the first difference.
     """
     smallest = min(reference.GetSpacing())
-    tolerances = {"Spacing": (_SAME, 0), "Origin": (0, 10 * _SAME * smallest), "Direction": (0, _SAME)}
-    for what in _PARTS:
+    shift = 10 * _SAME * smallest
+    for what, rtol, atol in (("Size", 0, 0), ("Spacing", _SAME, 0), ("Origin", 0, shift), ("Direction", 0, _SAME)):
         ours, theirs = (getattr(one, f"Get{what}")() for one in (image, reference))
-        rtol, atol = tolerances.get(what, (0, 0))
         if len(ours) != len(theirs) or not np.allclose(ours, theirs, rtol=rtol, atol=atol):
             raise VolumeError(
                 f"{name}: its {what.lower()} {rounded(ours)} differs from {rounded(theirs)} of {reference_name}; use "

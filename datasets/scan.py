@@ -17,25 +17,15 @@ from utils.errors import VolumeError
 
 @dataclass(frozen=True)
 class Scan:
-    """A CT that was found.
+    """A CT that was found."""
 
-    Attributes:
-        id: names all results of it.
-        path: the file, or the deepest folder that holds all slices.
-        series: the slices; None for a volume file.
-        reason: why this series of its study was taken.
-        problem: why it cannot be read; one line that names the file.
-        notes: what was concluded about it, and what was passed over in it.
-        image: the voxels of a scan that is no file.
-    """
-
-    id: str
-    path: Path
-    series: Series | None = None
-    reason: str = ""
-    problem: str | None = None
-    notes: tuple[str, ...] = ()
-    image: sitk.Image | None = None
+    id: str  # names all results of it
+    path: Path  # the file, or the deepest folder that holds all slices
+    series: Series | None = None  # the slices; None for a volume file
+    reason: str = ""  # why this series of its study was taken
+    problem: str | None = None  # why it cannot be read; one line that names the file
+    notes: tuple[str, ...] = ()  # what was concluded about it, and what was passed over in it
+    image: sitk.Image | None = None  # the voxels of a scan that is no file
 
     def __str__(self) -> str:
         return str(self.path)

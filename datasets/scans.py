@@ -18,7 +18,7 @@ import re
 import unicodedata
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -70,37 +70,26 @@ _BATCH = 32
 """Files that a thread reads at a time: handing over takes as long as reading a header."""
 
 _NAMED = 3
+_PACKED, _FORMAT = "packed file", "file of a type that is not read"
 
 
 @dataclass(frozen=True)
 class PassedOver:
-    """Something that was found and is no scan.
+    """Something that was found and is no scan."""
 
-    Attributes:
-        path: file or folder.
-        kind: what it is.
-        series: the series, if it is one.
-        reason: why it was passed over.
-    """
-
-    path: Path
-    kind: str
-    series: Series | None = None
-    reason: str = ""
+    path: Path  # file or folder
+    kind: str  # what it is
+    series: Series | None = None  # the series, if it is one
+    reason: str = ""  # why it was passed over
 
 
 @dataclass(frozen=True)
 class Index:
-    """What was found below the paths that were named.
+    """What was found below the paths that were named."""
 
-    Attributes:
-        scans: by id, in the order of the ids.
-        passed_over: everything else.
-        unreadable: reason by path of files and folders that could not be read.
-    """
-
-    scans: dict[str, Scan]
-    passed_over: tuple[PassedOver, ...] = ()
+    scans: dict[str, Scan]  # by id, in the order of the ids
+    passed_over: tuple[PassedOver, ...] = ()  # everything else
+    # reason by path of files and folders that could not be read
     unreadable: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> list[str]:
@@ -110,7 +99,7 @@ class Index:
     def passed_over_lines(self) -> list[str]:
         """One line per kind of what was passed over, with its count."""
         counts = Counter(item.kind for item in self.passed_over)
-        return [f"passed over: {number} {kind}" for kind, number in sorted(counts.items())]
+        return [f"passed over: {kind} ({number})" for kind, number in sorted(counts.items())]
 
     def warnings(self) -> list[str]:
         """What may hold CTs and was not read, by name, with the remedy."""
@@ -121,24 +110,6 @@ class Index:
                 more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
                 lines.append(f"not read: {', '.join(paths[:_NAMED])}{more} ({kind}); {remedy} what holds CTs")
         return lines
-
-
-_PACKED, _FORMAT = "packed file", "file of a type that is not read"
-
-
-@dataclass(frozen=True)
-class _Proposal:
-    """A scan before it has its id.
-
-    Attributes:
-        name: the id, unless another scan has the same.
-        distinct: what tells it from those: the path below the root, or patient and study.
-        scan: the scan.
-    """
-
-    name: str
-    distinct: str
-    scan: Scan
 
 
 @dataclass
@@ -206,7 +177,7 @@ def index_scans(*paths: Path, series: str | None = None, progress: bool = False,
     Raises:
         VolumeError: a path does not exist, no CT was found, or two scans of different paths share an id.
     """
-    proposals: list[_Proposal] = []
+    found_scans: list[tuple[Scan, str]] = []
     passed: list[PassedOver] = []
     unreadable: dict[str, str] = {}
     for path in paths:
@@ -218,15 +189,14 @@ def index_scans(*paths: Path, series: str | None = None, progress: bool = False,
         elif is_dicom_file(path) and not is_volume_file(path):
             found.dicom.append(found.root)
         else:
-            proposals.append(_Proposal(volume_id(found.root), found.root.name, Scan("", found.root)))
-        proposals += [
-            _Proposal(_volume_id(found.root, volume, stem), str(volume.relative_to(found.root)), Scan("", volume))
-            for volume, stem in _without_masks(found)
-        ]
-        proposals += _dicom_scans(found, series, progress)
+            found_scans.append((Scan(volume_id(found.root), found.root), found.root.name))
+        for volume, stem in _without_masks(found):
+            scan = Scan(_volume_id(found.root, volume, stem), volume)
+            found_scans.append((scan, str(volume.relative_to(found.root))))
+        found_scans += _dicom_scans(found, series, progress)
         passed += found.passed
         unreadable |= found.unreadable
-    scans = _with_ids(proposals)
+    scans = _with_ids(found_scans)
     index = Index(dict(sorted(scans.items())), tuple(passed), unreadable)
     if not scans and not empty:
         seen = "; ".join(index.summary()) or "nothing was found"
@@ -387,24 +357,26 @@ def _series_id(root: Path, series: Series) -> str:
     return "_".join(series.folder.relative_to(root).parts)
 
 
-def _with_ids(proposals: Sequence[_Proposal]) -> dict[str, Scan]:
-    """Give scans their ids; those that would share one have a hash added of what tells them apart.
+def _with_ids(found: Iterable[tuple[Scan, str]]) -> dict[str, Scan]:
+    """Give scans their final ids: to those that would share one, a hash is added.
+
+    Args:
+        found: scans, each with what tells it from others of its id: the path below the root, or patient and study.
 
     Raises:
         VolumeError: nothing tells two scans apart, as with files of one name in two folders that were both named.
     """
-    by_name: dict[str, list[_Proposal]] = defaultdict(list)
-    for proposal in proposals:
-        by_name[_fitting(proposal.name)].append(proposal)
+    by_name: dict[str, dict[object, tuple[Scan, str]]] = defaultdict(dict)
+    for scan, distinct in found:
+        # A file may be named twice. Which other files a volume consists of takes reading it, and is not asked.
+        by_name[_fitting(scan.id)][scan.path, scan.series and scan.series.files] = scan, distinct
     scans: dict[str, Scan] = {}
     for name, sharing in by_name.items():
-        # A file may be named twice. Which other files a volume consists of takes reading it, and is not asked.
-        unique = {(p.scan.path, p.scan.series and p.scan.series.files): p for p in sharing}
-        for proposal in unique.values():
-            case_id = name if len(unique) == 1 else f"{name}_{short_hash(proposal.distinct)}"
+        for scan, distinct in sharing.values():
+            case_id = name if len(sharing) == 1 else f"{name}_{short_hash(distinct)}"
             if case_id in scans:
-                raise VolumeError(f"{proposal.scan} and {scans[case_id]} have the same id; rename one of them")
-            scans[case_id] = replace(proposal.scan, id=case_id)
+                raise VolumeError(f"{scan} and {scans[case_id]} have the same id; rename one of them")
+            scans[case_id] = replace(scan, id=case_id)
     return scans
 
 
@@ -420,8 +392,8 @@ def _fitting(name: str) -> str:
 # --------------------------------------------------------------------------------------------- DICOM
 
 
-def _dicom_scans(found: _Found, choice: str | None, progress: bool) -> list[_Proposal]:
-    """The scans among the DICOM files below a root: one per patient and study."""
+def _dicom_scans(found: _Found, choice: str | None, progress: bool) -> list[tuple[Scan, str]]:
+    """The scans among the DICOM files below a root, one per patient and study, as `_with_ids` takes them."""
     slices: list[Slice] = []
     others: list[Other] = _pass_over_rest(found)
     batches = [found.dicom[k : k + _BATCH] for k in range(0, len(found.dicom), _BATCH)]
@@ -446,8 +418,8 @@ def _dicom_scans(found: _Found, choice: str | None, progress: bool) -> list[_Pro
     return [_study_scan(found, volumes, choice) for volumes in studies.values()]
 
 
-def _study_scan(found: _Found, volumes: list[Series], choice: str | None) -> _Proposal:
-    """The scan of a study, and the id that it proposes."""
+def _study_scan(found: _Found, volumes: list[Series], choice: str | None) -> tuple[Scan, str]:
+    """The scan of a study, and what tells it from others."""
     chosen = choose_series(volumes, choice)
     study, patient, folder = volumes[0].study
     below = str(folder.relative_to(found.root)) if folder and folder.is_relative_to(found.root) else ""
@@ -455,16 +427,16 @@ def _study_scan(found: _Found, volumes: list[Series], choice: str | None) -> _Pr
     if chosen.series is None:
         folder = common_folder([path for volume in volumes for path in volume.files])
         largest = max(volumes, key=lambda volume: len(volume.slices))
-        scan = Scan("", folder, largest, problem=f"{folder}: {chosen.problem}")
-        return _Proposal(_series_id(found.root, largest), distinct, scan)
+        problem = f"{folder}: {chosen.problem}"
+        return Scan(_series_id(found.root, largest), folder, largest, problem=problem), distinct
     found.passed += [
         PassedOver(series.folder, "CT series of a study with a better one", series, reason)
         for series, reason in chosen.passed_over
     ]
     series = chosen.series
     notes = (*series.notes, *([chosen.note] if chosen.note else []))
-    scan = Scan("", series.folder, series, chosen.reason, series.problem, notes)
-    return _Proposal(_series_id(found.root, series), distinct, scan)
+    case_id = _series_id(found.root, series)
+    return Scan(case_id, series.folder, series, chosen.reason, series.problem, notes), distinct
 
 
 def files_of(scans: Iterable[Scan]) -> list[Path]:

@@ -20,7 +20,7 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 
-from datasets.dicom import CONTOURS, SEGMENTATIONS, is_dicom_file, sop_class_of
+from datasets.dicom import CONTOURS, SEGMENTATIONS, is_dicom_file, value_in
 from datasets.formats import EXTENSIONS, read_header, read_voxels
 from datasets.geometry import located, part_onto
 from utils.errors import VolumeError, one_line
@@ -39,17 +39,11 @@ _WHOLE = 0.02
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment of a segmentation.
+    """One segment of a segmentation."""
 
-    Attributes:
-        name: as shown in a viewer.
-        value: its label, or its number in a DICOM SEG.
-        layer: index along the fourth dimension.
-    """
-
-    name: str
-    value: int
-    layer: int = 0
+    name: str  # as shown in a viewer
+    value: int  # its label, or its number in a DICOM SEG
+    layer: int = 0  # index along the fourth dimension
 
 
 def is_segmentation(path: Path) -> bool:
@@ -63,8 +57,8 @@ def reader_of(path: Path) -> Reader | None:
         return read_slicer
     if path.name.lower().endswith(EXTENSIONS) or not path.is_file() or not is_dicom_file(path):
         return None
-    sop_class = sop_class_of(path)
-    return {**dict.fromkeys(SEGMENTATIONS, read_dicom_seg), CONTOURS: _refuse_contours}.get(sop_class)
+    readers = {**dict.fromkeys(SEGMENTATIONS, read_dicom_seg), CONTOURS: _refuse_contours}
+    return readers.get(str(value_in(path, "SOPClassUID")))
 
 
 def referenced_series(path: Path) -> str:

@@ -10,7 +10,6 @@ at right angles and at even distances, none missing, double or damaged.
 from __future__ import annotations
 
 import re
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 
-from datasets.dicom import SAME_DIRECTION, Other, Slice, short_hash
+from datasets.dicom import SAME_DIRECTION, Other, Slice, short_hash, value_in
 
 _UNEVEN = 0.1
 """Largest distance of a slice from an evenly spaced grid, as a share of the distance between slices."""
@@ -43,21 +41,14 @@ Geometry = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], tuple[fl
 
 @dataclass(frozen=True)
 class Series:
-    """The slices of one volume, in order along its third axis.
+    """The slices of one volume, in order along its third axis."""
 
-    Attributes:
-        slices: the slices; in the order of their files if there is a problem.
-        geometry: None if there is a problem.
-        study: what its scan is known by: study, patient, and the folder where UIDs do not tell scans apart.
-        notes: what was concluded that a reader might not expect.
-        problem: why it cannot be read; one line that names the folder or file.
-    """
-
-    slices: tuple[Slice, ...]
-    geometry: Geometry | None
+    slices: tuple[Slice, ...]  # the slices; in the order of their files if there is a problem
+    geometry: Geometry | None  # None if there is a problem
+    # what its scan is known by: study, patient, and the folder where UIDs do not tell scans apart
     study: tuple[str, str, Path | None]
-    notes: tuple[str, ...] = ()
-    problem: str | None = None
+    notes: tuple[str, ...] = ()  # what was concluded that a reader might not expect
+    problem: str | None = None  # why it cannot be read; one line that names the folder or file
 
     @property
     def first(self) -> Slice:
@@ -265,12 +256,8 @@ def _without_copies(slices: list[Slice]) -> tuple[list[Slice], list[str]]:
 def _same_content(a: Slice, b: Slice) -> bool:
     if not np.array_equal(a.position, b.position):
         return False
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            first, second = (pydicom.dcmread(one.path, force=True).get("PixelData") for one in (a, b))
-    except Exception:  # pydicom raises whatever it comes across
-        return False
-    return first is not None and first == second
+    pixels = value_in(a.path, "PixelData")
+    return pixels is not None and pixels == value_in(b.path, "PixelData")
 
 
 def _acquisitions(slices: list[Slice]) -> tuple[list[list[Slice]], list[str]]:

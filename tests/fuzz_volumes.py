@@ -212,12 +212,20 @@ def changed(image: sitk.Image, original: sitk.Image) -> str:
     return "voxels, in a file without checksum"
 
 
-def fuzz_nifti(count: int, seed: int, keep: Path | None = None, progress: bool = False) -> tuple[Counter, list[str]]:
-    """Read mutants of NIfTI files.
+def fuzz(
+    kind: str, count: int, seed: int, keep: Path | None = None, progress: bool = False
+) -> tuple[Counter, list[str]]:
+    """Read mutants of NIfTI (nifti), MetaImage (mha), NRRD (nrrd) or one slice of a DICOM series (dicom).
 
     Returns:
         Number of mutants by outcome, and descriptions of failures (expected: none).
     """
+    if kind == "nifti":
+        return _fuzz_nifti(count, seed, keep, progress)
+    return _fuzz_others(kind, count, seed, keep, progress)
+
+
+def _fuzz_nifti(count: int, seed: int, keep: Path | None, progress: bool) -> tuple[Counter, list[str]]:
     rng = random.Random(seed)
     files = nifti_corpus()
     counts: Counter = Counter()
@@ -297,10 +305,7 @@ def mutate_text(content: bytes, rng: random.Random) -> bytes:
     return bytes(data) or b"x"
 
 
-def fuzz_others(
-    kind: str, count: int, seed: int, keep: Path | None = None, progress: bool = False
-) -> tuple[Counter, list[str]]:
-    """Read mutants of MetaImage (mha), NRRD (nrrd) or one slice of a DICOM series (dicom); see `fuzz_nifti`."""
+def _fuzz_others(kind: str, count: int, seed: int, keep: Path | None, progress: bool) -> tuple[Counter, list[str]]:
     rng = random.Random(seed)
     stored = np.random.default_rng(0).integers(0, 1400, SHAPE).astype(np.int16)
     counts: Counter = Counter()
@@ -345,8 +350,7 @@ def main() -> int:
     add_quiet(parser)
     options = parser.parse_args()
     start = time.monotonic()
-    arguments = options.count, options.seed, options.keep, not options.quiet
-    counts, wrong = fuzz_nifti(*arguments) if options.kind == "nifti" else fuzz_others(options.kind, *arguments)
+    counts, wrong = fuzz(options.kind, options.count, options.seed, options.keep, not options.quiet)
     for what, number in counts.most_common():
         print(f"{number:8} {what}")
     seconds, peak = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

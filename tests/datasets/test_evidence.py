@@ -293,7 +293,7 @@ def test_a_mask_beside_slices_is_no_scan(tmp_path, name):
     (tmp_path / name).touch()
     index = index_scans(tmp_path)
     assert list(index.scans) == ["p1"]
-    assert index.passed_over_lines() == ["passed over: 1 mask"]
+    assert index.passed_over_lines() == ["passed over: mask (1)"]
 
 
 @pytest.mark.fault("what dcm2niix straightened")

@@ -10,7 +10,6 @@ import SimpleITK as sitk
 from datasets.formats import read_header, read_voxels
 from datasets.geometry import MAX_VOXELS
 from datasets.volumes import is_volume_file, read_volume, volume_id, write_volume
-from tests.fuzz_volumes import fuzz_nifti
 from tests.volumes import ORIGIN, SPACING, geometry, image_of, pixels, refused, rotation
 
 SHAPE = (6, 7, 8)
@@ -135,11 +134,6 @@ def test_values_without_a_slope_are_not_scaled(tmp_path, hu, slope):
     assert not np.array_equal(np.asanyarray(nib.load(path).dataobj).T, pixels(path))
 
 
-def test_an_intercept_that_is_no_number(tmp_path, hu):
-    for intercept in (np.nan, np.inf):
-        refuses(changed(nifti(tmp_path / "scan.nii", hu), (112, "2f", 1, intercept)), "values are scaled by 1 and")
-
-
 @pytest.mark.fault("header extensions")
 def test_a_header_of_extensions_is_passed_over(tmp_path, hu):
     image = nib.Nifti1Image(hu.T, np.diag([-1, -1, 1, 1]))
@@ -239,20 +233,6 @@ def test_axes_that_lean_a_little_are_straightened(tmp_path, hu, qform, caplog):
         np.testing.assert_allclose(direction, np.eye(3), atol=1.01 * max(leaning / 2, 1e-4))
 
 
-@pytest.mark.fault("voxels at an impossible offset")
-def test_readers_disagree_about_voxels_inside_the_header(tmp_path, hu):
-    path = changed(nifti(tmp_path / "scan.nii", hu), (108, "f", 0))
-    refuses(path, "the place of its voxels is impossible")
-    assert not np.array_equal(np.asanyarray(nib.load(path).dataobj).T, pixels(path))
-
-
-@pytest.mark.fault("zeros behind a compressed file")
-def test_zeros_behind_a_compressed_file_are_no_data(tmp_path, hu):
-    path = nifti(tmp_path / "scan.nii.gz", hu)
-    path.write_bytes(path.read_bytes() + bytes(512))
-    np.testing.assert_array_equal(voxels(path), hu)
-
-
 # ----------------------------------------------------------------------------------------------- length
 
 
@@ -281,38 +261,39 @@ def test_a_file_that_is_too_long(tmp_path, hu):
 
 
 @pytest.mark.fault("NIfTI cut short, header")
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
-def test_a_compressed_file_cut_short(tmp_path, hu, share):
-    path = nifti(tmp_path / "scan.nii.gz", hu)
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    refuses(path, "cut short")
-
-
-@pytest.mark.fault("NIfTI cut short, header")
-def test_a_compressed_file_of_a_shorter_volume(tmp_path, hu):
-    whole = nifti(tmp_path / "scan.nii", hu).read_bytes()
-    path = tmp_path / "scan.nii.gz"
-    path.write_bytes(gzip.compress(whole[:352]))
-    refuses(path, "cut short: 352 of 1024 bytes")
-    path.write_bytes(gzip.compress(whole + b"x"))
-    refuses(path, "holds more")
-
-
 @pytest.mark.fault("flipped bit in a compressed")
-@pytest.mark.parametrize("place", [0.3, 0.6, -2, -6])
-def test_a_flipped_bit_in_a_compressed_file(tmp_path, hu, place):
-    path = nifti(tmp_path / "scan.nii.gz", hu)
-    data = bytearray(path.read_bytes())
-    data[place if place < 0 else int(place * len(data))] ^= 0x40
-    path.write_bytes(data)
-    refuses(path, "damaged")
-
-
 @pytest.mark.fault("junk behind a compressed")
-def test_a_compressed_file_followed_by_something(tmp_path, hu):
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        *(
+            (lambda packed, whole, share=share: packed[: int(share * len(packed))], "cut short")
+            for share in (0.02, 0.5, 0.98)
+        ),
+        *((lambda packed, whole, place=place: flipped(packed, place), "damaged") for place in (0.3, 0.6, -2, -6)),
+        (lambda packed, whole: packed + b"something", "damaged"),
+        (lambda packed, whole: gzip.compress(whole[:352]), "cut short: 352 of 1024 bytes"),
+        (lambda packed, whole: gzip.compress(whole + b"x"), "holds more"),
+    ],
+)
+def test_a_compressed_file_that_is_damaged(tmp_path, hu, damage, match):
     path = nifti(tmp_path / "scan.nii.gz", hu)
-    path.write_bytes(path.read_bytes() + b"something")
-    refuses(path, "damaged")
+    path.write_bytes(damage(path.read_bytes(), nifti(tmp_path / "scan.nii", hu).read_bytes()))
+    refuses(path, match)
+
+
+def flipped(content, place):
+    """A file with one bit flipped, at a share of its length or at so many bytes from its end."""
+    data = bytearray(content)
+    data[place if place < 0 else int(place * len(data))] ^= 0x40
+    return bytes(data)
+
+
+@pytest.mark.fault("zeros behind a compressed file")
+def test_zeros_behind_a_compressed_file_are_no_data(tmp_path, hu):
+    path = nifti(tmp_path / "scan.nii.gz", hu)
+    path.write_bytes(path.read_bytes() + bytes(512))
+    np.testing.assert_array_equal(voxels(path), hu)
 
 
 @pytest.mark.fault("voxels at an impossible")
@@ -323,9 +304,8 @@ def test_where_the_voxels_begin(tmp_path, hu):
     np.testing.assert_array_equal(voxels(changed(path, (108, "f", 400))), hu)
     path.write_bytes(whole)
     refuses(changed(path, (108, "f", 400)), "cut short: 1024 of 1072 bytes")
-    # SimpleITK reads the voxels from such places, wrongly.
-    for offset in (0, -16, 348, 352.5, np.nan, np.inf):
-        refuses(changed(path, (108, "f", offset)), "place of its voxels is impossible")
+    changed(path, (108, "f", 0))  # readers disagree
+    assert not np.array_equal(np.asanyarray(nib.load(path).dataobj).T, pixels(path))
 
 
 @pytest.mark.fault("bits a voxel that are")
@@ -356,12 +336,6 @@ def test_a_large_volume_in_a_small_file_is_refused_before_memory_is_taken(tmp_pa
 # ------------------------------------------------------------------------------------- what is contradictory
 
 
-@pytest.mark.fault("spacing 0, negative")
-@pytest.mark.parametrize("spacing", [0, -0.7, np.nan, np.inf])
-def test_spacing_that_readers_change_in_silence(tmp_path, hu, spacing):
-    refuses(changed(nifti(tmp_path / "scan.nii", hu), (88, "f", spacing)), "its spacing .* impossible")
-
-
 @pytest.mark.fault("spacing that is not")
 def test_spacing_that_is_not_that_of_the_axes(tmp_path, hu):
     path = changed(nifti(tmp_path / "scan.nii", hu), (80, "f", 5))
@@ -372,14 +346,6 @@ def test_spacing_that_is_not_that_of_the_axes(tmp_path, hu):
     refuses(path, "axes with steps of")
 
 
-@pytest.mark.fault("spacing 0, negative")
-def test_units_that_are_not_mm(tmp_path, hu):
-    path = nifti(tmp_path / "scan.nii", hu)
-    for units in (1, 3, 7):
-        refuses(changed(path, (123, "B", units)), "not in mm")
-    voxels(changed(path, (123, "B", 10)))  # mm and s
-
-
 @pytest.mark.fault("qform and sform that")
 def test_two_orientations_that_contradict_each_other(tmp_path, hu):
     path = changed(nifti(tmp_path / "scan.nii", hu), (252, "2h", 1, 1))
@@ -387,11 +353,6 @@ def test_two_orientations_that_contradict_each_other(tmp_path, hu):
     refuses(changed(path, (256, "3f", 0.2, 0, 0)), "qform and sform contradict")
     changed(path, (256, "3f", 0, 0, 1), (268, "f", 13.0))
     refuses(path, "qform and sform contradict")
-
-
-@pytest.mark.fault("no orientation at all")
-def test_no_orientation_at_all(tmp_path, hu):
-    refuses(changed(nifti(tmp_path / "scan.nii", hu), (252, "2h", 0, 0)), "does not say how it is oriented")
 
 
 @pytest.mark.fault("sheared, zero or NaN")
@@ -412,9 +373,16 @@ def test_axes_that_are_none(tmp_path, hu):
 
 
 @pytest.mark.fault("RGB, complex, unknown")
+@pytest.mark.fault("spacing 0, negative")
+@pytest.mark.fault("no orientation at all")
 @pytest.mark.parametrize(
     ("change", "match"),
     [
+        *(((88, "f", spacing), "its spacing .* impossible") for spacing in (0, -0.7, np.nan, np.inf)),
+        *(((123, "B", units), "not in mm") for units in (1, 3, 7)),
+        *(((112, "2f", 1, intercept), "values are scaled by 1 and") for intercept in (np.nan, np.inf)),
+        *(((108, "f", at), "place of its voxels is impossible") for at in (0, -16, 348, 352.5, np.nan, np.inf)),
+        ((252, "2h", 0, 0), "does not say how it is oriented"),
         ((344, "4s", b"ni1\0"), r"NIfTI in one file ends in \.nii or \.nii\.gz, in two in \.hdr and \.img"),
         ((344, "4s", b"n+2\0"), "not a NIfTI file"),
         ((344, "4s", b"\0\0\0\0"), "if ANALYZE, it does not say how it is oriented"),
@@ -427,29 +395,9 @@ def test_axes_that_are_none(tmp_path, hu):
         ((46, "h", 1), "size"),
     ],
 )
-def test_headers_of_other_things(tmp_path, hu, change, match):
-    refuses(changed(nifti(tmp_path / "scan.nii", hu), change), match)
-
-
-@pytest.mark.fault("empty file, text, random")
-def test_other_bytes(tmp_path):
-    for name in ("scan.nii", "scan.nii.gz"):
-        for content in (b"", b"Once upon a time", bytes(range(256)) * 8, bytes(1000)):
-            (tmp_path / name).write_bytes(content)
-            refuses(tmp_path / name, "cut short|not a NIfTI|damaged")
-
-
-# ---------------------------------------------------------------------------------------------- mutants
-
-
-@pytest.mark.fault("any of it at random")
-def test_no_mutant_is_read_as_something_else():
-    counts, wrong = fuzz_nifti(4000, seed=0)
-    assert wrong == []
-    assert counts.total() == 4000
-    # The mutations do reach what can be told and what cannot.
-    assert counts["refused"] > 2000
-    assert counts["read, changed: voxels, in a file without checksum"] > 100
+def test_headers_that_cannot_be(tmp_path, hu, change, match):
+    voxels(changed(nifti(tmp_path / "scan.nii", hu), (123, "B", 10)))  # mm and s
+    refuses(changed(tmp_path / "scan.nii", change), match)
 
 
 # ---------------------------------------------------------------------------------------------- writing
@@ -476,10 +424,8 @@ def test_what_is_written_is_read_by_others_as_what_itk_writes(tmp_path, hu, kind
         assert header.voxel == kind
 
 
-def test_equal_images_give_equal_files(tmp_path, hu):
-    names = ("a.nii.gz", "b.nii.gz")
-    for name in names:
+def test_equal_images_give_equal_files(tmp_path, hu, monkeypatch):
+    for seconds, name in enumerate(("a.nii.gz", "b.nii.gz")):  # the header of a gzip has a name and a time
+        monkeypatch.setattr(time, "time", lambda seconds=seconds: 1e9 + seconds)
         write_volume(image_of(hu), tmp_path / name)
-        # The time and the name of a gzip's header are seconds apart, and these names.
-        time.sleep(1.1)
-    assert (tmp_path / names[0]).read_bytes() == (tmp_path / names[1]).read_bytes()
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()

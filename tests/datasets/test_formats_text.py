@@ -6,10 +6,8 @@ import pytest
 import SimpleITK as sitk
 
 from datasets.formats import files_of
-from datasets.geometry import same_geometry
 from datasets.volumes import read_geometry, read_volume
-from tests.fuzz_volumes import fuzz_others
-from tests.volumes import pixels, refused, write
+from tests.volumes import geometry, pixels, refused, write
 
 SHAPE = (6, 7, 8)
 
@@ -106,7 +104,7 @@ def test_voxels_by_a_path_of_another_system(tmp_path, hu, named, caplog):
     image = read_volume(path)
     np.testing.assert_array_equal(pixels(image), hu)
     assert image.GetSpacing() == (0.7, 0.8, 2.5)
-    assert same_geometry(read_geometry(path), image)
+    assert geometry(read_geometry(path)) == geometry(image)
     assert files_of(path) == (path, raw)
     assert ("the header names" in caplog.text) == (named not in ("scan.raw", "data/scan.raw"))
     raw.write_bytes(hu.tobytes()[:-1])
@@ -159,13 +157,5 @@ def test_nrrd_in_two_files(tmp_path, hu, name):
 def test_a_bomb_is_not_inflated(tmp_path, hu):
     path = write(tmp_path / "scan.nrrd", hu)
     head = path.read_bytes().split(b"\n\n")[0] + b"\n\n"
-    path.write_bytes(head + gzip.compress(bytes(2**28)))
+    path.write_bytes(head + gzip.compress(bytes(2**26), 1))
     refused(path, lambda: read_volume(path), "holds more than the 672 bytes")
-
-
-@pytest.mark.fault("any of it at random")
-@pytest.mark.parametrize("kind", ["mha", "nrrd"])
-def test_no_mutant_crashes_or_has_other_voxels_than_its_header_says(kind):
-    counts, wrong = fuzz_others(kind, 300, seed=0)
-    assert wrong == []
-    assert counts["refused"] > 100

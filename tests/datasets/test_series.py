@@ -2,10 +2,10 @@ import numpy as np
 import pydicom
 import pytest
 
-from datasets.geometry import MAX_VOXELS, same_geometry
+from datasets.geometry import MAX_VOXELS
 from datasets.scans import open_scan, read_ct
 from datasets.volumes import Reading, volume_id
-from tests.volumes import ORIGIN, SPACING, changed_slice, pixels, refused, rotation, write_dicom
+from tests.volumes import ORIGIN, SPACING, changed_slice, geometry, pixels, refused, rotation, write_dicom
 
 
 def test_a_folder_in_hu_and_in_the_order_of_positions(tmp_path, stored):
@@ -14,7 +14,7 @@ def test_a_folder_in_hu_and_in_the_order_of_positions(tmp_path, stored):
     np.testing.assert_array_equal(pixels(image), 2 * stored.astype(int) - 1024)
     np.testing.assert_allclose(image.GetSpacing(), SPACING)
     np.testing.assert_allclose(image.GetOrigin(), ORIGIN)
-    assert same_geometry(open_scan(folder).geometry(), image)
+    assert geometry(open_scan(folder).geometry()) == geometry(image)
     assert volume_id(folder) == "case 1"
 
 
@@ -105,3 +105,21 @@ def test_a_volume_that_is_too_large(tmp_path, stored):
     refused(folder, lambda: open_scan(folder).read(Reading(max_voxels=335)), "more than 335; if that is right")
     assert open_scan(folder).read(Reading(max_voxels=336)).GetSize() == stored.shape[::-1]
     assert MAX_VOXELS > 336
+
+
+@pytest.mark.fault("all slices in one file, damaged")
+def test_a_folder_without_a_ct(tmp_path, stored):
+    (tmp_path / "empty").mkdir()
+    write_dicom(tmp_path / "mr", stored, Modality="MR")
+    for folder in (tmp_path / "empty", tmp_path / "mr"):
+        refused(folder, lambda folder=folder: open_scan(folder).read(), "no CT series")
+
+
+@pytest.mark.fault("a slice cut short, the")
+@pytest.mark.parametrize("number", [1, 3, 6])
+@pytest.mark.parametrize("kept", [0, 60, 300, -60])
+def test_a_slice_cut_short_wherever_it_lies(tmp_path, stored, number, kept):
+    folder = write_dicom(tmp_path / "case", stored)
+    path = folder / f"slice00{number}.dcm"
+    path.write_bytes(path.read_bytes()[:kept])
+    refused(path, lambda: open_scan(folder).read(), "damaged, or not DICOM|cut short")

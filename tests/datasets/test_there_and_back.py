@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.crop import LINEAR, NEAREST, LungMaskCrop, paste_back
-from datasets.geometry import image_like, located, same_geometry, shape_of
+from datasets.geometry import image_like, located, shape_of
 from tests.volumes import crop_to_box, rotation
+from tests.volumes import geometry as geometry_of
 
 AXES = [
     np.eye(3)[list(order)] * np.array(signs)[:, None]
@@ -65,7 +66,7 @@ def test_nothing_is_pasted_outside_the_box_and_the_geometry_is_the_scans(geometr
     ones = image_like(crop, np.ones(shape_of(crop), np.float32))
     for threshold in (None, 0.5):
         back = paste_back(sitk.Cast(ones, sitk.sitkUInt8) if threshold is None else ones, geometry, threshold)
-        assert same_geometry(back, geometry)
+        assert geometry_of(back) == geometry_of(geometry)
         inside = sitk.GetArrayFromImage(sitk.DICOMOrient(back, "LPS"))
         assert inside[box].all()
         assert inside.sum() == inside[box].size
@@ -112,7 +113,7 @@ def test_a_lesion_inside_the_lungs_comes_back_voxel_for_voxel_from_files_on_any_
     own_size = tuple(int(np.ptp(index)) + 1 for index in np.nonzero(upright_lung))
     cropper = LungMaskCrop(lambda _: lung, own_size)
     image, _, cropped = cropper.crop(folder / "ct.nrrd", folder / "lesion.nrrd", folder / "lung.nrrd")
-    assert same_geometry(image, cropped)
+    assert geometry_of(image) == geometry_of(cropped)
     back = paste_back(cropped, sitk.ReadImage(str(folder / "ct.nrrd")))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(back), lesion)
-    assert same_geometry(back, sitk.ReadImage(str(folder / "ct.nrrd")))
+    assert geometry_of(back) == geometry_of(sitk.ReadImage(str(folder / "ct.nrrd")))

@@ -1,14 +1,11 @@
 import os
 import resource
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from datasets import volumes as module
-from datasets.geometry import same_geometry
 from datasets.scans import read_ct
 from datasets.volumes import (
     EXTENSIONS,
@@ -20,7 +17,7 @@ from datasets.volumes import (
     volume_id,
     write_volume,
 )
-from tests.volumes import ORIGIN, SPACING, image_of, pixels, refused, rotation, write
+from tests.volumes import ORIGIN, SPACING, geometry, image_of, pixels, refused, rotation, write
 
 SHAPE = (6, 7, 8)
 
@@ -42,7 +39,7 @@ def test_every_file_type_keeps_voxels_and_geometry(tmp_path, hu, extension):
     np.testing.assert_allclose(image.GetSpacing(), SPACING, rtol=1e-6)
     np.testing.assert_allclose(image.GetOrigin(), ORIGIN, rtol=1e-6)
     np.testing.assert_allclose(image.GetDirection(), rotation(0.2, -0.1, 0.3).ravel(), atol=1e-6)
-    assert same_geometry(read_geometry(path), image)
+    assert geometry(read_geometry(path)) == geometry(image)
     assert volume_id(path) == "ä scan.1"
 
 
@@ -206,28 +203,10 @@ def test_other_values_are_not_labels(tmp_path, value, dtype):
     refused(path, lambda: read_labels(path), "not labels")
 
 
-# ------------------------------------------------------------------------------------------------ grids
-
-
 # ---------------------------------------------------------------------------------------------- writing
 
 
-def _half_written(image, name, **_):
-    Path(name).write_bytes(b"half")
-    raise OSError(28, "No space left on device")
-
-
 @pytest.mark.fault("a save that fails: full")
-def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, hu, monkeypatch):
-    path = write(tmp_path / "scan.nii.gz", hu)
-    before = path.read_bytes()
-    monkeypatch.setattr(module.nib, "save", _half_written)
-    message = refused(path, lambda: write_volume(image_of(hu + 1), path), "No space left on device")
-    assert "check the folder and the disk" in message
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nii", "scan.nrrd", "scan.mha"])
 def test_a_disk_that_fills_up_leaves_the_old_file_and_nothing_else(tmp_path, hu, name):
     path = write(tmp_path / name, hu)
@@ -236,7 +215,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file_and_nothing_else(tmp_path, hu,
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        refused(path, lambda: write_volume(noise, path), "cannot be written")
+        refused(path, lambda: write_volume(noise, path), "cannot be written .*; check the")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
