@@ -23,7 +23,7 @@ def pretrained():
 
 def crops_of(diseased):
     """Image in 0..255, lung and lesion of a phantom: (z, y, x) each."""
-    phantom = make_phantom(np.random.default_rng(4), (64, 192, 192), diseased)
+    phantom = make_phantom(np.random.default_rng(4), (40, 128, 128), diseased)
     ct = sitk.GetImageFromArray(phantom.ct)
     ct.SetSpacing(phantom.spacing)
     return [sitk.GetArrayFromImage(crop) for crop in crop_to_lungs(ct, phantom.lung, phantom.lesion, CROP_SIZE)]

@@ -65,7 +65,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("set", choices=sorted(SETS), metavar="SET", help=", ".join(SETS))
     parser.add_argument("download", type=Path, metavar="DOWNLOAD", help="folder with the unpacked archives")
     parser.add_argument("--output", type=Path, required=True, metavar="ROOT", help="cohort folder")
-    parser.add_argument("--dry-run", action="store_true", help="check the files and print the report, write nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="match files, check masks, print the report, write nothing"
+    )
     parser.add_argument(
         "--lungs",
         choices=("given", *LUNG_FINDERS),
