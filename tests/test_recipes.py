@@ -58,10 +58,15 @@ def copy(tmp_path):
     return folder
 
 
-def test_ten_recipes_and_every_one_says_how_many_files_it_changes():
+def test_ten_recipes_fit_the_files_and_every_one_says_how_many_it_changes(tmp_path):
     assert len(recipes()) == 10
     for name, recipe in recipes().items():
-        files = {block.partition("\n")[0] for block in blocks(recipe, "diff")}
+        folder = tmp_path / name
+        files = {block.partition("\n")[0].removeprefix("--- ") for block in blocks(recipe, "diff")}
+        for file in files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / file, folder / file)
+        assert {apply(block, folder) for block in blocks(recipe, "diff")} == files
         said = re.search(r"^Files to change: (\d+)", recipe, re.MULTILINE)
         assert int(said[1]) == len(files), name
 
