@@ -56,9 +56,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_scan_options(parser, "segments")
     parser.add_argument("--dry-run", action="store_true", help="print which files belong together, write nothing")
-    add_scan_options(
-        parser, "lungs", "lungmask-model", "weights", "size", "window", "grey-window", "series", "max-voxels"
-    )
+    add_scan_options(parser, "lungs", "lungmask-model", "weights", "precision")
+    add_scan_options(parser, "size", "window", "grey-window", "series", "max-voxels")
     parser.add_argument(
         "--lesions-anywhere", action="store_true", help="keep lesion labels that lie outside the lungs by 80 %% or more"
     )
@@ -96,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(line if masks.lungs is None else f"{line}, lung mask {masks.lungs.get(case_id, 'none')}")
         return 0
     device = choose_device(options.device if lungs.on_gpu else "cpu")
-    made_by = crop_options(options.size, options.window, options.reading, lungs.fingerprint)
+    made_by = crop_options(options.size, options.window, options.reading, lungs.fingerprint(device))
     recipes = {case_id: Recipe(masks.sources(case_id, scan), made_by) for case_id, scan in scans.items()}
     ledger = Ledger(output, CROPS)
 

@@ -79,7 +79,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         help=f"probabilities above it are lesion (default: that of the segmenter's file, or {THRESHOLD})",
     )
-    add_scan_options(parser, "lungs", "lungmask-model", "weights", "grey-window", "series", "max-voxels")
+    add_scan_options(parser, "lungs", "lungmask-model", "weights", "precision", "grey-window", "series", "max-voxels")
     parser.add_argument(
         "--size",
         type=int,
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from datasets.scans import files_of, find_scans
     from evaluation.burden import NOTICE
     from evaluation.predicting import REPORT_COLUMNS, Predictor, options_of, write_summary
-    from evaluation.results import DICOM_SEG, MASKS, PREDICTED, PROBABILITIES, make_results, read_views
+    from evaluation.results import DICOM_SEG, MASKS, PREDICTED, PROBABILITIES, make_results, read_views, ways_of
     from reports.cases import write_case_report
     from reports.page import made_with
 
@@ -164,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.report:
             about = {"model": str(segmenter.model), "lungs": segmenter.lungs.source}
             about |= {"threshold": f"{segmenter.threshold:g}", **made_with(segmenter.device)}
+            about["computed_by"] = ", ".join(ways_of(done))
             views = read_views(output, done)
             write_case_report(output / "report.html", "Lesions found in chest CTs", REPORT_COLUMNS, views, about)
 
@@ -210,6 +211,7 @@ def _load_segmenter(options: argparse.Namespace) -> LesionSegmenter:
         device=options.device,
         threshold=options.threshold,
         reading=options.reading,
+        precision=options.precision,
         assumed=PUBLISHED_INPUT.model_copy(update=given),
     )
     for name, value in given.items():

@@ -128,9 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from configs.settings import read_settings
     from datasets.cohort import notes_of, read_cohort_of
-    from evaluation.results import FIGURES, TESTED, make_results, read_views
+    from evaluation.results import FIGURES, TESTED, make_results, read_views, ways_of
     from evaluation.testing import REPORT_COLUMNS, Tester, as_text, find_raw_scans, write_scores
     from models.checkpoint import BEST, SegmenterInput, find_segmenter, fingerprint, load_generator, load_segmenter
+    from models.engine import Engine
     from models.layers import place
     from reports.cases import write_case_report
     from reports.page import made_with
@@ -165,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = options.output or model.parent / "test"
     ledger = Ledger(output, TESTED)
     tester = Tester(
-        segmenter=place(segmenter, device),
+        segmenter=Engine(place(segmenter, device)),
         normalization=trained_on.normalization,
         window=image.window,
         threshold=threshold,
@@ -194,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.report:
             about = {"model": str(model), "cohort": settings.dataset.root, "splits": ", ".join(options.split)}
             about |= {**made_with(device), **({"lesion": "; ".join(notes)} if notes else {})}
+            about["computed_by"] = ", ".join(ways_of(done))
             views = read_views(output, done)
             write_case_report(output / "report.html", "Test of a segmenter", REPORT_COLUMNS, views, about)
 

@@ -26,11 +26,13 @@ class Lungs:
         source: key of `LUNG_FINDERS`, or a folder of lung masks.
         model: model of lungmask.
         weights: file with the weights of that model; None downloads them on first use.
+        precision: of its network, ``auto``, ``fp32`` or ``bf16``, see `models.engine.precision_of_lungs`.
     """
 
     source: str = "lungmask"
     model: str = "R231"
     weights: Path | None = None
+    precision: str = "auto"
 
     @property
     def folder(self) -> Path | None:
@@ -47,12 +49,16 @@ class Lungs:
         """What results call this source."""
         return str(self.folder.resolve()) if self.folder else LUNG_FINDERS[self.source].name(self)
 
-    @property
-    def fingerprint(self) -> str:
-        """The name, with the checksum of given weights: results of other weights are other results."""
-        if self.source == "lungmask" and self.weights is not None and self.weights.is_file():
-            return f"lungmask {sha256(self.weights)}"
-        return self.name
+    def fingerprint(self, device: torch.device) -> str:
+        """The name, with the checksum of given weights and any precision but float32: they give other results."""
+        if self.source != "lungmask":
+            return self.name
+        from models.engine import precision_of_lungs
+
+        given = self.weights is not None and self.weights.is_file()
+        name, precision = self.name, precision_of_lungs(self.precision, device)
+        name = f"lungmask {sha256(self.weights)}" if given else name
+        return name if precision == "fp32" else f"{name} {precision}"
 
     def finder(self, device: torch.device) -> FindLungs:
         """Make the function that finds lungs.
@@ -87,7 +93,7 @@ class LungFinder:
 def _lungmask(lungs: Lungs, device: torch.device) -> FindLungs:
     from datasets.lungmask_model import load_lungmask
 
-    return load_lungmask(lungs.model, lungs.weights, force_cpu=device.type == "cpu")
+    return load_lungmask(lungs.model, lungs.weights, device, lungs.precision)
 
 
 def _threshold(lungs: Lungs, device: torch.device) -> FindLungs:

@@ -4,20 +4,38 @@ import contextlib
 import logging
 import socket
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+import torch
+from torch import nn
 
+from datasets.geometry import lps_view, shape_of
+from datasets.lungmask_steps import SIZE, clean, prepare_slice, resize_nearest
+from models.engine import Engine, precision_of_lungs
+from utils.distributed import choose_device
 from utils.errors import VolumeError, one_line
+from utils.progress import progress_bar
 from utils.torch_files import TorchFileError, read_torch_file
+
+log = logging.getLogger(__name__)
 
 LUNG_MODELS = ("R231", "R231CovidWeb")
 LUNG_CLASSES = 3  # background, right, left
+ARCHITECTURE = {
+    "n_classes": LUNG_CLASSES,
+    "padding": True,
+    "depth": 5,
+    "up_mode": "upsample",
+    "batch_norm": True,
+    "residual": False,
+}
+GPU_BATCH = 32
+"""Slices per forward pass on a GPU; half of it, and so on, where they do not fit."""
 NETWORK_TIMEOUT_S = 20.0
 
 Array = np.ndarray
@@ -36,8 +54,6 @@ def _short_timeout() -> Iterator[None]:
 
 def _fetch_weights(model: str, url: str) -> Path:
     """Return the model's weight file in torch's cache, which lungmask shares; download it if missing."""
-    import torch
-
     cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if cached.parts[0] == "~":
         raise VolumeError(
@@ -65,7 +81,6 @@ def _read_weights(path: Path) -> dict[str, Any]:
     Raises:
         VolumeError: the file is missing, damaged or unsafe, or belongs to another network.
     """
-    import torch
     from lungmask.resunet import UNet
 
     if not path.is_file():
@@ -84,56 +99,97 @@ def _read_weights(path: Path) -> dict[str, Any]:
             "lobe models do not fit, use R231"
         )
     with torch.device("meta"):
-        expected = UNet(
-            n_classes=LUNG_CLASSES, padding=True, depth=5, up_mode="upsample", batch_norm=True, residual=False
-        ).state_dict()
+        expected = UNet(**ARCHITECTURE).state_dict()
     if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in state.items()}:
         raise VolumeError(f"{path}: the weights belong to another network, not to lungmask's U-Net")
     return state
 
 
+class Lungmask:
+    """Finds lungs by lungmask's network; the labels are those of `lungmask.LMInferer`.
+
+    Args:
+        network: lungmask's U-Net, with its weights.
+        device: to run it on.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device, precision: str) -> None:
+        self.device, self.engine = device, Engine(network.to(device), precision)
+        self._batch = 1 if device.type == "cpu" else GPU_BATCH
+
+    @property
+    def way(self) -> str:
+        """What computes, see `Engine.way`."""
+        return self.engine.way
+
+    def __call__(self, ct: sitk.Image) -> Array:
+        """Label the lungs of a CT.
+
+        Args:
+            ct: in HU, in any orientation.
+
+        Returns:
+            Labels on the CT's grid: uint8 (z, y, x), 0 background, 1 right, 2 left lung.
+
+        Raises:
+            VolumeError: no lung was found.
+        """
+        hu = lps_view(sitk.GetArrayViewFromImage(ct), ct)
+        found, boxes = np.zeros((len(hu), SIZE, SIZE), np.uint8), []
+        shown = log.isEnabledFor(logging.INFO)
+        with progress_bar(None, "finding lungs", unit="slice", total=len(hu), shown=shown, leave=False) as bar:
+            while (start := len(boxes)) < len(hu):
+                slices, of_batch = zip(*map(prepare_slice, hu[start : start + self._batch]), strict=True)
+                try:
+                    found[start : start + len(slices)] = self._label(np.stack(slices))
+                except torch.OutOfMemoryError:
+                    if self._batch == 1:
+                        raise
+                    self._batch //= 2
+                    continue
+                boxes += of_batch
+                bar.update(len(slices))
+        labels = np.zeros(shape_of(ct), np.uint8)
+        for plane, small, box in zip(lps_view(labels, ct), clean(found), boxes, strict=True):
+            plane[box] = resize_nearest(small, plane[box].shape)
+        if not labels.any():
+            raise VolumeError("no lung found in the CT by lungmask; is it a chest CT in HU?")
+        return labels
+
+    @torch.inference_mode()
+    def _label(self, slices: Array) -> Array:
+        return self.engine(torch.from_numpy(slices[:, None]).to(self.device)).argmax(1).byte().cpu().numpy()
+
+
 def load_lungmask(
-    model: str = "R231", weights: Path | None = None, force_cpu: bool = False, batch_size: int = 20
-) -> Callable[[sitk.Image], Array]:
+    model: str = "R231", weights: Path | None = None, device: torch.device | None = None, precision: str = "auto"
+) -> Lungmask:
     """Load lungmask's network.
 
     Args:
         model: ``R231`` or ``R231CovidWeb``. ``LTRCLobes`` is rejected because it labels lobes, not lungs.
         weights: local weight file (a state dict saved by torch), which overrides ``model``. By default the weights
             come from torch's cache and are downloaded into it when missing.
-        force_cpu: do not use a GPU even if one is available.
-        batch_size: slices per forward pass; lower it if the GPU runs out of memory.
+        device: to run it on; by default a GPU if there is one.
+        precision: ``fp32``, ``bf16``, or ``auto`` for the fastest one that the device has, see `precision_of_lungs`.
 
     Returns:
-        A function that maps a CT in HU (any orientation) to labels on the CT's grid: uint8 (z, y, x), 0 background,
-        1 right, 2 left lung. It raises VolumeError if it finds no lung.
+        A function that maps a CT to its labels.
 
     Raises:
         VolumeError: the model is unknown or labels lobes, the weights cannot be downloaded, or the weight file is
             damaged, unsafe or of another network.
     """
-    import torch
-
     if model not in LUNG_MODELS:
         raise VolumeError(
             f"lungmask model {model!r} does not label right and left lung; use {' or '.join(LUNG_MODELS)}"
         )
     with warnings.catch_warnings():  # importing lungmask silences warnings for the whole process
-        from lungmask import mask as lungmask
-    logging.getLogger("lungmask").setLevel(logging.WARNING)
+        from lungmask.mask import MODEL_URLS, UNet
 
-    path = Path(weights) if weights is not None else _fetch_weights(model, lungmask.MODEL_URLS[model][0])
-    with TemporaryDirectory() as folder:
-        checked = Path(folder) / path.name  # lungmask reads a file: give it the checked weights
-        torch.save(_read_weights(path), checked)
-        inferer = lungmask.LMInferer(
-            modelname=model, modelpath=str(checked), force_cpu=force_cpu, batch_size=batch_size, tqdm_disable=True
-        )
-
-    def segment(ct: sitk.Image) -> Array:
-        labels = np.asarray(inferer.apply(ct), dtype=np.uint8)
-        if not labels.any():
-            raise VolumeError("no lung found in the CT by lungmask; is it a chest CT in HU?")
-        return labels
-
-    return segment
+    path = Path(weights) if weights is not None else _fetch_weights(model, MODEL_URLS[model][0])
+    state, device = _read_weights(path), choose_device("auto") if device is None else device
+    network = UNet(**ARCHITECTURE)
+    network.load_state_dict(state)
+    return Lungmask(network, device, precision_of_lungs(precision, device))

@@ -44,6 +44,12 @@ _OPTIONS = {
     },
     "lungmask-model": {"default": "R231", "help": "model of lungmask (default R231)"},
     "weights": {"type": Path, "metavar": "FILE", "help": "weights of lungmask, if they cannot be downloaded"},
+    "precision": {
+        "choices": ("auto", "fp32", "bf16"),
+        "default": "auto",
+        "help": "of the networks: float32, bfloat16, or by default float32 for S, and for lungmask bfloat16 on CPUs "
+        "with AMX, float16 on GPUs and float32 elsewhere",
+    },
     "size": {
         "type": int,
         "nargs": 3,
@@ -96,4 +102,4 @@ def chosen_reading(parser: argparse.ArgumentParser, options: argparse.Namespace)
 
 def chosen_lungs(options: argparse.Namespace) -> Lungs:
     """Where lung masks come from, from the options."""
-    return Lungs(options.lungs, options.lungmask_model, options.weights)
+    return Lungs(options.lungs, options.lungmask_model, options.weights, options.precision)

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
+from torch import nn
 
 from datasets.crop import LungMaskCrop, crop_to_lungs, paste_back, paste_probabilities_back
 from datasets.geometry import image_like, voxel_ml
-from datasets.lung_finders import Lungs
+from datasets.lung_finders import FindLungs, Lungs
 from datasets.lungs import with_sides
 from datasets.scan import Scan
 from datasets.scans import open_scan
@@ -27,8 +28,8 @@ from datasets.volumes import DEFAULT, Reading
 from evaluation import THRESHOLD
 from evaluation.burden import Burden, measure_burden
 from evaluation.inference import segment
-from models import Segmenter
 from models.checkpoint import PUBLISHED_INPUT, SegmenterInput, find_segmenter, load_segmenter
+from models.engine import Engine
 from models.layers import place
 from utils.distributed import choose_device
 from utils.errors import VolumeError
@@ -103,7 +104,7 @@ def prepare_scan(
 
 
 def predict_scan(
-    segmenter: Segmenter,
+    segmenter: nn.Module,
     scan: RawScan,
     normalization: str,
     threshold: float = THRESHOLD,
@@ -112,7 +113,7 @@ def predict_scan(
     """Run S on the crop of a scan and paste its output back onto the scan's grid.
 
     Args:
-        segmenter: S, on its device.
+        segmenter: S, on its device, or an `Engine` of it.
         scan: the prepared scan.
         normalization: IMAGE.NORMALIZATION of the training.
         threshold: probabilities above it are lesion.
@@ -139,6 +140,8 @@ class LesionSegmenter:
         threshold: probabilities above it are lesion; by default that of the segmenter's file.
         reading: how files are read.
         assumed: input of the segmenter if its file does not say it, as published ones do not.
+        precision: ``fp32`` or ``bf16`` for S and lungmask, or ``auto``: float32 for S, and for lungmask what
+            `models.engine.precision_of_lungs` says. `Lungs` have a precision of their own.
 
     Raises:
         CheckpointError: the model cannot be read.
@@ -153,6 +156,7 @@ class LesionSegmenter:
         threshold: float | None = None,
         reading: Reading = DEFAULT,
         assumed: SegmenterInput = PUBLISHED_INPUT,
+        precision: str = "auto",
     ) -> None:
         self.model = find_segmenter(Path(model))
         segmenter, facts = load_segmenter(self.model, assumed)
@@ -160,15 +164,25 @@ class LesionSegmenter:
         self.seen = frozenset(facts.seen or ())
         self.device = choose_device(device)
         self.segmenter = place(segmenter, self.device)
-        self.lungs = Lungs(lungs) if isinstance(lungs, str) else lungs
+        self.engine = Engine(self.segmenter, "fp32" if precision == "auto" else precision)
+        self.lungs = Lungs(lungs, precision=precision) if isinstance(lungs, str) else lungs
         self.threshold = facts.threshold if threshold is None else threshold
         self.reading = reading
 
     @cached_property
+    def _finder(self) -> FindLungs | None:
+        return self.lungs.finder(self.device) if self.lungs.folder is None else None
+
+    @property
+    def way(self) -> str:
+        """What computes the results, and in which precision; loads what finds the lungs."""
+        ways = {"segmenter": self.engine.way, "lungs": getattr(self._finder, "way", None)}
+        return ", ".join(f"{name} by {way}" for name, way in ways.items() if way is not None)
+
+    @cached_property
     def cropper(self) -> LungMaskCrop:
         """Reads scans, finds lungs and crops; made on first use, since lungmask may download weights."""
-        finder = self.lungs.finder(self.device) if self.lungs.folder is None else None
-        return LungMaskCrop(finder, self.trained_on.size, self.reading, self.trained_on.window)
+        return LungMaskCrop(self._finder, self.trained_on.size, self.reading, self.trained_on.window)
 
     def apply(self, scan: Path | str | Scan | sitk.Image, lungs: Path | str | sitk.Image | None = None) -> sitk.Image:
         """Segment the lesions of a CT.
@@ -193,4 +207,4 @@ class LesionSegmenter:
 
     def predict(self, scan: RawScan, with_probabilities: bool = False) -> FullSize:
         """Run S on a prepared scan; returns mask, burden and, on request, probabilities on the scan's grid."""
-        return predict_scan(self.segmenter, scan, self.trained_on.normalization, self.threshold, with_probabilities)
+        return predict_scan(self.engine, scan, self.trained_on.normalization, self.threshold, with_probabilities)

@@ -22,7 +22,7 @@ from evaluation.burden import GRADING, NOTICE, Burden
 from evaluation.dicom_seg import make_dicom_seg, read_source
 from evaluation.lesion_segmenter import LesionSegmenter, RawScan
 from evaluation.metrics import mean_and_deviation
-from evaluation.results import DICOM_SEG, MASKS, PROBABILITIES, view_path, write_view
+from evaluation.results import DICOM_SEG, MASKS, PROBABILITIES, view_path, ways_of, write_view
 from models.checkpoint import fingerprint
 from reports.cases import Column, ReportCase, encode_case
 from utils.errors import VolumeError, one_line
@@ -50,15 +50,17 @@ REPORT_COLUMNS = (
 def options_of(segmenter: LesionSegmenter) -> dict[str, Any]:
     """What masks depend on, as JSON values."""
     trained_on, reading = segmenter.trained_on, segmenter.reading
+    precision = segmenter.engine.precision
     return {
         "model": fingerprint(segmenter.segmenter),
         "size": list(trained_on.size),
         "window": list(trained_on.window),
         "normalization": trained_on.normalization,
         "threshold": segmenter.threshold,
-        "lungs": segmenter.lungs.fingerprint,
+        "lungs": segmenter.lungs.fingerprint(segmenter.device),
         "series": reading.series,
         "grey_window": None if reading.grey_window is None else list(reading.grey_window),
+        **({} if precision == "fp32" else {"precision": precision}),
     }
 
 
@@ -114,6 +116,7 @@ class Predictor:
         files += [view_path(output, case_id)] if "report" in wanted else []
         with self.ledger.writing(case_id, files, recipe) as facts:
             facts |= {"row": row, "holds": [what for what in wanted if what != DICOM_SEG or problem is None]}
+            facts["computed_by"] = self.segmenter.way
             facts |= {} if problem is None else {"problem": problem}
             for path, image in images.items():
                 write_volume(image, path)
@@ -150,6 +153,7 @@ def write_summary(
         "notice": NOTICE,
         "model": str(model),
         "made_by": dict(options),
+        "computed_by": ways_of(done),
         "grading": GRADING,
         "scans": len(rows),
         "seen": sum(row["seen"] is not None for row in rows),

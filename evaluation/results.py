@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ def read_views(output: Path, ids: Iterable[str]) -> list[View]:
         except (OSError, ValueError):
             log.warning("%s: not readable, and not in the report", view_path(output, case_id))
     return views
+
+
+def ways_of(done: Mapping[str, Entry]) -> dict[str, int]:
+    """Number of scans by what computed them, such as ``segmenter by OpenVINO 2026.4.1 in float32``."""
+    return dict(Counter(entry.facts.get("computed_by", "not recorded") for entry in done.values()))
 
 
 def make_results(

@@ -30,8 +30,9 @@ from datasets.volumes import DEFAULT, Reading, read_mask_on, write_volume
 from datasets.window import unmap_window
 from evaluation.inference import Prediction, predict_case
 from evaluation.metrics import COLUMNS, Row, as_table, score_scan, summarise
-from evaluation.results import FIGURES, MASKS, PROBABILITIES, view_path, write_view
-from models import Generator, Segmenter
+from evaluation.results import FIGURES, MASKS, PROBABILITIES, view_path, ways_of, write_view
+from models import Generator
+from models.engine import Engine
 from models.generator import generate_scan
 from models.objectives import synthesise
 from reports.cases import Column, ReportCase, encode_case
@@ -137,7 +138,7 @@ class Tester:
     """Tests a segmenter on scans of a cohort and writes the results of each.
 
     Attributes:
-        segmenter: S, on its device.
+        segmenter: S.
         normalization: IMAGE.NORMALIZATION of its training.
         window: HU mapped to 0 and 255 in the crops.
         threshold: probabilities above it are lesion.
@@ -148,7 +149,7 @@ class Tester:
         ledger: of the results.
     """
 
-    segmenter: Segmenter
+    segmenter: Engine
     normalization: str
     window: tuple[float, float]
     threshold: float
@@ -175,6 +176,7 @@ class Tester:
         settings = self.normalization, "fp32", self.threshold, self.tolerance_mm
         prediction = predict_case(self.segmenter, case, recipe.options["split"], *settings)
         facts = {"row": prediction.score, "holds": list(recipe.wanted)}
+        facts["computed_by"] = f"segmenter by {self.segmenter.way}"
         if self.raw is not None:
             try:
                 facts["raw"] = score_on_raw_scan(prediction, self.raw, self.tolerance_mm)
@@ -282,7 +284,8 @@ def write_scores(
         The summary, see `summarise`.
     """
     rows = [entry.facts["row"] for entry in done.values()]
-    summary = {"model": str(model), "notes": list(notes), "seen": list(seen), **summarise(rows)}
+    summary = {"model": str(model), "computed_by": ways_of(done), "notes": list(notes), "seen": list(seen)}
+    summary |= summarise(rows)
     write_text(output / "metrics.csv", as_csv(COLUMNS, rows))
     if with_raw:
         raw = [entry.facts["raw"] for entry in done.values() if "raw" in entry.facts]

@@ -119,7 +119,8 @@ class ThroughSlices(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As `Conv3d`."""
-        if x.device.type == "cpu" and torch.get_num_threads() == 1 and not torch.compiler.is_compiling():
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if x.device.type == "cpu" and torch.get_num_threads() == 1 and not traced:
             rows = conv2d(x.flatten(3), self.weight.squeeze(4), padding=self.padding[:2])
             return rows.unflatten(3, x.shape[3:])
         return super().forward(x)

@@ -38,6 +38,14 @@ LONG_FILES = (
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_of_the_user(tmp_path_factory):
+    """Converted networks go to a folder of the tests, in their subprocesses too."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def write(path, array):
     image = sitk.GetImageFromArray(array)
     image.SetSpacing((2.0, 1.5, 6.0))

@@ -40,7 +40,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "SimpleITK", "nibabel", "pydicom", "pyimgaug")
+PACKAGES = (
+    *("torch", "openvino", "torchvision", "numpy", "scipy", "scikit-image", "SimpleITK", "nibabel", "pydicom"),
+    *("lungmask", "fill_voids", "pyimgaug"),
+)
 """Whose versions may change a result."""
 
 _MIB = 2**20

@@ -74,7 +74,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="the masks of the set (default of covidseg and medseg), the network of lungmask (the published way, and "
         "default of mosmed, which has no lung masks), or thresholds",
     )
-    add_scan_options(parser, "lungmask-model", "weights")
+    add_scan_options(parser, "lungmask-model", "weights", "precision")
     add_device(parser)
     parser.add_argument(
         "--lesion-labels",

@@ -41,7 +41,9 @@ def make_cohort(options: argparse.Namespace) -> int:
         raise CohortError(f"{options.output}: is the download itself; choose another --output")
     public_set = _with_choices(SETS[options.set], options)
     found, lists = distributed.on_rank_zero(lambda: _find(public_set, options))
-    lungs = None if public_set.lung else Lungs(options.lungs, options.lungmask_model, options.weights)
+    lungs = (
+        None if public_set.lung else Lungs(options.lungs, options.lungmask_model, options.weights, options.precision)
+    )
     rules = {
         "lungs": "given" if lungs is None else lungs.name,
         "lung_labels": sorted(public_set.lung.counted) if public_set.lung else [],
@@ -91,6 +93,7 @@ def _crop(
     title, output = SETS[options.set].title, options.output
     device = distributed.choose_device(options.device if lungs is not None and lungs.on_gpu else "cpu")
     ledger, made_by = Ledger(output, CROPS), {**rules, "size": list(options.size)}
+    made_by |= {} if lungs is None else {"lungs": lungs.fingerprint(device)}
     note = lesion_note(SETS[options.set], rules["lesion_labels"])
     masks = Masks(
         {case_id: scan.lesion.path for case_id, scan in found.scans.items() if scan.lesion is not None},

@@ -1,0 +1,169 @@
+"""Inference by OpenVINO on CPUs; PyTorch computes elsewhere, and where OpenVINO is missing or fails.
+
+In float32 both agree to rounding, and OpenVINO takes half the time or less. A network is converted once, and kept in
+the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import os
+import sys
+import threading
+import warnings
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.checkpoint import fingerprint
+from models.layers import computes_bfloat16, place
+from utils.errors import one_line
+from utils.files import atomic_write
+from utils.ledger import project_version
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
+"""Largest difference from PyTorch, of the largest output, with which a converted network is used."""
+
+
+def precision_of_lungs(asked: str, device: torch.device) -> str:
+    """What lungmask's network computes in: what was asked for; by default half precision where a device has it."""
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "fp16"
+    return "bf16" if computes_bfloat16(device) else "fp32"
+
+
+class Engine(nn.Module):
+    """A trained network for inference.
+
+    Args:
+        network: on its device, with contiguous or channels-last weights, which do not change any more.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+    """
+
+    def __init__(self, network: nn.Module, precision: str = "fp32") -> None:
+        super().__init__()
+        self.network, self.precision = network.eval(), precision
+        self._lock, self._failed = threading.Lock(), False
+        self._made_for: tuple[Any, ...] = ()
+        self._compiled: Any = None
+
+    @property
+    def way(self) -> str:
+        """What computes, and in which precision, such as ``OpenVINO 2026.4.1 in float32``."""
+        name = "openvino" if self._by_openvino(next(self.network.parameters()).device) else "torch"
+        called = {"openvino": "OpenVINO", "torch": "PyTorch"}[name]
+        return f"{called} {version(name)} in {str(DTYPES[self.precision]).removeprefix('torch.')}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the network's, in float32. Whatever stops OpenVINO is one line in the log, and PyTorch computes."""
+        if self._by_openvino(x.device):
+            try:
+                with self._lock:
+                    return self._infer(x.contiguous())
+            except Exception as error:  # of many kinds, from tracing to the processor
+                self._failed = True
+                log.warning("OpenVINO failed (%s); PyTorch computes instead", one_line(error))
+        with torch.autocast(x.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
+            return self.network(x).float()
+
+    def _by_openvino(self, device: torch.device) -> bool:
+        return device.type == "cpu" and not self._failed and _openvino() is not None
+
+    def _infer(self, x: Tensor) -> Tensor:
+        made_for = (*x.shape, torch.get_num_threads())
+        if self._made_for == made_for:
+            return _run(self._compiled, x)
+        path = _path(self.network, x.shape)
+        model = _read(path)
+        converted = _convert(self.network, x) if model is None else None
+        options = {
+            "INFERENCE_PRECISION_HINT": HINTS[self.precision],  # the default is bfloat16 where a CPU has it
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # several processes would share a core
+        }
+        self._compiled = _openvino().Core().compile_model(model or converted, "CPU", options)
+        found = _run(self._compiled, x)
+        if converted is not None:
+            expected = self.network(x)
+            if not (found - expected).abs().max() <= TOLERANCE[self.precision] * expected.abs().max():
+                raise RuntimeError("its results differ from PyTorch's")
+            _write(converted, path)
+        self._made_for = made_for
+        return found
+
+
+@cache
+def _openvino() -> ModuleType | None:
+    """The package; None if it is not installed."""
+    sys.modules.setdefault("openvino_telemetry", None)  # it would report every import to the makers' server
+    try:
+        import openvino
+    except (ImportError, OSError) as error:
+        log.info("OpenVINO cannot be imported (%s); PyTorch computes, which takes longer", one_line(error))
+        return None
+    return openvino
+
+
+def _run(compiled: Any, x: Tensor) -> Tensor:
+    return torch.from_numpy(compiled(x.numpy(), share_outputs=False)[0])
+
+
+def _convert(network: nn.Module, x: Tensor) -> Any:
+    """Trace a network and convert it for inputs of the shape of `x`."""
+    plain = place(copy.deepcopy(network), x.device, channels_last=False)
+    with warnings.catch_warnings(action="ignore"):  # of checks of shapes, which tracing leaves out, and of jit's age
+        return _openvino().convert_model(plain, example_input=x, input=list(x.shape))
+
+
+def _path(network: nn.Module, shape: torch.Size) -> Path | None:
+    """The file of a converted network; None for a user without a home."""
+    told = (str(network), fingerprint(network), tuple(shape), version("openvino"), version("torch"), project_version())
+    name = f"{hashlib.sha256(repr(told).encode()).hexdigest()}.openvino"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "gasnet" / name
+    except RuntimeError:
+        return None
+
+
+def _read(path: Path | None) -> Any:
+    """Read a converted network; None if there is none, or its file is damaged."""
+    try:
+        content = b"" if path is None else path.read_bytes()
+    except OSError:
+        return None
+    if len(content) < 40 or hashlib.sha256(content[32:]).digest() != content[:32]:
+        return None
+    end = 40 + int.from_bytes(content[32:40], "little")
+    weights = np.frombuffer(content, np.uint8, offset=end)
+    return _openvino().Core().read_model(content[40:end], _openvino().Tensor(weights))
+
+
+def _write(model: Any, path: Path | None) -> None:
+    """Keep a converted network, if possible: SHA-256 of the rest, the length of its XML, XML, and weights."""
+    if path is None:
+        return
+    with suppress(OSError), TemporaryDirectory() as folder:
+        xml = Path(folder) / "network.xml"
+        _openvino().save_model(model, xml, compress_to_fp16=False)
+        text = xml.read_bytes()
+        content = len(text).to_bytes(8, "little") + text + xml.with_suffix(".bin").read_bytes()
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(hashlib.sha256(content).digest() + content)
