@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from datasets.geometry import lps_view, shape_of
-from datasets.lungmask_steps import SIZE, clean, prepare_slice, resize_nearest
+from datasets.lungmask_steps import SIZE, body_boxes, clean, prepare_slice, resize_nearest
 from models.engine import Engine, precision_of_lungs
 from utils.distributed import choose_device
 from utils.errors import VolumeError, one_line
@@ -136,19 +136,20 @@ class Lungmask:
             VolumeError: no lung was found.
         """
         hu = lps_view(sitk.GetArrayViewFromImage(ct), ct)
-        found, boxes = np.zeros((len(hu), SIZE, SIZE), np.uint8), []
-        shown = log.isEnabledFor(logging.INFO)
+        boxes, found = body_boxes(hu), np.zeros((len(hu), SIZE, SIZE), np.uint8)
+        shown, done = log.isEnabledFor(logging.INFO), 0
         with progress_bar(None, "finding lungs", unit="slice", total=len(hu), shown=shown, leave=False) as bar:
-            while (start := len(boxes)) < len(hu):
-                slices, of_batch = zip(*map(prepare_slice, hu[start : start + self._batch]), strict=True)
+            while done < len(hu):
+                part = slice(done, done + self._batch)
+                slices = [prepare_slice(plane[box]) for plane, box in zip(hu[part], boxes[part], strict=True)]
                 try:
-                    found[start : start + len(slices)] = self._label(np.stack(slices))
+                    found[part] = self._label(np.stack(slices))
                 except torch.OutOfMemoryError:
                     if self._batch == 1:
                         raise
                     self._batch //= 2
                     continue
-                boxes += of_batch
+                done += len(slices)
                 bar.update(len(slices))
         labels = np.zeros(shape_of(ct), np.uint8)
         for plane, small, box in zip(lps_view(labels, ct), clean(found), boxes, strict=True):

@@ -43,11 +43,12 @@ def _resize_linear(plane: Array) -> Array:
     steps = [np.arange(SIZE) * ((n - 1) / (SIZE - 1)) for n in plane.shape]
     (row, column), last = [np.floor(at).astype(int) for at in steps], [n - 1 for n in plane.shape]
     below, right = steps[0][:, None] - row[:, None], steps[1] - column
-    found = np.zeros((SIZE, SIZE))
+    values, found = np.ascontiguousarray(plane).ravel(), np.zeros((SIZE, SIZE))
     for rows, weight in ((row, 1 - below), (np.minimum(row + 1, last[0]), below)):
-        weighted = plane[rows] * weight
-        found += weighted[:, column] * (1 - right)
-        found += weighted[:, np.minimum(column + 1, last[1])] * right
+        for columns, other in ((column, 1 - right), (np.minimum(column + 1, last[1]), right)):
+            taps = values.take(rows[:, None] * plane.shape[1] + columns) * weight
+            taps *= other
+            found += taps
     found[steps[0] > last[0]] = 0
     found[:, steps[1] > last[1]] = 0
     if plane.dtype.kind == "f":
@@ -55,34 +56,67 @@ def _resize_linear(plane: Array) -> Array:
     return np.trunc(found + np.copysign(0.5, found)).astype(plane.dtype)
 
 
-def _body_box(plane: Array) -> Box:
-    """The box around the body in a slice, or the whole slice if it shows none."""
-    body = ndimage.binary_closing(resize_nearest(plane, (BODY_SIZE, BODY_SIZE)) > BODY_ABOVE_HU)
-    outside, _ = ndimage.label(np.pad(~body, 1, constant_values=True), np.ones((3, 3)))
-    body = ndimage.binary_erosion(outside[1:-1, 1:-1] != outside[0, 0], iterations=2)
-    parts = skimage.measure.label(body, connectivity=1)
-    if parts.any():
-        body = ndimage.binary_dilation(parts == 1 + np.argmax(np.bincount(parts.flat)[1:]), iterations=2)
-    body = resize_nearest(body, plane.shape)
-    if min(plane.shape) < 2 * BODY_SIZE:  # lines of the small mask may be left out, and the body fall apart
-        body = skimage.measure.label(body) == 1
-    lines = [np.flatnonzero(body.any(axis)) for axis in (1, 0)]
+def _grow(mask: Array, around: bool = False) -> Array:
+    """Dilate each slice of a mask by one voxel to four sides; `around` says what lies around the slices."""
+    padded = np.pad(mask, ((0, 0), (1, 1), (1, 1)), constant_values=around)
+    inner, lower, upper = slice(1, -1), slice(2, None), slice(None, -2)
+    grown = mask | padded[:, lower, inner]
+    for rows, columns in ((upper, inner), (inner, lower), (inner, upper)):
+        grown |= padded[:, rows, columns]
+    return grown
+
+
+def _shrink(mask: Array) -> Array:
+    return ~_grow(~mask, around=True)
+
+
+def _in_slices(corners: bool) -> Array:
+    """Which neighbours of a voxel are connected to it."""
+    neighbours = np.zeros((3, 3, 3), bool)
+    neighbours[1] = ndimage.generate_binary_structure(2, 2 if corners else 1)
+    return neighbours
+
+
+def body_boxes(hu: Array) -> list[Box]:
+    """The box around the body in each slice; the whole slice where there is none.
+
+    Args:
+        hu: (z, y, x).
+    """
+    body = np.stack([resize_nearest(plane, (BODY_SIZE, BODY_SIZE)) for plane in hu]) > BODY_ABOVE_HU
+    body = _shrink(_grow(body))
+    outside, _ = ndimage.label(np.pad(~body, ((0, 0), (1, 1), (1, 1)), constant_values=True), _in_slices(corners=True))
+    body = _shrink(_shrink(outside[:, 1:-1, 1:-1] != outside[:, :1, :1]))
+    parts, _ = ndimage.label(body, _in_slices(corners=False))
+    sizes = np.bincount(parts.flat)
+    sizes[0] = 0
+    largest = [part[sizes[part].argmax() // BODY_SIZE, sizes[part].argmax() % BODY_SIZE] for part in parts]
+    body = _grow(_grow((parts == np.reshape(largest, (-1, 1, 1))) & body))
+    return [_box_of(plane, hu.shape[1:]) for plane in body]
+
+
+def _box_of(body: Array, shape: tuple[int, int]) -> Box:
+    """The box of the small mask of a body in a slice of a shape."""
+    if min(shape) < 2 * BODY_SIZE:  # lines of the small mask may be left out, and the body fall apart
+        body = skimage.measure.label(resize_nearest(body, shape)) == 1
+        lines = [body.any(1), body.any(0)]
+    else:
+        lines = [resize_nearest(body.any(axis)[:, None], (n, 1))[:, 0] for axis, n in zip((1, 0), shape, strict=True)]
+    lines = [np.flatnonzero(line) for line in lines]
     return tuple(slice(at[0], at[-1] + 1) for at in lines) if len(lines[0]) else (slice(None), slice(None))
 
 
-def prepare_slice(plane: Array) -> tuple[Array, Box]:
-    """The network's input for an axial slice.
+def prepare_slice(part: Array) -> Array:
+    """The network's input for the body in an axial slice.
 
     Args:
-        plane: HU (y, x), of a signed type.
+        part: HU (y, x) in the box, of a signed type.
 
     Returns:
-        float32 (SIZE, SIZE), 0 to 1, and the box in the slice that it shows.
+        float32 (SIZE, SIZE), 0 to 1.
     """
-    plane = np.clip(plane, LOWEST_HU, HIGHEST_HU)
-    box = _body_box(plane)
-    resized = np.minimum(_resize_linear(plane[box]), HIGHEST_HU)
-    return ((resized - LOWEST_HU) / (HIGHEST_HU - LOWEST_HU)).astype(np.float32), box
+    resized = np.minimum(_resize_linear(np.clip(part, LOWEST_HU, HIGHEST_HU)), HIGHEST_HU)
+    return ((resized - LOWEST_HU) / (HIGHEST_HU - LOWEST_HU)).astype(np.float32)
 
 
 def clean(labels: Array) -> Array:

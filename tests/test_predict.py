@@ -5,6 +5,7 @@ import re
 import shutil
 from argparse import Namespace
 from contextlib import redirect_stdout
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from datasets.crop import CROP_SIZE
 from datasets.lungs import segment_by_threshold
 from evaluation import lesion_segmenter, predicting, results
 from evaluation.burden import NOTICE
-from models import Segmenter
+from models import Segmenter, engine
 from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests import reference
 from tests.several import noting_who_indexes, on_processes
@@ -544,3 +545,25 @@ def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed
     assert whole[1].count("failed: ") == 2
     assert {"summary.csv", "summary.json", "report.html"} < set(written(output))
     same_files(output, whole[0])
+
+
+def test_another_precision_is_predicted_again_and_what_computed_is_on_record(
+    scans, model, tmp_path, monkeypatch, capsys
+):
+    output = tmp_path / "out"
+    assert predicted(scans, model, output, report=True) == 0
+    way = f"segmenter by OpenVINO {version('openvino')} in float32"
+    assert summary(output)["computed_by"] == {way: 3}
+    assert way in (output / "report.html").read_text(encoding="utf-8")
+    entry = json.loads((output / "ledger" / "predicted" / f"{IDS[0]}.json").read_text())
+    assert way in json.dumps(entry)
+    assert predicted(scans, model, output, "--precision", "fp32") == 0
+    assert "3 scans have a mask in" in capsys.readouterr().out
+    (scans / f"{IDS[1]}.nii.gz").unlink()
+    assert predicted(scans, model, output, "--precision", "bf16") == 0
+    assert summary(output)["computed_by"] == {way.replace("float32", "bfloat16"): 2}
+    assert summary(output)["made_by"]["precision"] == "bf16"
+    monkeypatch.setattr(engine, "_openvino", lambda: None)
+    assert predicted(scans, model, output, "--overwrite") == 0
+    assert summary(output)["computed_by"] == {f"segmenter by PyTorch {version('torch')} in float32": 2}
+    assert "precision" not in summary(output)["made_by"]

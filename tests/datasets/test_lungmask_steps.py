@@ -4,7 +4,7 @@ import pytest
 from lungmask import utils as lungmask
 from scipy import ndimage
 
-from datasets.lungmask_steps import SIZE, clean, prepare_slice, resize_nearest
+from datasets.lungmask_steps import SIZE, body_boxes, clean, prepare_slice, resize_nearest
 
 
 def body(rng, rows, columns):
@@ -21,12 +21,13 @@ def body(rng, rows, columns):
 def test_the_input_of_the_network_is_lungmasks(dtype):
     rng = np.random.default_rng(0)
     for shape in ((512, 512), (333, 480), (600, 768), (200, 200), (128, 100), (40, 300), (32, 17), (256, 1)):
-        volume = np.stack([body(rng, *shape) for _ in range(4)]).astype(dtype)
+        volume = np.stack([body(rng, *shape) for _ in range(12)]).astype(dtype)
         slices, boxes = lungmask.preprocess(volume, resolution=[SIZE, SIZE])
         slices[slices > 600] = 600
         expected = np.divide(slices + 1024, 1624).astype(np.float32)
-        for plane, wanted, (top, left, bottom, right) in zip(volume, expected, boxes, strict=True):
-            found, box = prepare_slice(plane)
+        for plane, wanted, limits, box in zip(volume, expected, boxes, body_boxes(volume), strict=True):
+            top, left, bottom, right = limits
+            found = prepare_slice(plane[box])
             assert found.dtype == np.float32
             np.testing.assert_array_equal(found, wanted, err_msg=str(shape))
             assert plane[box].shape == plane[top:bottom, left:right].shape
@@ -34,7 +35,7 @@ def test_the_input_of_the_network_is_lungmasks(dtype):
             labels = rng.integers(0, 3, (SIZE, SIZE), np.uint8)
             full = np.zeros(plane.shape, np.uint8)
             full[box] = resize_nearest(labels, full[box].shape)
-            np.testing.assert_array_equal(full, lungmask.reshape_mask(labels, (top, left, bottom, right), plane.shape))
+            np.testing.assert_array_equal(full, lungmask.reshape_mask(labels, limits, plane.shape))
 
 
 def random_labels(rng):

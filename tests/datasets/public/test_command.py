@@ -214,7 +214,7 @@ def test_mosmed_is_told_apart_by_folders_and_masks_and_lungmask_finds_its_lungs(
     output = tmp_path / "cohort"
     options = ["--weights", "w.pth", "--device", "cpu"]
     assert made("mosmed", mosmed(tmp_path / "COVID19_1110"), output, *options) == 0
-    assert lungmask == [("R231", Path("w.pth"), True)] * 10
+    assert lungmask == [("R231", Path("w.pth"), "cpu")] * 10
     ids = [f"mosmed_study_{k:04d}" for k in range(1, 11)]
     assert lists(output) == {"C": ids[3:6], "D_diseased": ids[6:], "D_healthy": ids[:3]}
     np.testing.assert_array_equal(crop(output, "lesion", ids[3]), lesion(1)[LUNGS])
