@@ -1,4 +1,4 @@
-"""Measures the speed of this implementation against the published one on one device.
+"""Measures the speed of this implementation against the published one, and against other programs, on one device.
 
 All ways of doing one thing run in turn, so that other load on the machine affects them alike: read the ratios. Writes
 OUTPUT/DEVICE.json and a readable table OUTPUT/DEVICE.md; with --only, DEVICE_PART.json and DEVICE_PART.md.
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.records import as_json
-from benchmarks.speed import networks, preparation
+from benchmarks.speed import networks, peers
 from utils.cli import add_device, new_parser, run, start_logging
 from utils.distributed import choose_device, keep_freed_memory
 from utils.files import write_text
@@ -30,7 +30,13 @@ from utils.ledger import environment
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
-PARTS = {"training": networks.training, "segmenter": networks.segmenter, "preparation": preparation.preparation}
+PARTS = {
+    "training": networks.training,
+    "segmenter": networks.segmenter,
+    "preparation": peers.preparation,
+    "lungs": peers.lungs,
+    "reading": peers.reading,
+}
 """Functions that return what to compare by title: functions by name, the baseline first."""
 
 

@@ -1,6 +1,6 @@
 """Iterations of training, and S on a scan, in the published way and in ours, with each choice of ours on and off.
 
-What is chosen: bfloat16 where the device has it, the channels-last layout on CPUs, and no compilation.
+What is chosen: bfloat16 where the device has it, the channels-last layout on CPUs, and there OpenVINO for S.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from configs.settings import Settings, read_settings
 from datasets.samples import Batch
+from models.engine import Engine
 from models.layers import autocast, computes_bfloat16, place
 from models.objectives import (
     Method,
@@ -54,7 +55,6 @@ class Training:
             every loss read at every step.
         channels_last: the memory layout; None: the one chosen for the device.
         precision: SOLVER.PRECISION.
-        compiled: compile S and G.
     """
 
     def __init__(
@@ -64,7 +64,6 @@ class Training:
         published: bool = False,
         channels_last: bool | None = None,
         precision: str = "bf16",
-        compiled: bool = False,
     ) -> None:
         torch.manual_seed(0)
         image, width, self.volumes = settings.image, settings.model.width, settings.solver.batch_size
@@ -73,9 +72,6 @@ class Training:
         self.method = Method(settings.exp.constraints, settings.solver.iter_max, settings.loss, settings.gate)
         networks = build_networks((width.unet, width.g, width.d), self.shape[2:]).to(device, channels_last)
         self.optimizers = build_optimizers(networks, settings.solver)
-        if compiled:
-            networks.segmenter.compile()
-            networks.generator.compile()
         if published:
             networks = networks._replace(discriminator=OneByOne(networks.discriminator, self.volumes))
         self.networks = networks
@@ -125,7 +121,6 @@ def choices(device: torch.device) -> dict[str, dict[str, Any]]:
     ways["ours, contiguous" if last else "ours, channels last"] = {"channels_last": not last}
     if computes_bfloat16(device):
         ways["ours, float32"] = {"precision": "fp32"}
-    ways["ours, compiled"] = {"compiled": True}
     return ways
 
 
@@ -147,8 +142,6 @@ def segmenter(device: torch.device, quick: bool) -> Iterator[tuple[str, Ways]]:
     ways: dict[str, Callable[[], Any]] = {}
     for name, choice in choices(device).items():
         network = place(Segmenter(), device, choice.get("channels_last")).eval()
-        if choice.get("compiled"):
-            network.compile()
         precision = "fp32" if choice.get("published") else choice.get("precision", "bf16")
 
         def forward(network: nn.Module = network, precision: str = precision) -> None:
@@ -156,4 +149,7 @@ def segmenter(device: torch.device, quick: bool) -> Iterator[tuple[str, Ways]]:
                 network(volume)
 
         ways[name] = forward
+    if device.type == "cpu":
+        engine = Engine(network)
+        ways[engine.way] = lambda: engine(volume)
     yield f"S on {'x'.join(map(str, size))}", ways
