@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -178,6 +178,7 @@ def crop_to_lungs(
     lesion: np.ndarray | None = None,
     size: tuple[int, int, int] = CROP_SIZE,
     window: tuple[float, float] = WINDOW,
+    name: object = "the CT",
 ) -> tuple[sitk.Image, ...]:
     """Crop a CT, its lung mask and optionally its lesion label to the box around the lungs.
 
@@ -187,6 +188,7 @@ def crop_to_lungs(
         lesion: lesion labels on the CT's voxels; every label above 0 is lesion.
         size: (z, y, x) of the crops, at least 2 each.
         window: HU that become 0 and 255.
+        name: of the CT, for errors.
 
     Returns:
         Like `LungMaskCrop.crop`.
@@ -198,7 +200,7 @@ def crop_to_lungs(
     lung = lps_view(lungs, ct)
     box = bounding_box(lung)
     if box is None or min(s.stop - s.start for s in box) < 2:
-        raise VolumeError("no lung found; is it a chest CT in HU? Lung masks can be given instead")
+        raise VolumeError(f"{name}: no lung found; is it a chest CT in HU? Lung masks can be given instead")
     hu = resize(lps_view(sitk.GetArrayViewFromImage(ct), ct)[box], size, LINEAR)
     crops = [map_window(hu, window), resize(lung[box], size, NEAREST) > 0]
     if lesion is not None:
@@ -232,10 +234,9 @@ def paste_back(crop: sitk.Image, scan: sitk.Image, threshold: float | None = Non
     Raises:
         VolumeError: the crop does not fit a scan of this geometry.
     """
-    pasted = np.zeros(shape_of(scan), np.uint8)
-    for part, plane in _pasted_planes(crop, scan, pasted, NEAREST if threshold is None else LINEAR):
-        part[:] = plane if threshold is None else plane > threshold
-    return image_like(scan, pasted)
+    if threshold is None:
+        return _paste(crop, scan, np.uint8, NEAREST, lambda plane: plane)
+    return _paste(crop, scan, np.uint8, LINEAR, lambda plane: plane > threshold)
 
 
 def has_no_geometry(image: sitk.Image) -> bool:
@@ -283,20 +284,19 @@ def paste_probabilities_back(crop: sitk.Image, scan: sitk.Image) -> sitk.Image:
     Raises:
         VolumeError: the crop does not fit a scan of this geometry.
     """
-    pasted = np.zeros(shape_of(scan), np.float32)
-    for part, plane in _pasted_planes(crop, scan, pasted, LINEAR):
-        part[:] = plane
-    return image_like(scan, pasted)
+    return _paste(crop, scan, np.float32, LINEAR, lambda plane: plane)
 
 
-def _pasted_planes(
-    crop: sitk.Image, scan: sitk.Image, pasted: np.ndarray, order: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Planes of a crop, resized to its box, each after its place in ``pasted``, an array on the scan's voxels."""
+def _paste(
+    crop: sitk.Image, scan: sitk.Image, dtype: type, order: int, values: Callable[[np.ndarray], np.ndarray]
+) -> sitk.Image:
+    """Paste a crop, resized to its box, plane by plane."""
     box = _box_of(crop, lps_geometry(scan))
-    size = tuple(s.stop - s.start for s in box)
-    planes = resized_planes(sitk.GetArrayViewFromImage(crop), size, order)
-    return zip(lps_view(pasted, scan)[box], planes, strict=True)
+    pasted = np.zeros(shape_of(scan), dtype)
+    planes = resized_planes(sitk.GetArrayViewFromImage(crop), tuple(s.stop - s.start for s in box), order)
+    for part, plane in zip(lps_view(pasted, scan)[box], planes, strict=True):
+        part[:] = values(plane)
+    return image_like(scan, pasted)
 
 
 def _box_of(crop: sitk.Image, scan: sitk.Image) -> Box:
@@ -337,11 +337,12 @@ def _between(plane: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
     return _mix(plane.take(below, axis), plane.take(above, axis), share[:, None] if axis == 0 else share)
 
 
+@dataclass
 class LungMaskCrop:
     """Crops CTs, lung masks and lesion labels to the lungs.
 
     Args:
-        lungs: returns the lung labels (1 right, 2 left; uint8, (z, y, x)) of a CT in HU. By default lungmask's model
+        finder: returns the lung labels (1 right, 2 left; uint8, (z, y, x)) of a CT in HU. By default lungmask's model
             R231, which downloads its weights on first use.
         size: (z, y, x) of the crops, at least 2 each.
         reading: how scans are read.
@@ -354,28 +355,18 @@ class LungMaskCrop:
         VolumeError: lungmask's weights are not available.
     """
 
-    def __init__(
-        self,
-        lungs: Callable[[sitk.Image], np.ndarray] | None = None,
-        size: tuple[int, int, int] = CROP_SIZE,
-        reading: Reading = DEFAULT,
-        window: tuple[float, float] = WINDOW,
-        lung_labels: Collection[int] | None = None,
-        lesion_labels: Collection[int] | None = None,
-        accept_outside: bool = False,
-    ) -> None:
-        self._lungs = lungs
-        self.size = size
-        self.reading = reading
-        self.window = window
-        self.lung_labels = lung_labels
-        self.lesion_labels = lesion_labels
-        self.accept_outside = accept_outside
+    finder: Callable[[sitk.Image], np.ndarray] | None = None
+    size: tuple[int, int, int] = CROP_SIZE
+    reading: Reading = DEFAULT
+    window: tuple[float, float] = WINDOW
+    lung_labels: Collection[int] | None = None
+    lesion_labels: Collection[int] | None = None
+    accept_outside: bool = False
 
     @cached_property
     def lungs(self) -> Callable[[sitk.Image], np.ndarray]:
         """Finds the lungs; lungmask is loaded when it is first needed."""
-        return load_lungmask() if self._lungs is None else self._lungs
+        return self.finder or load_lungmask()
 
     def crop(
         self, imagepath: Path | str | Scan, labelpath: Path | str | None = None, lungpath: Path | str | None = None
@@ -394,24 +385,15 @@ class LungMaskCrop:
         Raises:
             VolumeError: a file cannot be read, does not fit the CT, or no lung was found.
         """
-        scan = open_scan(imagepath, self.reading)
-        return self.crop_volumes(scan, *self.read_all(scan, labelpath, lungpath))
+        return self.crop_scan(open_scan(imagepath, self.reading), labelpath, lungpath)[1]
 
-    def read_all(
+    def crop_scan(
         self, scan: Scan, labelpath: Path | str | None = None, lungpath: Path | str | None = None
-    ) -> tuple[sitk.Image, np.ndarray, np.ndarray | None]:
-        """Read a CT, find its lungs and read its lesion label; arguments and errors as for `crop`."""
+    ) -> tuple[sitk.Image, tuple[sitk.Image, ...]]:
+        """The CT in HU, and what `crop` returns; arguments and errors are the same."""
         ct, lungs = self.read(scan, lungpath)
-        return ct, lungs, None if labelpath is None else self._read_lesion(labelpath, scan, ct, lungs)
-
-    def crop_volumes(
-        self, scan: Scan, ct: sitk.Image, lungs: np.ndarray, lesion: np.ndarray | None
-    ) -> tuple[sitk.Image, ...]:
-        """Crop what `read_all` returns; the scan is named in errors."""
-        try:
-            return crop_to_lungs(ct, lungs, lesion, self.size, self.window)
-        except VolumeError as error:
-            raise VolumeError(f"{scan}: {error}") from None
+        lesion = None if labelpath is None else self._read_lesion(labelpath, scan, ct, lungs)
+        return ct, crop_to_lungs(ct, lungs, lesion, self.size, self.window, scan)
 
     def read(
         self, source: Path | str | Scan | sitk.Image, lungs: Path | str | sitk.Image | None = None

@@ -91,8 +91,7 @@ def crop_scan(
         VolumeError: a file cannot be read, does not fit the CT, or no lung was found.
         FolderError: the crops would replace somebody else's files.
     """
-    ct, lungs, lesion = cropper.read_all(scan, masks.labels.get(case_id), masks.lung_of(case_id, scan))
-    crops = cropper.crop_volumes(scan, ct, lungs, lesion)
+    ct, crops = cropper.crop_scan(scan, masks.labels.get(case_id), masks.lung_of(case_id, scan))
     paths = [ledger.folder / folder / f"{case_id}.nii.gz" for folder in FOLDERS[: len(crops)]]
     with ledger.writing(case_id, paths, recipe) as facts:
         facts |= {"voxels": checksum_of_voxels(ct), "note": note}

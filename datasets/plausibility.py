@@ -177,15 +177,3 @@ def check_lesion(lesion: np.ndarray, lungs: np.ndarray, labels: Collection[int] 
             )
         )
     return findings
-
-
-def check_scan(
-    ct: np.ndarray,
-    lungs: np.ndarray,
-    spacing: Sequence[float],
-    lesion: np.ndarray | None = None,
-    labels: Collection[int] = (),
-) -> list[Finding]:
-    """All checks of a CT, its lungs and its lesion mask; see each of them."""
-    findings = check_lungs(lungs, spacing) + check_surroundings(ct, lungs, spacing)
-    return findings if lesion is None else findings + check_lesion(lesion, lungs, labels)

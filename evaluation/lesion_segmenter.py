@@ -91,10 +91,7 @@ def prepare_scan(
     start = time.monotonic()
     scan = open_scan(source, cropper.reading)
     ct, labels = cropper.read(scan, lungs)
-    try:
-        image, lung = crop_to_lungs(ct, labels, size=cropper.size, window=cropper.window)
-    except VolumeError as error:
-        raise VolumeError(f"{scan}: {error}") from None
+    image, lung = crop_to_lungs(ct, labels, None, cropper.size, cropper.window, scan)
     values = sitk.GetArrayViewFromImage(image)
     if values.min() == values.max():
         raise VolumeError(f"{scan}: all voxels in the box around its lungs have one value; leave the scan out")

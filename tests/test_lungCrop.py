@@ -227,20 +227,6 @@ def test_a_missing_input_is_one_line(scans, tmp_path, monkeypatch, arguments, me
     assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
-def test_quiet_draws_no_progress_bar(scans, tmp_path, capsys):
-    assert cropped(scans / "ct", tmp_path / "a") == 0
-    assert capsys.readouterr().err == ""
-    arguments = [str(scans / "ct"), "--output", str(tmp_path / "b"), "--lungs", "threshold"]
-    assert lungCrop.main([*arguments, "--size", "8", "16", "16"]) == 0
-    assert "cropping" in capsys.readouterr().err
-
-
-def test_a_size_of_one_voxel_is_a_usage_error(scans, tmp_path):
-    with pytest.raises(SystemExit) as stopped:
-        cropped(scans / "ct", tmp_path / "cohort", size=(1, 16, 16))
-    assert stopped.value.code == 2
-
-
 @pytest.mark.fault("header of gigabytes")
 @pytest.mark.fault("several series in one study")
 def test_a_series_is_picked_and_large_scans_are_refused(scans, tmp_path, capsys):

@@ -11,6 +11,7 @@ import lungCrop
 import post_processing
 import predict
 import test
+from datasets import lung_finders
 from models import Segmenter
 from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests.volumes import geometry, pixels
@@ -19,8 +20,14 @@ CT = Path(__file__).resolve().parents[2] / "shared" / "ct"
 SCANS = {"thorax_cta_1.5mm": "thorax_cta_1.5mm.nii.gz", "lung_lesion_5mm": "lung_lesion_5mm.nrrd"}
 
 
+def once_a_size(find_lungs):
+    found = {}
+    return lambda ct: found[ct.GetSize()] if ct.GetSize() in found else found.setdefault(ct.GetSize(), find_lungs(ct))
+
+
 @pytest.mark.skipif(not CT.is_dir(), reason=f"no real CTs at {CT}")
-def test_real_cts_through_crop_test_and_paste_back(tmp_path, capsys):
+def test_real_cts_through_crop_test_and_paste_back(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(lung_finders, "segment_by_threshold", once_a_size(lung_finders.segment_by_threshold))
     raw, root = tmp_path / "raw", tmp_path / "cohort"
     raw.mkdir()
     for name in SCANS.values():

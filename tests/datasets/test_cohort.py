@@ -312,53 +312,15 @@ def test_lists_that_are_refused(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.fault("files and lists that")
-@pytest.mark.parametrize("folder", ["images", "lung", "lesion"])
-@pytest.mark.parametrize("relative", [False, True])
-def test_a_volume_that_is_a_link_out_of_its_folder_is_refused(root, tmp_path, folder, relative):
-    path = root / folder / "sick_0.nii.gz"
-    outside = path.rename(tmp_path / "outside.nii.gz")
-    path.symlink_to("../../outside.nii.gz" if relative else outside)
-    assert problems(root) == [f"{path}: leads out of {path.parent} to {outside.resolve()}; put the file itself there"]
-
-
-@pytest.mark.fault("files and lists that")
-def test_a_list_that_is_a_link_out_of_its_folder_is_refused(root, tmp_path):
-    path = root / "id_txt" / "train_id_L.txt"
-    path.symlink_to(path.rename(tmp_path / "outside.txt"))
-    assert problems(root)[0].startswith(f"{path}: leads out of")
-
-
-@pytest.mark.fault("files and lists that")
-@pytest.mark.parametrize(
-    "name", ["../outside", "../outside.txt", "%s/outside.txt", "../../etc/passwd", "a/../../outside"]
-)
-def test_the_name_of_a_list_cannot_leave_its_folder(root, name):
-    (root / "outside.txt").write_text("sick_0\n")
-    (line,) = problems(root, {"LABELED": name.replace("%s", str(root))})
-    assert "leads out of" in line
-
-
-@pytest.mark.fault("files and lists that")
-def test_links_within_a_folder_and_of_folders_are_the_users_own(root, tmp_path):
-    (root / "images" / "sick_0.nii.gz").rename(root / "images" / "real.nii.gz")
-    (root / "images" / "sick_0.nii.gz").symlink_to("real.nii.gz")
+def test_links_are_followed(root, tmp_path):
+    (root / "images" / "sick_0.nii.gz").rename(tmp_path / "elsewhere.nii.gz")
+    (root / "images" / "sick_0.nii.gz").symlink_to(tmp_path / "elsewhere.nii.gz")
     for folder in ("images", "lung", "id_txt"):
         (root / folder).rename(tmp_path / folder)
         (root / folder).symlink_to(tmp_path / folder)
     link = tmp_path / "link"
     link.symlink_to(root)
     assert read_cohort(link, SPLITS, SIZE)["LABELED"][0].image == link / "images" / "sick_0.nii.gz"
-
-
-def test_a_link_to_itself_is_a_missing_file(root):
-    path = root / "images" / "sick_0.nii.gz"
-    path.unlink()
-    path.symlink_to(path)
-    assert problems(root) == [f"LABELED: sick_0.nii.gz is missing in {root / 'images'}"]
-    path = root / "id_txt" / "loop.txt"
-    path.symlink_to(path)
-    assert problems(root, {"HEALTHY": "loop"})[0].startswith(f"{path}: Too many levels of symbolic links")
 
 
 def test_the_published_spelling_of_the_lesion_folder_is_accepted_with_a_note(root, caplog):
@@ -418,15 +380,6 @@ def test_a_damaged_file_is_found_before_training(root):
     assert "cut short" in problems(root)[0]
     with pytest.raises(VolumeError, match="cut short"):
         read_volumes(Case("sick_3", path, root / "lung" / "sick_3.nii.gz", None))
-
-
-@pytest.mark.parametrize("label", [2, 255])
-def test_a_lesion_of_several_labels_is_refused(root, label):
-    rewrite(root / "lesion" / "sick_0.nii.gz", lambda a: a * label)
-    expected = (
-        f"{root / 'lesion' / 'sick_0.nii.gz'}: holds the label {label}, expected 0 or 1; make it with lungCrop.py"
-    )
-    assert problems(root) == [expected]
 
 
 @pytest.mark.fault("one CT under two ids")

@@ -52,13 +52,6 @@ def test_agreement_with_the_reference_crop(tmp_path):
     assert geometry(back) == geometry(scan)
 
 
-def test_the_box_of_the_reference_crop():
-    arrays = reference.load("crop")
-    box = bounding_box(remove_small_components(arrays["lung_labels"]))
-    assert [s.start for s in box] == arrays["box_start"].tolist()
-    assert [s.stop for s in box] == arrays["box_stop"].tolist()
-
-
 def test_the_window_maps_hu_to_0_to_255():
     # (HU + 1250) clipped to 0..1500, times 255/1500
     hu = np.array([-3000, -1250, -500, 250, 3000], np.int16)
@@ -75,7 +68,7 @@ def test_resizing_keeps_the_centres_of_the_corner_voxels():
 
 
 def test_nearest_voxels_are_scipys_for_every_length():
-    for old in range(2, 130):
+    for old in (*range(2, 40), *range(40, 130, 7)):
         column = np.arange(old, dtype=np.int16)[:, None, None].repeat(2, 1).repeat(2, 2)
         for new in (*range(2, 50), 64, 96, 128, 160, 255, 256):
             expected = ndimage.zoom(column[:, 0, 0], new / old, order=0, mode="nearest")
@@ -155,19 +148,6 @@ def test_no_copy_of_a_whole_scan_is_made(orientation):
     np.testing.assert_array_equal(pixels(back), given)
 
 
-def test_small_components_are_removed_where_there_are_more_than_two():
-    labels = np.zeros((10, 10, 20), np.uint8)
-    labels[1:5, 1:5, 1:5] = 1
-    labels[8, 8, 8] = 2  # 1 of 2000 voxels: 0.05 %
-    assert remove_small_components(labels) is labels
-    labels[8, 8, 12:14] = 2  # 0.1 %
-    kept = remove_small_components(labels)
-    assert (kept[8, 8, 8], labels[8, 8, 8]) == (0, 2)
-    labels[8, 8, 8] = 0
-    np.testing.assert_array_equal(kept, labels)
-    assert not remove_small_components(np.zeros((3, 3, 3), np.uint8)).any()
-
-
 def test_sides_are_separate_components_and_lobes_are_not():
     labels = np.zeros((10, 10, 20), np.uint8)
     labels[1:5, 1:5, 1:5] = 1
@@ -194,10 +174,6 @@ def test_given_lungs_are_taken_as_they_are_with_a_warning(tmp_path, caplog):
     assert [record.message for record in caplog.records] == [
         f"{scan}: small components of its lung mask enlarge the box; remove what is not lung"
     ]
-
-
-def test_the_box_of_nothing():
-    assert bounding_box(np.zeros((3, 3, 3))) is None
 
 
 def test_a_crop_lies_over_its_scan():
@@ -227,6 +203,7 @@ def orientations():
 
 
 @pytest.mark.fault("the 48 orientations")
+@pytest.mark.fault("lesion labels above")
 @pytest.mark.parametrize("direction", list(orientations()), ids=lambda d: "".join(f"{v:.0f}" for v in d.ravel()))
 def test_any_orientation_gives_the_same_crop_and_masks_come_back_voxel_for_voxel(case, direction):
     folder, ct, lungs, lesion = case
@@ -254,45 +231,6 @@ def test_any_orientation_gives_the_same_crop_and_masks_come_back_voxel_for_voxel
     back = paste_back(crops[2], scan)
     assert geometry(back) == geometry(scan)
     np.testing.assert_array_equal(pixels(back), pixels(files["lesion"]) > 0)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_masks_come_back_to_turned_and_left_handed_oblique_scans(seed, tmp_path):
-    rng = np.random.default_rng(seed)
-    axes = np.eye(3)[rng.permutation(3)] * rng.choice([-1, 1], 3)
-    direction = rotation(*rng.uniform(-0.5, 0.5, 3)) @ axes
-    lesion = np.zeros((14, 20, 18), np.uint8)
-    box = slice(3, 12), slice(4, 17), slice(2, 16)
-    lesion[box] = rng.random((9, 13, 14)) < 0.3
-    lungs = np.zeros_like(lesion)
-    lungs[box] = 1
-    files = [
-        write(tmp_path / f"{k}.nii.gz", image_of(array, direction=direction))
-        for k, array in enumerate((rng.integers(-1000, 400, lesion.shape).astype(np.int16), lesion, lungs))
-    ]
-    upright = sitk.DICOMOrient(image_of(lungs, direction=direction), "LPS")
-    size = tuple(s.stop - s.start for s in bounding_box(pixels(upright)))
-    crops = LungMaskCrop(lambda _: pytest.fail("lungs are given"), size).crop(*files)
-    # Through a file of single precision, as in use.
-    crop = sitk.ReadImage(str(write(tmp_path / "crop.nii.gz", crops[2])))
-    scan = sitk.ReadImage(str(files[0]))
-    back = paste_back(crop, scan)
-    assert geometry(back) == geometry(scan)
-    np.testing.assert_array_equal(pixels(back), lesion)
-
-
-def test_what_is_pasted_is_zero_outside_the_box_and_unchanged_in_it():
-    rng = np.random.default_rng(2)
-    array = (rng.random((14, 20, 18)) < 0.5).astype(np.uint8)
-    image = image_of(array)
-    box = (slice(3, 12), slice(4, 17), slice(2, 16))
-    # Smaller, and so large voxels: half of one would reach over the box's border.
-    small = pixels(paste_back(crop_to_box(image, box, (3, 4, 5), NEAREST) * 0 + 1, image))
-    assert small[box].all()
-    small[box] = 0
-    assert not small.any()
-    same = pixels(paste_back(crop_to_box(image, box, (9, 13, 14), NEAREST), image))
-    np.testing.assert_array_equal(same[box], array[box])
 
 
 def test_a_scan_in_single_precision_geometry_is_matched_too(tmp_path):
@@ -323,17 +261,6 @@ def test_a_crop_of_another_scan_is_refused(scan):
         paste_back(crop, other)
 
 
-@pytest.mark.fault("lesion labels above")
-def test_every_label_above_0_is_lesion(case):
-    folder, ct, lungs, lesion = case
-    crops = LungMaskCrop(lambda _: lungs, (9, 13, 14)).crop(
-        write(folder / "a.mha", ct), write(folder / "b.mha", lesion)
-    )
-    assert lesion.max() == 2
-    np.testing.assert_array_equal(pixels(crops[2]), lesion[3:12, 4:17, 2:16] > 0)
-    np.testing.assert_array_equal(pixels(crops[1]), lungs[3:12, 4:17, 2:16] > 0)
-
-
 @pytest.mark.fault("no lung")
 def test_a_ct_without_lungs_is_named(case):
     folder, ct, lungs, _ = case
@@ -342,16 +269,6 @@ def test_a_ct_without_lungs_is_named(case):
     flat = np.zeros_like(lungs)
     flat[5] = 1
     refused(path, lambda: LungMaskCrop(lambda _: flat).crop(path), "no lung found")
-
-
-def test_what_the_lung_finder_says_is_said_of_the_scan(case):
-    folder, ct, *_ = case
-    path = write(folder / "scan.nii.gz", ct)
-
-    def none(_):
-        raise VolumeError("no lung above 0.3 l")
-
-    refused(path, lambda: LungMaskCrop(none).crop(path), "no lung above 0.3 l")
 
 
 @pytest.mark.fault("mask of another size")

@@ -54,8 +54,7 @@ def test_gas_in_the_stomach_is_not_lung(offset, radius, ml):
     check_gas_is_not_lung(with_gas(healthy(3), 2, (radius,) * 3, offset), ml)
 
 
-@pytest.mark.parametrize("wall", [1.5, 4.0])
-@pytest.mark.parametrize("hu", [-1024.0, -940.0])
+@pytest.mark.parametrize(("wall", "hu"), [(1.5, -1024.0), (4.0, -940.0)])
 def test_gas_of_other_density_and_behind_another_wall(wall, hu):
     check_gas_is_not_lung(with_gas(healthy(5), 2, (50, 50, 50), (0, 10), wall, hu), 350)
 
@@ -78,10 +77,9 @@ def test_gas_below_a_consolidated_base_costs_no_lung():
     assert (labels[left] == 2).mean() > (without[left] == 2).mean() - 0.002
 
 
-@pytest.mark.parametrize("side", [1, 2])
 @pytest.mark.parametrize(
-    ("place", "radius"),
-    [((0.8, 0.5, 0.5), 60), ((0.08, 0.85, 0.5), 35), ((0.3, 0.4, 0.5), 40), ((0.2, 0.5, 0.5), 60)],
+    ("side", "place", "radius"),
+    [(1, (0.8, 0.5, 0.5), 60), (2, (0.08, 0.85, 0.5), 35), (1, (0.3, 0.4, 0.5), 40), (2, (0.2, 0.5, 0.5), 60)],
     ids=["apex", "posterior base", "middle base", "giant, at the base"],
 )
 def test_bullae_are_lung(side, place, radius):

@@ -3,15 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from scipy import ndimage
 
-from datasets.lungs import (
-    _distance_in_slice,
-    _shrink,
-    segment_by_threshold,
-    split_left_right,
-    with_sides,
-)
+from datasets.lungs import segment_by_threshold, split_left_right, with_sides
 from datasets.phantom import make_phantom
 from utils.errors import VolumeError
 
@@ -37,7 +30,7 @@ def _dice(a, b):
 # --------------------------------------------------------------------------------------------- threshold
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_threshold_finds_healthy_lungs(seed):
     ct, case = _phantom(seed)
     labels = segment_by_threshold(ct)
@@ -46,7 +39,7 @@ def test_threshold_finds_healthy_lungs(seed):
         assert _dice(labels == label, case.lung == label) > 0.97
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_threshold_finds_diseased_lungs(seed):
     ct, case = _phantom(seed, diseased=True)
     labels = segment_by_threshold(ct)
@@ -143,40 +136,18 @@ def test_threshold_without_a_lung():
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("steps", [(1, 1, 1), (2, 3, 3), (1, 4, 2), (5, 2, 3)])
-def test_blocks_are_shrunk_to_their_means(steps):
-    hu = np.random.default_rng(1).integers(-3024, 3000, (7, 13, 11)).astype(np.int16)
-    padded = np.pad(hu, [(0, -n % s) for n, s in zip(hu.shape, steps, strict=True)], mode="edge").astype(float)
-    shape = [n for size, s in zip(padded.shape, steps, strict=True) for n in (size // s, s)]
-    expected = np.maximum(padded, -1024).reshape(shape).mean((1, 3, 5))
-    np.testing.assert_allclose(_shrink(hu, steps), expected, rtol=1e-12)
-
-
-def test_distances_stay_in_their_slice():
-    mask = np.random.default_rng(2).random((6, 20, 30)) < 0.02
-    mask[3] = False
-    # In 3D, slices that lie so far apart that the nearest voxel is always in the own one.
-    expected = ndimage.distance_transform_edt(~mask, sampling=(1e5, 1.5, 2.0)).astype(np.float32)
-    expected[3] = np.inf
-    np.testing.assert_array_equal(_distance_in_slice(mask, np.array([5.0, 1.5, 2.0])), expected)
-
-
 @pytest.mark.skipif(not REAL_CTS.is_dir(), reason="no real CTs beside the checkout")
-@pytest.mark.parametrize("name", ["thorax_cta_1.5mm.nii.gz", "lung_lesion_5mm.nrrd"])
-def test_threshold_on_real_cts(name):
-    ct = sitk.ReadImage(str(REAL_CTS / name))
+def test_threshold_on_a_real_ct_with_a_tumour():
+    ct = sitk.ReadImage(str(REAL_CTS / "lung_lesion_5mm.nrrd"))
     labels = segment_by_threshold(ct)
     litres = {label: (labels == label).sum() * np.prod(ct.GetSpacing()) / 1e6 for label in (1, 2)}
     assert 1.4 < litres[1] < 4
     assert 0.9 < litres[2] < 3.5
     assert 0.9 < litres[1] / litres[2] < 2
     assert np.nonzero(labels == 1)[2].max() < np.nonzero(labels == 2)[2].mean()
-    hu = sitk.GetArrayFromImage(ct)
-    assert -900 < np.median(hu[labels > 0]) < -700
-    tumour = REAL_CTS / "lung_lesion_5mm_label.nrrd"
-    if "lesion" in name and tumour.exists():
-        inside = sitk.GetArrayFromImage(sitk.ReadImage(str(tumour))) > 0
-        assert (labels[inside] > 0).mean() > 0.9
+    assert -900 < np.median(sitk.GetArrayFromImage(ct)[labels > 0]) < -700
+    tumour = sitk.GetArrayFromImage(sitk.ReadImage(str(REAL_CTS / "lung_lesion_5mm_label.nrrd"))) > 0
+    assert (labels[tumour] > 0).mean() > 0.9
 
 
 # ------------------------------------------------------------------------------------------ right and left

@@ -290,13 +290,6 @@ def test_ids_that_look_like_patterns_are_ids(root):
     assert cohort_ids(root, ["h[1]"])[2] == ["h[1]"]
 
 
-@pytest.mark.parametrize("seed", ["-1", "x", "1.5"])
-def test_an_impossible_seed_is_a_usage_error(root, seed):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(root), "--healthy", "h*", "--seed", seed])
-    assert stopped.value.code == 2
-
-
 def test_a_folder_without_images(tmp_path):
     with pytest.raises(CohortError, match="no images; make them with python lungCrop"):
         cohort_ids(tmp_path, ["h*"])

@@ -11,7 +11,7 @@ import torch
 from configs.settings import DataloaderSettings, ImageSettings, SolverSettings
 from datasets import samples as module
 from datasets.cohort import read_cohort, read_volumes
-from datasets.samples import Batch, BatchStream, Samples, as_input, batch_size, normalise, scan_input
+from datasets.samples import Batch, BatchStream, Samples, as_input, batch_size, normalise
 from models.losses import IGNORED
 from tests.volumes import pixels
 from utils import distributed
@@ -123,12 +123,6 @@ def test_every_scan_comes_once_an_epoch_each_time_in_another_order(cases):
     assert len(set(epochs)) > 1
 
 
-def test_a_scan_is_augmented_differently_each_time(cases):
-    samples = Samples(cases["LABELED"], "LABELED", IMAGE, seed=0)
-    images = {samples[position][1][0].tobytes() for position in range(12)}
-    assert len(images) == 12
-
-
 def test_without_augmentation_a_sample_is_a_random_stack_of_the_scan(cases):
     image = IMAGE.model_copy(update={"augmentation": False})
     samples = Samples(cases["LABELED"], "LABELED", image, seed=0)
@@ -151,12 +145,6 @@ def test_normalisation_by_hand():
     np.testing.assert_allclose(normalise(image, "minmax"), [0, 0.5, 1])
     np.testing.assert_allclose(normalise(image, "window"), [0.2, 0.4, 0.6], rtol=1e-6)
     assert as_input(np.array([0, 0.25, 1], np.float32)).tolist() == [[-1, -0.5, 1]]
-
-
-def test_a_scan_as_the_networks_take_it(cases):
-    volumes = read_volumes(cases["LABELED"][0])
-    assert scan_input(volumes, "minmax").shape == (1, 1, 20, 64, 64)
-    assert (scan_input(volumes, "minmax").min(), scan_input(volumes, "minmax").max()) == (-1, 1)
 
 
 @pytest.mark.fault("a sample that cannot")
@@ -299,16 +287,6 @@ def test_a_batch_that_cannot_be_split_evenly_is_padded_with_volumes_that_the_los
 )  # fmt: skip
 def test_a_labelled_batch_has_as_many_volumes_as_its_list_unless_it_is_filled(split, scans, fill, expected):
     assert batch_size(split, scans, SolverSettings(batch_size=4, fill_labelled_batch=fill)) == expected
-
-
-def test_the_share_of_a_process_is_named_when_it_is_missing(cases, monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "rank", lambda: 1)
-    monkeypatch.setattr(module, "_fill", lambda *_: next(iter(())))
-    stream = stream_of(cases)
-    second = stream.samples.case(1).id
-    with pytest.raises(TrainingError, match=rf"a loader failed before the batch {second} was there \("):
-        stream.next()
 
 
 def test_a_signal_to_the_group_of_processes_does_not_reach_the_workers(cases):

@@ -51,11 +51,6 @@ def boxes(draw, shape):
     return tuple(box)
 
 
-def test_there_are_48_orientations():
-    assert len({axes.tobytes() for axes in AXES}) == 48
-    assert sum(np.linalg.det(axes) < 0 for axes in AXES) == 24
-
-
 @pytest.mark.fault("the 48 orientations")
 @few
 @given(geometries(), st.data())
