@@ -385,7 +385,11 @@ def _metaimage(path: Path, file: BinaryIO) -> Header:
         raise VolumeError(f"{path}: has voxels of {channels} {kind}; expected one binary number per voxel")
     voxel = _MET_TYPES[plain].replace("i", "u") if plain != kind else _MET_TYPES[plain]
     swapped = first("binarydatabyteordermsb", "elementbyteordermsb", default="false").lower() == "true"
+    if (units := first("distanceunits", default="mm").lower()) not in ("mm", "?"):
+        raise VolumeError(f"{path}: its spacing is not in mm but in {units}; convert it")
     try:
+        slope = float(first("elementtointensityfunctionslope", default="1"))
+        intercept = float(first("elementtointensityfunctionoffset", default="0"))
         size = tuple(int(n) for n in first("dimsize").split())
         numbers = [tuple(float(n) for n in text.split()) for text in (
             spacing,
@@ -396,6 +400,11 @@ def _metaimage(path: Path, file: BinaryIO) -> Header:
         raise VolumeError(f"{path}: not a readable image ({error}); export it again") from None
     if first("ndims") != "3" or len(size) != 3 or [len(values) for values in numbers] != [3, 3, 9]:
         raise VolumeError(f"{path}: is not three-dimensional; expected one volume of several slices")
+    if (slope, intercept) != (1, 0):
+        raise VolumeError(
+            f"{path}: ElementToIntensityFunctionSlope and Offset scale its values, which some readers ignore; store "
+            "the scaled values"
+        )
     direction = tuple(np.reshape(numbers[2], (3, 3)).T.ravel().tolist())  # the file has an axis per row
     data, offset = (path, stop) if name.upper() == "LOCAL" else (_voxel_file(path, name), 0)
     encoding = "compressed" if first("compresseddata", default="false").lower() == "true" else "raw"
@@ -454,7 +463,7 @@ def _nrrd_type(name: str, endian: str) -> np.dtype | None:
 
 def _nrrd_axes(path: Path, fields: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """The steps along the axes, one row per axis, and the origin; in LPS."""
-    units = {str(unit).lower() for unit in fields.get("space units", [])}
+    units = {str(unit).lower() for key in ("space units", "units") for unit in fields.get(key, [])}
     if units - {"mm", ""}:
         raise VolumeError(f"{path}: its spacing is not in mm but in {', '.join(sorted(units))}; convert it")
     if "space directions" not in fields and "spacings" not in fields:

@@ -37,6 +37,10 @@ _GREY_SCALES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 _OVERSHOOT = 0.1
 """How far the values of a mapped CT may leave their scale, relative to its length: interpolation overshoots."""
 
+_ROUNDING = 0.02
+"""How far labels may lie from whole numbers. nibabel, given labels as floats for a file of integers, scales them to the
+integers' whole range: labels up to 10 are off by 0.02 at most in 8 bits."""
+
 NOTES = "ITK_FileNotes"
 """ITK's key for the description in a NIfTI header, at most 79 bytes."""
 
@@ -167,17 +171,18 @@ def read_labels(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
 
 
 def as_labels(path: object, image: sitk.Image) -> sitk.Image:
-    """A mask that was read, as uint8.
+    """A mask that was read, as uint8; values within 0.02 of whole numbers are rounded.
 
     Raises:
         VolumeError: its values are not whole numbers from 0 to 255, or are no labels (see `check_label_values`).
     """
     values = sitk.GetArrayViewFromImage(image)
-    if values.min() < 0 or values.max() > 255 or (values.dtype.kind == "f" and (values % 1).any()):
+    fractional = values.dtype.kind == "f"
+    if values.min() < 0 or values.max() > 255 or (fractional and np.abs(values - np.rint(values)).max() > _ROUNDING):
         raise VolumeError(
             f"{path}: values of {values.min():g}..{values.max():g} are not labels; expected whole numbers from 0 to 255"
         )
-    labels = sitk.Cast(image, sitk.sitkUInt8)
+    labels = sitk.Cast(sitk.Round(image) if fractional else image, sitk.sitkUInt8)
     report(path, check_label_values(sitk.GetArrayViewFromImage(labels)))
     return labels
 

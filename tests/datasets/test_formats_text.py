@@ -134,6 +134,30 @@ def test_nrrd_in_other_units(tmp_path, hu):
     path = nrrd(tmp_path / "scan.nrrd", hu, *space, 'space units: "cm" "cm" "cm"')
     refused(path, lambda: read_volume(path), "its spacing is not in mm but in cm")
     assert read_volume(nrrd(path, hu, *space, 'space units: "mm" "mm" "mm"')).GetSpacing() == (1, 2, 3)
+    path = nrrd(tmp_path / "scan.nrrd", hu, "spacings: 1 2 3", 'units: "cm" "cm" "cm"')
+    refused(path, lambda: read_volume(path), "its spacing is not in mm but in cm")
+
+
+@pytest.mark.fault("a MetaImage whose header")
+@pytest.mark.parametrize(
+    ("field", "finding"),
+    [
+        ("ElementToIntensityFunctionSlope = 0.5", "ElementToIntensityFunctionSlope and Offset"),
+        ("ElementToIntensityFunctionOffset = -1024", "ElementToIntensityFunctionSlope and Offset"),
+        ("ElementToIntensityFunctionSlope = 1", None),
+        ("DistanceUnits = cm", "its spacing is not in mm but in cm"),
+        ("DistanceUnits = mm", None),
+    ],
+)
+def test_fields_of_a_metaimage_that_itk_ignores(tmp_path, hu, field, finding):
+    (tmp_path / "scan.raw").write_bytes(hu.tobytes())
+    path = metaimage(tmp_path / "scan.mhd", "scan.raw", "ElementSpacing = 1 2 3", field)
+    np.testing.assert_array_equal(pixels(path), hu)
+    assert sitk.ReadImage(str(path)).GetSpacing() == (1, 2, 3)
+    if finding:
+        refused(path, lambda: read_volume(path), finding)
+    else:
+        np.testing.assert_array_equal(pixels(read_volume(path)), hu)
 
 
 @pytest.mark.fault("2D, 4D, one slice, several")

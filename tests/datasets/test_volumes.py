@@ -194,8 +194,23 @@ def test_labels_are_whole_numbers_from_0_to_255(tmp_path, dtype):
     np.testing.assert_array_equal(pixels(image), array.astype(np.uint8))
 
 
+@pytest.mark.fault("labels that nibabel")
+@pytest.mark.parametrize(("highest", "dtype"), [(2, np.uint8), (4, np.int16), (10, np.uint8)])
+def test_labels_that_nibabel_scaled_are_rounded(tmp_path, highest, dtype):
+    array = np.zeros(SHAPE)
+    array.flat[: highest + 1] = np.arange(highest + 1)
+    header = nib.Nifti1Header()
+    header.set_data_dtype(dtype)
+    path = tmp_path / "mask.nii.gz"
+    nib.save(nib.Nifti1Image(array.T, np.diag([-1, -1, 1, 1]), header), path)
+    assert (pixels(path) != array).any()
+    np.testing.assert_array_equal(pixels(read_labels(path)), array)
+
+
 @pytest.mark.fault("mask values that are")
-@pytest.mark.parametrize(("value", "dtype"), [(0.5, np.float32), (-1, np.int16), (256, np.int16), (-0.25, np.float64)])
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(0.97, np.float32), (0.5, np.float32), (-1, np.int16), (256, np.int16), (-0.25, np.float64)]
+)
 def test_other_values_are_not_labels(tmp_path, value, dtype):
     array = np.zeros(SHAPE, dtype)
     array[1, 2, 3] = value
