@@ -102,7 +102,6 @@ class ImageSettings(_Section):
     slices: Count = 32
     normalization: Literal["minmax", "window"] = "minmax"
     augmentation: bool = True
-    elastic: bool = True
     shift: Annotated[tuple[CountOrZero, CountOrZero, CountOrZero], Field(strict=False)] = (0, 0, 0)
 
     @model_validator(mode="after")

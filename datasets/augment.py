@@ -126,13 +126,9 @@ def _warp_maps(
     return maps
 
 
-def build_augmenter(elastic: bool = True) -> iaa.Augmenter:
-    """Build the published pipeline: a flip, and four augmentations with probability 0.2 each, in random order.
-
-    Args:
-        elastic: with the elastic deformation, as published.
-    """
-    augmenters = [build_affine(), build_blur(), *([build_elastic()] if elastic else []), build_perspective()]
+def build_augmenter() -> iaa.Augmenter:
+    """Build the published pipeline: a flip, and four augmentations with probability 0.2 each, in random order."""
+    augmenters = (build_affine(), build_blur(), build_elastic(), build_perspective())
     sometimes = [iaa.Sometimes(p=PROBABILITY, then_list=augmenter) for augmenter in augmenters]
     return iaa.Sequential([iaa.Fliplr(p=0.5), *sometimes], random_order=True)
 

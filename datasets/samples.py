@@ -134,7 +134,7 @@ class Samples(Dataset):
         self.image = image
         self.seed = seed
         self.masks = MASKS[split]
-        self.augmenter = build_augmenter(image.elastic) if image.augmentation else None
+        self.augmenter = build_augmenter() if image.augmentation else None
         fitting = cache_mb * 2**20 // ((4 + len(self.masks)) * math.prod(image.size))
         self._places = {case.id: place for place, case in enumerate(self.cases[:fitting])}
         self._cache = _shared_records(len(self._places), self.masks, image.size, filled=bool)
