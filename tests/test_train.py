@@ -560,8 +560,3 @@ def test_the_moving_average_is_kept_validated_and_resumed(config, run_folder, tm
     assert resumed.iteration == 4
     train.train(resumed)
     assert states_equal(load(run_folder / "segmenter_last.pth")["weights"], weights)
-
-
-def test_without_an_average_the_segmenter_itself_is_kept(config):
-    training = started(config)
-    assert training.state.segmenter is training.networks.segmenter

@@ -260,10 +260,8 @@ def test_a_word_that_nearly_is_a_constraint_is_warned_of(word, meant):
     warning = misspelt_constraints(read_settings(None, [f"EXP.ID=sample1_{word}_origImgToD"]))
     assert warning.startswith(f"EXP.ID: {word} (did you mean {meant}?) has no effect; ")
     assert ", ".join(CONSTRAINTS) in warning
-
-
-def test_other_words_are_labels_and_need_no_list():
-    assert misspelt_constraints(read_settings(None, ["EXP.ID=wuhan_focal_run7_recons_seed0_precision"])) is None
+    others = "EXP.ID=wuhan_focal_run7_recons_seed0_precision"
+    assert misspelt_constraints(read_settings(None, [others])) is None
 
 
 def test_the_splits_that_training_reads():

@@ -101,10 +101,6 @@ def test_published_discriminators_with_one_head_and_with_two_are_told_apart():
             load_published(Discriminator(width=2, heads=other), wrapped)
 
 
-def test_other_weights_have_no_number_of_heads():
-    assert published_heads(reference.published_state(reference.load("segmenter_base4"))) is None
-
-
 def test_wrapped_names_and_parametrized_spectral_norm_load_too():
     network, arrays = filled("discriminator_base2")
     renamed = {
@@ -159,13 +155,6 @@ def test_segmenter_and_generator_do_not_depend_on_the_mode_but_the_discriminator
     assert torch.equal(vectors, discriminator.first[0].parametrizations.weight[0]._u)
     discriminator.train()(x)
     assert not torch.equal(vectors, discriminator.first[0].parametrizations.weight[0]._u)
-
-
-def test_the_segmenter_hardly_feels_the_scale_of_intensities():
-    network, _ = filled("segmenter_base4")
-    x = reference.wave((1, 1, 8, 32, 32), 0.3)
-    # Not exactly: the stem's bias and the zero padding do not scale with the input.
-    assert (network(x).sigmoid() - network(0.9 * x).sigmoid()).abs().max() < 0.05
 
 
 def test_a_scan_is_generated_from_stacks_that_overlap():

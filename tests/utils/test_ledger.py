@@ -3,7 +3,6 @@ import os
 import socket
 import subprocess
 import sys
-import tomllib
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
@@ -15,7 +14,7 @@ import torch
 from configs.settings import read_settings
 from utils import distributed, ledger
 from utils.errors import FolderError, VolumeError
-from utils.ledger import Ledger, Recipe, environment, git_revision, is_output, project_version, read_runs, recording
+from utils.ledger import Ledger, Recipe, git_revision, is_output, project_version, read_runs, recording
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"size": [4, 8, 8], "lungs": "threshold"}
@@ -233,11 +232,6 @@ def test_only_rank_zero_enters_the_run(tmp_path, monkeypatch):
     with recording(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_version_is_that_of_the_project():
-    assert project_version() == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert environment()["gasnet"] == project_version()
 
 
 def test_the_revision_is_that_of_the_checkout(tmp_path, monkeypatch):

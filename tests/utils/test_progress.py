@@ -1,46 +1,23 @@
 import gc
 import io
-import logging
 import sys
 import threading
 import weakref
 
 import numpy as np
 import pytest
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from utils.errors import VolumeError
 from utils.progress import OF_ONE_ITEM, for_each, print_failures, progress_bar
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
-def test_a_bar_is_shown_where_it_is_wanted(kind, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", stream := kind())
+def test_a_bar_is_shown_where_it_is_wanted_and_does_not_flood_a_pipe(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
     list(progress_bar(range(3), "cropping", unit="scan", shown=False))
     assert stream.getvalue() == ""
-    assert list(progress_bar(range(3), "cropping", unit="scan")) == [0, 1, 2]
-    assert "cropping: 100%|" in stream.getvalue()
-    assert "3/3" in stream.getvalue()
-
-
-def test_a_pipe_is_not_flooded(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
     list(progress_bar(range(100_000), "cropping", unit="scan"))
+    assert "cropping: 100%|" in stream.getvalue()
     assert len(stream.getvalue()) < 500
-
-
-def test_messages_in_between_are_lines_of_their_own(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
-    logging.basicConfig(stream=stream, format="%(message)s", force=True)
-    with logging_redirect_tqdm():
-        for _ in progress_bar(range(2), "cropping", unit="scan"):
-            logging.getLogger("any").warning("scan.nii: cut short")
-    assert stream.getvalue().count("scan.nii: cut short\n") == 2
 
 
 @pytest.mark.fault("an error in a library or the system")
