@@ -159,10 +159,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := [str(path) for path in options.output or () if path.suffix not in WRITERS]:
         parser.error(f"--output {' '.join(unknown)}: expected files that end with {' or '.join(WRITERS)}")
-    start_logging(options.quiet)
 
     from models.checkpoint import STATE_FORMAT, find_segmenter, load, load_segmenter
 
+    start_logging(options.quiet)
     path = find_segmenter(options.model)
     if load(path).get("format") == STATE_FORMAT:
         raise CheckpointError(f"{path}: a state to resume training from; take the segmenter_*.pth beside it")

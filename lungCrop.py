@@ -75,7 +75,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     options = parse(arguments)
-    start_logging(options.quiet)
 
     import torch
 
@@ -84,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from datasets.crop_scans import crop_options, crop_scan, keep_apart
     from datasets.scans import files_of
 
+    start_logging(options.quiet)
     torch.backends.cudnn.allow_tf32 = False  # the same lungs on every device
     output, lungs, part = options.output, chosen_lungs(options), options.part
     scans, masks = distributed.on_rank_zero(lambda: _find(options))

@@ -50,13 +50,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     options = parse(arguments)
-    start_logging(options.quiet)
 
     from datasets.pairs import match_masks
     from datasets.scans import files_of, find_scans, result_name
     from datasets.volumes import write_volume
     from evaluation.paste_back import restore_mask
 
+    start_logging(options.quiet)
     scans = find_scans(*options.images, series=options.series, progress=not options.quiet)
     masks, unmatched = match_masks(options.masks, scans)
     inputs = (*options.images, options.masks, *(path.parent for path in (*files_of(scans.values()), *masks.values())))

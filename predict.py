@@ -120,7 +120,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         GasnetError: the model, the scans, the device or the output folder cannot be used.
     """
     options = parse(arguments)
-    start_logging(options.quiet)
 
     import torch
 
@@ -132,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from reports.cases import write_case_report
     from reports.page import made_with
 
+    start_logging(options.quiet)
     torch.backends.cudnn.allow_tf32 = False  # the same masks on every device
     output, part, ledger = options.output, options.part, Ledger(options.output, PREDICTED)
     segmenter = _load_segmenter(options)

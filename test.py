@@ -122,7 +122,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         GasnetError: settings, networks, cohort, raw scans or output cannot be used, or do not fit each other.
     """
     options = parse(arguments)
-    start_logging(options.quiet)
 
     import torch
 
@@ -135,13 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from models.layers import place
     from reports.cases import write_case_report
     from reports.page import made_with
-    from utils.distributed import keep_freed_memory
 
+    start_logging(options.quiet)
     torch.backends.cudnn.allow_tf32 = False  # the same scores on every device
     settings = read_settings(options.config_path, options.overrides)
     device = distributed.choose_device(options.device)
     if device.type == "cpu":
-        keep_freed_memory()
+        distributed.keep_freed_memory()
     image = settings.image
     model = find_segmenter(options.model_path) if options.model_path else settings.exp.folder / BEST
     segmenter, facts = load_segmenter(

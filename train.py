@@ -84,12 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_quiet(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that override the file")
     options = parser.parse_intermixed_args(arguments)
-    start_logging(options.quiet)
 
     from configs.settings import misspelt_constraints, read_settings
     from datasets.cohort import read_cohort_of
     from training.run import TrainingRun
 
+    start_logging(options.quiet)
     settings = read_settings(options.config_path, options.overrides)
     if warning := misspelt_constraints(settings):
         log.warning("%s", warning)

@@ -71,10 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_scan_options(parser, "series")
     add_quiet(parser)
     options = parser.parse_args(arguments)
-    start_logging(options.quiet)
 
     from datasets.scans import index_scans
 
+    start_logging(options.quiet)
     index = index_scans(*options.input, series=options.series, progress=not options.quiet)
     rows = index_rows(index)
     if options.csv is not None:

@@ -309,12 +309,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=_seed, default=0, help="random seed of the assignment (default 0)")
     add_quiet(parser)
     options = parser.parse_args(arguments)
-    start_logging(options.quiet)
 
     import numpy as np
 
     from datasets.cohort import LIST_FOLDER, read_id_list, write_id_lists
 
+    start_logging(options.quiet)
     root = options.root
     named = [*options.healthy, *(read_id_list(options.healthy_list) if options.healthy_list else [])]
     amounts = {key: getattr(options, key.lower()) for key in ("LABELED", "VALID", "VALIDWL", "VALIDH", "TEST", "TESTH")}

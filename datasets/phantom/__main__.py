@@ -40,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dicom", action="store_true", help="write each CT as a folder with a DICOM series")
     add_quiet(parser)
     options = parser.parse_args(arguments)
-    start_logging(options.quiet)
 
     from datasets.phantom.make import SMALLEST_SIDE, write_phantoms
 
+    start_logging(options.quiet)
     for name in ("healthy", "diseased", "seed"):
         if getattr(options, name) < 0:
             raise SettingsError(f"--{name} {getattr(options, name)}: must not be negative")

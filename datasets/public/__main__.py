@@ -41,10 +41,10 @@ from utils.cli import add_device, add_quiet, new_parser, run, start_logging
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m datasets.public``."""
     options = _options(arguments)
-    start_logging(options.quiet)
 
     from datasets.public.make import make_cohort
 
+    start_logging(options.quiet)
     return make_cohort(options)
 
 
