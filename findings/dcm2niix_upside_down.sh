@@ -1,12 +1,12 @@
 #!/bin/sh
 # dcm2niix turns an Enhanced CT upside down, shuffles its slices or squeezes them, by the order of its frames.
 # Expected: every slice is placed by its ImagePositionPatient.
-# Behaviour: unless the file has InStackPositionNumber, slices are stacked by their dimension index, whatever it counts
-#   by DimensionIndexSequence, and spacing and direction are those of the file's first and last frame. Frames from the
-#   apex down with an index of positions from the base up: upside down. An index of the times of acquisition of
+# Behaviour: slices are stacked by their dimension index, whatever it counts by DimensionIndexSequence, and unless
+#   InStackPositionNumber is given, spacing and direction are those from the file's first frame to its last. Frames from
+#   the apex down with an index of positions from the base up: upside down. An index of the times of acquisition of
 #   interleaved slices: shuffled. The file starting in the middle: squeezed. No warning, exit code 0.
 # Seen: dcm2niix 1.0.20260724: the apex at 0 mm, where the base is; 0, 4, 8, ... mm for 0, 2, 4, ...; slices 0.29 mm
-#   apart instead of 2 mm. With InStackPositionNumber all three are right.
+#   apart instead of 2 mm. With an index of InStackPositionNumber all three are right.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

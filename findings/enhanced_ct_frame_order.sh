@@ -3,7 +3,8 @@
 # Expected: frames are placed by their ImagePositionPatient, or an error says that they are not in order.
 # Behaviour: if the frames do not follow each other through the patient (here: the even slices, then the odd ones,
 #   as interleaved scans store them), slices stay in the file's order, and the spacing is 1, 1, 1 mm instead of the
-#   header's. Nothing is said. (highdicom sorts them; dcm2niix, too, if InStackPositionNumber is there.)
+#   header's. Nothing is said. (highdicom sorts them; dcm2niix, too, but see
+#   dcm2niix_upside_down.sh.)
 # Seen: SimpleITK 2.5.7: -900, -700, -500 HU for -900, -800, -700; spacing (1.0, 1.0, 1.0) for (0.5, 0.5, 2.0).
 set -eu
 folder=$(mktemp -d)
