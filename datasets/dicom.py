@@ -319,17 +319,18 @@ def _frames(path: Path, header: Elements, image_type: tuple[str, ...]) -> list[S
     for number, group in enumerate(groups):
         flat = {name: header.get(name) for name in NAMES if not name.endswith("GroupsSequence")}
         for sequence, name in _OF_FRAMES:
-            if (value := _of_frame(group, shared, sequence, name)) is not None:
+            if (value := of_frame(group, shared, sequence, name)) is not None:
                 flat[name.replace("PositionIndex", "PositionIdentifier")] = value
-        kinds = _several(_of_frame(group, shared, "CTImageFrameTypeSequence", "FrameType"))
-        acquisition = _of_frame(group, shared, "FrameContentSequence", "FrameAcquisitionNumber")
+        kinds = _several(of_frame(group, shared, "CTImageFrameTypeSequence", "FrameType"))
+        acquisition = of_frame(group, shared, "FrameContentSequence", "FrameAcquisitionNumber")
         one = _slice_of(path, flat, tuple(str(word).upper() for word in kinds) or image_type)
         acquisition = one.acquisition if acquisition is None else str(acquisition)
         slices.append(replace(one, frame=number, acquisition=acquisition, place_in_series="", of_acquisition=0))
     return slices
 
 
-def _of_frame(group: Dataset, shared: Dataset, sequence: str, name: str) -> Any:
+def of_frame(group: Dataset, shared: Dataset, sequence: str, name: str) -> Any:
+    """An element of a functional group of one frame or, without it, of all frames; None if neither has the group."""
     return next((source[sequence][0].get(name) for source in (group, shared) if source.get(sequence)), None)
 
 

@@ -45,6 +45,8 @@ _BLOCKS = (1 << 14, 1 << 17, 1 << 20)
 _PIXELS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # the tag of PixelData in both byte orders
 _GROUP_LENGTH = b"\x02\x00\x00\x00UL\x04\x00"  # the first element of a file meta header, but for its value
 _UNDEFINED = 0xFFFFFFFF
+_LONGEST = 4096
+"""Bytes of a value that is kept for other slices."""
 
 _BEFORE_VALUE = {vr.encode(): 12 if vr in EXPLICIT_VR_LENGTH_32 else 8 for vr in STANDARD_VR}
 """Bytes of an element before its value, by value representation."""
@@ -130,7 +132,7 @@ def _usual_values(data: bytes) -> dict[str, Any]:
             continue
         if name == "PixelData":
             break
-        if name in _FOR_PYDICOM or length == _UNDEFINED:
+        if name in _FOR_PYDICOM or length > _LONGEST:
             raise _Unusual
         if place + length > len(data):
             raise struct.error

@@ -20,7 +20,7 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 
-from datasets.dicom import CONTOURS, SEGMENTATIONS, is_dicom_file, value_in
+from datasets.dicom import CONTOURS, SEGMENTATIONS, is_dicom_file, of_frame, value_in
 from datasets.formats import EXTENSIONS, read_header, read_voxels
 from datasets.geometry import located, part_onto
 from utils.errors import VolumeError, one_line
@@ -146,7 +146,8 @@ def read_dicom_seg(
         raise VolumeError(f"{path}: its frames have several orientations; export it in the geometry of the CT")
     rows, _, spacing, _ = places[0]
     normal = np.cross(*rows)
-    step = _step_along(reference, normal)
+    axes_of_ct = np.reshape(reference.GetDirection(), (3, 3))
+    step = reference.GetSpacing()[int(np.abs(normal @ axes_of_ct).argmax())]
     heights = np.array([position @ normal for _, position, _, _ in places])
     count = (heights - heights.min()) / step
     index = np.rint(count).astype(int)
@@ -171,22 +172,13 @@ def _place_of_frame(
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, float], int | None]:
     """Direction of rows and columns (2, 3), position, spacing (x, y) and segment of a frame."""
     groups = seg.PerFrameFunctionalGroupsSequence[number], seg.SharedFunctionalGroupsSequence[0]
-
-    def find(sequence: str) -> pydicom.Dataset:
-        return next(group[sequence][0] for group in groups if group.get(sequence))
-
-    down, across = (float(mm) for mm in find("PixelMeasuresSequence").PixelSpacing)
-    rows = np.array(find("PlaneOrientationSequence").ImageOrientationPatient, float).reshape(2, 3)
-    position = np.array(find("PlanePositionSequence").ImagePositionPatient, float)
+    down, across = map(float, of_frame(*groups, "PixelMeasuresSequence", "PixelSpacing"))
+    rows = np.array(of_frame(*groups, "PlaneOrientationSequence", "ImageOrientationPatient"), float).reshape(2, 3)
+    position = np.array(of_frame(*groups, "PlanePositionSequence", "ImagePositionPatient"), float).reshape(3)
     if seg.SegmentationType == "LABELMAP":
         return rows, position, (across, down), None
-    return rows, position, (across, down), int(find("SegmentIdentificationSequence").ReferencedSegmentNumber)
-
-
-def _step_along(reference: sitk.Image, normal: np.ndarray) -> float:
-    """Distance of the planes of a CT whose normal is nearest to a direction."""
-    axes = np.reshape(reference.GetDirection(), (3, 3))
-    return reference.GetSpacing()[int(np.abs(normal @ axes).argmax())]
+    segment = of_frame(*groups, "SegmentIdentificationSequence", "ReferencedSegmentNumber")
+    return rows, position, (across, down), int(segment)
 
 
 def _refuse_contours(path: Path, *_: object) -> np.ndarray:

@@ -250,7 +250,7 @@ def _without_copies(slices: list[Slice]) -> tuple[list[Slice], list[str]]:
             kept.append(one)
         else:
             copies += 1
-    return kept, [f"{copies} copies of slices passed over"] if copies else []
+    return kept, [f"exact copies of slices passed over: {copies}"] if copies else []
 
 
 def _same_content(a: Slice, b: Slice) -> bool:

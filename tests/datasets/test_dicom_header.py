@@ -157,6 +157,10 @@ def test_other_files_are_left_to_pydicom(slices, tmp_path):
         assert header.get("SeriesInstanceUID") == plain.SeriesInstanceUID
     content = encoded(plain, ExplicitVRLittleEndian)
     assert compared(content)
+    data = pydicom.dcmread(io.BytesIO(content))
+    with warnings.catch_warnings(action="ignore"):
+        data.SeriesDescription = "long" * 2000
+    assert not compared(encoded(data, ExplicitVRLittleEndian))
     start = content.index(b"\x08\x00\x16\x00UI")  # of the data set
     for other in (
         content[132:],  # no preamble
