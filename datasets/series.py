@@ -9,6 +9,7 @@ at right angles and at even distances, none missing, double or damaged.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -83,10 +84,7 @@ class Series:
 
 def common_folder(files: Sequence[Path]) -> Path:
     """The deepest folder that holds all files."""
-    folder = files[0].parent
-    while not all(path.is_relative_to(folder) for path in files):
-        folder = folder.parent
-    return folder
+    return Path(os.path.commonpath({path.parent for path in files}))
 
 
 def extent_mm(series: Series) -> float:

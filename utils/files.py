@@ -158,8 +158,7 @@ def walk_files(
         path = left.pop()
         try:
             is_folder = path.is_dir()
-            place = os.path.realpath(path)
-            if is_folder and place not in seen and not (skip is not None and skip(path)):
+            if is_folder and (place := os.path.realpath(path)) not in seen and not (skip is not None and skip(path)):
                 seen.add(place)
                 entries = sorted(path.iterdir(), reverse=True)
                 left += [e for e in entries if not e.name.startswith((".", "__MACOSX")) or _PARTIAL.search(e.name)]
