@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import SimpleITK as sitk
+import torch
 
 from datasets.cohort import checksum_of_voxels
-from datasets.crop_scans import Masks
+from datasets.crop_scans import Masks, given_lung_masks, keep_apart
 from datasets.scan import Scan
-from datasets.scans import result_name
+from datasets.scan_options import chosen_lungs
+from datasets.scans import files_of, find_scans, result_name
 from datasets.volumes import write_volume
 from evaluation.burden import GRADING, NOTICE, Burden
 from evaluation.dicom_seg import make_dicom_seg, read_source
 from evaluation.lesion_segmenter import LesionSegmenter, RawScan
 from evaluation.metrics import mean_and_deviation
-from evaluation.results import DICOM_SEG, MASKS, PROBABILITIES, view_path, ways_of, write_view
-from models.checkpoint import fingerprint
-from reports.cases import Column, ReportCase, encode_case
-from utils.errors import VolumeError, one_line
+from evaluation.results import (
+    DICOM_SEG,
+    MASKS,
+    PREDICTED,
+    PROBABILITIES,
+    make_results,
+    read_views,
+    view_path,
+    ways_of,
+    write_view,
+)
+from models.checkpoint import PUBLISHED_INPUT, fingerprint
+from reports.cases import Column, ReportCase, encode_case, write_case_report
+from reports.page import made_with
+from utils import distributed
+from utils.errors import CheckpointError, VolumeError, one_line
 from utils.files import as_csv, atomic_write, write_text
 from utils.ledger import Entry, Ledger, Recipe, project_version
+from utils.progress import is_in_part, print_failures
 
 log = logging.getLogger(__name__)
 
@@ -164,3 +180,102 @@ def write_summary(
     }
     write_text(output / "summary.csv", as_csv(COLUMNS, rows))
     write_text(output / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def predict_scans(options: argparse.Namespace) -> int:
+    """Segment the lesions of raw scans.
+
+    Args:
+        options: of predict.py.
+
+    Returns:
+        The exit code: 1 if a scan failed.
+
+    Raises:
+        GasnetError: the model, the scans, the device or the output folder cannot be used.
+    """
+    torch.backends.cudnn.allow_tf32 = False  # the same masks on every device
+    output, part, ledger = options.output, options.part, Ledger(options.output, PREDICTED)
+    segmenter = _load_segmenter(options)
+
+    def find() -> tuple[dict[str, Scan], Masks]:
+        scans = find_scans(*options.input, series=options.series, progress=not options.quiet)
+        return scans, Masks(lungs=given_lung_masks(chosen_lungs(options), scans))
+
+    scans, masks = distributed.on_rank_zero(find)
+    # In a folder of scans, the next run would take results for scans.
+    if any(given.is_dir() and output.resolve().is_relative_to(given.resolve()) for given in options.input):
+        raise VolumeError(f"{output}: is, or lies in, the folder of the scans; choose another --output")
+    inputs = [*files_of(scans.values()), *(masks.lungs or {}).values()]
+    keep_apart([output / folder for folder in (MASKS, PROBABILITIES, DICOM_SEG)], inputs, "results")
+    if options.dicom_seg and (others := [case_id for case_id, scan in scans.items() if not scan.is_dicom]):
+        log.warning("%d scan(s) are no DICOM series and get no DICOM SEG, the first %s", len(others), others[0])
+    asked = ((PROBABILITIES, options.save_probabilities), (DICOM_SEG, options.dicom_seg), ("report", options.report))
+    wanted, made_by = [what for what, given in asked if given], options_of(segmenter)
+    recipes = {i: Recipe(masks.sources(i, scan), made_by, wanted) for i, scan in scans.items()}
+    names = ["summary.csv", "summary.json", *(["report.html"] if options.report else [])]
+    predictor = Predictor(segmenter, scans, masks, ledger)
+
+    def begin() -> Callable[[str, RawScan], None]:
+        if masks.lungs is None:
+            _ = segmenter.cropper.lungs  # so that missing weights end the run
+        return lambda case_id, raw: predictor.predict(case_id, recipes[case_id], raw)
+
+    def write(done: dict[str, Entry], failed: dict[str, str]) -> None:
+        write_summary(done, failed, made_by, segmenter.model, output)
+        if options.report:
+            about = {"model": str(segmenter.model), "lungs": segmenter.lungs.source}
+            about |= {"threshold": f"{segmenter.threshold:g}", **made_with(segmenter.device)}
+            about["computed_by"] = ", ".join(ways_of(done))
+            views = read_views(output, done)
+            write_case_report(output / "report.html", "Lesions found in chest CTs", REPORT_COLUMNS, views, about)
+
+    before = ledger.entries()
+    done, failed = make_results(
+        ledger,
+        recipes,
+        begin,
+        "predicting",
+        names,
+        write,
+        part=part,
+        overwrite=options.overwrite,
+        prepare=predictor.prepare,
+        progress=not options.quiet,
+        device=segmenter.device,
+        model=segmenter.model,
+    )
+    mine = {case_id: entry for case_id, entry in done.items() if is_in_part(case_id, part)}
+    total, kept = sum(is_in_part(i, part) for i in scans), sum(before.get(i) == entry for i, entry in mine.items())
+    print(f"{len(mine)} of {total} scans have a mask in {output}, {kept} had it before")
+    for grade, number in sorted(Counter(entry.facts["row"]["severity"] for entry in mine.values()).items()):
+        print(f"{grade}: {number} scan(s)")
+    if seen := [case_id for case_id, entry in mine.items() if entry.facts["row"]["seen"]]:
+        log.warning("%s: was trained on, or chosen by, %d scan(s), the first %s", segmenter.model, len(seen), seen[0])
+    print(NOTICE)
+    return print_failures(failed)
+
+
+def _load_segmenter(options: argparse.Namespace) -> LesionSegmenter:
+    """Load the segmenter; its file, or else the options, say what it was trained on."""
+    given = {
+        "size": None if options.size is None else tuple(options.size),
+        "window": options.window,
+        "normalization": options.normalization,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    segmenter = LesionSegmenter(
+        options.model_path,
+        lungs=chosen_lungs(options),
+        device=options.device,
+        threshold=options.threshold,
+        reading=options.reading,
+        precision=options.precision,
+        assumed=PUBLISHED_INPUT.model_copy(update=given),
+    )
+    for name, value in given.items():
+        if (trained := getattr(segmenter.trained_on, name)) != value:
+            raise CheckpointError(
+                f"{segmenter.model}: was trained with {name} {trained}, not {value}; leave out --{name}"
+            )
+    return segmenter

@@ -7,6 +7,7 @@ lesions outside the lung box, which cannot be found.
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,8 @@ import SimpleITK as sitk
 import torch
 from matplotlib.figure import Figure
 
-from datasets.cohort import HEALTHY, WITH_LESION, Case
+from configs.settings import Settings, read_settings
+from datasets.cohort import HEALTHY, WITH_LESION, Case, notes_of, read_cohort_of
 from datasets.crop import lay_over
 from datasets.crop_scans import Masks, masks_of_scans
 from datasets.geometry import image_like, shape_of
@@ -30,15 +32,30 @@ from datasets.volumes import DEFAULT, Reading, read_mask_on, write_volume
 from datasets.window import unmap_window
 from evaluation.inference import Prediction, predict_case
 from evaluation.metrics import COLUMNS, Row, as_table, score_scan, summarise
-from evaluation.results import FIGURES, MASKS, PROBABILITIES, view_path, ways_of, write_view
+from evaluation.results import (
+    FIGURES,
+    MASKS,
+    PROBABILITIES,
+    TESTED,
+    make_results,
+    read_views,
+    view_path,
+    ways_of,
+    write_view,
+)
 from models import Generator
+from models.checkpoint import BEST, SegmenterInput, find_segmenter, fingerprint, load_generator, load_segmenter
 from models.engine import Engine
 from models.generator import generate_scan
+from models.layers import place
 from models.objectives import synthesise
-from reports.cases import Column, ReportCase, encode_case
-from utils.errors import GasnetError, VolumeError
+from reports.cases import Column, ReportCase, encode_case, write_case_report
+from reports.page import made_with
+from utils import distributed
+from utils.errors import CheckpointError, CohortError, GasnetError, VolumeError
 from utils.files import as_csv, atomic_write, write_text
 from utils.ledger import Entry, Ledger, Recipe
+from utils.progress import print_failures
 
 log = logging.getLogger(__name__)
 
@@ -304,3 +321,142 @@ def as_text(summary: Mapping[str, Any]) -> str:
     own = ["lesion is every label above 0 of the given masks"] if summary["notes"] else []
     table = as_table(summary["raw"]) or "no scan was scored"
     return "\n".join(["at the resolution of the crops", *crops, "", "at the scans' own resolution", *own, table])
+
+
+def test_cohort(options: argparse.Namespace) -> int:
+    """Test a segmenter on a cohort.
+
+    Args:
+        options: of test.py.
+
+    Returns:
+        The exit code: 1 if a scan failed.
+
+    Raises:
+        GasnetError: settings, networks, cohort, raw scans or output cannot be used, or do not fit each other.
+    """
+    torch.backends.cudnn.allow_tf32 = False  # the same scores on every device
+    settings = read_settings(options.config_path, options.overrides)
+    device = distributed.choose_device(options.device)
+    if device.type == "cpu":
+        distributed.keep_freed_memory()
+    image = settings.image
+    model = find_segmenter(options.model_path) if options.model_path else settings.exp.folder / BEST
+    segmenter, facts = load_segmenter(
+        model, SegmenterInput(size=image.size, window=image.window, normalization=image.normalization)
+    )
+    trained_on = facts.trained_on
+    for name, what in (("size", "crops of"), ("window", "crops with the window")):
+        if (trained := getattr(trained_on, name)) != (wanted := getattr(image, name)):
+            raise CheckpointError(
+                f"{model}: was trained on {what} {trained}, IMAGE.{name.upper()} is {wanted}; crop the scans with that "
+                f"{name} and set IMAGE.{name.upper()}"
+            )
+    cohort = read_cohort_of(settings, _splits(settings, options.split), not options.quiet, options.published_crops)
+    splits = _split_by_id(cohort)
+    cases = {case.id: case for of_split in cohort.values() for case in of_split}
+    seen = _check_unseen(cases, model, frozenset(facts.seen or ()), options.allow_seen)
+    threshold = facts.threshold if options.threshold is None else options.threshold
+    raw = None
+    if options.images is not None:
+        raw = distributed.on_rank_zero(lambda: find_raw_scans(options.images, options.labels or (), options.reading))
+    generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
+    output = options.output or model.parent / "test"
+    ledger = Ledger(output, TESTED)
+    tester = Tester(
+        segmenter=Engine(place(segmenter, device)),
+        normalization=trained_on.normalization,
+        window=image.window,
+        threshold=threshold,
+        tolerance_mm=options.surface_tolerance,
+        raw=raw,
+        generator=generator,
+        slices=image.slices,
+        ledger=ledger,
+    )
+    made_by = {
+        "model": fingerprint(segmenter),
+        "threshold": threshold,
+        "tolerance_mm": options.surface_tolerance,
+        "normalization": trained_on.normalization,
+        "published_crops": options.published_crops,
+        "generator": None if generator is None else fingerprint(generator),
+    }
+    wanted = [what for what, asked in ((FIGURES, options.save_vis), ("report", options.report)) if asked]
+    recipes = {case_id: tester.recipe(case, splits[case_id], made_by, wanted) for case_id, case in cases.items()}
+    names = ["metrics.csv", "summary.json"]
+    names += [name for name, asked in (("metrics_raw.csv", raw), ("report.html", options.report)) if asked]
+    notes = notes_of(cases.values())
+
+    def write(done: dict[str, Entry], _: dict[str, str]) -> None:
+        print(as_text(write_scores(done, output, model, raw is not None, seen, notes)))
+        if options.report:
+            about = {"model": str(model), "cohort": settings.dataset.root, "splits": ", ".join(options.split)}
+            about |= {**made_with(device), **({"lesion": "; ".join(notes)} if notes else {})}
+            about["computed_by"] = ", ".join(ways_of(done))
+            views = read_views(output, done)
+            write_case_report(output / "report.html", "Test of a segmenter", REPORT_COLUMNS, views, about)
+
+    _, failed = make_results(
+        ledger,
+        recipes,
+        lambda: lambda case_id, recipe: tester.test(cases[case_id], recipe),
+        "testing",
+        names,
+        write,
+        part=options.part,
+        progress=not options.quiet,
+        device=device,
+        settings=settings,
+        seed=settings.exp.seed,
+        model=model,
+    )
+    print(f"results in {output}")
+    return print_failures(failed)
+
+
+def _split_by_id(cohort: dict[str, tuple[Case, ...]]) -> dict[str, str]:
+    """The split of each scan.
+
+    Raises:
+        CohortError: a scan is in two of them.
+    """
+    splits: dict[str, str] = {}
+    for split, cases in cohort.items():
+        for case in cases:
+            if splits.setdefault(case.id, split) != split:
+                raise CohortError(f"{case.id}: is in {splits[case.id]} and in {split}; test one of these splits")
+    return splits
+
+
+def _check_unseen(cases: dict[str, Case], model: Path, seen: frozenset[str], allowed: bool) -> list[str]:
+    """The ids of the scans that a model was trained on or chosen by.
+
+    Raises:
+        CohortError: there are some, and that is not allowed.
+    """
+    found = [case.id for case in cases.values() if case.content in seen]
+    if found and not allowed:
+        names = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "")
+        raise CohortError(
+            f"{model}: was trained on, or chosen by, {len(found)} of these scans: {names}; test other scans, or give "
+            "--allow-seen"
+        )
+    if found:
+        log.warning("%s: was trained on, or chosen by, %d of these scans, the first %s", model, len(found), found[0])
+    return found
+
+
+def _splits(settings: Settings, keys: Sequence[str]) -> dict[str, str]:
+    """The lists of these keys of DATASET.SPLIT.
+
+    Raises:
+        CohortError: a key names no list.
+    """
+    splits = {key: getattr(settings.dataset.split, key.lower()) for key in keys}
+    unset = [key for key, name in splits.items() if name is None]
+    if unset:
+        raise CohortError(
+            f"--split {unset[0]}: DATASET.SPLIT.{unset[0]} names no list; set it, or choose another split"
+        )
+    return splits

@@ -15,7 +15,7 @@ from utils.cli import run
 
 # One process imports everything once, and becomes those that are asked for; its parent may have used CUDA, it has not.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["training.run", "evaluation.testing", "evaluation.predicting", "reports.scores"])
+_CONTEXT.set_forkserver_preload(["training.run", "evaluation.testing", "evaluation.predicting", "datasets.public.make"])
 
 
 @dataclass(frozen=True)
