@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from datasets import CROP_SIZE, WINDOW
 from datasets.formats import read_header
 from datasets.geometry import image_like, located, lps_geometry, lps_view, mask_onto, shape_of
 from datasets.lungs import load_lungmask
-from datasets.plausibility import check_lesion, check_lungs, check_surroundings, report
+from datasets.plausibility import check_lesion, check_lungs, check_surroundings
 from datasets.scan import Scan
 from datasets.scans import open_scan, read_ct
 from datasets.volumes import DEFAULT, NOTES, Reading, as_labels, read_mask_on
@@ -426,17 +426,15 @@ class LungMaskCrop:
             except VolumeError as error:
                 raise VolumeError(f"{scan}: {error}") from None
         voxels, spacing = sitk.GetArrayViewFromImage(ct), ct.GetSpacing()[::-1]
-        report(scan, check_lungs(labels, spacing) + check_surroundings(voxels, labels, spacing))
+        check_lungs(scan, labels, spacing)
+        check_surroundings(scan, voxels, labels, spacing)
         return ct, labels
 
     def _read_lesion(self, path: Path | str, name: object, ct: sitk.Image, lungs: np.ndarray) -> np.ndarray:
         values = self._read_fitting(path, name, ct, None)
         labels = np.flatnonzero(np.bincount(values.ravel(), minlength=256)[1:]) + 1
         lesion = values if self.lesion_labels is None else np.isin(np.arange(256), list(self.lesion_labels))[values]
-        findings = check_lesion(lesion, lungs, labels.tolist())
-        if self.accept_outside:
-            findings = [replace(finding, refused=False) for finding in findings]
-        report(name, findings)
+        check_lesion(name, lesion, lungs, labels.tolist(), self.accept_outside)
         return lesion
 
     def _read_fitting(

@@ -18,7 +18,7 @@ from datasets.field_of_view import find_cut_lung
 from datasets.geometry import lps_geometry, lps_view, shape_of
 from datasets.gut_gas import find_gut_gas
 from datasets.lungmask_model import load_lungmask
-from datasets.plausibility import label_sides, report
+from datasets.plausibility import label_sides
 from utils.errors import VolumeError
 
 __all__ = ["load_lungmask", "segment_by_threshold", "split_left_right", "with_sides"]
@@ -113,8 +113,7 @@ def with_sides(labels: Array, ct: sitk.Image, name: object = "the lung mask") ->
     """
     sides = np.zeros(labels.shape, np.uint8)
     if labels.max(initial=0) <= 3 and (labels == 1).any() and (labels == 2).any():
-        lps_view(sides, ct)[:], findings = label_sides(lps_view(labels, ct))
-        report(name, findings)
+        lps_view(sides, ct)[:] = label_sides(name, lps_view(labels, ct))
         return sides
     lps_view(sides, ct)[:] = split_left_right(lps_view(labels, ct), lps_geometry(ct).GetSpacing())
     return sides
@@ -129,7 +128,8 @@ def _segment_upright(hu: Array, spacing: Array, out: Array) -> None:
     if not body.any():
         raise VolumeError("no lung found in the CT: it shows no body; is it in HU?")
     cut, behind = find_cut_lung(small, body, coarse)
-    middle = _spine(small, body, coarse) if cut.any() else _middle(body)
+    columns = np.flatnonzero(body.any((0, 1)))
+    middle = _spine(small, body, coarse) if cut.any() else 0.5 * (columns[0] + columns[-1])
     body |= cut
     air = body & (small < AIR_BELOW_HU)
     airway = _airway(air, middle, coarse)
@@ -212,28 +212,17 @@ def _disc(radius: float, spacing: Array) -> Array:
     return ((y * spacing[1]) ** 2 + (x * spacing[2]) ** 2 <= radius**2 + 1e-6)[None]
 
 
-def _largest(mask: Array) -> Array:
-    """The largest connected component of a mask."""
-    labels, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-
-
 def _body(hu: Array, spacing: Array) -> Array:
     """The largest component of tissue without couch and cables, with holes filled in every axial slice."""
     tissue = hu > AIR_BELOW_HU
-    core = _largest(ndimage.binary_opening(tissue, _disc(COUCH_GAP_MM, spacing)))
+    parts, _ = ndimage.label(ndimage.binary_opening(tissue, _disc(COUCH_GAP_MM, spacing)))
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    core = (parts == sizes.argmax()) & (parts > 0)
     body = tissue & ndimage.binary_dilation(core, _disc(COUCH_GAP_MM, spacing))
     for part in body:
         ndimage.binary_fill_holes(part, output=part)
     return body
-
-
-def _middle(body: Array) -> float:
-    """The middle x of the body."""
-    filled = np.flatnonzero(body.any((0, 1)))
-    return 0.5 * (filled[0] + filled[-1])
 
 
 def _spine(hu: Array, body: Array, spacing: Array) -> float:

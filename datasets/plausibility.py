@@ -1,13 +1,13 @@
-"""Checks of a scan with its lungs and lesion: what cannot be, and what is rarely meant.
+"""Checks of a scan with its lungs and lesion: what cannot be is refused, what is rarely meant is warned of.
 
-Arrays are (z, y, x) in LPS order: x to the patient's left, y to the back, z to the head. Spacings are (z, y, x) in mm.
+Each check takes the name of what it checks, and raises a VolumeError or logs a warning. Arrays are (z, y, x) in LPS
+order: x to the patient's left, y to the back, z to the head. Spacings are (z, y, x) in mm.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -33,147 +33,131 @@ _SHELL_SLICES = 32  # looked at, over the height of the lungs
 _GRADED_VALUES = 10  # so many values that pass into others: no labels
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What is wrong with a scan, in one line.
-
-    Attributes:
-        text: what was found, and what to do.
-        refused: the scan cannot be used; otherwise the finding is a warning.
-    """
-
-    text: str
-    refused: bool = False
-
-
-def report(name: object, findings: Sequence[Finding]) -> None:
-    """Log warnings about a scan.
-
-    Raises:
-        VolumeError: a finding refuses it.
-    """
-    for finding in findings:
-        if finding.refused:
-            raise VolumeError(f"{name}: {finding.text}")
-        log.warning("%s: %s", name, finding.text)
-
-
-def label_sides(labels: np.ndarray) -> tuple[np.ndarray, list[Finding]]:
-    """Right lung 1 and left lung 2 by where they lie, whatever the labels say.
+def label_sides(name: object, labels: np.ndarray) -> np.ndarray:
+    """Right lung 1 and left lung 2 by where they lie, with a warning if the labels say otherwise.
 
     Args:
+        name: of the scan.
         labels: lung labels that include 1 and 2; higher ones belong to the side they lie in.
 
     Returns:
-        uint8 labels, 0 to 2 (the same array if they are right), and a warning if they are swapped.
+        uint8 labels, 0 to 2; the same array if they are right.
     """
     columns = [np.bincount(np.nonzero(labels == side)[2], minlength=labels.shape[2]) for side in (1, 2)]
     places = np.arange(labels.shape[2])
     first, second = (float(column @ places / column.sum()) for column in columns)
     swapped = first > second
-    if not swapped and labels.max() <= 2:
-        return labels, []
+    if swapped:
+        log.warning(
+            "%s: label 1 of the lung mask lies in the left half of the body and 2 in the right; sides follow the "
+            "geometry",
+            name,
+        )
+    elif labels.max() <= 2:
+        return labels
     middle = (first + second) / 2
     sides = np.where(places <= middle, np.uint8(1), np.uint8(2)) * (labels > 2).astype(np.uint8)
     sides[labels == 1], sides[labels == 2] = (2, 1) if swapped else (1, 2)
-    text = "label 1 of the lung mask lies in the left half of the body and 2 in the right; sides follow the geometry"
-    return sides, [Finding(text)] if swapped else []
+    return sides
 
 
-def check_label_values(values: np.ndarray) -> list[Finding]:
+def check_label_values(name: object, values: np.ndarray) -> None:
     """Refuse an integer mask that holds a graded image, such as probabilities stored as 0..255.
 
     Labels are regions: inside them, neighbours are equal. A value is graded if most of its neighbours along x have
     other values above 0. Ten graded values are no labels.
 
     Args:
+        name: of the mask.
         values: whole numbers from 0 to 255.
     """
     values = values.astype(np.uint8, copy=False)
     count = np.count_nonzero(np.bincount(values.ravel(), minlength=256))
     if count <= _GRADED_VALUES:
-        return []
+        return
     left, right = values[..., :-1], values[..., 1:]
     touching = (left > 0) & (right > 0)
     pairs = np.bincount(left[touching], minlength=256)
     equal = np.bincount(left[touching & (left == right)], minlength=256)
-    graded = int(((pairs > 0) & (equal < 0.5 * pairs)).sum())
-    if graded < _GRADED_VALUES:
-        return []
-    text = (
-        f"{count} values up to {values.max()} that pass into each other are no labels; are they probabilities? Cut "
-        "them at a threshold and store 0 and 1"
-    )
-    return [Finding(text, refused=True)]
+    if ((pairs > 0) & (equal < 0.5 * pairs)).sum() >= _GRADED_VALUES:
+        raise VolumeError(
+            f"{name}: {count} values up to {values.max()} that pass into each other are no labels; are they "
+            "probabilities? Cut them at a threshold and store 0 and 1"
+        )
 
 
-def check_lungs(lungs: np.ndarray, spacing: Sequence[float]) -> list[Finding]:
+def check_lungs(name: object, lungs: np.ndarray, spacing: Sequence[float]) -> None:
     """Refuse lungs that are too large.
 
     Args:
+        name: of the scan.
         lungs: labels; every label above 0 is lung.
         spacing: (z, y, x) in mm.
     """
     ml = np.count_nonzero(lungs) * float(np.prod(spacing)) / 1000
-    if ml <= MOST_LUNG_ML:
-        return []
-    sizes = "x".join(f"{mm:.3g}" for mm in spacing)
-    text = f"lungs of {ml / 1000:.1f} l are impossible; check the spacing of {sizes} mm (z, y, x)"
-    return [Finding(text, refused=True)]
+    if ml > MOST_LUNG_ML:
+        sizes = "x".join(f"{mm:.3g}" for mm in spacing)
+        raise VolumeError(
+            f"{name}: lungs of {ml / 1000:.1f} l are impossible; check the spacing of {sizes} mm (z, y, x)"
+        )
 
 
-def check_surroundings(ct: np.ndarray, lungs: np.ndarray, spacing: Sequence[float]) -> list[Finding]:
+def check_surroundings(name: object, ct: np.ndarray, lungs: np.ndarray, spacing: Sequence[float]) -> None:
     """Warn of a CT that was erased outside the lungs.
 
     Args:
+        name: of the scan.
         ct: HU.
         lungs: labels; every label above 0 is lung.
         spacing: (z, y, x) in mm.
     """
     slices = np.flatnonzero(lungs.any((1, 2)))
     if not len(slices):
-        return []
+        return
     width, height = (2 * max(round(_SHELL_MM / mm), 1) + 1 for mm in (spacing[2], spacing[1]))
     kernel = np.ones((height, width), np.uint8)
     around = []
     for z in np.unique(slices[np.linspace(0, len(slices) - 1, _SHELL_SLICES).astype(int)]):
         lung = (lungs[z] > 0).astype(np.uint8)
         around.append(ct[z][(cv2.dilate(lung, kernel) > 0) & (lung == 0)])
-    around = np.concatenate(around)
-    values, counts = np.unique(around, return_counts=True)
-    if not len(values) or counts.max() <= CONSTANT * len(around):
-        return []
-    text = (
-        f"{counts.max() / len(around):.0%} of what surrounds the lungs is {values[counts.argmax()]:g} HU: was the CT "
-        "erased outside of them? Results on such a CT are not those of a whole one"
-    )
-    return [Finding(text)]
+    values, counts = np.unique(np.concatenate(around), return_counts=True)
+    if len(values) and (share := counts.max() / counts.sum()) > CONSTANT:
+        log.warning(
+            "%s: %.0f%% of what surrounds the lungs is %g HU: was the CT erased outside of them? Results on such a CT "
+            "are not those of a whole one",
+            *(name, 100 * share, values[counts.argmax()]),
+        )
 
 
-def check_lesion(lesion: np.ndarray, lungs: np.ndarray, labels: Collection[int] = ()) -> list[Finding]:
-    """Check where a lesion lies: in the lungs, and not all over them. An empty mask has no finding.
+def check_lesion(
+    name: object,
+    lesion: np.ndarray,
+    lungs: np.ndarray,
+    labels: Collection[int] = (),
+    accept_outside: bool = False,
+) -> None:
+    """Check where a lesion lies: in the lungs, and not all over them. An empty mask passes.
 
     Args:
+        name: of the scan.
         lesion: labels; every label above 0 is lesion.
         lungs: labels on the same voxels; every label above 0 is lung.
         labels: the labels in the mask's file, for the message.
+        accept_outside: warn of a mask outside the lungs instead of refusing it.
     """
     voxels, inside = np.count_nonzero(lesion), np.count_nonzero((lesion > 0) & (lungs > 0))
     if not voxels:
-        return []
+        return
     outside = (voxels - inside) / voxels
-    text = f"{outside:.0%} of the lesion mask lie outside the lungs; is it flipped, or of another scan?"
-    if outside >= OUTSIDE_REFUSED:
-        return [Finding(f"{text} lungCrop.py --lesions-anywhere keeps it", refused=True)]
-    findings = []
+    text = f"{name}: {outside:.0%} of the lesion mask lie outside the lungs; is it flipped, or of another scan?"
+    if outside >= OUTSIDE_REFUSED and not accept_outside:
+        raise VolumeError(f"{text} lungCrop.py --lesions-anywhere keeps it")
     if outside >= OUTSIDE_WARNED:
-        findings.append(Finding(text))
+        log.warning("%s", text)
     share = inside / max(np.count_nonzero(lungs), 1)
     if share >= ALL_LUNG:
         which = f" (labels {', '.join(map(str, sorted(labels)))})" if labels else ""
-        findings.append(
-            Finding(
-                f"the lesion mask{which} covers {share:.0%} of the lungs; is it the lungs' own? See --lesion-labels"
-            )
+        log.warning(
+            "%s: the lesion mask%s covers %.0f%% of the lungs; is it the lungs' own? See --lesion-labels",
+            *(name, which, 100 * share),
         )
-    return findings

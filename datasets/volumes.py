@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from datasets import segments
 from datasets.formats import EXTENSIONS, HEADERS_ALONE, NIFTI, is_separate_header, read_header, read_voxels
 from datasets.geometry import MAX_VOXELS, blank, image_like, located, mask_onto
-from datasets.plausibility import check_label_values, report
+from datasets.plausibility import check_label_values
 from datasets.window import unmap_window
 from utils.errors import VolumeError, one_line
 from utils.files import atomic_write, is_dangling
@@ -183,7 +183,7 @@ def as_labels(path: object, image: sitk.Image) -> sitk.Image:
             f"{path}: values of {values.min():g}..{values.max():g} are not labels; expected whole numbers from 0 to 255"
         )
     labels = sitk.Cast(sitk.Round(image) if fractional else image, sitk.sitkUInt8)
-    report(path, check_label_values(sitk.GetArrayViewFromImage(labels)))
+    check_label_values(path, sitk.GetArrayViewFromImage(labels))
     return labels
 
 

@@ -313,7 +313,7 @@ def test_crops_of_other_inputs_or_options_are_made_again_and_others_are_not_read
     assert cropped(*arguments) == 0
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(LungMaskCrop, "crop", lambda *_: pytest.fail("nothing is left"))
+        patch.setattr(LungMaskCrop, "crop_scan", lambda *_: pytest.fail("nothing is left"))
         assert cropped(*arguments) == 0
     assert "cropped again" not in capsys.readouterr().err
     label = next((scans / "lesion").glob("diseased_000*"))

@@ -32,28 +32,35 @@ def phantom(tmp_path_factory):
     return folder, pixels(ct), pixels(lungs), pixels(lesion), ct.GetSpacing()[::-1]
 
 
-def test_a_plausible_scan_has_no_finding(phantom):
+def messages(caplog):
+    found = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    return found
+
+
+def test_a_plausible_scan_has_no_finding(phantom, caplog):
     _, ct, lungs, lesion, spacing = phantom
-    assert check_lungs(lungs, spacing) + check_surroundings(ct, lungs, spacing) == []
-    assert check_lesion(lesion, lungs) + check_lesion(np.zeros_like(lesion), lungs) == []
-    assert label_sides(lungs) == (lungs, [])
+    check_lungs("scan", lungs, spacing)
+    check_surroundings("scan", ct, lungs, spacing)
+    check_surroundings("scan", ct, np.zeros_like(lungs), spacing)
+    check_lesion("scan", lesion, lungs, [1])
+    check_lesion("scan", np.zeros_like(lesion), lungs)
+    assert label_sides("scan", lungs) is lungs
+    assert messages(caplog) == []
 
 
 @pytest.mark.fault("a given lung mask with 1 left")
-def test_sides_follow_the_geometry(phantom):
+def test_sides_follow_the_geometry(phantom, caplog):
     _, _, lungs, lesion, _ = phantom
     swapped = np.choose(lungs, [0, 2, 1]).astype(np.uint8)
-    found, findings = label_sides(swapped)
-    np.testing.assert_array_equal(found, lungs)
-    assert [f.refused for f in findings] == [False]
-    assert "sides follow the geometry" in findings[0].text
     # Infection as a third label lies in the lung that it replaced.
     infection = (lesion > 0) & (lungs > 0)
     assert infection.any()
-    for labels, count in ((swapped, 1), (lungs, 0)):
-        found, findings = label_sides(np.where(infection, 3, labels).astype(np.uint8))
-        np.testing.assert_array_equal(found, lungs)
-        assert len(findings) == count
+    for labels, count in ((swapped, 1), (np.where(infection, 3, swapped), 1), (np.where(infection, 3, lungs), 0)):
+        np.testing.assert_array_equal(label_sides("scan", labels.astype(np.uint8)), lungs)
+        found = messages(caplog)
+        assert len(found) == count
+        assert all("sides follow the geometry" in message for message in found)
 
 
 @pytest.mark.parametrize("orientation", ["LPS", "RAS", "PIR"])
@@ -74,51 +81,47 @@ def test_lungs_of_more_than_12_litres_are_refused(phantom):
     _, _, lungs, _, spacing = phantom
     litres = np.count_nonzero(lungs) * np.prod(spacing) / 1e6
     assert 3 < litres < 8
-    assert check_lungs(lungs, np.multiply(spacing, (11.9 / litres) ** (1 / 3))) == []
-    (finding,) = check_lungs(lungs, np.multiply(spacing, 2))
-    assert finding.refused
-    assert f"{8 * litres:.1f} l" in finding.text
+    check_lungs("scan", lungs, np.multiply(spacing, (11.9 / litres) ** (1 / 3)))
+    with pytest.raises(VolumeError, match=f"scan: lungs of {8 * litres:.1f} l are impossible"):
+        check_lungs("scan", lungs, np.multiply(spacing, 2))
 
 
 @pytest.mark.fault("a lesion label that lies outside")
-def test_lesions_outside_the_lungs(phantom):
+@pytest.mark.parametrize("share", [0, 19, 20, 79, 80, 100])
+def test_lesions_outside_the_lungs(phantom, caplog, share):
     _, _, lungs, _, _ = phantom
     inside, outside = np.argwhere(lungs > 0)[:100], np.argwhere(lungs == 0)[:100]
-    for share, refused in ((0, None), (19, None), (20, False), (79, False), (80, True), (100, True)):
-        lesion = np.zeros_like(lungs)
-        lesion[tuple(np.concatenate([outside[:share], inside[: 100 - share]]).T)] = 1
-        findings = check_lesion(lesion, lungs)
-        assert [finding.refused for finding in findings] == ([] if refused is None else [refused])
-        assert all(f"{share}% of the lesion" in finding.text for finding in findings)
+    lesion = np.zeros_like(lungs)
+    lesion[tuple(np.concatenate([outside[:share], inside[: 100 - share]]).T)] = 1
+    said = f"scan: {share}% of the lesion mask lie outside the lungs"
+    if share >= 80:
+        with pytest.raises(VolumeError, match=said):
+            check_lesion("scan", lesion, lungs)
+    check_lesion("scan", lesion, lungs, accept_outside=True)
+    assert [message.startswith(said) for message in messages(caplog)] == [True] * (share >= 20)
 
 
 @pytest.mark.fault("a lesion label that covers")
-def test_a_lesion_mask_that_is_that_of_the_lungs(phantom):
-    _, _, lungs, lesion, _ = phantom
-    (finding,) = check_lesion(lungs, lungs, [1, 2])
-    assert not finding.refused
-    assert "(labels 1, 2) covers 100% of the lungs" in finding.text
-    assert check_lesion(lesion, lungs, [1]) == []
+def test_a_lesion_mask_that_is_that_of_the_lungs(phantom, caplog):
+    _, _, lungs, _, _ = phantom
+    check_lesion("scan", lungs, lungs, [1, 2])
+    (message,) = messages(caplog)
+    assert "(labels 1, 2) covers 100% of the lungs" in message
 
 
 @pytest.mark.fault("a CT that was erased")
-def test_a_ct_that_was_erased_outside_the_lungs(phantom):
+@pytest.mark.parametrize("value", [0, -1024])
+def test_a_ct_that_was_erased_outside_the_lungs(phantom, caplog, value):
     _, ct, lungs, _, spacing = phantom
-    for value in (0, -1024):
-        (finding,) = check_surroundings(np.where(lungs > 0, ct, value), lungs, spacing)
-        assert not finding.refused
-        assert f"100% of what surrounds the lungs is {value} HU" in finding.text
-    assert check_surroundings(ct, lungs, spacing) == []
-    assert check_surroundings(ct, np.zeros_like(lungs), spacing) == []
+    check_surroundings("scan", np.where(lungs > 0, ct, value), lungs, spacing)
+    (message,) = messages(caplog)
+    assert f"scan: 100% of what surrounds the lungs is {value} HU" in message
 
 
 @pytest.mark.fault("probabilities stored as whole")
 def test_probabilities_as_bytes_are_no_labels(tmp_path, phantom):
     _, _, lungs, lesion, _ = phantom
     probability = ndimage.gaussian_filter(lesion.astype(float), 1.5)
-    (finding,) = check_label_values(np.rint(255 * probability).astype(np.uint8))
-    assert finding.refused
-    assert "no labels" in finding.text
     path = write(tmp_path / "mask.nii.gz", np.rint(255 * probability).astype(np.uint8))
     with pytest.raises(VolumeError, match=r"mask\.nii\.gz: \d+ values up to \d+ .* are no labels"):
         read_labels(path)
@@ -128,7 +131,7 @@ def test_probabilities_as_bytes_are_no_labels(tmp_path, phantom):
     single = np.zeros_like(lungs)
     single.reshape(-1)[::331][:200] = np.arange(1, 201)
     for labels in (blocks, lungs, lesion, single, np.zeros_like(lungs)):
-        assert check_label_values(labels) == []
+        check_label_values("mask", labels)
 
 
 @pytest.mark.fault("a lesion that all voxels")
