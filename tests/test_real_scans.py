@@ -11,7 +11,7 @@ import lungCrop
 import post_processing
 import predict
 import test
-from datasets import lung_finders
+from datasets import lungs
 from models import Segmenter
 from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests.volumes import geometry, pixels
@@ -27,7 +27,7 @@ def once_a_size(find_lungs):
 
 @pytest.mark.skipif(not CT.is_dir(), reason=f"no real CTs at {CT}")
 def test_real_cts_through_crop_test_and_paste_back(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(lung_finders, "segment_by_threshold", once_a_size(lung_finders.segment_by_threshold))
+    monkeypatch.setattr(lungs, "segment_by_threshold", once_a_size(lungs.segment_by_threshold))
     raw, root = tmp_path / "raw", tmp_path / "cohort"
     raw.mkdir()
     for name in SCANS.values():
