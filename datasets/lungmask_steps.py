@@ -19,6 +19,10 @@ BODY_SIZE = 128
 SMALLEST_MOVED = 3
 """Smaller components do not go to the lung that they touch; they are removed."""
 
+EIGHT = np.pad(np.ones((1, 3, 3), bool), ((1, 1), (0, 0), (0, 0)))
+FOUR = EIGHT & ndimage.generate_binary_structure(3, 1)
+"""Neighbours of a voxel in its slice."""
+
 Array = np.ndarray
 Box = tuple[slice, ...]
 
@@ -70,13 +74,6 @@ def _shrink(mask: Array) -> Array:
     return ~_grow(~mask, around=True)
 
 
-def _in_slices(corners: bool) -> Array:
-    """Which neighbours of a voxel are connected to it."""
-    neighbours = np.zeros((3, 3, 3), bool)
-    neighbours[1] = ndimage.generate_binary_structure(2, 2 if corners else 1)
-    return neighbours
-
-
 def body_boxes(hu: Array) -> list[Box]:
     """The box around the body in each slice; the whole slice where there is none.
 
@@ -85,12 +82,12 @@ def body_boxes(hu: Array) -> list[Box]:
     """
     body = np.stack([resize_nearest(plane, (BODY_SIZE, BODY_SIZE)) for plane in hu]) > BODY_ABOVE_HU
     body = _shrink(_grow(body))
-    outside, _ = ndimage.label(np.pad(~body, ((0, 0), (1, 1), (1, 1)), constant_values=True), _in_slices(corners=True))
+    outside, _ = ndimage.label(np.pad(~body, ((0, 0), (1, 1), (1, 1)), constant_values=True), EIGHT)
     body = _shrink(_shrink(outside[:, 1:-1, 1:-1] != outside[:, :1, :1]))
-    parts, _ = ndimage.label(body, _in_slices(corners=False))
+    parts, _ = ndimage.label(body, FOUR)
     sizes = np.bincount(parts.flat)
     sizes[0] = 0
-    largest = [part[sizes[part].argmax() // BODY_SIZE, sizes[part].argmax() % BODY_SIZE] for part in parts]
+    largest = [part.flat[sizes[part].argmax()] for part in parts]
     body = _grow(_grow((parts == np.reshape(largest, (-1, 1, 1))) & body))
     return [_box_of(plane, hu.shape[1:]) for plane in body]
 

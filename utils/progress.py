@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
 import sys
+import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -109,15 +111,25 @@ def _one_ahead(items: Mapping[str, T], prepare: Callable[[str, T], Any] | None) 
     if prepare is None:
         yield from items.items()
         return
-    pool = ThreadPoolExecutor(1)
+    pool, busy = ThreadPoolExecutor(1), []
+
+    def prepare_one(case_id: str, item: T) -> Any:
+        busy.append(threading.get_ident())
+        try:
+            return prepare(case_id, item)
+        finally:
+            busy.clear()
+
     try:
-        left = ((case_id, pool.submit(prepare, case_id, item)) for case_id, item in items.items())
+        left = ((case_id, pool.submit(prepare_one, case_id, item)) for case_id, item in items.items())
         ahead = next(left, None)
         while ahead is not None:
             now, ahead = ahead, next(left, None)
             yield now
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        for thread in busy:  # after Ctrl-C; the interpreter would wait for the lungs of a scan
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
 
 
 def do_left(

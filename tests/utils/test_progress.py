@@ -1,7 +1,9 @@
+import contextlib
 import gc
 import io
 import sys
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -100,3 +102,24 @@ def test_an_item_that_cannot_be_prepared_fails_alone():
     failed = for_each({"a": 0, "b": 1, "c": 2}, work, "trying", prepare=prepare, progress=False)
     assert (found, failed) == ([0, 20], {"b": "one is bad"})
     assert for_each({}, work, "trying", prepare=prepare, progress=False) == {}
+
+
+def test_an_interruption_ends_the_preparation_of_the_next_item():
+    begun, ended = threading.Event(), threading.Event()
+
+    def prepare(case_id, item):
+        if case_id == "b":
+            begun.set()
+            try:
+                while True:
+                    time.sleep(0.01)
+            finally:
+                ended.set()
+
+    def work(case_id, item):
+        begun.wait(60)
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        for_each({"a": 0, "b": 1, "c": 2}, work, "trying", prepare=prepare, progress=False)
+    assert ended.wait(60)
