@@ -29,7 +29,6 @@ from models.checkpoint import fingerprint
 from models.layers import computes_bfloat16, place
 from utils.errors import one_line
 from utils.files import atomic_write
-from utils.ledger import project_version
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +134,9 @@ def _convert(network: nn.Module, x: Tensor) -> Any:
 
 def _path(network: nn.Module, shape: torch.Size) -> Path | None:
     """The file of a converted network; None for a user without a home."""
-    told = (str(network), fingerprint(network), tuple(shape), version("openvino"), version("torch"), project_version())
+    modules = sorted({type(module).__module__ for module in network.modules()})
+    code = [Path(sys.modules[name].__file__).read_bytes() for name in modules if not name.startswith("torch.")]
+    told = (str(network), code, fingerprint(network), tuple(shape), version("openvino"), version("torch"))
     name = f"{hashlib.sha256(repr(told).encode()).hexdigest()}.openvino"
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "gasnet" / name

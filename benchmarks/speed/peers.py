@@ -74,11 +74,11 @@ def lungs(device: torch.device, quick: bool) -> Iterator[tuple[str, Ways]]:
     with TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.pth"
         torch.manual_seed(0)
-        torch.save(UNet(**ARCHITECTURE).state_dict(), weights)
+        network = UNet(**ARCHITECTURE)
+        network.last.bias.data[1] += 1  # random weights alone may find no lung
+        torch.save(network.state_dict(), weights)
         theirs = LMInferer(modelpath=str(weights), force_cpu=device.type == "cpu", tqdm_disable=True)
         ours = {kind: load_lungmask("R231", weights, device, kind) for kind in ("fp32", "bf16")}
-    for find in ours.values():
-        find.engine.network.last.bias.data[1] += 1  # random weights alone may find no lung
     ways = {f"ours, {kind}": lambda find=find: find(ct) for kind, find in ours.items()}
     yield f"lungs by lungmask, {size}", {program: lambda: theirs.apply(ct), **ways}
     theirs.model = ours["fp32"].engine = ByValue()
