@@ -132,7 +132,7 @@ def _usual_values(data: bytes) -> dict[str, Any]:
             continue
         if name == "PixelData":
             break
-        if name in _FOR_PYDICOM or length > _LONGEST:
+        if name in _FOR_PYDICOM or vr == b"SQ" or length > _LONGEST:
             raise _Unusual
         if place + length > len(data):
             raise struct.error

@@ -167,6 +167,7 @@ def test_other_files_are_left_to_pydicom(slices, tmp_path):
         content[start:],  # no meta header
         content[: content.index(b"\xe0\x7f\x10\x00") + 6],  # no pixels
         content.replace(b"\x20\x00\x13\x00IS", b"\x20\x00\x13\x00??"),  # no value representation
+        content.replace(b"\x28\x00\x53\x10DS\x04\x001.0 ", b"\x28\x00\x53\x10SQ\0\0\0\0\0\0"),  # a sequence
         content.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2\0\0\0"),  # another transfer syntax
         content[:140] + b"\xff" + content[141:],  # another length of the meta header
     ):
