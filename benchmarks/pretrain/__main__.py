@@ -1,6 +1,6 @@
 """Trains the pretrained segmenter on synthetic scans alone, on one thread of a CPU.
 
-Paints the bodies (a quarter of an hour), then trains S (an hour and a half); every step sees one or two bodies through
+Paints the bodies (a quarter of an hour), then trains S (some two hours); every step sees one or two bodies through
 a new random scanner. OUTPUT/bodies/ holds the bodies, OUTPUT/state.pth the state of the training and
 OUTPUT/segmenter.pth the moving average of the weights of S, for test.py, predict.py and python -m benchmarks.patients.
 The same command resumes; more cycles continue a finished training.
@@ -109,7 +109,7 @@ class Training:
     def update(self, rate: float) -> float:
         """Take one step; returns its loss."""
         image, lesion, lung = self.draw_batch()
-        with autocast(CPU, "bf16_anywhere"):
+        with autocast(CPU, "bf16"):
             logits = self.segmenter(image)
         loss = loss_of(logits.float(), lesion, lung)
         self.step += 1
