@@ -413,12 +413,13 @@ def test_padding_is_air(tmp_path):
 def test_the_index_as_table_and_csv(tmp_path, capsys):
     series(tmp_path / "a", **ONE_STUDY, SeriesDescription="Thin", PatientName="Doe^John")
     series(tmp_path / "b", slices=5, **ONE_STUDY, PatientName="Doe^John")
-    touched(tmp_path, "c.nii.gz", "notes.txt")
+    touched(tmp_path, "c.nii.gz", b"not\xe9s.txt".decode("utf-8", "surrogateescape"))
     assert main([str(tmp_path), "--csv", str(tmp_path / "index.csv"), "--quiet"]) == 0
     out = capsys.readouterr().out
     assert "2 scans" in out
     assert "passed over: other file (1)" in out
     text = (tmp_path / "index.csv").read_text()
+    assert "not\\udce9s.txt" in text
     lines = text.splitlines()
     assert lines[0].startswith("scan,taken,reason,patient,study,series,number,description,kernel,slices")
     assert any(line.startswith("a,yes,most slices") and ",6,0.7x0.8x2.5,8x7," in line for line in lines)
