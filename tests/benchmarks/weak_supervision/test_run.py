@@ -144,7 +144,7 @@ def test_an_interrupted_run_resumes_and_one_with_other_settings_is_refused(outpu
 
         def stop():
             if training.iteration == 2:
-                signal.raise_signal(signal.SIGTERM)
+                training.stop.receive(signal.SIGTERM)
             between()
 
         training.between = stop
