@@ -24,7 +24,7 @@ few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 size = st.integers(2, 14)
 spacing = st.floats(0.2, 8, allow_subnormal=False)
 origin = st.floats(-2000, 2000)
-angle = st.floats(-0.6, 0.6, allow_subnormal=False)  # ITK answers a subnormal angle with NaN
+angle = st.floats(-0.6, 0.6).map(lambda a: round(a, 9))  # ITK answers subnormal cosines with NaN
 seed = st.integers(0, 2**32 - 1)
 
 
