@@ -1,7 +1,7 @@
 """Inference by OpenVINO on CPUs; PyTorch computes elsewhere, and where OpenVINO is missing or fails.
 
-In float32 both agree to rounding, and OpenVINO takes half the time or less. A network is converted once, and kept in
-the user's cache folder.
+In float32 both agree to rounding; OpenVINO is faster (docs/results.md). A network is converted once, and kept in the
+user's cache folder.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Engine(nn.Module):
     @property
     def way(self) -> str:
         """What computes, and in which precision, such as ``OpenVINO 2026.4.1 in float32``."""
-        name = "openvino" if self._by_openvino(next(self.network.parameters()).device) else "torch"
-        called = {"openvino": "OpenVINO", "torch": "PyTorch"}[name]
-        return f"{called} {version(name)} in {str(DTYPES[self.precision]).removeprefix('torch.')}"
+        by_openvino = self._by_openvino(next(self.network.parameters()).device)
+        program = f"OpenVINO {version('openvino')}" if by_openvino else f"PyTorch {version('torch')}"
+        return f"{program} in {str(DTYPES[self.precision]).removeprefix('torch.')}"
 
     def forward(self, x: Tensor) -> Tensor:
         """As the network's, in float32. Whatever stops OpenVINO is one line in the log, and PyTorch computes."""
@@ -89,9 +89,8 @@ class Engine(nn.Module):
         model = _read(path)
         converted = _convert(self.network, x) if model is None else None
         options = {
-            "INFERENCE_PRECISION_HINT": "bf16"
-            if self.precision == "bf16"
-            else "f32",  # the default is bfloat16 where a CPU has it
+            # Without it, bfloat16 where a CPU has it.
+            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
