@@ -6,3 +6,9 @@ import pytest
 def stored():
     """Stored values of a small CT, (z, y, x)."""
     return np.random.default_rng(1).integers(0, 700, (6, 7, 8)).astype(np.int16)
+
+
+@pytest.fixture
+def hu():
+    """HU of a small CT, (z, y, x)."""
+    return np.random.default_rng(0).integers(-1000, 400, (6, 7, 8)).astype(np.int16)

@@ -12,21 +12,14 @@ from datasets.geometry import MAX_VOXELS
 from datasets.volumes import is_volume_file, read_volume, volume_id, write_volume
 from tests.volumes import ORIGIN, SPACING, geometry, image_of, pixels, refused, rotation
 
-SHAPE = (6, 7, 8)
 
-
-@pytest.fixture
-def hu():
-    return np.random.default_rng(0).integers(-1000, 400, SHAPE).astype(np.int16)
-
-
-def nifti(path, array, header=None, affine=None):
+def nifti(path, array, header=None, affine=None, kind=nib.Nifti1Image):
     """Write (z, y, x) with nibabel, whose axes are (x, y, z) and whose world is RAS."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if affine is None:
         affine = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1])
         affine[:3, 3] = -ORIGIN[0], -ORIGIN[1], ORIGIN[2]
-    nib.save(nib.Nifti1Image(array.T, affine, header), path)
+    nib.save(kind(array.T, affine, header), path)
     return path
 
 
@@ -56,16 +49,19 @@ def refuses(path, match):
 
 
 @pytest.mark.fault("big-endian files, all")
+@pytest.mark.fault("NIfTI-2 and pairs")
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_both_byte_orders(tmp_path, hu, order):
-    header = nib.Nifti1Header(endianness=order)
+def test_versions_and_byte_orders(tmp_path, hu, kind, order):
+    header = kind.header_class(endianness=order)
     header.set_data_dtype(np.int16)
-    path = nifti(tmp_path / "scan.nii", hu, header)
-    assert struct.unpack(f"{order}i", path.read_bytes()[:4]) == (348,)
+    path = nifti(tmp_path / "scan.nii", hu, header, kind=kind)
+    assert struct.unpack(f"{order}i", path.read_bytes()[:4]) == (header.sizeof_hdr,)
     grid, found = read_nifti(path)
     np.testing.assert_array_equal(found, hu)
     assert found.dtype.isnative
-    np.testing.assert_allclose(grid.origin, ORIGIN, rtol=1e-6)
+    np.testing.assert_allclose((grid.spacing, grid.origin), (SPACING, ORIGIN), rtol=1e-6)
+    assert grid.direction == tuple(np.eye(3).ravel())
     path.write_bytes(path.read_bytes()[:-2])
     refuses(path, "cut short")
 
@@ -91,12 +87,9 @@ def test_the_geometry_is_simpleitks(tmp_path, hu, forms, handedness):
         np.testing.assert_allclose(ours, others, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.fault("sheared, zero or NaN")
 def test_a_factor_of_handedness_that_was_left_out_is_1(tmp_path, hu):
     path = changed(nifti(tmp_path / "scan.nii", hu), (76, "f", 0), (252, "2h", 1, 0))
     assert read_header(path, MAX_VOXELS).direction == tuple(np.eye(3).ravel())
-    for factor in (-2, 0.5, np.nan):
-        refuses(changed(path, (76, "f", factor)), "qform is no rotation")
 
 
 @pytest.mark.fault("2D, 4D, one slice, several")
@@ -105,8 +98,8 @@ def test_a_fourth_dimension_of_one_is_no_dimension(tmp_path, hu):
     assert struct.unpack_from("<5h", path.read_bytes(), 40) == (4, 8, 7, 6, 1)
     np.testing.assert_array_equal(voxels(path), hu)
     refuses(nifti(tmp_path / "two.nii", np.stack([hu, hu])), "not three-dimensional")
-    for dimensions in (-1, 0, 2, 8, 9):
-        refuses(changed(path, (40, "h", dimensions)), "not three-dimensional|not a NIfTI|cut short|damaged")
+    for dimensions in (-1, 0, 2, 8):
+        refuses(changed(path, (40, "h", dimensions)), "not three-dimensional")
 
 
 @pytest.mark.fault("scaled values; slope")
@@ -130,7 +123,7 @@ def test_values_without_a_slope_are_not_scaled(tmp_path, hu, slope):
         np.testing.assert_array_equal(np.asanyarray(nib.load(path).dataobj).T, hu)
         np.testing.assert_array_equal(pixels(path), hu)
     # With an intercept, readers disagree.
-    refuses(changed(path, (112, "2f", slope, -24)), "values are scaled by")
+    refuses(changed(path, (112, "2f", slope, -24)), "header .scaled by")
     assert not np.array_equal(np.asanyarray(nib.load(path).dataobj).T, pixels(path))
 
 
@@ -155,26 +148,6 @@ def test_a_file_is_read_by_its_first_bytes(tmp_path, hu):
     cut = tmp_path / "compressed.nii"
     cut.write_bytes(cut.read_bytes()[:-9])
     refuses(cut, "damaged, cut short or unreadable")
-
-
-@pytest.mark.fault("NIfTI-2 and pairs")
-@pytest.mark.parametrize("extension", [".nii", ".nii.gz"])
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_nifti_2(tmp_path, hu, extension, order):
-    affine = np.diag([-0.7, -0.8, 2.5, 1])
-    affine[:3, 3] = 1, 2, 3
-    header = nib.Nifti2Header(endianness=order)
-    header.set_data_dtype(np.int16)
-    nib.save(nib.Nifti2Image(hu.T, affine, header), tmp_path / f"scan{extension}")
-    grid, found = read_nifti(tmp_path / f"scan{extension}")
-    np.testing.assert_array_equal(found, hu)
-    np.testing.assert_allclose(grid.spacing, (0.7, 0.8, 2.5))
-    np.testing.assert_allclose(grid.origin, (-1, -2, 3))
-    assert grid.direction == tuple(np.eye(3).ravel())
-    if extension == ".nii":
-        path = tmp_path / "scan.nii"
-        path.write_bytes(path.read_bytes()[:-2])
-        refuses(path, "cut short")
 
 
 @pytest.mark.fault("NIfTI-2 and pairs")
@@ -237,13 +210,12 @@ def test_axes_that_lean_a_little_are_straightened(tmp_path, hu, qform, caplog):
 
 
 @pytest.mark.fault("NIfTI cut short, header")
-@pytest.mark.parametrize("kept", [0, 4, 347, 352, 353, 352 + 300, -1])
+@pytest.mark.parametrize("kept", [0, 4, 347, 352, 352 + 300, -1])
 def test_a_file_cut_short(tmp_path, hu, kept):
     path = nifti(tmp_path / "scan.nii", hu)
     path.write_bytes(path.read_bytes()[:kept])
-    if kept not in (0, 4, 347):
-        # SimpleITK itself reads it, and fills in zeros.
-        assert sitk.ReadImage(str(path)).GetSize() == SHAPE[::-1]
+    if kept not in (0, 4, 347):  # SimpleITK fills in zeros
+        assert sitk.ReadImage(str(path)).GetSize() == hu.shape[::-1]
     refuses(path, "cut short")
 
 
@@ -308,18 +280,14 @@ def test_where_the_voxels_begin(tmp_path, hu):
     assert not np.array_equal(np.asanyarray(nib.load(path).dataobj).T, pixels(path))
 
 
-@pytest.mark.fault("bits a voxel that are")
 @pytest.mark.fault("big-endian files, all")
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.float32, np.float64, np.int64])
-def test_the_length_of_every_type_of_voxel(tmp_path, hu, dtype):
+def test_every_type_of_voxel(tmp_path, hu, dtype):
     header = nib.Nifti1Header()
     header.set_data_dtype(dtype)
-    path = nifti(tmp_path / "scan.nii", (hu > 0).astype(dtype), header)
-    found = voxels(path)
+    found = voxels(nifti(tmp_path / "scan.nii", (hu > 0).astype(dtype), header))
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, hu > 0)
-    bits = 8 * np.dtype(dtype).itemsize
-    refuses(changed(path, (72, "h", bits + 8)), f"{bits + 8} bits per voxel of")
 
 
 @pytest.mark.fault("header of gigabytes")
@@ -341,9 +309,8 @@ def test_spacing_that_is_not_that_of_the_axes(tmp_path, hu):
     path = changed(nifti(tmp_path / "scan.nii", hu), (80, "f", 5))
     # SimpleITK believes the one, nibabel the other.
     assert sitk.ReadImage(str(path)).GetSpacing()[0] == 5
-    assert nib.load(path).header.get_zooms()[0] == 5
     assert abs(nib.load(path).affine[0, 0]) == pytest.approx(0.7)
-    refuses(path, "axes with steps of")
+    refuses(path, f"{DAMAGED} .axes with steps of")
 
 
 @pytest.mark.fault("qform and sform that")
@@ -356,48 +323,46 @@ def test_two_orientations_that_contradict_each_other(tmp_path, hu):
 
 
 @pytest.mark.fault("sheared, zero or NaN")
-def test_axes_that_are_none(tmp_path, hu):
-    path = nifti(tmp_path / "scan.nii", hu)
-    row = 280
-    for values, match in (
-        ((np.nan, 0, 0, 0), "not finite"),
-        ((0, 0, 0, 0), "axes with steps of"),
-        ((-0.7, 0, 1.0, 0), "sheared by 21.8 degrees, as by a gantry tilt; take the file .* _Tilt"),
-    ):
-        refuses(changed(nifti(path, hu), (row, "4f", *values)), match)
-    sheared = np.array([[-0.7, -0.2, 0], [0, -np.sqrt(0.6), 0], [0, 0, 2.5]])
+def test_axes_that_are_sheared(tmp_path, hu):
+    tilted = changed(nifti(tmp_path / "scan.nii", hu), (280, "4f", -0.7, 0, 1.0, 0))
+    refuses(tilted, "sheared by 21.8 degrees, as by a gantry tilt; take the file .* _Tilt")
     affine = np.eye(4)
-    affine[:3, :3] = sheared
-    refuses(changed(nifti(path, hu, affine=affine), (252, "2h", 0, 1)), "not at right angles")
-    refuses(changed(nifti(path, hu), (252, "2h", 1, 0), (256, "3f", 0.9, 0.9, 0.9)), "qform is no rotation")
+    affine[:3, :3] = [[-0.7, -0.2, 0], [0, -np.sqrt(0.6), 0], [0, 0, 2.5]]
+    sheared = nifti(tmp_path / "scan.nii", hu, affine=affine)
+    refuses(changed(sheared, (252, "2h", 0, 1)), "not at right angles")
+
+
+DAMAGED = "damaged or contradictory header"
 
 
 @pytest.mark.fault("RGB, complex, unknown")
 @pytest.mark.fault("spacing 0, negative")
 @pytest.mark.fault("no orientation at all")
+@pytest.mark.fault("sheared, zero or NaN")
+@pytest.mark.fault("bits a voxel that are")
+@pytest.mark.fault("voxels at an impossible")
 @pytest.mark.parametrize(
-    ("change", "match"),
+    ("changes", "match"),
     [
-        *(((88, "f", spacing), "its spacing .* impossible") for spacing in (0, -0.7, np.nan, np.inf)),
-        *(((123, "B", units), "not in mm") for units in (1, 3, 7)),
-        *(((112, "2f", 1, intercept), "values are scaled by 1 and") for intercept in (np.nan, np.inf)),
-        *(((108, "f", at), "place of its voxels is impossible") for at in (0, -16, 348, 352.5, np.nan, np.inf)),
-        ((252, "2h", 0, 0), "does not say how it is oriented"),
-        ((344, "4s", b"ni1\0"), r"NIfTI in one file ends in \.nii or \.nii\.gz, in two in \.hdr and \.img"),
-        ((344, "4s", b"n+2\0"), "not a NIfTI file"),
-        ((344, "4s", b"\0\0\0\0"), "if ANALYZE, it does not say how it is oriented"),
-        ((0, "i", 540), "not a NIfTI file"),
-        ((70, "h", 9999), "type 9999"),
-        ((70, "h", 128), "type 128"),  # RGB
-        ((70, "h", 32), "type 32"),  # complex
-        ((42, "h", -8), "size"),
-        ((42, "h", 0), "size"),
-        ((46, "h", 1), "size"),
+        *((((88, "f", spacing),), DAMAGED) for spacing in (0, -0.7, np.nan, np.inf)),
+        *((((112, "2f", 1, intercept),), DAMAGED) for intercept in (np.nan, np.inf)),
+        *((((108, "f", at),), DAMAGED) for at in (0, -16, 348, 352.5, np.nan, np.inf)),
+        *((((280, "4f", *row),), DAMAGED) for row in ((np.nan, 0, 0, 0), (0, 0, 0, 0))),
+        *((((76, "f", factor), (252, "2h", 1, 0)), DAMAGED) for factor in (-2, 0.5, np.nan)),
+        (((252, "2h", 1, 0), (256, "3f", 0.9, 0.9, 0.9)), DAMAGED),  # no rotation
+        (((72, "h", 24),), DAMAGED),  # bits per voxel
+        *((((123, "B", units),), "not in mm") for units in (1, 3, 7)),
+        (((252, "2h", 0, 0),), "does not say how it is oriented"),
+        (((344, "4s", b"ni1\0"),), r"NIfTI in one file ends in \.nii or \.nii\.gz, in two in \.hdr and \.img"),
+        *((((344, "4s", magic),), "not a NIfTI file; if ANALYZE") for magic in (b"n+2\0", bytes(4))),
+        (((0, "i", 540),), "not a NIfTI file"),
+        *((((70, "h", code),), f"type {code}") for code in (9999, 128, 32)),  # none, RGB, complex
+        *((((place, "h", size),), "size") for place, size in ((42, -8), (42, 0), (46, 1))),
     ],
 )
-def test_headers_that_cannot_be(tmp_path, hu, change, match):
+def test_headers_that_cannot_be(tmp_path, hu, changes, match):
     voxels(changed(nifti(tmp_path / "scan.nii", hu), (123, "B", 10)))  # mm and s
-    refuses(changed(tmp_path / "scan.nii", change), match)
+    refuses(changed(tmp_path / "scan.nii", *changes), match)
 
 
 # ---------------------------------------------------------------------------------------------- writing

@@ -1,6 +1,7 @@
 import gzip
 import re
 
+import nrrd as pynrrd
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -9,39 +10,31 @@ from datasets.formats import files_of
 from datasets.volumes import read_geometry, read_volume
 from tests.volumes import geometry, pixels, refused, write
 
-SHAPE = (6, 7, 8)
-
-
-@pytest.fixture
-def hu():
-    return np.random.default_rng(0).integers(-1000, 400, SHAPE).astype(np.int16)
-
 
 @pytest.mark.fault("MetaImage and NRRD")
 @pytest.mark.parametrize("compress", [True, False])
-@pytest.mark.parametrize("extension", [".mha", ".nrrd"])
-def test_files_cut_short_and_files_that_are_too_long(tmp_path, hu, extension, compress):
+@pytest.mark.parametrize(("extension", "size"), [(".mha", b"DimSize = 8 7 6"), (".nrrd", b"sizes: 8 7 6")])
+def test_files_cut_short_and_files_that_are_too_long(tmp_path, hu, extension, size, compress):
     path = write(tmp_path / f"scan{extension}", hu, compress)
     whole = path.read_bytes()
     np.testing.assert_array_equal(pixels(read_volume(path)), hu)
     path.write_bytes(whole[:-60])
     refused(path, lambda: read_volume(path), "damaged|cut short")
+    path.write_bytes(whole.replace(size, size[:-1] + b"5"))
+    assert sitk.ReadImage(str(path)).GetSize() == (8, 7, 5)  # ITK drops the last slice in silence
+    refused(path, lambda: read_volume(path), "holds more than the")
     if not compress:
         path.write_bytes(whole + b"x")
         refused(path, lambda: read_volume(path), "holds more than the")
 
 
-@pytest.mark.fault("MetaImage and NRRD")
-@pytest.mark.parametrize(("extension", "size"), [(".mha", b"DimSize = 8 7 6"), (".nrrd", b"sizes: 8 7 6")])
-@pytest.mark.parametrize("compress", [True, False])
-def test_a_header_of_a_smaller_volume(tmp_path, hu, extension, size, compress):
-    path = write(tmp_path / f"scan{extension}", hu, compress)
-    whole = path.read_bytes()
-    assert size in whole
-    path.write_bytes(whole.replace(size, size[:-1] + b"5"))
-    # ITK drops the last slice in silence.
-    assert sitk.ReadImage(str(path)).GetSize() == (8, 7, 5)
-    refused(path, lambda: read_volume(path), "holds more than the")
+@pytest.mark.parametrize("encoding", ["raw", "gzip", "bzip2", "text"])
+def test_encodings_of_nrrd(tmp_path, hu, encoding):
+    path = tmp_path / "scan.nrrd"
+    pynrrd.write(str(path), hu.T, {"encoding": encoding, "spacings": [1, 2, 3]})
+    np.testing.assert_array_equal(pixels(read_volume(path)), hu)
+    path.write_bytes(path.read_bytes()[:-20])
+    refused(path, lambda: read_volume(path), "damaged|cut short")
 
 
 @pytest.mark.fault("MetaImage and NRRD")
@@ -59,12 +52,12 @@ def test_metaimage_in_two_files(tmp_path, hu):
 @pytest.mark.parametrize(
     ("extension", "old", "new", "match"),
     [
-        (".mha", rb"ElementDataFile = LOCAL", b"ElementDataFile = LIST", "several files|not a readable"),
-        (".mha", rb"ElementDataFile = LOCAL", b"ElementDataFile = slice%d.raw 1 6 1", "several files|not a readable"),
-        (".mha", rb"DimSize", b"HeaderSize = 100\nDimSize", "begin at an offset"),
+        (".mha", rb"ElementDataFile = LOCAL", b"ElementDataFile = LIST", "several files"),
+        (".mha", rb"ElementDataFile = LOCAL", b"ElementDataFile = slice%d.raw 1 6 1", "several files"),
+        (".mha", rb"DimSize", b"HeaderSize = 100\nDimSize", "damaged or contradictory header"),
         (".nrrd", rb"encoding", b"data file: other.raw\nencoding", r"its voxels, other\.raw, are missing"),
         (".nrrd", rb"encoding", b"data file: LIST\nencoding", "in several files"),
-        (".nrrd", rb"encoding", b"byte skip: 3\nencoding", "behind an offset"),
+        (".nrrd", rb"encoding", b"byte skip: 3\nencoding", "damaged or contradictory header"),
     ],
 )
 def test_voxels_elsewhere(tmp_path, hu, extension, old, new, match):
@@ -142,8 +135,8 @@ def test_nrrd_in_other_units(tmp_path, hu):
 @pytest.mark.parametrize(
     ("field", "finding"),
     [
-        ("ElementToIntensityFunctionSlope = 0.5", "ElementToIntensityFunctionSlope and Offset"),
-        ("ElementToIntensityFunctionOffset = -1024", "ElementToIntensityFunctionSlope and Offset"),
+        ("ElementToIntensityFunctionSlope = 0.5", "its header scales its values"),
+        ("ElementToIntensityFunctionOffset = -1024", "its header scales its values"),
         ("ElementToIntensityFunctionSlope = 1", None),
         ("DistanceUnits = cm", "its spacing is not in mm but in cm"),
         ("DistanceUnits = mm", None),
@@ -163,7 +156,7 @@ def test_fields_of_a_metaimage_that_itk_ignores(tmp_path, hu, field, finding):
 @pytest.mark.fault("2D, 4D, one slice, several")
 def test_nrrd_axes_of_two_dimensions(tmp_path, hu):
     path = nrrd(tmp_path / "scan.nrrd", hu, "space dimension: 2", "space directions: (1,0) (0,2) (0,0)")
-    refused(path, lambda: read_volume(path), "have no three dimensions|not a readable image")
+    refused(path, lambda: read_volume(path), "damaged or contradictory header")
 
 
 @pytest.mark.parametrize("name", ["scan.nhdr", "scan.nrrd"])

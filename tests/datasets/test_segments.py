@@ -87,7 +87,7 @@ def test_a_segmentation_of_another_ct_is_refused(tmp_path):
     refused(outside, lambda: read_mask_on(outside, "ct", CT), "segments lie outside ct")
     damaged = tmp_path / "damaged.seg.nrrd"
     damaged.write_bytes(off.read_bytes()[:200])
-    refused(damaged, lambda: read_mask_on(damaged, "ct", CT), "not a readable image")
+    refused(damaged, lambda: read_mask_on(damaged, "ct", CT), "damaged or contradictory header")
 
 
 @pytest.mark.fault("a mask in another axis order")

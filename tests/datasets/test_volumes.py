@@ -22,11 +22,6 @@ from tests.volumes import ORIGIN, SPACING, geometry, image_of, pixels, refused, 
 SHAPE = (6, 7, 8)
 
 
-@pytest.fixture
-def hu():
-    return np.random.default_rng(0).integers(-1000, 400, SHAPE).astype(np.int16)
-
-
 # ------------------------------------------------------------------------------------------- good files
 
 
@@ -73,7 +68,7 @@ def test_hidden_and_other_files_are_not_volumes(tmp_path):
 def test_files_that_are_no_images(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
-    refused(path, lambda: read_volume(path), "not a readable image|not a NIfTI file|cut short|its header has no")
+    refused(path, lambda: read_volume(path), "damaged or contradictory header|not a NIfTI file|cut short")
 
 
 @pytest.mark.fault("missing file, dangling")
@@ -102,7 +97,7 @@ def _written(path):
 def test_a_file_that_may_not_be_read(tmp_path, hu, extension):
     path = write(tmp_path / f"scan{extension}", hu)
     path.chmod(0)
-    refused(path, lambda: read_volume(path), "unreadable|not a readable image")
+    refused(path, lambda: read_volume(path), "unreadable")
 
 
 @pytest.mark.fault("2D, 4D, one slice, several")
