@@ -10,12 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from datasets.phantom.anatomy import Anatomy
-from datasets.phantom.extended import add_confluent_lesions
-from datasets.phantom.frame import Frame
-from datasets.phantom.hard import Body, Hardness, paint_body
-from datasets.phantom.lesions import add_stage_lesions, draw_patient
-from datasets.phantom.sites import Protocol, Site, acquire
+from datasets.phantom.body import Anatomy
+from datasets.phantom.geometry import Frame
+from datasets.phantom.lesions import add_confluent_lesions, add_stage_lesions, draw_patient
+from datasets.phantom.make import Body, Hardness, paint_body
+from datasets.phantom.scanner import Protocol, acquire
 from datasets.window import map_window
 from utils.files import atomic_write
 
@@ -88,24 +87,23 @@ class Sample(NamedTuple):
     lung: Array
 
 
-def _draw_site(rng: np.random.Generator) -> tuple[Site, Protocol]:
-    """A scanner and protocol from wider ranges than those of `SITES`."""
+def _draw_protocol(rng: np.random.Generator) -> Protocol:
+    """Draw a protocol from wider ranges than those of `SITES`."""
     thickness = rng.choice([rng.uniform(1, 2), rng.uniform(2, 7), rng.uniform(7, 10)], p=[0.5, 0.3, 0.2])
     sharp = rng.random() < 0.35
     noise = float(np.exp(rng.uniform(np.log(3), np.log(70 if sharp else 35))))
     off = rng.random() < 0.5
-    protocol = Protocol(
-        slice_mm=float(thickness),
-        blur=float(rng.uniform(0.3, 0.9) if sharp else rng.uniform(0.4, 2.0)),
-        edges=float(rng.uniform(0.2, 1.6) if sharp else 0),
-        noise=noise,
-        gain=float(rng.normal(0, 0.035) if off else 0),
-        offset=float(rng.normal(0, 22) if off else rng.uniform(-8, 8)),
-    )
-    none = (0.0, 0.0)
+    drawn = {
+        "slice_mm": float(thickness),
+        "blur": float(rng.uniform(0.3, 0.9) if sharp else rng.uniform(0.4, 2.0)),
+        "edges": float(rng.uniform(0.2, 1.6) if sharp else 0),
+        "noise": noise,
+        "gain": float(rng.normal(0, 0.035) if off else 0),
+        "offset": float(rng.normal(0, 22) if off else rng.uniform(-8, 8)),
+    }
     levels = int(rng.choice([64, 128, 256])) if rng.random() < 0.35 else None
     correlation = float(rng.uniform(0.2, 1.3))
-    return Site(none, none, none, none, correlation, 0, 0, rng.random() < 0.15, levels), protocol
+    return Protocol(**drawn, correlation=correlation, streaks=rng.random() < 0.15, levels=levels)
 
 
 def _rescale_slices(rng: np.random.Generator, hu: Array) -> Array:
@@ -155,9 +153,9 @@ def draw_sample(rng: np.random.Generator, path: Path, size: tuple[int, int, int]
     hu = hu[:, planes[0], planes[1]].astype(np.float32)  # all slices, as thick slices are means of several
     lung = lung[tuple(where)] > 0
     lesion = _annotate(rng, density[:, planes[0], planes[1]])[where[0]]
-    site, protocol = _draw_site(rng)
+    protocol = _draw_protocol(rng)
     scale = rng.uniform(0.85, 1.15)  # small and large patients
-    hu = acquire(rng, hu, tuple(spacing * scale), site, protocol)[where[0]]
+    hu = acquire(rng, hu, tuple(spacing * scale), protocol)[where[0]]
     if rng.random() < 0.3:
         hu = _rescale_slices(rng, hu)
     if rng.random() < 0.3:

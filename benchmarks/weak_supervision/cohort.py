@@ -5,7 +5,7 @@
     healthy_*      healthy at volume level
     valid_*, validh_*, test_*, testh_*   held-out diseased and healthy scans
 
-Scans come from four sites and differ in inspiration, confounders and stage of the disease; see `datasets.phantom.hard`.
+Scans come from four sites and differ in inspiration, confounders and stage of the disease; see `datasets.phantom.make`.
 Sites are balanced in every list and independent of the disease. facts/<id>.json describes the content of each scan. A
 scan depends only on the seed, its kind, its number and the options. Existing scans are kept. With --raw, the scans are
 CTs in HU in ct/, for lungCrop.py.
@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from datasets.phantom.hard import HARD, PLAIN_SITE, Crop, Hardness, label_patient, make_crop, site_of
 from datasets.phantom.lesions import draw_patient
+from datasets.phantom.make import HARD, PLAIN_SITE, Hardness, Phantom, label_patient, make_crop, site_of
 from datasets.volumes import write_volume
 from datasets.window import map_window
 from utils.cli import add_quiet, new_parser, run, start_logging
@@ -82,7 +82,7 @@ SIZES = {
 }
 
 
-def make_scan(seed: int, kind: str, number: int, crop: tuple[int, int, int], hardness: Hardness = HARD) -> Crop:
+def make_scan(seed: int, kind: str, number: int, crop: tuple[int, int, int], hardness: Hardness = HARD) -> Phantom:
     """Generate one scan of the cohort.
 
     Args:
@@ -104,9 +104,9 @@ def make_scan(seed: int, kind: str, number: int, crop: tuple[int, int, int], har
     return make_crop(rng, crop, patient, site, hardness)
 
 
-def images_of(crop: Crop, raw: bool = False) -> tuple[sitk.Image, ...]:
+def images_of(crop: Phantom, raw: bool = False) -> tuple[sitk.Image, ...]:
     """Image (0..255 in the published window, or HU), lung and lesion of a crop."""
-    image = np.rint(crop.hu).astype(np.int16) if raw else map_window(crop.hu)
+    image = crop.ct if raw else map_window(crop.hu)
     images = []
     for array in (image, (crop.lung > 0).astype(np.uint8), crop.lesion):
         images.append(sitk.GetImageFromArray(array))
@@ -114,7 +114,7 @@ def images_of(crop: Crop, raw: bool = False) -> tuple[sitk.Image, ...]:
     return tuple(images)
 
 
-def scan_facts(crop: Crop) -> dict[str, Any]:
+def scan_facts(crop: Phantom) -> dict[str, Any]:
     """Describe a scan: what was drawn, lesion and lung volume in ml."""
     voxel_ml = float(np.prod(crop.spacing)) / 1000
     volumes = {

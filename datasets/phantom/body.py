@@ -1,4 +1,4 @@
-"""Everything outside the lungs: chest wall, skeleton, mediastinum, diaphragm, abdomen, couch.
+"""One synthetic body: its measures, and all outside its lungs (chest wall, skeleton, mediastinum, abdomen, couch).
 
 Functions named ``..._distance`` return implicit functions: approximate distances in mm, negative inside the shape.
 Functions named ``paint_...`` change an array of HU (z, y, x) in place.
@@ -6,12 +6,21 @@ Functions named ``paint_...`` change an array of HU (z, y, x) in place.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from datasets.phantom.anatomy import Anatomy
-from datasets.phantom.fields import smooth_field
-from datasets.phantom.frame import Frame
-from datasets.phantom.shapes import ellipse, ellipsoid, fill_path, intersect, paint, smooth_step
+from datasets.phantom.geometry import (
+    Box,
+    Frame,
+    ellipse,
+    ellipsoid,
+    fill_paths,
+    intersect,
+    paint,
+    smooth_field,
+    smooth_step,
+)
 
 Array = np.ndarray
 
@@ -21,8 +30,61 @@ SKIN, FAT, MUSCLE, SOFT = 10.0, -100.0, 50.0, 40.0
 LIVER, SPLEEN, STOMACH = 60.0, 50.0, 15.0
 CORTEX, MARROW, CARTILAGE, DISC = 650.0, 180.0, 95.0, 80.0
 
+BLOOD_PLAIN, BLOOD_CONTRAST = 42.0, 230.0
+"""HU of blood without and with contrast agent."""
+
 HEART, HEART_REACH = (15.0, -25.0, 30.0), 90.0
 """Centre of the heart's surroundings in the anatomical frame, and their reach, in mm."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Measures of one body, in mm and HU."""
+
+    height: float  # lungs, from the right diaphragm dome to the apex
+    half_width: float  # chest cavity
+    half_depth: float
+    wall: float  # skin to cavity at the side
+    fat: float  # subcutaneous
+    heart: float  # relative size
+    left_drop: float  # left diaphragm dome below the right one
+    breast: float  # thickness; 0 for a flat chest
+    pitch: float  # distance of ribs and of vertebrae
+    blood: float  # HU
+    parenchyma: float  # HU of aerated lung at mid-height without vessels
+    gravity: float  # HU difference between back and front of the lung
+
+    def profile(self, z: Array) -> tuple[Array, Array, Array]:
+        """Half-width, half-depth and centre y of the chest cavity at height ``z``, in mm."""
+        t = np.clip(z / self.height, -0.6, 1.0)
+        up = np.maximum(t, 0)
+        width = self.half_width * (1 - 0.08 * up - 0.26 * up**4 - 0.10 * np.minimum(t, 0) ** 2)
+        depth = self.half_depth * (1 - 0.06 * up - 0.36 * up**3)
+        return width, depth, 26 * up**2 - 4
+
+    def spine_y(self, z: Array) -> Array:
+        """The y of the vertebral bodies' centre at height ``z``, in mm."""
+        _, depth, centre = self.profile(z)
+        return centre + depth - 20
+
+
+def draw_anatomy(rng: np.random.Generator) -> Anatomy:
+    """Draw the measures of one body."""
+    half_width = rng.uniform(122, 144)
+    return Anatomy(
+        height=rng.uniform(168, 218),
+        half_width=half_width,
+        half_depth=half_width * rng.uniform(0.64, 0.76),
+        wall=rng.uniform(22, 40),
+        fat=rng.uniform(6, 20),
+        heart=rng.uniform(0.9, 1.1),
+        left_drop=rng.uniform(4, 18),
+        breast=rng.uniform(30, 48) if rng.random() < 0.4 else 0.0,
+        pitch=rng.uniform(24, 29),
+        blood=BLOOD_CONTRAST * rng.uniform(0.7, 1.3) if rng.random() < 0.25 else BLOOD_PLAIN,
+        parenchyma=rng.uniform(-815, -745),
+        gravity=rng.uniform(70, 130),
+    )
 
 
 def cavity_distance(body: Anatomy, g: Frame) -> Array:
@@ -101,7 +163,7 @@ def paint_shoulders(hu: Array, cavity: Array, body: Anatomy, g: Frame) -> None:
     top, front = body.height, -0.5 * body.half_depth + 22
     for side in (-1, 1):
         clavicle = [(side * 18, front, top - 22), (side * 70, front - 4, top - 2), (side * 145, 12, top + 14)]
-        hu += fill_path(g, clavicle, 6.5) * (0.7 * CORTEX - hu)
+        hu += fill_paths(g, [(clavicle, 6.5)]) * (0.7 * CORTEX - hu)
         where = g.box((side * 168, 24, top - 2), 26)
         head = ellipsoid(g.x[where] - side * 168, g.y[where] - 24, g.z[where] - top + 2, (24, 24, 24))
         paint(hu[where], head, CORTEX, g.spacing[0])
@@ -139,7 +201,7 @@ def paint_sternum(hu: Array, body: Anatomy, g: Frame) -> None:
     paint(part, bone + 2.2, MARROW, g.spacing[0])
 
 
-def heart_distance(body: Anatomy, g: Frame, where: tuple) -> Array:
+def heart_distance(body: Anatomy, g: Frame, where: Box) -> Array:
     """The heart within the slices ``where``: two merged ellipsoids, long axis to the left, front and below."""
     x, y, z = g.x[where] - 8, g.y[where] + 0.32 * body.half_depth, g.z[where] - 32
     turn = np.deg2rad(32)
@@ -178,7 +240,7 @@ def paint_abdomen(hu: Array, cavity: Array, above: Array, body: Anatomy, g: Fram
 
 
 def airway_paths(body: Anatomy) -> list[tuple[list, list]]:
-    """Trachea and main bronchi as (points, radii) in the anatomical frame, in mm."""
+    """Trachea and main bronchi as (points, radii) in the anatomical frame, in mm, see `fill_paths`."""
     top, carina, hilum = body.height, 0.60 * body.height, 0.50 * body.height
     trachea = [(0, 2, top + 60), (1, 10, top), (2, 20, 0.8 * top), (2, 25, carina)]
     right = [(2, 25, carina), (-20, 24, carina - 18), (-36, 22, hilum)]

@@ -1,4 +1,4 @@
-"""Lesions: each patient is in one stage of COVID-19, with its own mixture of lesion kinds.
+"""Lesions: each patient is in one stage of COVID-19, with its own mixture of lesion kinds; or has confluent lesions.
 
 Lesions fill a share of the patient's own airspace, so their HU depend on inspiration and on what they cover.
 """
@@ -9,21 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
-from datasets.phantom.anatomy import Anatomy
-from datasets.phantom.body import SOFT
-from datasets.phantom.fields import HALF_LENGTH_TO_SIGMA, filtered_noise, smooth_field
-from datasets.phantom.frame import Frame
+from datasets.phantom.body import SOFT, Anatomy
+from datasets.phantom.geometry import HALF_LENGTH_TO_SIGMA, Frame, distance_inside, filtered_noise, smooth_field
 from datasets.phantom.lungs import fissure_distances
 
 Array = np.ndarray
 
-REVERSED_HALO = 0.12
-"""Share of large lesions with an aerated centre."""
+LARGE, REVERSED_HALO = 18.0, 0.12
+"""Radius of large lesions in mm, and the share of them with an aerated centre."""
 
-LARGE = 18.0
-"""Radius of large lesions in mm."""
+LOADS = (0.01, 0.7)
+"""Share of the lungs in confluent disease; uniform in half of the patients, log-uniform in the others."""
 
 LESION_DENSITY = 0.5
 """A voxel belongs to the lesion where its lesion density exceeds this."""
@@ -90,66 +87,24 @@ def draw_patient(rng: np.random.Generator, stages: bool = True) -> Patient:
     return Patient(stage, STAGES[stage][1], float(rng.random()))
 
 
-def falloff(edge: Array, at: float, blur: float) -> Array:
-    """Sigmoid from 1 inside to 0 outside, one half where ``edge`` equals ``at``."""
-    return 1 / (1 + np.exp(np.clip((edge - at) / blur, -20, 20)))
+def _falling(x: Array) -> Array:
+    """Sigmoid from 1 to 0, one half at 0."""
+    return 1 / (1 + np.exp(np.clip(x, -20, 20)))
 
 
-def lesion_centres(rng: np.random.Generator, mask: Array, g: Frame, count: int) -> Array:
+def _lesion_centres(rng: np.random.Generator, mask: Array, g: Frame, count: int) -> Array:
     """Draw voxel indices (count, 3) of lesion centres: mostly subpleural, posterior and basal."""
     stride = tuple(max(1, int(2.5 / s)) for s in g.spacing[::-1])
-    coarse = np.pad(mask[:: stride[0], :: stride[1], :: stride[2]] > 0, 1)
-    step = np.array(stride) * g.spacing[::-1]
-    depth = ndimage.distance_transform_edt(coarse, sampling=step)[1:-1, 1:-1, 1:-1]
+    coarse = mask[:: stride[0], :: stride[1], :: stride[2]] > 0
+    depth = distance_inside(coarse, np.array(stride) * g.spacing[::-1])
     spots = np.argwhere(depth > 0) * stride
     z, y = g.z[tuple(spots.T)], g.y[tuple(spots.T)]
     weight = np.exp(-depth[depth > 0] / 9 + y / 45 - z / 130)
     return spots[rng.choice(len(spots), count, p=weight / weight.sum())]
 
 
-@dataclass(frozen=True)
-class _Fields:
-    lobulation: Array
-    fray: Array
-    texture: Array
-    oblique: Array
-
-
-def _add(
-    rng: np.random.Generator, tissue: Array, density: Array, lesion: tuple[Array, float, str], level: float,
-    g: Frame, fields: _Fields,
-) -> None:  # fmt: skip
-    """Paint one lesion, given as voxel, radius in mm and kind."""
-    at, radius, kind = lesion
-    filling = FILLINGS[kind]
-    axes = radius * rng.uniform(0.7, 1.35, 3)
-    axes[rng.integers(3)] *= filling.flat
-    reach = 1.9 * axes.max()
-    half = np.ceil(reach / np.array(g.spacing[::-1])).astype(int)
-    where = tuple(slice(max(0, a - h), a + h + 1) for a, h in zip(at.tolist(), half.tolist(), strict=True))
-    here = [axis[where] - axis[tuple(at)] for axis in (g.x, g.y, g.z)]
-    turn = rng.uniform(0, np.pi)
-    u, v = here[0] * np.cos(turn) - here[1] * np.sin(turn), here[0] * np.sin(turn) + here[1] * np.cos(turn)
-    rho = np.sqrt((u / axes[0]) ** 2 + (v / axes[1]) ** 2 + (here[2] / axes[2]) ** 2)
-    edge = rho + 0.26 * fields.lobulation[where] + min(0.2, 1.6 / radius) * fields.fray[where]
-    blur = rng.uniform(1.5, 4.0) / radius
-    new = falloff(edge, 1, blur)
-    if rng.random() < 0.7:  # fissures stop most lesions
-        oblique = fields.oblique
-        new *= np.clip(0.5 + np.sign(oblique[tuple(at)]) * oblique[where] / 2, 0, 1)
-    low, high = filling.share
-    share = low + (high - low) * np.clip(level + rng.normal(0, 0.15), 0, 1)
-    share = share * (1 + filling.texture * fields.texture[where])
-    if filling.septa:
-        share += filling.septa * (np.exp(-((fields.fray[where] / 0.3) ** 2)) - 0.3)
-    if radius > LARGE and rng.random() < REVERSED_HALO:
-        share *= 1 - 0.6 * falloff(edge, 0.6, blur)
-    tissue[where] += new * np.clip(share, 0, 1) * np.maximum(SOFT - tissue[where], 0)
-    density[where] = np.maximum(density[where], new)
-
-
 def add_stage_lesions(
-    rng: np.random.Generator, tissue: Array, mask: Array, body: Anatomy, g: Frame, patient: Patient
+    rng: np.random.Generator, tissue: Array, mask: Array, body: Anatomy, g: Frame, patient: Patient | None = None
 ) -> tuple[Array, tuple[str, ...]]:
     """Paint the lesions of a patient.
 
@@ -159,32 +114,99 @@ def add_stage_lesions(
         mask: lungs, non-zero inside.
         body: anatomy.
         g: voxel grid.
-        patient: stage and kinds.
+        patient: stage and kinds; None draws a patient in no particular stage.
 
     Returns:
         Lesion density, 0..1, and the sorted kinds that were drawn. At least `MIN_LESION_ML` exceed one half.
     """
+    patient = patient or draw_patient(rng, stages=False)
     shape, spacing = tissue.shape, np.array(g.spacing[::-1])
-    fields = _Fields(
-        smooth_field(rng, shape, g.spacing, 16),
-        smooth_field(rng, shape, g.spacing, 5),
-        filtered_noise(rng, shape, HALF_LENGTH_TO_SIGMA * rng.uniform(1.4, 2.4) / spacing),
-        fissure_distances(body, g)[0],
-    )
+    lobulation, fray = (smooth_field(rng, shape, g.spacing, knot) for knot in (16, 5))
+    texture = filtered_noise(rng, shape, HALF_LENGTH_TO_SIGMA * rng.uniform(1.4, 2.4) / spacing)
+    oblique = fissure_distances(body, g)[0]
+    density = np.zeros(shape, np.float32)
+
+    def add(at: Array, radius: float, kind: str) -> None:
+        """Paint one lesion at a voxel, with a radius in mm."""
+        filling = FILLINGS[kind]
+        axes = radius * rng.uniform(0.7, 1.35, 3)
+        axes[rng.integers(3)] *= filling.flat
+        half = np.ceil(1.9 * axes.max() / spacing).astype(int)
+        where = tuple(slice(max(0, a - h), a + h + 1) for a, h in zip(at.tolist(), half.tolist(), strict=True))
+        here = [axis[where] - axis[tuple(at)] for axis in (g.x, g.y, g.z)]
+        turn = rng.uniform(0, np.pi)
+        u, v = here[0] * np.cos(turn) - here[1] * np.sin(turn), here[0] * np.sin(turn) + here[1] * np.cos(turn)
+        rho = np.sqrt((u / axes[0]) ** 2 + (v / axes[1]) ** 2 + (here[2] / axes[2]) ** 2)
+        edge = rho + 0.26 * lobulation[where] + min(0.2, 1.6 / radius) * fray[where]
+        blur = rng.uniform(1.5, 4.0) / radius
+        new = _falling((edge - 1) / blur)
+        if rng.random() < 0.7:  # fissures stop most lesions
+            new *= np.clip(0.5 + np.sign(oblique[tuple(at)]) * oblique[where] / 2, 0, 1)
+        low, high = filling.share
+        share = low + (high - low) * np.clip(patient.level + rng.normal(0, 0.15), 0, 1)
+        share = share * (1 + filling.texture * texture[where])
+        if filling.septa:
+            share += filling.septa * (np.exp(-((fray[where] / 0.3) ** 2)) - 0.3)
+        if radius > LARGE and rng.random() < REVERSED_HALO:
+            share *= 1 - 0.6 * _falling((edge - 0.6) / blur)
+        tissue[where] += new * np.clip(share, 0, 1) * np.maximum(SOFT - tissue[where], 0)
+        density[where] = np.maximum(density[where], new)
+
     count = int(np.clip(np.rint(np.exp(rng.normal(1.7, 0.8))), 1, 24))
     largest = np.exp(rng.uniform(np.log(12), np.log(52)))
     radii = np.maximum(largest * rng.uniform(0.1, 1, count) ** 1.3, 3.5)
     radii[0] = largest
-    kinds = rng.choice(list(patient.kinds), count, p=list(patient.kinds.values()))
-    lesions = list(zip(lesion_centres(rng, mask, g, count), radii.tolist(), kinds.tolist(), strict=True))
-    density = np.zeros(shape, np.float32)
+    kinds = rng.choice(list(patient.kinds), count, p=list(patient.kinds.values())).tolist()
+    for lesion in zip(_lesion_centres(rng, mask, g, count), radii.tolist(), kinds, strict=True):
+        add(*lesion)
     needed = min(MIN_LESION_ML * 1000 / np.prod(spacing), (mask > 0).sum() / 4)
-    shown = set()
-    while lesions:
-        for lesion in lesions:
-            _add(rng, tissue, density, lesion, patient.level, g, fields)
-            shown.add(lesion[2])
-        lesions = []
-        if ((density > LESION_DENSITY) & (mask > 0)).sum() < needed:
-            lesions = [(lesion_centres(rng, mask, g, 1)[0], 30.0, str(kinds[0]))]
-    return density, tuple(sorted(shown))
+    while ((density > LESION_DENSITY) & (mask > 0)).sum() < needed:
+        add(_lesion_centres(rng, mask, g, 1)[0], 30.0, kinds[0])
+    return density, tuple(sorted(set(kinds)))
+
+
+def add_confluent_lesions(
+    rng: np.random.Generator, tissue: Array, mask: Array, body: Anatomy, g: Frame
+) -> tuple[Array, tuple[str, ...]]:
+    """Paint confluent ground glass, with thick septa and consolidated parts in some patients.
+
+    It fills a given share of the lungs, mostly peripheral, posterior and basal. Arguments and result are those of
+    `add_stage_lesions`.
+    """
+
+    def highest(field: Array, inside: Array, share: float, blur: float) -> Array:
+        """Sigmoid of a field, one half where the field is exceeded in ``share`` of the voxels ``inside``."""
+        return _falling((np.quantile(field[inside], 1 - share) - field) / blur)
+
+    shape, spacing, inside = tissue.shape, np.array(g.spacing[::-1]), mask > 0
+    depth = distance_inside(inside, spacing).astype(np.float32)
+    lumps = smooth_field(rng, shape, g.spacing, rng.uniform(12, 45))
+    fray = smooth_field(rng, shape, g.spacing, rng.uniform(5, 8))
+    place = (
+        rng.uniform(0, 2.5) * np.exp(-depth / rng.uniform(6, 30))
+        + rng.uniform(-0.2, 1.5) * g.y / body.half_depth
+        - rng.uniform(-0.4, 1.5) * g.z / body.height
+        + rng.uniform(-0.5, 0.5) * np.sign(g.x)
+        + rng.uniform(0.5, 1.5) * lumps
+        + rng.uniform(0.05, 0.25) * fray
+    )
+    load = rng.uniform(*LOADS) if rng.random() < 0.5 else float(np.exp(rng.uniform(*np.log(LOADS))))
+    density = highest(place, inside, load, rng.uniform(0.03, 0.3))
+    if rng.random() < 0.15:  # the subpleural lung may be spared
+        density *= np.clip(depth / rng.uniform(3, 7) - 0.5, 0, 1)
+    texture = filtered_noise(rng, shape, HALF_LENGTH_TO_SIGMA * np.exp(rng.uniform(np.log(1.2), np.log(9))) / spacing)
+    clouds = smooth_field(rng, shape, g.spacing, rng.uniform(12, 30))
+    share = np.exp(rng.uniform(np.log(0.08), np.log(0.6))) * (
+        1 + rng.uniform(0.08, 0.5) * texture + rng.uniform(0.1, 0.35) * clouds
+    )
+    kinds = ["ground glass"]
+    if rng.random() < 0.35:
+        share += rng.uniform(0.15, 0.4) * (np.exp(-((fray / 0.3) ** 2)) - 0.3)
+        kinds = ["crazy paving"]
+    if rng.random() < 0.5:
+        core = place + rng.uniform(0.4, 1.2) * smooth_field(rng, shape, g.spacing, rng.uniform(10, 25))
+        solid = highest(core, inside & (density > 0.5), rng.uniform(0.05, 0.7), rng.uniform(0.05, 0.25))
+        share += solid * np.maximum(rng.uniform(0.7, 1.0) * (1 + rng.uniform(0.05, 0.35) * texture) - share, 0)
+        kinds.append("consolidation")
+    tissue += density * np.clip(share, 0.03, 1) * np.maximum(SOFT - tissue, 0)
+    return density.astype(np.float32), tuple(sorted(kinds))

@@ -19,7 +19,7 @@ from benchmarks.weak_supervision.cohort import (
     write_cohort,
 )
 from datasets.cohort import read_cohort, read_volumes
-from datasets.phantom.hard import Hardness
+from datasets.phantom.make import Hardness
 from tests.volumes import pixels
 from utils.errors import FolderError, SettingsError
 from utils.files import lock_folder

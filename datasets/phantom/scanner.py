@@ -1,0 +1,201 @@
+"""The scanner: where its voxels lie in the body, its slices, sharpness, noise and HU scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from datasets.phantom.body import AIR, Anatomy, cavity_distance, height_above_diaphragm, mediastinum_distance
+from datasets.phantom.geometry import (
+    WARP_KNOT,
+    WARP_SD,
+    Frame,
+    filtered_noise,
+    smooth_field,
+    spline_field,
+    spline_weights,
+)
+
+Array = np.ndarray
+Range = tuple[float, float]
+
+EDGE_SIGMA = 1.3
+"""Sigma in mm of the unsharp mask that enhances edges."""
+
+_COARSE = 4.0  # mm; grid on which the lungs' box is found
+_STEPS = 9  # samples of the mean over a slice
+
+
+def _draw_position(rng: np.random.Generator, body: Anatomy) -> tuple[Array, Array, Array]:
+    """Draw field of view and position of the anatomical origin, (x, y, z) in mm, and the rotation, see `Frame`."""
+    view = float(np.clip(2 * (body.half_width + body.wall) + rng.uniform(-10, 30), 300, 380))
+    cover = float(np.clip((body.height + 70) * rng.uniform(1.0, 1.18), 240, 320))
+    # The lungs extend from about -70 mm to the apex; the couch lies at the lower edge of the field of view.
+    middle = 0.5 * (body.height - 68) + rng.uniform(-6, 6)
+    centre = np.array([view / 2 + rng.uniform(-8, 8), view / 2 + rng.uniform(-22, -2), cover / 2 - middle])
+    angle = np.deg2rad(rng.normal(0, 2.5))
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    return np.array([view, view, cover]), centre, rotation
+
+
+def draw_frame(rng: np.random.Generator, body: Anatomy, size: tuple[int, int, int]) -> Frame:
+    """Draw the frame of a whole scan of ``size`` (z, y, x)."""
+    extent, centre, rotation = _draw_position(rng, body)
+    spacing = tuple((extent / size[::-1]).tolist())
+    axes = [np.arange(n, dtype=np.float32) * s for n, s in zip(size, spacing[::-1], strict=True)]
+    z, y, x = np.meshgrid(*(a - c for a, c in zip(axes, centre[::-1], strict=True)), indexing="ij", sparse=True)
+    turned = (rotation[0, 0] * x + rotation[0, 1] * y, rotation[1, 0] * x + rotation[1, 1] * y, z)
+    warped = [(axis + WARP_SD * smooth_field(rng, size, spacing, WARP_KNOT)).astype(np.float32) for axis in turned]
+    return Frame(spacing, *warped, centre, rotation)
+
+
+def draw_crop_frame(rng: np.random.Generator, body: Anatomy, size: tuple[int, int, int]) -> Frame:
+    """Draw the frame of a crop of ``size`` (z, y, x): its outer voxel centres lie on the box around the lungs."""
+    extent, centre, rotation = _draw_position(rng, body)
+    knots = tuple(int(n) for n in np.ceil(extent[::-1] / WARP_KNOT) + 3)
+    warp = rng.standard_normal((3, *knots), dtype=np.float32)
+
+    def frame(start: Array, spacing: Array, size: tuple[int, int, int]) -> Frame:
+        """The same body on a grid whose first voxel is at the scan position ``start``, (x, y, z) in mm."""
+        places = [a + np.arange(n) * s for a, n, s in zip(start[::-1], size, spacing[::-1], strict=True)]
+        weights = [
+            spline_weights(np.clip(place / WARP_KNOT, 0, count - 3) + 1, count)
+            for place, count in zip(places, knots, strict=True)
+        ]
+        axes = [(place - c).astype(np.float32) for place, c in zip(places, centre[::-1], strict=True)]
+        z, y, x = np.meshgrid(*axes, indexing="ij", sparse=True)
+        turn = rotation.astype(np.float32)
+        turned = (turn[0, 0] * x + turn[0, 1] * y, turn[1, 0] * x + turn[1, 1] * y, z)
+        warped = [
+            (axis + WARP_SD * spline_field(coefficients, weights)).astype(np.float32)
+            for axis, coefficients in zip(turned, warp, strict=True)
+        ]
+        pitch = 0.8 * float(np.sqrt(spacing[0] * spacing[1]))  # voxels are long along z
+        return Frame(tuple(spacing.tolist()), *warped, centre - start, rotation, pitch)
+
+    g = frame(np.zeros(3), np.full(3, _COARSE), tuple(int(n) for n in np.ceil(extent[::-1] / _COARSE)))
+    lung = np.maximum(cavity_distance(body, g) + 2.5, -0.75 * height_above_diaphragm(body, g))
+    inside = np.maximum(lung, -mediastinum_distance(body, g)) < 0
+    filled = [np.flatnonzero(inside.any(tuple({0, 1, 2} - {axis}))) for axis in (2, 1, 0)]
+    start, stop = (np.array([indices[end] for indices in filled]) * _COARSE for end in (0, -1))
+    return frame(start, (stop - start) / (np.array(size[::-1]) - 1), size)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A scanner; ranges are uniform over scans.
+
+    Attributes:
+        slices: slice thickness and distance, in mm.
+        blur: sigma of the in-plane point spread, in mm.
+        edges: strength of the edge enhancement.
+        noise: SD of the noise in tissue, in HU; half of it in air.
+        correlation: sigma of the noise's in-plane correlation, in pixels.
+        gain: maximum relative error of the HU scale, relative to air.
+        offset: maximum HU offset.
+        streaks: whether part of the noise forms streaks along x.
+        levels: grey levels of the window of 1500 HU, for scans stored with 8 bits; None for HU.
+    """
+
+    slices: Range
+    blur: Range
+    edges: Range
+    noise: Range
+    correlation: float
+    gain: float
+    offset: float
+    streaks: bool = False
+    levels: int | None = None
+
+
+SITES: Mapping[str, Site] = {
+    "A": Site((1.0, 1.5), (0.65, 0.9), (0.0, 0.0), (12.0, 22.0), 0.9, 0.01, 10.0),
+    "B": Site((5.0, 5.0), (0.35, 0.5), (0.5, 1.0), (35.0, 70.0), 0.35, 0.01, 15.0),
+    "C": Site((8.0, 10.0), (0.5, 0.8), (0.0, 0.3), (25.0, 50.0), 0.6, 0.015, 20.0, streaks=True),
+    "D": Site((3.0, 7.0), (0.8, 1.3), (0.0, 0.3), (10.0, 25.0), 0.8, 0.08, 40.0, levels=256),
+}
+
+SCANNER = Site((1.0, 1.0), (0.5, 0.8), (0.0, 0.0), (14.0, 40.0), 0.55, 0.0, 0.0)
+"""Thin slices, and HU as they should be."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What one scan is made with; see `Site`."""
+
+    slice_mm: float
+    blur: float
+    edges: float
+    noise: float
+    gain: float
+    offset: float
+    correlation: float
+    streaks: bool = False
+    levels: int | None = None
+
+
+def draw_protocol(rng: np.random.Generator, site: Site) -> Protocol:
+    """Draw the protocol of one scan."""
+    gain, offset = rng.uniform(-site.gain, site.gain), rng.uniform(-site.offset, site.offset)
+    drawn = (float(rng.uniform(*values)) for values in (site.slices, site.blur, site.edges, site.noise))
+    return Protocol(*drawn, gain, offset, site.correlation, site.streaks, site.levels)
+
+
+def slice_matrices(count: int, step: float, thickness: float, start: float) -> tuple[Array, Array]:
+    """Matrices of acquiring slices along z, and of interpolating between them.
+
+    Args:
+        count: number of planes.
+        step: distance of the planes in mm.
+        thickness: slice thickness and distance in mm.
+        start: position of the first slice in mm, at most 0.
+
+    Returns:
+        Mean over each slice, (slices, count), and linear interpolation of the slices at the planes, (count, slices).
+    """
+
+    def mean_over_slices(places: Array) -> Array:
+        """Mean of the linear interpolant of the planes."""
+        offsets = ((np.arange(_STEPS) + 0.5) / _STEPS - 0.5) * thickness
+        at = np.clip((places[:, None] + offsets) / step, 0, count - 1)
+        return np.maximum(0, 1 - np.abs(at[..., None] - np.arange(count))).mean(1)
+
+    if thickness <= step:  # every plane is interpolated between thin slices close to it
+        return mean_over_slices(np.arange(count) * step), np.eye(count)
+    places = np.arange(start, (count - 1) * step + thickness, thickness)
+    at = np.clip((np.arange(count) * step - start) / thickness, 0, len(places) - 1)
+    return mean_over_slices(places), np.maximum(0, 1 - np.abs(at[:, None] - np.arange(len(places))))
+
+
+def acquire(rng: np.random.Generator, hu: Array, spacing: tuple[float, float, float], protocol: Protocol) -> Array:
+    """Simulate a scan.
+
+    Args:
+        rng: random generator.
+        hu: ideal HU, float32 (z, y, x); used as scratch memory.
+        spacing: voxel size in mm, (x, y, z).
+        protocol: of this scan.
+
+    Returns:
+        float32 HU, -1024..3071.
+    """
+    pixel = np.array(spacing[1::-1])
+    blur = np.maximum(protocol.blur / pixel, 0.35)
+    ndimage.gaussian_filter(hu, (0.0, *blur), output=hu, truncate=3)
+    if protocol.edges:
+        hu += protocol.edges * (hu - ndimage.gaussian_filter(hu, (0.0, *(EDGE_SIGMA / pixel)), truncate=3))
+    start = -rng.uniform(0, protocol.slice_mm)
+    mean, back = slice_matrices(len(hu), spacing[2], protocol.slice_mm, start)
+    slices = np.tensordot(mean.astype(np.float32), hu, 1)
+    noise = filtered_noise(rng, slices.shape, np.array([0.0, protocol.correlation, protocol.correlation]))
+    if protocol.streaks:
+        noise = 0.8 * noise + 0.6 * filtered_noise(rng, slices.shape, np.array([0.0, 0.4, 6.0]))
+    slices += protocol.noise * noise * (0.5 + 0.5 * np.clip((slices + 1000) / 300, 0, 1))
+    slices = AIR + (slices - AIR) * (1 + protocol.gain) + protocol.offset
+    if protocol.levels:
+        step = 1500 / (protocol.levels - 1)
+        slices = np.rint(slices / step) * step
+    return np.clip(np.tensordot(back.astype(np.float32), np.rint(slices), 1), -1024, 3071)
