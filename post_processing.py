@@ -14,11 +14,8 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from datasets.scan_options import add_scan_options, chosen_reading
 from evaluation import THRESHOLD

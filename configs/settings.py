@@ -17,14 +17,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from models.losses import CONSTRAINTS, Gates, Weights
-from utils.errors import SettingsError
-from utils.strict_yaml import parse_yaml, read_text, shorten
+from utils.errors import SettingsError, one_line
 
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 FileName = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00-\x1f]*$")]
 
+_LARGEST_FILE = 2**20
+_LONGEST_NUMBER = 40
 _MOST_FINDINGS = 10
 _PUBLISHED = re.compile(r"^[^#\n]*\b(N_CLASSES|IGNORE_LABEL|ITER_SIZE|TRAIN|step_size) *:", re.MULTILINE)
 """Keys that only config files of the published code have."""
@@ -32,12 +33,8 @@ _PUBLISHED = re.compile(r"^[^#\n]*\b(N_CLASSES|IGNORE_LABEL|ITER_SIZE|TRAIN|step
 
 class _Section(BaseModel):
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        alias_generator=str.upper,
-        populate_by_name=True,
+        **{"frozen": True, "extra": "forbid", "strict": True, "allow_inf_nan": False},
+        **{"alias_generator": str.upper, "populate_by_name": True},
     )
 
 
@@ -279,9 +276,66 @@ class Settings(_Section):
         return yaml.safe_dump(self.model_dump(by_alias=True, mode="json"), sort_keys=False, width=110)
 
 
+class _Loader(yaml.SafeLoader):
+    """A SafeLoader without aliases, tags, repeated keys and very long numbers; ``1e-4`` is a number, as in YAML 1.2.
+
+    Aliases let a short text expand to gigabytes, and tags can construct objects.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        for given, what in ((event.anchor, "anchors (&) and aliases (*)"), (getattr(event, "tag", None), "tags (!)")):
+            if given is not None:
+                _refuse(f"{what} are not supported", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_scalar(self, node: yaml.Node) -> Any:
+        if node.tag.endswith((":int", ":float")) and len(node.value) > _LONGEST_NUMBER:
+            _refuse(f"a number of {len(node.value)} characters", node.start_mark)
+        return super().construct_scalar(node)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                _refuse(f"the key {_shorten(repr(key))} is not a word", node.start_mark)
+            if key in seen:
+                _refuse(f"the key {_shorten(key)} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _refuse(problem: str, mark: yaml.Mark) -> None:
+    raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+
+
+def _shorten(text: str, length: int = 60) -> str:
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def _parse(text: str, source: str) -> Any:
+    """Parse YAML of plain values; `source` stands in error messages."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        problem = _shorten(str(error.problem or error.context), 200)
+        raise SettingsError(f"{source}{line}: {problem}; expected plain YAML") from None
+    except RecursionError:
+        raise SettingsError(f"{source}: nested too deeply; expected sections of settings") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        raise SettingsError(f"{source}: not valid YAML: {_shorten(one_line(error), 200)}") from None
+
+
 def _override(tree: dict[str, Any], assignment: str) -> None:
     key, equals, text = assignment.partition("=")
-    assignment = shorten(assignment, 200)
+    assignment = _shorten(assignment, 200)
     words = key.split(".")
     if not equals or not all(words):
         raise SettingsError(f"{assignment}: expected an override of the form KEY.SUB=value")
@@ -293,19 +347,19 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
         node = node[word]
         if not isinstance(node, dict):
             raise SettingsError(f"{assignment}: {'.'.join(words[: depth + 1])} has no settings below it")
-    node[last] = parse_yaml(text, assignment)
+    node[last] = _parse(text, assignment)
 
 
 def _explain(error: ValidationError, source: str) -> str:
     findings = []
     for item in error.errors():
-        key = ".".join(shorten(str(part)) for part in item["loc"])
+        key = ".".join(_shorten(str(part)) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             finding = f"{key}: unknown setting{_known_keys(item['loc'])}"
         else:
             expected = item["msg"].removeprefix("Value error, ")
             expected = expected[0].lower() + expected[1:] if expected.startswith("Input") else expected
-            given = "" if item["type"] in ("value_error", "missing") else f", got {shorten(repr(item['input']))}"
+            given = "" if item["type"] in ("value_error", "missing") else f", got {_shorten(repr(item['input']))}"
             finding = f"{key}: {expected.replace('input should be', 'expected')}{given}".lstrip(": ")
         findings.append(finding)
     if len(findings) > _MOST_FINDINGS:
@@ -334,26 +388,27 @@ def read_settings(path: Path | str | None = None, overrides: Sequence[str] = ())
     """
     if path is None:
         return read_settings_text("", "settings", overrides)
-    return read_settings_text(read_text(Path(path)), str(path), overrides)
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: not UTF-8 text; expected a YAML file such as configs/Gan.yaml") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}; expected a YAML file such as configs/Gan.yaml") from None
+    if len(content) > _LARGEST_FILE:
+        raise SettingsError(f"{path}: larger than 1 MB; expected a YAML file such as configs/Gan.yaml")
+    return read_settings_text(text, str(path), overrides)
 
 
 def read_settings_text(text: str, source: str, overrides: Sequence[str] = ()) -> Settings:
-    """Read and check settings from YAML.
-
-    Args:
-        text: YAML; missing keys have their published values.
-        source: where the text comes from, for error messages.
-        overrides: as in `read_settings`.
-
-    Raises:
-        SettingsError: as in `read_settings`.
-    """
+    """Read and check settings from YAML; as `read_settings`, `source` stands in error messages."""
     if _PUBLISHED.search(text):
         raise SettingsError(
             f"{source}: a config file of the published code; docs/differences.md says what its keys are called "
             "here, configs/published.yaml has the values of the known one"
         )
-    tree = parse_yaml(text, source)
+    tree = _parse(text, source)
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise SettingsError(f"{source}: expected sections such as EXP and DATASET, got {type(tree).__name__}")

@@ -16,11 +16,11 @@ from torch import nn
 
 from datasets.geometry import lps_view, shape_of
 from datasets.lungmask_steps import SIZE, body_boxes, clean, prepare_slice, resize_nearest
+from models.checkpoint import read_torch_file
 from models.engine import Engine, precision_of_lungs
 from utils.distributed import choose_device
-from utils.errors import VolumeError, one_line
+from utils.errors import CheckpointError, VolumeError, one_line
 from utils.progress import progress_bar
-from utils.torch_files import TorchFileError, read_torch_file
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +87,8 @@ def _read_weights(path: Path) -> dict[str, Any]:
         raise VolumeError(f"{path}: no such file; --weights needs a weight file of lungmask's model R231")
     try:
         state = read_torch_file(path)
-    except TorchFileError as error:
-        raise VolumeError(f"{path}: {error}; download lungmask's R231 weights again") from None
+    except CheckpointError as error:
+        raise VolumeError(f"{error}, or download lungmask's R231 weights again") from None
     if not isinstance(state, dict) or not state or not all(torch.is_tensor(v) for v in state.values()):
         raise VolumeError(f"{path}: holds no network weights (expected a state dict of tensors)")
     last = list(state.values())[-1]

@@ -1,12 +1,16 @@
 """Checkpoints of networks: the file of a segmenter, and the weights inside training states and published files.
 
-Files are written atomically, and reading one never runs code in it.
+Files are written atomically. Reading one never runs code in it, and no damage goes unnoticed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import pickle
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +24,6 @@ from models.published import is_published, load_published, without_wrappers
 from models.segmenter import build_segmenter
 from utils.errors import CheckpointError, one_line
 from utils.files import atomic_write
-from utils.torch_files import TorchFileError, read_torch_file
 
 SEGMENTER_FORMAT = "GASNet segmenter"
 STATE_FORMAT = "GASNet training state"
@@ -128,10 +131,10 @@ _ENTRIES = {SEGMENTER_FORMAT: _SegmenterFile, STATE_FORMAT: _StateFile}
 
 
 def save(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint atomically; if anything fails, an earlier file stays.
+    """Write a checkpoint atomically.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file cannot be written; an earlier one stays.
     """
     try:
         with atomic_write(path) as temporary:
@@ -141,19 +144,83 @@ def save(content: Mapping[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path}: cannot be written ({reason}); check the folder and the disk") from None
 
 
+def read_torch_file(path: Path) -> Any:
+    """Read a file of torch.save onto the CPU: plain values, and tensors without NaN or Inf.
+
+    The legacy format, without a zip archive, has no checksums: there, damage in the numbers of a tensor is noticed
+    only where it makes them NaN or Inf.
+
+    Raises:
+        CheckpointError: it cannot be read, is damaged, unpacks to more than it is, or holds more than plain values and
+            dense tensors.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about old protocols of pickle
+            content = torch.load(_checked(path), map_location="cpu", weights_only=True)
+        for name, tensor in _tensors(content):
+            _check_tensor(name, tensor)
+        return content
+    except CheckpointError as error:
+        reason = str(error)
+    except pickle.UnpicklingError:  # torch's own message is a page long
+        reason = "not a file of torch.save, or one that holds more than tensors and plain values, which is never run"
+    except Exception as error:  # what is not such a file makes the reader raise whatever comes to it
+        reason = f"damaged, or not a file of torch.save ({one_line(error)})"
+    raise CheckpointError(f"{path}: {reason}; copy the file again, or save its state_dict alone")
+
+
+def _checked(path: Path) -> BytesIO:
+    """The bytes of a file; of an archive, a new archive of its entries after their checksums were compared.
+
+    torch.load compares no checksums, and may see other entries than Python's zipfile does.
+    """
+    content = path.read_bytes()
+    if not content.startswith(b"PK\x03\x04"):  # as torch.load tells the two formats apart
+        return BytesIO(content)
+    checked = BytesIO()
+    with zipfile.ZipFile(BytesIO(content)) as source, zipfile.ZipFile(checked, "w") as target:
+        entries = source.infolist()
+        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if packed or sum(entry.file_size for entry in entries) > len(content):
+            raise CheckpointError("its entries are compressed or overlap, which torch.save never does")
+        for entry in entries:
+            target.writestr(entry.filename, source.read(entry))
+    checked.seek(0)
+    return checked
+
+
+def _tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested dicts, lists and tuples, with its key."""
+    # Each container once and without recursion: a file may hold one that contains itself, or a million within another.
+    left, seen = [("", content)], set()
+    while left:
+        name, value = left.pop()
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            left += [(str(key), item) for key, item in items]
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    # A few bytes can stand for terabytes by strides of 0.
+    if not dense or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise CheckpointError(f"its entry {name[:100]!r} is not a plain tensor")
+    if not torch.isfinite(tensor).all():
+        raise CheckpointError(f"NaN or Inf in its entry {name[:100]!r}")
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        CheckpointError: the file is missing, damaged, contains more than tensors and plain values, or NaN or Inf,
-            or has one of our formats without its required entries.
+        CheckpointError: as `read_torch_file`; or it has one of our formats without its required entries.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected a checkpoint such as segmenter_best.pth")
-    try:
-        content = read_torch_file(path)
-    except TorchFileError as error:
-        raise CheckpointError(f"{path}: {error}; copy the file again, or save its state_dict alone") from None
+    content = read_torch_file(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds {type(content).__name__}; expected a checkpoint")
     if (kind := content.get("format")) in list(_ENTRIES):
@@ -178,12 +245,7 @@ def save_segmenter(path: Path, segmenter: nn.Module, facts: SegmenterFacts) -> N
         path: path of the file.
         segmenter: S.
         facts: stored with it; its input is required, and its width unless S has an attribute of that name.
-
-    Raises:
-        CheckpointError: the file cannot be written.
     """
-    if facts.trained_on is None:
-        raise ValueError("a segmenter is saved with the input it was trained on")
     content = {"format": SEGMENTER_FORMAT, "version": VERSION, **facts.model_dump(by_alias=True)}
     save({**content, "width": facts.width or segmenter.width, "weights": segmenter.state_dict()}, path)
 
@@ -241,11 +303,7 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def load_generator(path: Path) -> Generator:
-    """Load a generator from a training state or a published ``checkpointG_*.pth``.
-
-    Raises:
-        CheckpointError: the file cannot be read or holds no generator.
-    """
+    """Load a generator from a training state or a published ``checkpointG_*.pth``."""
     weights = _weights(load(path), "generator", path)
     width = _width(weights, "encode1.0.weight", "conv1.0.weight")
     if width is None:
@@ -256,11 +314,7 @@ def load_generator(path: Path) -> Generator:
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Load the weights of a network from one of our files or a published one; a segmenter also from a folder.
-
-    Raises:
-        CheckpointError: the file cannot be read, or its weights do not fit.
-    """
+    """Load the weights of a network from one of our files or a published one; a segmenter also from a folder."""
     kind = type(network).__name__.lower()
     kind = kind if kind in ("generator", "discriminator") else "segmenter"
     if kind == "segmenter":

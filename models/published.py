@@ -54,7 +54,7 @@ _TWO_HEADS = {name: published for name, published in _ONE_HEAD.items() if name !
 }
 
 
-# By title: our modules with their published names, and published layers that the forward pass does not use.
+# Our modules with their published names, and published layers that the forward pass does not use.
 _PUBLISHED = {
     "segmenter": (_SEGMENTER, ("max_cov4", "cov4", "up_cov3", "de_cov3")),
     "generator": (_GENERATOR, ("out_2", "out_3", "out_4")),
@@ -110,9 +110,6 @@ def published_heads(state_dict: Mapping[str, Tensor]) -> int | None:
 
     The layers of the second head are in the state dict of either. With one head, the last linear layer takes all
     features, a multiple of the channels of the lowest level; with two, it takes one value per patch: 50 as published.
-
-    Args:
-        state_dict: tensors by published name.
     """
     plain = without_wrappers(state_dict)
     layer, lowest = plain.get("layer.weight"), plain.get("cov12.0.bias")
@@ -153,17 +150,11 @@ def load_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
             given[name] = tensor
     own = network.state_dict()
     wanted = {_published_name(modules, name): name for name in own}
-    missing = sorted(wanted.keys() - given.keys())
-    extra = sorted(given.keys() - wanted.keys())
-    if missing or extra:
-        raise CheckpointError(
-            f"not the weights of a published {title}: "
-            + "; ".join(
-                f"{len(names)} entries {what}, the first {names[0]}"
-                for what, names in (("missing", missing), ("unknown", extra))
-                if names
+    for names, what in ((wanted.keys() - given.keys(), "missing"), (given.keys() - wanted.keys(), "unknown")):
+        if names:
+            raise CheckpointError(
+                f"not the weights of a published {title}: {len(names)} entries {what}, the first {min(names)}"
             )
-        )
     for name, ours in wanted.items():
         if given[name].shape != own[ours].shape:
             raise CheckpointError(

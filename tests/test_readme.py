@@ -172,19 +172,3 @@ def test_every_command_explains_itself_with_examples_that_it_understands(command
     options = set(re.findall(r"--[\w-]+", examples.split("positional arguments")[0].split("options:")[0]))
     described = set(re.findall(r"--[\w-]+", shown.split("options:")[1]))
     assert options <= described
-
-
-@pytest.mark.fault("PYTHONSAFEPATH=1")
-def test_scripts_find_their_modules_from_any_folder(tmp_path):
-    code = """if True:
-        import runpy, sys
-        before = list(sys.path)
-        for script in sys.argv[1:]:
-            sys.path[:] = before
-            runpy.run_path(script)
-            assert sys.path[: -len(before)], script
-    """
-    command = [sys.executable, "-c", code, *(str(ROOT / name) for name in SCRIPTS)]
-    environment = os.environ | {"PYTHONSAFEPATH": "1"}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment)
-    assert done.returncode == 0, done.stderr

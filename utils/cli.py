@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from pathlib import Path
-from typing import TextIO
 
 from utils import distributed
-from utils.errors import GasnetError, one_line
+from utils.errors import GasnetError
 from utils.ledger import project_version
 
 log = logging.getLogger(__name__)
-
-_PLAIN, _RED, _YELLOW = 0, 31, 33
 
 
 def new_parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
@@ -32,14 +26,13 @@ def new_parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument(
-        "--version", action="version", version=f"GASNet {project_version()}", help="print the version and exit"
-    )
+    version = f"GASNet {project_version()}"
+    parser.add_argument("--version", action="version", version=version, help="print the version and exit")
     return parser
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
-    """Add ``--quiet``, which all processes but the first are always."""
+    """Add ``--quiet``; ranks other than 0 are always quiet."""
     quiet = not distributed.is_rank_zero()
     parser.add_argument(
         "--quiet", action="store_true", default=quiet, help="no progress bars, warnings and errors only"
@@ -80,85 +73,48 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def start_logging(quiet: bool) -> None:
-    """Send messages to standard error, warnings and errors only when quiet; of several processes, the first does."""
+    """Send the messages of rank 0 to standard error, warnings and errors only when quiet."""
     level = logging.CRITICAL if not distributed.is_rank_zero() else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
-    for number, name, colour in (
-        (logging.INFO, "info", _PLAIN),
-        (logging.WARNING, "warning", _YELLOW),
-        (logging.ERROR, "error", _RED),
-    ):
-        logging.addLevelName(number, painted(name, colour, sys.stderr))
-
-
-def painted(text: str, colour: int, stream: TextIO) -> str:
-    """A text in a colour (an ANSI code) where the stream is a terminal; NO_COLOR keeps it plain there, too."""
-    if colour == _PLAIN or not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        return text
-    return f"\x1b[{colour}m{text}\x1b[0m"
+    for number, name in ((logging.INFO, "info"), (logging.WARNING, "warning"), (logging.ERROR, "error")):
+        logging.addLevelName(number, name)
 
 
 def run(main: Callable[[], int]) -> int:
     """Run a command; an error that a user can do something about becomes one line and exit code 1.
 
-    Of several processes only the first prints, and of their errors only the one that came first is reported. Characters
-    that the encoding of the terminal lacks are escaped.
+    With several ranks, only rank 0 prints, and only the error that came first is reported.
 
     Returns:
         The exit code: what `main` returned, 1 after an error, 130 after Ctrl-C.
     """
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the shell
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
-        if hasattr(stream := getattr(sys, name), "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    code = _without_traceback(main)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # the interpreter would report it again
-            if stream is sys.stdout:
-                reason = f"{error.strerror}; results are in their files, but not all lines were printed"
-                _print_error(f"standard output: {reason}")
-                code = code or 1
-    return code
-
-
-def _without_traceback(main: Callable[[], int]) -> int:
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # characters that the terminal's encoding lacks
     try:
-        return _with_others(main)
+        return _on_all_ranks(main)
     except GasnetError as error:
-        _print_error(str(error))
+        message = str(error)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            _print_error(name + one_line(error))
-        elif name:
-            _print_error(f"{name}{error.strerror}; check the path, its rights and the disk")
-        else:
-            _print_error(f"{error.strerror or error}; check the disk, the temporary folder and the limits on memory")
+        message = f"{name}{error.strerror or error}; check the path, its rights and the disk"
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, named so as not to import PyTorch for --help
             raise
         reason = str(error).split(". ")[0]
-        _print_error(f"{reason}; use --device cpu or, in training, a smaller SOLVER.BATCH_SIZE")
+        message = f"{reason}; use --device cpu or, in training, a smaller SOLVER.BATCH_SIZE"
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    print(f"error: {message}", file=sys.stderr)
     return 1
 
 
-def _print_error(message: str) -> None:
-    print(f"{painted('error', _RED, sys.stderr)}: {message}", file=sys.stderr)
-
-
-def _with_others(main: Callable[[], int]) -> int:
+def _on_all_ranks(main: Callable[[], int]) -> int:
     distributed.start()
     try:
         with redirect_stdout(sys.stdout if distributed.is_rank_zero() else None):
             code = main()
-    except SystemExit:  # all processes end in the same place
+    except SystemExit:  # raised by all ranks
         distributed.stop()
         raise
     except (Exception, KeyboardInterrupt):

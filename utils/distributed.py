@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -40,8 +41,6 @@ _rank, _world_size = 0, 1
 
 def start() -> None:
     """Initialise the process group under torchrun: NCCL on CUDA, gloo on the CPU.
-
-    The current CUDA device is set to LOCAL_RANK, if there is such a device.
 
     Raises:
         GasnetError: the other ranks cannot be reached.
@@ -161,34 +160,32 @@ def average_over_ranks(tensors: Sequence[Tensor]) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; ``auto`` is the first CUDA device, or the CPU where there is none.
+    """The device of a name: cpu, cuda, cuda:N, or auto for the first CUDA device, or the CPU where there is none.
 
-    Of several processes each takes a CUDA device of its own.
+    With several ranks, each takes a CUDA device of its own.
 
     Raises:
-        GasnetError: there is no such device, or not one for each process.
+        GasnetError: there is no such device, or not one for each rank.
     """
     import torch
 
+    count = torch.cuda.device_count()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         log.info("device: %s", name)
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise GasnetError(f"--device {name}: no such device; expected auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise GasnetError(f"--device {name}: not supported; expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise GasnetError(
-            f"--device {name}: {torch.cuda.device_count()} CUDA device(s) here; use --device cpu, or check the driver"
-        )
-    if device.type == "cuda" and world_size() > 1:
+    if re.fullmatch(r"cpu|cuda(:\d+)?", name) is None:
+        raise GasnetError(f"--device {name}: no such device; expected auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    if (device.index or 0) >= count:
+        raise GasnetError(f"--device {name}: {count} CUDA device(s) here; use --device cpu, or check the driver")
+    if world_size() > 1:
         if device.index is not None:
             raise GasnetError(f"--device {device}: not for several processes; use --device cuda, each takes its own")
-        if local_rank() >= (found := torch.cuda.device_count()):
+        if local_rank() >= count:
             raise GasnetError(
-                f"--device cuda: {found} CUDA device(s) here for more processes; start fewer, or use --device cpu"
+                f"--device cuda: {count} CUDA device(s) here for more processes; start fewer, or use --device cpu"
             )
         return torch.device("cuda", local_rank())
     if device.index is not None:

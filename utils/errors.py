@@ -1,12 +1,8 @@
-"""The errors that a user can do something about.
+"""Errors that a user can do something about.
 
-Every message is one line that names the file or setting, what is wrong with it and what to do. The
-scripts print it after ``error:`` and exit with a non-zero code; anything else that is raised is a bug
-and keeps its traceback.
+Every message is one line that names the file or setting, what is wrong with it and what to do. Commands print it after
+``error:``; anything else that is raised is a bug and keeps its traceback.
 """
-
-import errno
-import resource
 
 
 class GasnetError(Exception):
@@ -38,7 +34,5 @@ class TrainingError(GasnetError):
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """Flatten the text of an error into one line of at most `limit` characters; its type if it has no text."""
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        return f"too many open files, the limit is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}: see ulimit -n"
+    """The text of an error as one line of at most `limit` characters; its type if it has no text."""
     return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import hashlib
 import io
-import logging
 import os
 import re
 import shutil
@@ -18,8 +17,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from utils.errors import FolderError
-
-log = logging.getLogger(__name__)
 
 LEDGER = "ledger"
 """Folder of the ledger in an output folder."""
@@ -39,14 +36,11 @@ def name_in_errors(path: Path) -> Iterator[None]:
 def atomic_write(path: Path) -> Iterator[Path]:
     """A hidden name beside `path` to write to, which takes the place of `path` when the block ends without error.
 
-    Whatever goes wrong, what stood at `path` before stays, and nothing half-written is left; only a kill or a power
-    loss leaves the hidden file, which `lock_folder` removes.
-
-    Args:
-        path: of the file; its folder is made if need be.
+    If anything fails, what stood at `path` before stays, and nothing half-written is left; only a kill or a power loss
+    leaves the hidden file, which `lock_folder` removes. The folder is made if need be.
 
     Raises:
-        OSError: the folder cannot be made or the file not be written or put in place.
+        OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The extension stays, since it tells some writers what to write.
@@ -66,14 +60,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A hidden folder beside `path` to fill, which becomes `path` when the block ends without error.
 
-    Whatever goes wrong, nothing is left; only a kill leaves the hidden folder.
-
-    Args:
-        path: of the folder, which is not there yet, or empty; the folder around it is made if need be.
+    If anything fails, nothing is left; only a kill leaves the hidden folder.
 
     Raises:
-        FolderError: there is something at `path`.
-        OSError: the folder cannot be made or not be put in place.
+        FolderError: there is something at `path` that is not an empty folder.
+        OSError: the folder cannot be written.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FolderError(f"{path}: is not an empty folder; choose another, or remove it")
@@ -190,14 +181,13 @@ def lock_folder(folder: Path, *subfolders: str, part: tuple[int, int] | None = N
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+", encoding="utf-8") as whole:
-        locked = _lock(whole, folder, shared=part is not None)
+        _lock(whole, folder, shared=part is not None)
         if part is not None:
             with (folder / f".lock.{part[0]}-of-{part[1]}").open("a+", encoding="utf-8") as file:
                 _lock(file, folder)
                 yield
             return
-        places = (folder, *(folder / name for name in subfolders), *folder.glob(f"{LEDGER}/*"))
-        for place in places if locked else ():
+        for place in (folder, *(folder / name for name in subfolders), *folder.glob(f"{LEDGER}/*")):
             for left in place.glob(".[0-9]*.partial.*"):
                 left.unlink(missing_ok=True)
         yield
@@ -205,16 +195,15 @@ def lock_folder(folder: Path, *subfolders: str, part: tuple[int, int] | None = N
 
 @contextmanager
 def wait_for_lock(path: Path) -> Iterator[None]:
-    """Lock a file, once no other process has it locked; no lock where the file system has none."""
+    """Lock a file, once no other process has it locked."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        with suppress(OSError):
-            fcntl.lockf(file, fcntl.LOCK_EX)
+        fcntl.lockf(file, fcntl.LOCK_EX)
         yield
 
 
-def _lock(file: TextIO, folder: Path, shared: bool = False) -> bool:
-    """Lock the file and, unless the lock is shared, write down who did; False where the file system has no locks."""
+def _lock(file: TextIO, folder: Path, shared: bool = False) -> None:
+    """Lock the file and, unless the lock is shared, write down who did."""
     try:
         # Unlike those of flock, these locks belong to the process, and not to the file that its children share.
         fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -224,22 +213,14 @@ def _lock(file: TextIO, folder: Path, shared: bool = False) -> bool:
             f"{folder}: {file.read().strip() or 'another process'} is writing here; wait for its end, choose "
             "another folder, or give each task of a job its --part"
         ) from None
-    except OSError as error:
-        log.warning("%s: cannot be locked (%s); see to it that no other run writes here", folder, error.strerror)
-        return False
     file.truncate(0)
     if not shared:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-    return True
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until a file or folder would survive a loss of power, where the file system can tell.
-
-    Raises:
-        OSError: the disk is full or fails.
-    """
+    """Wait until a file or folder would survive a loss of power, where the file system can tell."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

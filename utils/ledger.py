@@ -18,7 +18,6 @@ import platform
 import shlex
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,12 +54,9 @@ Sources = Mapping[str, Sequence[Path]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a result is made from, and how.
+    """What a result is made from, and how: files by role, options (JSON values), and parts that are made on request.
 
-    Attributes:
-        sources: files by role.
-        options: what it depends on, JSON values.
-        wanted: what its fact ``holds`` must name; parts that are made on request.
+    The fact ``holds`` of a result must name all parts that are wanted.
     """
 
     sources: Sources = field(default_factory=dict)
@@ -70,13 +66,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Source:
-    """The files of one role that a result was made from.
-
-    Attributes:
-        path: absolute path of the first of them.
-        sample: checksum of sizes, dates, and a sample of the content, up to 3 MiB of it.
-        content: checksum of the whole content.
-    """
+    """The files of one role: path of the first, and checksums of dates and a sample, and of all bytes."""
 
     path: str
     sample: str
@@ -112,12 +102,7 @@ class Entry:
 
 
 class Ledger:
-    """The results of one kind in an output folder.
-
-    Args:
-        folder: output folder of a command.
-        kind: of results, one word.
-    """
+    """The results of one kind, a word, in the output folder of a command."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.folder, self.kind = folder, kind
@@ -129,12 +114,12 @@ class Ledger:
 
     def entry(self, case_id: str) -> Entry | None:
         """The entry of an id; None if there is none, or if it is damaged."""
+        content = _read_json(self._path(case_id))
         try:
-            content = json.loads(self._path(case_id).read_text(encoding="utf-8"))
             content["sources"] = {role: Source(**source) for role, source in content["sources"].items()}
             entry = Entry(**content)
             return entry if all(isinstance(value, dict) for value in list(vars(entry).values())[:4]) else None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (TypeError, KeyError, AttributeError):
             return None
 
     def difference(self, case_id: str, recipe: Recipe) -> str | None:
@@ -147,9 +132,8 @@ class Ledger:
         if entry is None:
             return "not there"
         for role, paths in recipe.sources.items():
-            before = entry.sources.get(role)
+            before, first = entry.sources.get(role), _first(paths)
             if before is None or not _is_same(before, paths):
-                first = _first(paths)
                 moved = before is not None and Path(before.path).parent != first.parent
                 if role == "scan" and moved and not _is_gone(before.path):
                     raise FolderError(
@@ -169,11 +153,7 @@ class Ledger:
         return f"{missing[0]} is missing" if missing else None
 
     def left(self, recipes: Mapping[str, Recipe], overwrite: bool = False) -> list[str]:
-        """The ids whose results are missing or not up to date; those that are redone are named in a warning.
-
-        Args:
-            recipes: by id.
-            overwrite: redo all.
+        """The ids whose results are missing or not up to date, or all; those that are redone are named in a warning.
 
         Raises:
             FolderError: as `difference`.
@@ -194,14 +174,8 @@ class Ledger:
         Files of an earlier result of this id that are not written again are removed. If the block fails or the process
         is killed, the result is unfinished.
 
-        Args:
-            case_id: id of the result.
-            files: files that the block writes, in the folder.
-            recipe: what it is made from, and how.
-
         Raises:
             FolderError: one of the files, earlier ones included, is somebody else's; the block is not entered.
-            OSError: a file or the entry cannot be read or written.
         """
         files, recipe = list(files), recipe or Recipe()
         before = self._files_of(case_id)
@@ -225,7 +199,6 @@ class Ledger:
 
         Raises:
             FolderError: one of them exists and is somebody else's.
-            OSError: a file cannot be read.
         """
         known = self._files_of(case_id)
         for path in files:
@@ -245,7 +218,6 @@ class Ledger:
 
         Raises:
             FolderError: one of them was changed by somebody else; all stay.
-            OSError: a file cannot be removed.
         """
         paths = [self.folder / name for name in self._files_of(case_id)]
         self.check(case_id, paths)
@@ -253,15 +225,10 @@ class Ledger:
             path.unlink(missing_ok=True)
 
     def check_alone(self, recipes: Mapping[str, Recipe], keys: Sequence[str], overwrite: bool = False) -> None:
-        """Refuse results beside those of other options; results of these recipes are replaced.
-
-        Args:
-            recipes: of the results to write, by id.
-            keys: options that all results of the folder share.
-            overwrite: remove the others.
+        """Refuse results whose ids are not in `recipes` and that differ from these in the options `keys`.
 
         Raises:
-            FolderError: there are results of other options; nothing is removed.
+            FolderError: there are such results, and `overwrite`, which removes them, is False.
         """
         shared = [next(iter(recipes.values())).options.get(key) for key in keys]
         others = {case_id: entry for case_id, entry in self.entries().items() if case_id not in recipes}
@@ -282,7 +249,7 @@ class Ledger:
         Args:
             inputs: files and folders of this run.
             scans: recipes of the scans that are there now, by id.
-            mine: whether this process is to do an id.
+            mine: whether an id belongs to this part.
         """
         roots = [_normal(path) for path in inputs]
         now = {str(_first(scan.sources["scan"])) for scan in scans.values() if "scan" in scan.sources}
@@ -326,6 +293,14 @@ class Ledger:
         return {} if entry is None else entry.files
 
 
+def _read_json(path: Path) -> Any:
+    """The content of an entry; None if it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def _first(paths: Sequence[Path]) -> Path:
     return _normal(min(paths))
 
@@ -334,10 +309,8 @@ def _is_gone(path: Path | str) -> bool:
     """Whether there is no such file; one that cannot be looked for, such as without rights, is not gone."""
     try:
         os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        pass
+    except OSError as error:
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
     return False
 
 
@@ -414,13 +387,8 @@ def is_output(folder: Path) -> bool:
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:
     """The runs that wrote to a folder, the latest last; damaged entries are ignored."""
-    runs = []
-    for path in sorted((folder / LEDGER / "runs").glob("[!.]*.json")):
-        try:
-            runs.append(dict(json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, TypeError):
-            continue
-    return runs
+    runs = [_read_json(path) for path in sorted((folder / LEDGER / "runs").glob("[!.]*.json"))]
+    return [run for run in runs if isinstance(run, dict)]
 
 
 @contextmanager
@@ -443,16 +411,12 @@ def recording(
         settings: of the experiment, if any.
         seed: of everything random, if anything is.
         facts: what else is known, such as the model; JSON values and paths.
-
-    Raises:
-        OSError: the entry cannot be written.
     """
     if not distributed.is_rank_zero():
         yield
         return
-    script = Path(sys.argv[0])
+    script, started = Path(sys.argv[0]), datetime.now().astimezone()
     name = script.name if script.parent.resolve() == ROOT else str(script)
-    started, since = datetime.now().astimezone(), time.monotonic()
     path = folder / LEDGER / "runs" / f"{started:%Y%m%dT%H%M%S.%f}-{os.getpid()}.json"
     record = {
         "command": shlex.join([name, *sys.argv[1:]]),
@@ -467,8 +431,9 @@ def recording(
 
     def write(outcome: str) -> None:
         if outcome != "running":
-            ended = datetime.now().astimezone().isoformat(timespec="seconds")
-            record.update(outcome=outcome, ended=ended, seconds=round(time.monotonic() - since, 3))
+            ended = datetime.now().astimezone()
+            seconds = round((ended - started).total_seconds(), 3)
+            record.update(outcome=outcome, ended=ended.isoformat(timespec="seconds"), seconds=seconds)
         write_text(path, json.dumps(record, indent=2, default=str) + "\n")
 
     write("running")

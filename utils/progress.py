@@ -27,44 +27,20 @@ T = TypeVar("T")
 OF_ONE_ITEM = (ArithmeticError, EOFError, LookupError, MemoryError, OSError, RuntimeError, ValueError)
 """What libraries raise for data that they cannot take, beside what files and memory do."""
 
-SECONDS_BETWEEN_LINES = 30.0
-"""Seconds between two updates of a bar that is not on a terminal."""
 
-
-def progress_bar(
-    items: Iterable[Any] | None,
-    doing: str,
-    *,
-    unit: str,
-    shown: bool = True,
-    total: int | None = None,
-    initial: int = 0,
-    leave: bool = True,
-) -> tqdm:
-    """Create a tqdm bar on standard error; in pipes and files it is updated rarely.
+def progress_bar(items: Iterable[Any] | None, doing: str, *, unit: str, shown: bool = True, **options: Any) -> tqdm:
+    """A tqdm bar on standard error, updated every half minute in pipes and files.
 
     Args:
         items: items to iterate over, or None to call `update` by hand.
         doing: the task, such as ``cropping``.
         unit: name of one item, in the singular.
         shown: False disables the output.
-        total: number of items; by default the length of `items`.
-        initial: number of items done before.
-        leave: keep the finished bar on the terminal.
+        options: of tqdm, such as ``total``.
     """
     terminal = sys.stderr.isatty()
-    return tqdm(
-        items,
-        desc=doing,
-        unit=unit,
-        total=total,
-        initial=initial,
-        leave=leave,
-        disable=not shown,
-        file=sys.stderr,
-        dynamic_ncols=terminal,
-        mininterval=0.1 if terminal else SECONDS_BETWEEN_LINES,
-    )
+    options |= {"dynamic_ncols": terminal, "mininterval": 0.1 if terminal else 30.0}
+    return tqdm(items, doing, unit=unit, disable=not shown, file=sys.stderr, **options)
 
 
 def for_each(
@@ -101,7 +77,6 @@ def for_each(
             except OF_ONE_ITEM as error:
                 failed[case_id] = f"cannot be processed ({type(error).__name__}: {one_line(error)})"
                 log.warning("%s: %s", case_id, failed[case_id])
-                log.debug("%s", case_id, exc_info=True)
             bar.update()
     return failed
 
@@ -189,11 +164,7 @@ def is_in_part(case_id: str, part: tuple[int, int] | None) -> bool:
 
 
 def print_failures(failed: Mapping[str, str]) -> int:
-    """Print one line per failed item at the end of a command.
-
-    Returns:
-        The exit code: 1 if an item failed, otherwise 0.
-    """
+    """Print one line per failed item; return the exit code, 1 if there is any."""
     for case_id, reason in failed.items():
         print(f"failed: {case_id}: {reason}")
     return 1 if failed else 0

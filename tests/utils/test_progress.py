@@ -54,13 +54,6 @@ def test_errors_that_name_their_file_are_passed_on():
     assert failed == {"x": "x.nii: cut short"}
 
 
-@pytest.mark.fault("more open files than")
-def test_too_many_open_files_name_the_limit():
-    failed = for_each({"x": None}, raising(OSError(24, "Too many open files")), "trying", progress=False)
-    assert "too many open files, the limit is " in failed["x"]
-    assert "ulimit -n" in failed["x"]
-
-
 @pytest.mark.parametrize("error", [AssertionError, TypeError, KeyboardInterrupt, SystemExit])
 def test_faults_of_the_program_and_signals_end_the_run(error):
     with pytest.raises(error):

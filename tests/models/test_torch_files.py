@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.torch_files import TorchFileError, read_torch_file
+from models.checkpoint import read_torch_file
+from utils.errors import CheckpointError
 
 CONTENT = {"format": "a", "numbers": [1, 2.5, None], "weights": {f"w{k}": torch.arange(40.0) + k for k in range(3)}}
 MUTANTS = int(os.environ.get("GASNET_MUTANTS", "300"))  # GASNET_MUTANTS=5000 looks further
@@ -31,7 +32,7 @@ def equal(a, b):
 
 
 def refused(path, message="[a-z]"):
-    with pytest.raises(TorchFileError, match=message) as caught:
+    with pytest.raises(CheckpointError, match=message) as caught:
         read_torch_file(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -41,7 +42,7 @@ def read(path):
     """What a file holds, and why it was refused."""
     try:
         return read_torch_file(path), ""
-    except TorchFileError as error:
+    except CheckpointError as error:
         return None, str(error)
 
 
