@@ -16,13 +16,13 @@ from pathlib import Path
 import highdicom as hd
 import numpy as np
 import pydicom
-from pydicom.charset import convert_encodings
+from pydicom.charset import python_encoding
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID
-from pydicom.valuerep import DA, PersonName, validate_value
+from pydicom.valuerep import DA, validate_value
 
 from datasets.scan import Scan
 from datasets.volumes import DEFAULT, Reading
@@ -37,34 +37,21 @@ _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceU
 """UIDs that the standard asks for in every CT, and without which a segmentation belongs to nothing."""
 
 _MAY_BE_EMPTY = (
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"),
+    *("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
 )
 """Attributes of patient and study that the standard lets be empty: where a CT lacks them, so does its segmentation."""
 
-_COPIED = ("StudyDescription", "PositionReferenceIndicator")
-"""What highdicom copies besides `_MAY_BE_EMPTY` and the attributes of the patient's group."""
+_COPIED = (*_MAY_BE_EMPTY, "StudyDescription", "PositionReferenceIndicator")
+"""What highdicom copies besides the attributes of the patient's group."""
 
 _PATIENT = 0x0010
 """Group of the patient's attributes."""
 
-_SEXES = ("", "M", "F", "O")
-
-_ACR_NEMA = {"DA": re.compile(r"(\d{4})\.(\d\d)\.(\d\d)"), "TM": re.compile(r"(\d\d):(\d\d):(\d\d(?:\.\d{1,6})?)")}
-"""Dates and times as DICOM's predecessor wrote them; without their dots and colons they are those of DICOM."""
+_ASCII = ("", "ISO_IR 6", "ISO 2022 IR 6")
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ufffd]")
 """Characters that no name or text has, and the one that stands for bytes that could not be decoded."""
-
-_OF_ALL = ("StudyInstanceUID", "FrameOfReferenceUID")
-"""What all slices of a series share."""
 
 _SERIES_NUMBER = 1000
 """Added to that of the CT, so that both can be told apart in a list."""
@@ -89,12 +76,8 @@ class Source:
 def read_source(scan: Scan, reading: Reading = DEFAULT) -> Source:
     """The headers of a CT series, complete enough for a segmentation.
 
-    What the standard lets be empty is filled in empty where it is missing, and emptied where it is not what the
-    standard allows, with a warning. The distance of the slices is the measured one.
-
-    Args:
-        scan: a DICOM series.
-        reading: how scans are read.
+    What the standard lets be empty is filled in empty where it is missing. What pydicom does not validate is left
+    empty, with a warning. The distance of the slices is the measured one.
 
     Raises:
         VolumeError: there is no such series, or a header lacks what a segmentation needs, or holds it damaged.
@@ -105,14 +88,16 @@ def read_source(scan: Scan, reading: Reading = DEFAULT) -> Source:
     frames = [one.frame for one in series.slices]
     paths = tuple(dict.fromkeys(series.files))
     if frames[0] is not None and len(paths) > 1:
-        raise VolumeError(f"{paths[0]}: slices in {len(paths)} files of several, of which no DICOM SEG is made")
+        raise VolumeError(
+            f"{paths[0]}: the series is spread over {len(paths)} multi-frame files; a DICOM SEG needs one"
+        )
     headers: list[Dataset] = []
     emptied: set[str] = set()
     for path in paths:
         with warnings.catch_warnings(action="ignore"):  # what matters is checked
             header = pydicom.dcmread(path, stop_before_pixels=True)
             emptied |= _complete(path, header)
-        for name in _OF_ALL:
+        for name in ("StudyInstanceUID", "FrameOfReferenceUID"):
             if headers and header[name].value != headers[0][name].value:
                 raise VolumeError(
                     f"{path}: its {name} differs from that of {paths[0].name}, a DICOM SEG needs one; export the "
@@ -128,10 +113,7 @@ def read_source(scan: Scan, reading: Reading = DEFAULT) -> Source:
 
 
 def _complete(path: Path, header: Dataset) -> set[str]:
-    """Fill in what may be empty and empty what is not allowed; all text becomes Unicode.
-
-    Returns:
-        Names of what was emptied or left out.
+    """Fill in what may be empty and empty what is not valid; all text becomes Unicode. Returns names of the emptied.
 
     Raises:
         VolumeError: a UID is missing or damaged.
@@ -142,18 +124,18 @@ def _complete(path: Path, header: Dataset) -> set[str]:
                 f"{path}: has no valid {name}, which a DICOM SEG needs; export the series again, or leave out "
                 "--dicom-seg"
             )
-    encodings = _encodings(header)
+    declared = header.get("SpecificCharacterSet") or ""
+    sets = declared if isinstance(declared, MultiValue) else [declared]
+    # pydicom reads text of undeclared or unknown sets as Latin-1; DICOM has ASCII there.
+    ascii_only = all(one in _ASCII for one in sets) or not all(one in python_encoding for one in sets)
     emptied = set()
-    names = (*_MAY_BE_EMPTY, *_COPIED)
-    for element in [e for e in header if e.tag.group == _PATIENT or e.keyword in names]:
-        if element.VR == "SQ":
-            continue
-        text = _text_of(element, encodings)
-        if text is not None and _allowed(element, text):
-            element.value = text
-        else:
-            emptied.add(element.keyword or str(element.tag))
-            del header[element.tag]
+    for element in [e for e in header if e.tag.group == _PATIENT or e.keyword in _COPIED]:
+        if element.VR != "SQ":
+            try:
+                element.value = _valid_text(element, ascii_only)
+            except ValueError:
+                emptied.add(element.keyword or str(element.tag))
+                del header[element.tag]
     for name in _MAY_BE_EMPTY:
         if name not in header:
             setattr(header, name, "")
@@ -161,45 +143,19 @@ def _complete(path: Path, header: Dataset) -> set[str]:
     return emptied
 
 
-def _encodings(header: Dataset) -> list[str] | None:
-    """Python's names of the character sets of a header; None for ASCII, and for sets that are not known."""
-    declared = header.get("SpecificCharacterSet") or "ISO_IR 6"
-    if declared in ("ISO_IR 6", "ISO 2022 IR 6"):
-        return None
-    try:
-        with warnings.catch_warnings(action="error"):
-            return convert_encodings(declared)
-    except (LookupError, UserWarning):
-        return None
+def _valid_text(element: DataElement, ascii_only: bool) -> str:
+    """The value of an element as text.
 
-
-def _text_of(element: DataElement, encodings: list[str] | None) -> str | None:
-    """The value of an element as text; None if it has several values, or bytes that its character sets do not have."""
-    value = element.value
-    if isinstance(value, MultiValue):
-        return None
-    if isinstance(value, PersonName) and value.original_string and encodings is not None:
-        value = PersonName(value.original_string, encodings)
-    text = "" if value is None else str(value)
-    # pydicom reads undeclared text as Latin-1; DICOM has ASCII there, and the true character set is not known.
-    if encodings is None and not text.isascii():
-        return None
-    if (form := _ACR_NEMA.get(element.VR)) is not None and (found := form.fullmatch(text)) is not None:
-        return "".join(found.groups())
+    Raises:
+        ValueError: it is not what the standard allows.
+    """
+    text = "" if element.value is None else str(element.value)
+    if isinstance(element.value, MultiValue) or _CONTROL.search(text) or (ascii_only and not text.isascii()):
+        raise ValueError(text)
+    validate_value(element.VR, text, pydicom.config.RAISE)
+    if element.VR == "DA":
+        DA(text)  # whether there is such a day
     return text
-
-
-def _allowed(element: DataElement, text: str) -> bool:
-    """Whether the standard allows a text as the value of an element."""
-    if _CONTROL.search(text) or (element.keyword == "PatientSex" and text not in _SEXES):
-        return False
-    try:
-        validate_value(element.VR, text, pydicom.config.RAISE)
-        if element.VR == "DA":
-            DA(text)  # whether there is such a day
-    except ValueError:
-        return False
-    return True
 
 
 def make_dicom_seg(mask: np.ndarray, source: Source, version: str, model: str, threshold: float) -> hd.seg.Segmentation:

@@ -1,23 +1,7 @@
-"""Scores of predicted lesion masks, one scan at a time and over a cohort.
+"""Scores of predicted lesion masks, one scan at a time and over a cohort; docs/scores.md defines them.
 
-The scores of a scan are a row, a dictionary with the keys `COLUMNS`. A scan without lesion has no Dice: there is
-nothing to overlap with. It is scored by the volume that was found all the same. The rule for empty masks, of all scores
-(None: undefined, an empty cell):
-
-    score                          truth and prediction   only the truth is      only the prediction is
-                                   are empty              empty                  empty
-    dice, iou, sensitivity         None                   None                   0
-    specificity                    None                   None                   1
-    hd95_mm                        None                   None                   None, and counted in the summary
-    surface_dice                   None                   None                   0
-    volume_error_ml                0                      predicted_ml           -true_ml
-    volume_error_percent           None                   None                   -100
-    lesions, lesions_found         0, 0                   0, 0                   their number, 0
-    lesion_sensitivity, lesion_f1  None                   None                   0
-    false_positive_lesions         0                      all that was found     0
-    false_positive_ml              0                      predicted_ml           None
-
-Where the truth is not known, all that compares with it is None.
+The scores of a scan are a row, a dictionary with the keys `COLUMNS`. What is undefined is None, an empty cell: a scan
+without lesion has no Dice, and where the truth is not known, all that compares with it is None.
 """
 
 from __future__ import annotations
@@ -26,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 from scipy import ndimage
 
 from datasets.crop import bounding_box
-from evaluation.surface import surface_distances
 
 RATIOS = ("dice", "sensitivity", "specificity", "iou")
 
@@ -43,21 +27,13 @@ COLUMNS = (
 CONNECTED = np.ones((3, 3, 3), bool)
 """Voxels that share a face, an edge or a corner belong to one lesion: 26-connected components."""
 
+_ROUNDING_MM = 1e-4
+"""By which a distance may exceed the tolerance: headers keep spacings in single precision."""
+
 Row = dict[str, Any]
 
-
-def ratios(tp: int, fp: int, fn: int, tn: int) -> dict[str, float]:
-    """Dice 2 TP / (2 TP + FP + FN), sensitivity TP / (TP + FN), specificity TN / (TN + FP), IoU TP / (TP + FP + FN)."""
-    return {
-        "dice": _ratio(2 * tp, 2 * tp + fp + fn),
-        "sensitivity": _ratio(tp, tp + fn),
-        "specificity": _ratio(tn, tn + fp),
-        "iou": _ratio(tp, tp + fp + fn),
-    }
-
-
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")
+Distances = tuple[np.ndarray, np.ndarray]
+"""Of each boundary voxel of the prediction to the nearest one of the truth, and the other way round, in mm."""
 
 
 def score_scan(
@@ -94,21 +70,32 @@ def score_scan(
     if truth is None:
         return row
     true, tp = (int(np.count_nonzero(mask)) for mask in (truth, prediction & truth))
-    voxels = tp, predicted - tp, true - tp, truth.size - predicted - true + tp
+    fp, fn = predicted - tp, true - tp
+    tn = truth.size - tp - fp - fn
     row |= {
         "kind": "lesion" if true else "no lesion",
         "true_ml": true * voxel_ml,
         "true_percent_of_lung": 100 * true / lung_voxels,
         "volume_error_ml": (predicted - true) * voxel_ml,
-        "voxels": list(voxels),
+        "voxels": [tp, fp, fn, tn],
     }
     if true:
-        row |= {**ratios(*voxels), "volume_error_percent": 100 * (predicted - true) / true}
+        row |= {
+            "dice": 2 * tp / (2 * tp + fp + fn),
+            "sensitivity": tp / (tp + fn),
+            "specificity": _ratio(tn, tn + fp),
+            "iou": tp / (tp + fp + fn),
+            "volume_error_percent": 100 * (predicted - true) / true,
+        }
     else:
         row["false_positive_ml"] = row["predicted_ml"]
     if tolerance_mm is not None:
         row |= _surfaces_and_lesions(prediction, truth, spacing, tolerance_mm)
     return row
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
 
 
 def _surfaces_and_lesions(
@@ -121,17 +108,15 @@ def _surfaces_and_lesions(
     row |= count_lesions(prediction, truth)
     if prediction.any() and truth.any():
         distances = surface_distances(prediction, truth, spacing)
-        row |= {"hd95_mm": distances.hd95, "surface_dice": distances.surface_dice(tolerance_mm)}
+        row |= {"hd95_mm": hd95(distances), "surface_dice": surface_dice(distances, tolerance_mm)}
     return row
 
 
 def count_lesions(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
-    """Match the lesions of two masks.
+    """Lesion-wise detection by the rule of ISLES 2022 (Hernandez Petzsche et al., Scientific Data 9, 2022).
 
-    The rule is that of the ISLES 2022 challenge (Hernandez Petzsche et al., Scientific Data 9, 2022): a lesion is
-    found if at least one of its voxels is predicted, and a predicted component is a false positive if none of its
-    voxels is lesion. Components are not matched one to one: a single prediction may find several lesions, and several
-    may lie on one. There is no smallest lesion: a single voxel counts.
+    A lesion is found if at least one of its voxels is predicted, and a predicted component is a false positive if none
+    of its voxels is lesion. Components are not matched one to one, and a single voxel counts.
 
     Args:
         prediction: bool, (z, y, x).
@@ -160,6 +145,47 @@ def _components(mask: np.ndarray, inside: np.ndarray) -> tuple[int, int]:
     return int(count), len(np.unique(labels[inside]))
 
 
+def surface_distances(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> Distances:
+    """Distances between the boundary voxels of two masks, which are not empty, from voxel centre to voxel centre.
+
+    Boundary voxels have a face towards a voxel that is not of the mask or towards the end of the volume, as in MONAI's
+    `get_mask_edges`. Time and memory follow the size of the arrays: give the box around both masks only.
+
+    Args:
+        prediction: bool, (z, y, x).
+        truth: bool, of the same shape.
+        spacing: of the voxels in mm, in the order of the axes, (z, y, x).
+    """
+    predicted, true = (mask & ~ndimage.binary_erosion(mask) for mask in (prediction, truth))
+    return _distances(predicted, true, spacing), _distances(true, predicted, spacing)
+
+
+def _distances(start: np.ndarray, target: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """From each voxel of a mask to the nearest one of another, by a map of distances.
+
+    The k-d tree of MONAI's `get_surface_distance` takes minutes where large surfaces lie far apart.
+    """
+    # With a margin, for ITK measures to the contour of the target, and sees none at the end of an image. Voxels inside
+    # of it have a negative distance to that.
+    image = sitk.GetImageFromArray(np.pad(target, 1).astype(np.uint8))
+    image.SetSpacing([float(mm) for mm in reversed(spacing)])
+    distances = sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True)
+    return np.maximum(sitk.GetArrayViewFromImage(distances)[1:-1, 1:-1, 1:-1][start], 0)
+
+
+def hd95(distances: Distances) -> float:
+    """The larger one of the two directed 95th percentiles, in mm, as MONAI's `compute_hausdorff_distance`."""
+    return float(max(np.percentile(directed, 95) for directed in distances))
+
+
+def surface_dice(distances: Distances, tolerance_mm: float) -> float:
+    """The share, 0 to 1, of both surfaces that lies within a tolerance of the other one.
+
+    Of Nikolov et al. (arXiv:1809.04430), on boundary voxels as in MONAI's `compute_surface_dice`.
+    """
+    return float(np.mean(np.concatenate(distances) <= tolerance_mm + _ROUNDING_MM))
+
+
 def mean_and_deviation(values: Iterable[float | None]) -> dict[str, float] | None:
     """Mean and population standard deviation of the values that are not None; None of nothing."""
     known = [value for value in values if value is not None]
@@ -179,15 +205,15 @@ def summarise(rows: Iterable[Row]) -> dict[str, Any]:
     rows = list(rows)
     lesion, healthy, unknown = ([r for r in rows if r["kind"] == k] for k in ("lesion", "no lesion", "unknown"))
     means = (*RATIOS, "predicted_ml", "true_ml", "volume_error_ml", "volume_error_percent")
-    counted = [row["voxels"] for row in rows if row["voxels"] is not None]
-    tp, fp, fn, tn = (sum(column) for column in zip(*counted, strict=True)) if counted else (0, 0, 0, 0)
+    pooled = None
+    if counted := [row["voxels"] for row in rows if row["voxels"] is not None]:
+        tp, fp, fn, tn = (sum(column) for column in zip(*counted, strict=True))
+        pooled = {"iou_lesion": _ratio(tp, tp + fp + fn), "iou_background": _ratio(tn, tn + fp + fn)}
     return {
         "lesion": {"scans": len(lesion), **{n: _mean(lesion, n) for n in means}, **_summarise_details(lesion)},
         "no_lesion": {**_found_in(healthy, "false_positive_ml"), **_false_positives(healthy)},
         "unknown": _found_in(unknown, "predicted_ml"),
-        "pooled": {"iou_lesion": _ratio(tp, tp + fp + fn), "iou_background": _ratio(tn, tn + fp + fn)}
-        if counted
-        else None,
+        "pooled": pooled,
     }
 
 
@@ -205,12 +231,9 @@ def _summarise_details(rows: Sequence[Row]) -> Row:
     if not rows:
         return {}
     defined = sum(row["hd95_mm"] is not None for row in rows)
+    distance = _mean(rows, "hd95_mm") or {"mean": None, "std": None}
     return {
-        "hd95_mm": {
-            "scans": defined,
-            "undefined": len(rows) - defined,
-            **(_mean(rows, "hd95_mm") or {"mean": None, "std": None}),
-        },
+        "hd95_mm": {"scans": defined, "undefined": len(rows) - defined, **distance},
         "surface_dice": {"tolerance_mm": rows[0]["tolerance_mm"], **_mean(rows, "surface_dice")},
         "lesions": sum(row["lesions"] for row in rows),
         "lesions_found": sum(row["lesions_found"] for row in rows),
@@ -234,8 +257,17 @@ def as_table(summary: dict[str, Any]) -> str:
         lines += [_line(lesion, name, "%", 100) for name in RATIOS]
         lines += [_line(lesion, name, "ml") for name in ("predicted_ml", "true_ml", "volume_error_ml")]
         lines.append(_line(lesion, "volume_error_percent", "%"))
-        if "hd95_mm" in lesion:
-            lines += _lines_of_details(lesion)
+        if hd95_mm := lesion.get("hd95_mm"):
+            over = f"(over {hd95_mm['scans']} scans; in {hd95_mm['undefined']} nothing was found)"
+            tolerance = f"(within {lesion['surface_dice']['tolerance_mm']:g} mm)"
+            found = f"({lesion['lesions_found']} of {lesion['lesions']} lesions found)"
+            lines += [
+                _line(lesion, "hd95_mm", "mm") + (f"  {over}" if hd95_mm["undefined"] else ""),
+                f"{_line(lesion, 'surface_dice', '%', 100)}  {tolerance}",
+                f"{_line(lesion, 'lesion_sensitivity', '%', 100)}  {found}",
+                _line(lesion, "false_positive_lesions"),
+                _line(lesion, "lesion_f1", "%", 100),
+            ]
     for what, part, name in (("without lesion", no_lesion, "false_positive_ml"), ("unknown", unknown, "predicted_ml")):
         if part["scans"]:
             lines.append(f"{what} ({part['scans']} scans, something found in {part['scans_with_prediction']})")
@@ -243,19 +275,6 @@ def as_table(summary: dict[str, Any]) -> str:
             if "false_positive_lesions" in part:
                 lines.append(_line(part, "false_positive_lesions"))
     return "\n".join(lines)
-
-
-def _lines_of_details(lesion: Row) -> list[str]:
-    hd95 = lesion["hd95_mm"]
-    missing = f"  (over {hd95['scans']} scans; in {hd95['undefined']} nothing was found)" if hd95["undefined"] else ""
-    found = f"  ({lesion['lesions_found']} of {lesion['lesions']} lesions found)"
-    return [
-        _line(lesion, "hd95_mm", "mm") + missing,
-        _line(lesion, "surface_dice", "%", 100) + f"  (within {lesion['surface_dice']['tolerance_mm']:g} mm)",
-        _line(lesion, "lesion_sensitivity", "%", 100) + found,
-        _line(lesion, "false_positive_lesions"),
-        _line(lesion, "lesion_f1", "%", 100),
-    ]
 
 
 def _line(part: Row, name: str, unit: str = "", factor: float = 1) -> str:
