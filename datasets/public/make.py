@@ -1,28 +1,267 @@
-"""The cohort of a public data set: scans found, checked, cropped and listed, and the report on them."""
+"""The cohort of a public data set: scans found, checked, cropped and listed, and the report on them.
+
+A file is identified by the nearest folder above it that has one of the set's names, however deep the archives were
+unpacked, and by its own name.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+import logging
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
 
 from datasets.cohort import CROPS, FOLDERS, LIST_FOLDER, check_id_lists, write_id_lists
 from datasets.crop import LungMaskCrop
 from datasets.crop_scans import Masks, crop_scan
 from datasets.lung_finders import Lungs
-from datasets.public.find import Found, check_masks, find_public_scans
-from datasets.public.lists import chosen_labels, make_lists, natural
-from datasets.public.sets import GREY_WINDOW, HELD_OUT, LESION, LUNG, SETS, Labels, PublicSet
-from datasets.volumes import Reading
+from datasets.public.sets import CT, GREY_WINDOW, HELD_OUT, LESION, LUNG, SETS, Case, Labels, PublicSet
+from datasets.scan import Scan
+from datasets.volumes import Reading, is_volume_file, read_labels
 from utils import distributed
-from utils.errors import CohortError
-from utils.files import write_text
+from utils.errors import CohortError, VolumeError
+from utils.files import walk_files, write_text
 from utils.ledger import Ledger, Recipe, recording
 from utils.progress import do_left, for_each, print_failures
 
+log = logging.getLogger(__name__)
+
 _MOST_LINES = 20
+
+
+class Mask(NamedTuple):
+    """A mask file and its labels."""
+
+    path: Path
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class PublicScan:
+    """A scan of a public set.
+
+    Attributes:
+        id: id, unique over all sets.
+        group: its list, unless it is labelled or held out.
+        patient: equal for scans of the same patient.
+        ct: the CT.
+        lesion: lesion mask; None if the set has none for this scan.
+        lung: lung mask; None if lungs are to be found.
+        grey: whether the CT is distributed as grey values 0..255.
+    """
+
+    id: str
+    group: str
+    patient: str
+    ct: Scan
+    lesion: Mask | None = None
+    lung: Mask | None = None
+    grey: bool = False
+
+
+@dataclass
+class Found:
+    """The content of an unpacked download.
+
+    Attributes:
+        scans: complete scans by id.
+        failed: reason by id of the incomplete ones.
+        counts: number of files found and number in the complete set, by kind of file.
+        odd: other findings, one line each.
+    """
+
+    scans: dict[str, PublicScan] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    odd: list[str] = field(default_factory=list)
+
+
+def find_public_scans(public_set: PublicSet, download: Path, skip: Path | None = None) -> Found:
+    """Find the scans of a public set, and match their masks to them; reads no voxels.
+
+    Args:
+        public_set: the set; if it has lung masks, every scan needs one.
+        download: folder in which the download was unpacked.
+        skip: folder below `download` that is not part of it.
+
+    Raises:
+        VolumeError: there is no such folder, or it has no CT of the set.
+    """
+    title = public_set.title
+    if not download.is_dir():
+        raise VolumeError(f"{download}: no such folder; expected the unpacked download of {title}")
+    found, counts = Found(), dict.fromkeys(public_set.expected, 0)
+    files: dict[Case, dict[str, list[Path]]] = {}
+    for path in walk_files(download, lambda folder: skip is not None and folder.resolve() == skip.resolve()):
+        kind, case = public_set.kind(path.relative_to(download)), public_set.case(path.name)
+        if not is_volume_file(path):
+            found.odd.append(f"{path}: no volume")
+        elif kind is None or case is None:
+            found.odd.append(f"{path}: {'in no folder' if kind is None else 'not a name'} of {title}; ignored")
+        else:
+            files.setdefault(case, {}).setdefault(kind, []).append(path)
+            counts[public_set.row(kind, case)] += 1
+    found.counts = {row: (number, public_set.expected[row]) for row, number in counts.items()}
+    if public_set.missing_lesions_note and counts[f"{LESION}s"] < public_set.expected[f"{LESION}s"]:
+        found.odd.append(public_set.missing_lesions_note)
+    for case in sorted(files, key=lambda case: case.id):
+        if not any(kind.startswith(CT) for kind in files[case]):
+            paths = [str(path) for paths in files[case].values() for path in paths]
+            found.odd.append(f"{', '.join(paths)}: no CT for it; ignored")
+            continue
+        try:
+            found.scans[case.id] = _scan(public_set, case, files[case], found.odd)
+        except VolumeError as error:
+            found.failed[case.id] = str(error)
+    if not found.scans and not found.failed:
+        expected = " or ".join(f"{name}/" for name, kind in public_set.folders.items() if kind.startswith(CT))
+        raise VolumeError(f"{download}: no CT of {title} here; expected {expected} below it, unpacked")
+    return found
+
+
+def _scan(public_set: PublicSet, case: Case, files: Mapping[str, list[Path]], odd: list[str]) -> PublicScan:
+    """The scan of a case, from its files by kind."""
+
+    def only(paths: Sequence[Path], kind: str) -> Path:
+        if len(paths) > 1:
+            raise VolumeError(f"{' and '.join(map(str, paths))}: {len(paths)} files for one {kind}; keep one of them")
+        return paths[0]
+
+    def mask(wanted: str) -> Mask | None:
+        for kind, labels in public_set.masks.items():
+            if wanted in labels and kind in files:
+                path = only(files[kind], kind)
+                if kind != wanted:
+                    odd.append(f"{case.id}: no {wanted} of its own; taken from {path}")
+                return Mask(path, labels[wanted])
+        return None
+
+    ct = only([path for kind, paths in files.items() if kind.startswith(CT) for path in paths], CT)
+    group = next((group for kind, group in public_set.group_of_kind.items() if kind in files), case.names.group)
+    lesion = mask(LESION)
+    if lesion is None and public_set.groups[group] == "valid":
+        raise VolumeError(f"{ct}: no lesion mask for it; complete the download")
+    if lesion is not None and public_set.groups[group] == "validh":
+        raise VolumeError(f"{ct}: without findings by its folder, but {lesion.path} is a lesion mask; check both")
+    lung = mask(LUNG) if public_set.lung else None
+    if public_set.lung and lung is None:
+        raise VolumeError(f"{ct}: no lung mask for it; complete the download, or use --lungs lungmask")
+    return PublicScan(case.id, group, case.patient, Scan(case.id, ct), lesion, lung, case.names.grey)
+
+
+def check_masks(scan: PublicScan) -> None:
+    """Check the labels of a scan's masks; a lesion mask without lesion is a warning.
+
+    Raises:
+        VolumeError: a mask cannot be read, has labels that the set does not have, or is a lung mask without lung.
+    """
+    for kind, mask in ((LUNG, scan.lung), (LESION, scan.lesion)):
+        if mask is None:
+            continue
+        found = set(np.unique(sitk.GetArrayFromImage(read_labels(mask.path))).tolist())
+        if unknown := sorted(found - mask.labels.known):
+            raise VolumeError(
+                f"{mask.path}: holds the labels {', '.join(map(str, unknown))}, which the set does not have; choose "
+                "the labels that count with --lesion-labels or --lung-labels"
+            )
+        if not found & mask.labels.counted:
+            if kind == LUNG:
+                raise VolumeError(f"{mask.path}: holds no lung; use --lungs lungmask")
+            log.warning("%s: holds no lesion", mask.path)
+
+
+def _natural(case_id: str) -> list[tuple[int, str]]:
+    """Sort key that orders the numbers in ids by value."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", case_id)]
+
+
+def make_lists(
+    public_set: PublicSet,
+    scans: Iterable[PublicScan],
+    labelled: Collection[str],
+    amounts: Mapping[str, int],
+    seed: int,
+) -> dict[str, list[str]]:
+    """Assign the scans of a set to lists.
+
+    Patients of labelled scans are in no other list. The scans of a patient are held out together or not at all.
+
+    Args:
+        public_set: the set.
+        scans: scans of the set.
+        labelled: ids of the labelled scans.
+        amounts: number of scans to hold out by option of `HELD_OUT`.
+        seed: random seed.
+
+    Returns:
+        Ids by list, in order; lists may be empty.
+
+    Raises:
+        CohortError: more scans are to be held out than there are, or than can be held out by whole patients.
+    """
+    trained = {public_set.case(case_id).patient for case_id in labelled}
+    scans = sorted(scans, key=lambda scan: _natural(scan.id))
+    free = [scan for scan in scans if scan.patient not in trained]
+    letter = next(iter(public_set.groups))[0]  # the paper's, of the scans with voxel labels
+    lists = {f"{letter}_labelled": [scan.id for scan in scans if scan.id in labelled]}
+    rng = np.random.default_rng(seed)
+    for option, end in HELD_OUT.items():
+        groups = [group for group, its_option in public_set.groups.items() if its_option == option]
+        if not groups:
+            continue
+        patients: dict[str, list[str]] = {}
+        for scan in free:
+            if scan.group in groups:
+                patients.setdefault(scan.patient, []).append(scan.id)
+        drawn: list[str] = []
+        for k in rng.permutation(len(patients)):
+            ids = list(patients.values())[k]
+            if len(drawn) + len(ids) <= amounts[option]:
+                drawn += ids
+        if len(drawn) < amounts[option]:
+            total = sum(map(len, patients.values()))
+            raise CohortError(
+                f"--{option} asks for {amounts[option]} of {total} scans, by whole patients; ask for fewer"
+            )
+        lists[f"{groups[0].split('_')[0]}_valid{end}"] = sorted(drawn, key=_natural)
+    assigned = {case_id for ids in lists.values() for case_id in ids}
+    for group in public_set.groups:
+        lists[group] = [scan.id for scan in free if scan.group == group and scan.id not in assigned]
+    return lists
+
+
+def chosen_labels(public_set: PublicSet, found: Found, names: Sequence[str] | None) -> list[str]:
+    """Ids of the labelled scans.
+
+    Args:
+        public_set: the set.
+        found: its scans; remarks on the choice are added to its findings.
+        names: names or ids of scans; ``none`` for no scan; None for the set's default.
+
+    Raises:
+        CohortError: there is no such scan, or it has no voxel label.
+    """
+    known = {*found.scans, *found.failed}
+    if names is None:
+        names = [] if public_set.label is None else [public_set.label]
+        if names and names[0] not in known:
+            found.odd.append(f"{names[0]}: would be the labelled scan, but is missing; choose one with --label")
+            known.add(names[0])
+    cases = {name: public_set.case(name) for name in names if list(names) != ["none"]}
+    for name, case in cases.items():
+        if case is None or case.id not in known:
+            raise CohortError(f"--label {name}: no scan of {public_set.title} here")
+        if case.id in found.scans and found.scans[case.id].lesion is None:
+            raise CohortError(f"--label {name}: has no lesion mask; choose a scan that has one")
+    found.odd += dict.fromkeys(case.names.label_note for case in cases.values() if case.names.label_note)
+    return [case.id for case in cases.values()]
 
 
 def make_cohort(options: argparse.Namespace) -> int:
@@ -40,10 +279,16 @@ def make_cohort(options: argparse.Namespace) -> int:
     if options.output.resolve() == options.download.resolve():
         raise CohortError(f"{options.output}: is the download itself; choose another --output")
     public_set = _with_choices(SETS[options.set], options)
-    found, lists = distributed.on_rank_zero(lambda: _find(public_set, options))
-    lungs = (
-        None if public_set.lung else Lungs(options.lungs, options.lungmask_model, options.weights, options.precision)
-    )
+
+    def find() -> tuple[Found, dict[str, list[str]]]:
+        found = find_public_scans(public_set, options.download, skip=options.output)
+        labelled = chosen_labels(public_set, found, options.label)
+        amounts = {option: getattr(options, option) for option in HELD_OUT}
+        return found, make_lists(public_set, found.scans.values(), labelled, amounts, options.seed)
+
+    found, lists = distributed.on_rank_zero(find)
+    lungs = Lungs(options.lungs, options.lungmask_model, options.weights, options.precision)
+    lungs = None if public_set.lung else lungs
     rules = {
         "lungs": "given" if lungs is None else lungs.name,
         "lung_labels": sorted(public_set.lung.counted) if public_set.lung else [],
@@ -55,7 +300,7 @@ def make_cohort(options: argparse.Namespace) -> int:
         print(_as_text(_report(options, found, lists, rules)))
     else:
         _crop(options, found, lists, rules, lungs)
-    return print_failures({case_id: found.failed[case_id] for case_id in sorted(found.failed, key=natural)})
+    return print_failures({case_id: found.failed[case_id] for case_id in sorted(found.failed, key=_natural)})
 
 
 def _with_choices(public_set: PublicSet, options: argparse.Namespace) -> PublicSet:
@@ -69,14 +314,6 @@ def _with_choices(public_set: PublicSet, options: argparse.Namespace) -> PublicS
     return replace(public_set, masks=masks)
 
 
-def _find(public_set: PublicSet, options: argparse.Namespace) -> tuple[Found, dict[str, list[str]]]:
-    """Find the scans, and assign them to lists."""
-    found = find_public_scans(public_set, options.download, skip=options.output)
-    labelled = chosen_labels(public_set, found, options.label)
-    amounts = {option: getattr(options, option) for option in HELD_OUT}
-    return found, make_lists(public_set, found.scans.values(), labelled, amounts, options.seed)
-
-
 def _crop(
     options: argparse.Namespace,
     found: Found,
@@ -87,7 +324,6 @@ def _crop(
     """Crop the scans; write lists and report. Scans that fail move to `found.failed`.
 
     Raises:
-        CohortError: existing crops were made with other rules, and must not be overwritten.
         FolderError: a list was written or edited by somebody else.
     """
     title, output = SETS[options.set].title, options.output
@@ -100,17 +336,6 @@ def _crop(
         {case_id: scan.lung.path for case_id, scan in found.scans.items()} if lungs is None else None,
     )
     recipes = {case_id: Recipe(masks.sources(case_id, scan.ct), made_by) for case_id, scan in found.scans.items()}
-
-    def check() -> None:
-        check_id_lists(output, {name: ids or None for name, ids in lists.items()}, options.set)
-        entries = {} if options.overwrite else ledger.entries()
-        for before in (entries[case_id].options for case_id in recipes if case_id in entries):
-            differ = [f"{key} {before.get(key)}, now {now}" for key, now in rules.items() if before.get(key) != now]
-            if differ:
-                raise CohortError(
-                    f"{output}: scans here were made with {'; '.join(differ)}; --overwrite replaces them, another "
-                    "--output keeps them"
-                )
 
     def begin() -> Callable[[str, Recipe], None]:
         finder = None if lungs is None else lungs.finder(device)
@@ -129,13 +354,13 @@ def _crop(
 
         return crop
 
-    path = output / f"public_{options.set}.json"
+    path, progress = output / f"public_{options.set}.json", not options.quiet
     with (
         distributed.lock_folder_on_rank_zero(output, *FOLDERS, LIST_FOLDER),
         recording(output, device=device, seed=options.seed, rules=rules),
     ):
-        distributed.on_rank_zero(check)
-        progress = not options.quiet
+        wanted = {name: ids or None for name, ids in lists.items()}
+        distributed.on_rank_zero(lambda: check_id_lists(output, wanted, options.set))
         found.failed |= do_left(ledger, recipes, begin, "cropping", overwrite=options.overwrite, progress=progress)
         report = _report(options, found, lists, rules)
         if distributed.is_rank_zero():
@@ -173,7 +398,7 @@ def _report(
         "odd": found.odd,
         "failed": found.failed,
         "lists": {name: ids for name, ids in lists.items() if ids},
-        "in_no_list": sorted(whole.difference(*lists.values()), key=natural),
+        "in_no_list": sorted(whole.difference(*lists.values()), key=_natural),
     }
 
 

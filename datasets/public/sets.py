@@ -1,7 +1,12 @@
 """The public data sets as tables: names of files and folders, meaning of labels, groups of scans.
 
-A case is the name of a scan within its set; its id is the name of the set and the case. To add a set, describe it here
-and add it to `SETS`.
+| set | scans | ids | lists |
+|---|---|---|---|
+| CovidSeg (A) | 20, all labelled | covidseg_coronacases_001, covidseg_radiopaedia_10_85902_1 | A_sub1, A_sub2 |
+| MedSeg (B) | 9, all labelled | medseg_1 | B |
+| MosMed (C, D) | 1110, 50 labelled | mosmed_study_0255 | C, D_healthy, D_diseased |
+
+To add a set, describe it here and add it to `SETS`.
 """
 
 from __future__ import annotations
@@ -23,12 +28,7 @@ HELD_OUT = {"valid": "", "validh": "_healthy", "validwl": "_diseased"}
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of a kind of mask.
-
-    Attributes:
-        counted: labels that are lung, or lesion.
-        known: labels that may occur; others are refused.
-    """
+    """The labels of a kind of mask: those that are lung, or lesion, and those that may occur; others are refused."""
 
     counted: Set[int]
     known: Set[int] = frozenset(range(256))
@@ -39,10 +39,10 @@ class Names:
     """How the files of some of a set's scans are called, and what follows from that.
 
     Attributes:
-        pattern: of the whole name, in lower case and without extension, and of the case; its groups are numbers.
-        case: format of the case with these numbers, the same for all spellings.
+        pattern: of the whole name, in lower case and without extension; its groups are numbers.
+        case: format of the scan's name with these numbers, the same for all spellings.
         group: group of the scans, unless one of their files decides it (`PublicSet.group_of_kind`).
-        patient: format of the patient with the numbers; by default every case is a patient.
+        patient: format of the patient with the numbers; by default every scan is a patient.
         grey: whether these CTs are distributed as grey values 0..255.
         label_note: remark if such a scan is the labelled one.
     """
@@ -57,7 +57,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Case:
-    """A scan of a set, as its name tells: its id, how it is called, and its patient."""
+    """A scan of a set, as its name tells: its id (set and name), how it is called, and its patient."""
 
     id: str
     names: Names
@@ -93,11 +93,6 @@ class PublicSet:
     group_of_kind: Mapping[str, str] = field(default_factory=dict)
     label: str | None = None
     missing_lesions_note: str | None = None
-
-    @property
-    def letter(self) -> str:
-        """The paper's letter of its voxel-labelled scans."""
-        return next(iter(self.groups))[0]
 
     @property
     def lung(self) -> Labels | None:

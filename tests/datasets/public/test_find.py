@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from datasets.public.find import find_public_scans
+from datasets.public.make import find_public_scans
 from datasets.public.sets import COVIDSEG, LUNG, MEDSEG, MOSMED, SETS
 from tests.volumes import touched
 from utils.errors import VolumeError
@@ -39,44 +39,34 @@ def medseg(folder):
     return folder
 
 
-def mosmed(folder):
-    """MosMed as a whole: its 1110 scans and 50 masks."""
+def mosmed(folder, counts=(254, 684, 125, 45, 2), labelled=50):
+    """MosMed, by default as a whole: its 1110 scans and 50 masks, from the first scan of CT-1 on."""
     number = 0
-    for grade, count in enumerate((254, 684, 125, 45, 2)):
+    for grade, count in enumerate(counts):
         names = [f"study_{k:04d}.nii.gz" for k in range(number + 1, number + count + 1)]
         touched(folder / "studies" / f"CT-{grade}", *names)
         number += count
-    touched(folder / "masks", *(f"study_{k:04d}_mask.nii.gz" for k in range(255, 305)))
+    touched(folder / "masks", *(f"study_{k:04d}_mask.nii.gz" for k in range(counts[0] + 1, counts[0] + labelled + 1)))
     return folder
 
 
+SHORT_NAMES = ("COVID-19-CT-Seg_20cases/{}.nii.gz", "Lung_Mask/{}.nii.gz", "Infection_Mask/{}.nii.gz")
+LONG_NAMES = (f"ct_scans/{LONG[11]}.nii", "lung_mask/{}.nii", "infection_mask/{}.nii")
+
+
 @pytest.mark.parametrize(
-    ("layout", "ct", "lung", "lesion"),
-    [
-        (
-            first_layout,
-            "ct_scans/radiopaedia_org_covid-19-pneumonia-10_85902_3-dcm.nii",
-            "lung_mask/radiopaedia_10_85902_3.nii",
-            "infection_mask/radiopaedia_10_85902_3.nii",
-        ),
-        (
-            second_layout,
-            "COVID-19-CT-Seg_20cases/radiopaedia_10_85902_3.nii.gz",
-            "Lung_Mask/radiopaedia_10_85902_3.nii.gz",
-            "Infection_Mask/radiopaedia_10_85902_3.nii.gz",
-        ),
-    ],
+    ("nested", "layout", "files"),
+    [("", first_layout, LONG_NAMES), ("archive", second_layout, SHORT_NAMES), ("a/b", second_layout, SHORT_NAMES)],
 )
-@pytest.mark.parametrize("nested", ["", "archive", "archive/deeper"])
-def test_both_layouts_of_covidseg(tmp_path, layout, ct, lung, lesion, nested):
+def test_both_layouts_of_covidseg(tmp_path, nested, layout, files):
     layout(tmp_path / nested)
     found = find_public_scans(COVIDSEG, tmp_path)
     assert sorted(found.scans) == sorted(f"covidseg_{name}" for name in SHORT)
     assert (found.failed, found.odd) == ({}, [])
     assert [found.counts[f"CTs of {half}"] for half in ("coronacases", "radiopaedia")] == [(10, 10), (10, 10)]
     scan = found.scans["covidseg_radiopaedia_10_85902_3"]
-    root = tmp_path / nested
-    assert (scan.ct.path, scan.lung.path, scan.lesion.path) == (root / ct, root / lung, root / lesion)
+    expected = [tmp_path / nested / name.format(SHORT[11]) for name in files]
+    assert [scan.ct.path, scan.lung.path, scan.lesion.path] == expected
     for case_id, scan in found.scans.items():
         half = "A_sub2" if "radiopaedia" in case_id else "A_sub1"
         assert (scan.group, scan.grey) == (half, half == "A_sub2")
@@ -147,27 +137,26 @@ def test_missing_masks_cost_their_scans(tmp_path):
 
 @pytest.mark.fault("two files for one CT")
 def test_two_files_for_one_thing_are_never_chosen_from(tmp_path):
-    mosmed(tmp_path)
-    touched(tmp_path / "studies", "CT-2/study_0001.nii.gz", "CT-1/study_0300.nii")
-    touched(tmp_path / "masks", "study_0256_mask.nii")
+    mosmed(tmp_path, (2, 4), 2)
+    touched(tmp_path / "studies", "CT-2/study_0001.nii.gz", "CT-1/study_0006.nii")
+    touched(tmp_path / "masks", "study_0004_mask.nii")
     found = find_public_scans(MOSMED, tmp_path)
-    assert set(found.failed) == {f"mosmed_study_{k}" for k in ("0001", "0300", "0256")}
+    assert set(found.failed) == {f"mosmed_study_{k}" for k in ("0001", "0006", "0004")}
     assert not set(found.failed) & set(found.scans)
     assert "studies/CT-0/study_0001.nii.gz" in found.failed["mosmed_study_0001"]
     assert "studies/CT-2/study_0001.nii.gz: 2 files for one CT" in found.failed["mosmed_study_0001"]
-    assert "2 files for one lesion mask" in found.failed["mosmed_study_0256"]
+    assert "2 files for one lesion mask" in found.failed["mosmed_study_0004"]
 
 
 def test_masks_of_c_that_are_missing_or_contradict_the_folder(tmp_path):
-    mosmed(tmp_path)
+    mosmed(tmp_path, (3, 3), 2)
     touched(tmp_path / "masks", "study_0003_mask.nii.gz")
-    (tmp_path / "masks" / "study_0255_mask.nii.gz").rename(tmp_path / "masks" / "255.nii.gz")
-    (tmp_path / "masks" / "study_0256_mask.nii.gz").unlink()
+    (tmp_path / "masks" / "study_0004_mask.nii.gz").rename(tmp_path / "masks" / "4.nii.gz")
     found = find_public_scans(MOSMED, tmp_path)
     assert "without findings by its folder" in found.failed["mosmed_study_0003"]
-    assert found.scans["mosmed_study_0255"].group == "D_diseased"
+    assert found.scans["mosmed_study_0004"].group == "D_diseased"
     assert any(line.startswith("lesion masks are missing") for line in found.odd)
-    assert any("255.nii.gz: not a name of MosMed" in line for line in found.odd)
+    assert any("4.nii.gz: not a name of MosMed" in line for line in found.odd)
 
 
 @pytest.mark.fault("files that belong to")
@@ -183,7 +172,7 @@ def test_what_belongs_to_nothing_is_named(tmp_path):
         "rp_im/notes.txt": "no volume",
         "rp_im/x.nii.gz": "not a name of MedSeg (B); ignored",
         "elsewhere/1.nii.gz": "in no folder of MedSeg (B); ignored",
-        "rp_im.zip": "an archive; unpack it if its files are missing",
+        "rp_im.zip": "no volume",
     }
 
 
@@ -204,7 +193,4 @@ def test_a_folder_of_something_else(tmp_path, public_set):
         find_public_scans(public_set, tmp_path / "nowhere")
     touched(tmp_path, "scans/1.nii.gz")
     with pytest.raises(VolumeError, match=r"no CT of .* here; expected"):
-        find_public_scans(public_set, tmp_path)
-    touched(tmp_path, "all.zip")
-    with pytest.raises(VolumeError, match="unpack the archives in it"):
         find_public_scans(public_set, tmp_path)
