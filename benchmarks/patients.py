@@ -1,9 +1,9 @@
 """Measures segmenters on CTs of patients: crops, segments and scores them, by group of scans.
 
 FOLDER holds ct/, lung/ (lung masks), lesion/ (lesion masks, for those scans that have one) and lists/<group>.txt with
-one id per line; without lists/, all scans are one group. Scans with lesions are scored by Dice on the crops, with
-a 95 % interval (bootstrap over scans); of the others, the volume that was found is given. Prints a table and, with
---output, writes it as Markdown, and all numbers as JSON beside it.
+one id per line; scans in no list are left out. Without lists/, all scans are one group. Scans with lesions are scored
+by Dice on the crops, with a 95 % interval (bootstrap over scans); of the others, the volume that was found is given.
+Prints a table and, with --output, writes it as Markdown, and all numbers as JSON beside it.
 
 All files are looked for before the first scan is segmented.
 
@@ -100,8 +100,9 @@ def score_patients(
     thresholds = thresholds or [facts.threshold]
     cropper = LungMaskCrop(size=facts.trained_on.size, window=facts.trained_on.window)
     scores: dict[float, dict[str, Row]] = {threshold: {} for threshold in thresholds}
-    for case_id, scan in progress_bar(patients.scans.items(), "segmenting", unit="scan", shown=progress):
-        crops = cropper.crop(scan, patients.lesions.get(case_id), patients.lungs[case_id])
+    listed = sorted({case_id for ids in patients.groups.values() for case_id in ids})
+    for case_id in progress_bar(listed, "segmenting", unit="scan", shown=progress):
+        crops = cropper.crop(patients.scans[case_id], patients.lesions.get(case_id), patients.lungs[case_id])
         image, lung, *lesion = (sitk.GetArrayFromImage(crop) for crop in crops)
         probability = segment(segmenter, image, lung, facts.trained_on.normalization)
         truth = lesion[0] > 0 if lesion else None

@@ -67,6 +67,13 @@ def test_the_table_holds_dice_by_group_and_volumes_elsewhere(folder, model, tmp_
     assert high["groups"]["others"]["ml by scan"]["c"] == 0
 
 
+def test_scans_in_no_list_are_left_out(folder, model, tmp_path, capsys):
+    (folder / "lists" / "patients.txt").write_text("a\n")
+    (folder / "ct" / "b.nii.gz").write_bytes(b"never read")
+    assert main([str(folder), "--model-path", str(model), "--device", "cpu", "--quiet"]) == 0
+    assert "| patients | 1 |" in capsys.readouterr().out
+
+
 def test_without_lists_all_scans_are_one_group(folder):
     assert find_patients(folder).groups == {"all": ["a", "b", "c"]}
 
