@@ -38,7 +38,7 @@ from utils.progress import do_left, is_in_part, print_failures
 if TYPE_CHECKING or __name__ != "__main__":  # for those who import LungMaskCrop; --help does not need it
     from datasets.crop import LungMaskCrop
     from datasets.crop_scans import Masks
-    from datasets.scan import Scan
+    from datasets.volumes import Scan
 
 __all__ = ["LungMaskCrop", "main"]
 

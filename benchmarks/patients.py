@@ -27,8 +27,8 @@ from benchmarks.records import as_json
 from datasets.cohort import read_id_list
 from datasets.crop import LungMaskCrop
 from datasets.pairs import match_masks
-from datasets.scan import Scan
 from datasets.scans import find_scans
+from datasets.volumes import Scan
 from evaluation.inference import segment
 from evaluation.metrics import Row, score_scan
 from models.checkpoint import PUBLISHED_INPUT, load_segmenter

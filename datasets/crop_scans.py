@@ -13,8 +13,7 @@ from datasets.crop import LungMaskCrop
 from datasets.formats import files_of
 from datasets.lung_finders import Lungs
 from datasets.pairs import match_masks
-from datasets.scan import Scan
-from datasets.volumes import Reading, write_volume
+from datasets.volumes import Reading, Scan, write_volume
 from utils.errors import VolumeError
 from utils.ledger import Ledger, Recipe
 

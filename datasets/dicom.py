@@ -21,11 +21,11 @@ import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit, generate_uid
 
 from datasets.dicom_header import NAMES, read_elements
 from utils.errors import VolumeError, one_line
-from utils.files import is_dangling
+from utils.files import atomic_folder, is_dangling
 
 logging.getLogger("pydicom").setLevel(logging.ERROR)  # it logs every oddity of a header; what matters is checked
 
@@ -413,3 +413,55 @@ def _padding_to_air(slices: Sequence[Slice], voxels: np.ndarray) -> np.ndarray:
             if stored * slope + intercept > _HIGHEST_HU:
                 found.add(stored * slope + intercept)
     return np.where(np.isin(voxels, list(found)), voxels.dtype.type(_AIR_HU), voxels) if found else voxels
+
+
+# -------------------------------------------------------------------------------------------- writing
+
+
+def write_series(ct: sitk.Image, folder: Path, patient: str, seed: str) -> None:
+    """Write a CT as a DICOM series, one file per slice, as scanners export it; the folder is created atomically.
+
+    Args:
+        ct: CT in HU, whole numbers of at least -1024.
+        folder: folder of the slices, which must not exist yet.
+        patient: PatientID and PatientName.
+        seed: the UIDs depend only on this text.
+
+    Raises:
+        VolumeError: the folder cannot be written.
+    """
+    stored = (sitk.GetArrayViewFromImage(ct).astype(np.int32) - _AIR_HU).astype(np.uint16)
+    axes, spacing = np.reshape(ct.GetDirection(), (3, 3)).T, ct.GetSpacing()
+    shared = {
+        **{f"{name}UID": generate_uid(entropy_srcs=[seed, name.removesuffix("Instance")]) for name in _SHARED_UIDS},
+        **{"SOPClassUID": CT, "Modality": "CT", "SeriesNumber": 1, "SeriesDescription": "synthetic chest CT"},
+        **{"PatientID": patient, "PatientName": patient, "ImageType": ["DERIVED", "SECONDARY", "AXIAL"], "KVP": None},
+        **{"BodyPartExamined": "CHEST", "PatientPosition": "HFS", "AcquisitionNumber": 1, "SamplesPerPixel": 1},
+        **{"PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15},
+        **{"PixelRepresentation": 0, "RescaleIntercept": _AIR_HU, "RescaleSlope": 1, "RescaleType": "HU"},
+        **dict.fromkeys(_MAY_BE_EMPTY, ""),
+        "ImageOrientationPatient": [f"{cosine:.9g}" for cosine in axes[:2].ravel()],
+        "PixelSpacing": [f"{spacing[1]:.9g}", f"{spacing[0]:.9g}"],
+        "SliceThickness": f"{spacing[2]:.9g}",
+    }
+    try:
+        with atomic_folder(folder) as temporary:
+            for k, plane in enumerate(stored):
+                header = Dataset()
+                header.file_meta = FileMetaDataset()
+                header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+                for name, value in shared.items():
+                    setattr(header, name, value)
+                header.SOPInstanceUID, header.InstanceNumber = generate_uid(entropy_srcs=[seed, str(k)]), k + 1
+                header.ImagePositionPatient = [f"{mm:.9g}" for mm in ct.TransformIndexToPhysicalPoint((0, 0, k))]
+                (header.Rows, header.Columns), header.PixelData = plane.shape, plane.tobytes()
+                header.save_as(temporary / f"slice_{k + 1:04d}.dcm", enforce_file_format=True)
+    except OSError as error:
+        raise VolumeError(f"{folder}: cannot be written ({error.strerror}); check the folder and the disk") from None
+
+
+_SHARED_UIDS = ("StudyInstance", "SeriesInstance", "FrameOfReference")
+_MAY_BE_EMPTY = (
+    *("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber"),
+    *("ReferringPhysicianName", "Manufacturer", "PositionReferenceIndicator"),
+)  # CHEST is unpaired, so no Laterality

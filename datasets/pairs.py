@@ -14,9 +14,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from datasets.scan import Scan
 from datasets.segments import is_segmentation, referenced_series
-from datasets.volumes import is_volume_file, volume_id
+from datasets.volumes import Scan, is_volume_file, volume_id
 from utils.errors import VolumeError
 from utils.files import names_a_file, walk_files
 

@@ -29,9 +29,8 @@ import SimpleITK as sitk
 from datasets.choice import choose_series
 from datasets.dicom import Other, Slice, is_dicom_file, read_slices, short_hash
 from datasets.pairs import is_mask_name, mask_of
-from datasets.scan import Scan
 from datasets.series import Series, common_folder, group_series, studies_of
-from datasets.volumes import DEFAULT, Reading, as_ct, is_volume_file, volume_id
+from datasets.volumes import DEFAULT, Reading, Scan, as_ct, is_volume_file, volume_id
 from utils.errors import VolumeError
 from utils.files import names_a_file, walk_files, without_partial_suffix
 from utils.ledger import LEDGER, is_output

@@ -2,7 +2,7 @@
 
 Everything behind it may trust what it gets: three dimensions, one finite number per voxel, a plausible geometry, and
 all the data that the file's header promises. `datasets.formats` reads volume files, `datasets.segments` segmentations
-with named segments, `datasets.dicom` and `datasets.series` DICOM; `datasets.scans` finds scans, files or series.
+with named segments, `datasets.dicom` and `datasets.series` DICOM; `datasets.scans` finds scans.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from datasets import segments
-from datasets.formats import EXTENSIONS, HEADERS_ALONE, NIFTI, is_separate_header, read_header, read_voxels
-from datasets.geometry import MAX_VOXELS, blank, image_like, located, mask_onto
+from datasets.dicom import read_hu
+from datasets.formats import EXTENSIONS, HEADERS_ALONE, NIFTI, files_of, is_separate_header, read_header, read_voxels
+from datasets.geometry import MAX_VOXELS, blank, check_geometry, image_like, located, mask_onto
 from datasets.plausibility import check_label_values
+from datasets.series import Series
 from datasets.window import unmap_window
 from utils.errors import VolumeError, one_line
 from utils.files import atomic_write, is_dangling
@@ -65,6 +67,62 @@ class Reading:
 
 
 DEFAULT = Reading()
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A CT that was found: a volume file, a DICOM series, or an image."""
+
+    id: str  # names all results of it
+    path: Path  # the file, or the deepest folder that holds all slices
+    series: Series | None = None  # the slices; None for a volume file
+    reason: str = ""  # why this series of its study was taken
+    problem: str | None = None  # why it cannot be read; one line that names the file
+    notes: tuple[str, ...] = ()  # what was concluded about it, and what was passed over in it
+    image: sitk.Image | None = None  # the voxels of a scan that is no file
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def is_dicom(self) -> bool:
+        """Whether the scan is a DICOM series."""
+        return self.series is not None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files of the scan."""
+        return files_of(self.path) if self.series is None else self.series.files
+
+    def complete_series(self, reading: Reading = DEFAULT) -> Series | None:
+        """The DICOM series; None for a volume file.
+
+        Raises:
+            VolumeError: the series is not complete, or larger than `reading` permits.
+        """
+        if self.problem is not None:
+            raise VolumeError(self.problem)
+        if self.series is not None:
+            check_geometry(self, *self.series.geometry, reading.max_voxels)
+        return self.series
+
+    def geometry(self, reading: Reading = DEFAULT) -> sitk.Image:
+        """The geometry of the scan as an image of zeros (uint8), from its headers alone; errors as for `read`."""
+        series = self.complete_series(reading)
+        return read_geometry(self.path, reading) if series is None else blank(*series.geometry)
+
+    def read(self, reading: Reading = DEFAULT) -> sitk.Image:
+        """Read the scan: the values of a file, or a DICOM series in HU (int16 if that holds them).
+
+        Raises:
+            VolumeError: as `read_volume`, or the DICOM series is not complete.
+        """
+        series = self.complete_series(reading)
+        if self.image is not None:
+            return self.image
+        if series is None:
+            return read_volume(self.path, reading)
+        return located(read_hu(series.slices), *series.geometry[1:])
 
 
 def volume_id(path: Path) -> str:
@@ -132,23 +190,24 @@ def as_ct(name: object, image: sitk.Image, reading: Reading = DEFAULT) -> sitk.I
     """
     values = sitk.GetArrayViewFromImage(image)
     lowest, highest = float(values.min()), float(values.max())
-    found = f"{name}: values of {lowest:g}..{highest:g} are not HU"
-    if lowest == highest:
-        raise VolumeError(f"{found}, all are the same; leave the scan out")
-    if not (lowest >= _LOWEST_HU and highest <= _HIGHEST_HU):
-        raise VolumeError(f"{found} of anything; repair the scaling in the header")
-    if (scale := _grey_scale(values, lowest, highest)) is not None:
-        low, high = scale
-        if reading.grey_window is None:
-            example = ", for the CovidSeg scans from Radiopaedia -1250 250" if high == 255 else ""
-            raise VolumeError(
-                f"{found}, but as if mapped to {low:g}..{high:g}; state the HU of {low:g} and {high:g} with "
-                f"--grey-window{example}"
-            )
-        grey = (values - np.float32(low)) * np.float32(255 / (high - low))
+    scale = _grey_scale(values, lowest, highest)
+    if scale is not None and reading.grey_window is not None:
+        grey = (values - np.float32(scale[0])) * np.float32(255 / (scale[1] - scale[0]))
         return image_like(image, unmap_window(grey, reading.grey_window))
-    if lowest > _AIR_HU:
-        raise VolumeError(f"{found} (no air): as if an intercept of -1024 were lost; restore it or leave the scan out")
+    problem = None
+    if lowest == highest:
+        problem = "all are the same; leave the scan out"
+    elif not (lowest >= _LOWEST_HU and highest <= _HIGHEST_HU):
+        problem = "nor can any be; repair the scaling in the header"
+    elif scale is not None:
+        low, high = scale
+        example = ", for the CovidSeg scans from Radiopaedia -1250 250" if high == 255 else ""
+        problem = f"but as if mapped to {low:g}..{high:g}; state the HU of {low:g} and {high:g} with --grey-window"
+        problem += example
+    elif lowest > _AIR_HU:
+        problem = "without air: as if an intercept of -1024 were lost; restore it or leave the scan out"
+    if problem is not None:
+        raise VolumeError(f"{name}: values of {lowest:g}..{highest:g} are not HU, {problem}")
     return image
 
 
@@ -156,7 +215,7 @@ def _grey_scale(values: np.ndarray, lowest: float, highest: float) -> tuple[floa
     """The first of `_GREY_SCALES` that holds all values; None if none does, or the values are those of a mask."""
     for low, high in _GREY_SCALES:
         over = _OVERSHOOT * (high - low)
-        if low - over <= lowest and highest <= high + over:
+        if low - over <= lowest < highest <= high + over:
             return None if high == 1 and not (values % 1).any() else (low, high)
     return None
 
@@ -253,11 +312,8 @@ def _write_nifti(image: sitk.Image, path: Path) -> None:
 def _check_file(path: Path) -> None:
     _check_exists(path)
     if not path.name.lower().endswith(EXTENSIONS):
-        if path.name.lower().endswith((".img", ".img.gz")):
-            raise VolumeError(f"{path}: holds voxels without a header; name the .hdr beside it")
-        raise VolumeError(
-            f"{path}: is none of {', '.join(EXTENSIONS)}; convert it, or name the folder of a DICOM series"
-        )
+        hint = "name the .hdr beside an .img" if ".img" in path.suffixes else "convert it"
+        raise VolumeError(f"{path}: is none of {', '.join(EXTENSIONS)}; {hint}, or name the folder of a DICOM series")
 
 
 def _check_exists(path: Path) -> None:

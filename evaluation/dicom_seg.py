@@ -24,8 +24,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID
 from pydicom.valuerep import DA, validate_value
 
-from datasets.scan import Scan
-from datasets.volumes import DEFAULT, Reading
+from datasets.volumes import DEFAULT, Reading, Scan
 from evaluation.burden import NOTICE
 from utils.errors import VolumeError
 

@@ -22,9 +22,8 @@ from datasets.crop import LungMaskCrop, crop_to_lungs, paste_back, paste_probabi
 from datasets.geometry import image_like, voxel_ml
 from datasets.lung_finders import FindLungs, Lungs
 from datasets.lungs import with_sides
-from datasets.scan import Scan
 from datasets.scans import open_scan
-from datasets.volumes import DEFAULT, Reading
+from datasets.volumes import DEFAULT, Reading, Scan
 from evaluation import THRESHOLD
 from evaluation.burden import Burden, measure_burden
 from evaluation.inference import segment

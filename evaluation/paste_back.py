@@ -7,9 +7,8 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from datasets.crop import lay_over
-from datasets.scan import Scan
 from datasets.scans import open_scan
-from datasets.volumes import DEFAULT, Reading, as_labels, read_volume
+from datasets.volumes import DEFAULT, Reading, Scan, as_labels, read_volume
 from evaluation import THRESHOLD
 from utils.errors import VolumeError
 

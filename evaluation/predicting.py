@@ -17,10 +17,9 @@ import torch
 
 from datasets.cohort import checksum_of_voxels
 from datasets.crop_scans import Masks, given_lung_masks, keep_apart
-from datasets.scan import Scan
 from datasets.scan_options import chosen_lungs
 from datasets.scans import files_of, find_scans, result_name
-from datasets.volumes import write_volume
+from datasets.volumes import Scan, write_volume
 from evaluation.burden import GRADING, NOTICE, Burden
 from evaluation.dicom_seg import make_dicom_seg, read_source
 from evaluation.lesion_segmenter import LesionSegmenter, RawScan

@@ -26,9 +26,8 @@ from datasets.crop import lay_over
 from datasets.crop_scans import Masks, masks_of_scans
 from datasets.geometry import image_like, shape_of
 from datasets.samples import normalise, scan_input
-from datasets.scan import Scan
 from datasets.scans import find_scans
-from datasets.volumes import DEFAULT, Reading, read_mask_on, write_volume
+from datasets.volumes import DEFAULT, Reading, Scan, read_mask_on, write_volume
 from datasets.window import unmap_window
 from evaluation.inference import Prediction, predict_case
 from evaluation.metrics import COLUMNS, Row, as_table, score_scan, summarise

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from datasets import CROP_SIZE, WINDOW
 from datasets.crop import crop_to_lungs
-from datasets.dicom_export import write_series
+from datasets.dicom import write_series
 from datasets.lungmask_model import ARCHITECTURE, load_lungmask
 from datasets.lungmask_steps import HIGHEST_HU, LOWEST_HU
 from datasets.scans import read_ct

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from datasets.dicom_export import write_series
+from datasets.dicom import write_series
 from datasets.phantom import body as outside
 from datasets.phantom import lungs as inside
 from datasets.phantom.body import AIR, FAT, SOFT, Anatomy, draw_anatomy

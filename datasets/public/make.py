@@ -23,8 +23,7 @@ from datasets.crop import LungMaskCrop
 from datasets.crop_scans import Masks, crop_scan
 from datasets.lung_finders import Lungs
 from datasets.public.sets import CT, GREY_WINDOW, HELD_OUT, LESION, LUNG, SETS, Case, Labels, PublicSet
-from datasets.scan import Scan
-from datasets.volumes import Reading, is_volume_file, read_labels
+from datasets.volumes import Reading, Scan, is_volume_file, read_labels
 from utils import distributed
 from utils.errors import CohortError, VolumeError
 from utils.files import walk_files, write_text

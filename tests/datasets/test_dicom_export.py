@@ -6,7 +6,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
-from datasets.dicom_export import write_series
+from datasets.dicom import write_series
 from datasets.phantom import write_phantoms
 from datasets.scans import read_ct
 from tests.volumes import geometry, image_of, pixels, rotation

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from datasets.pairs import mask_of, match_masks
-from datasets.scan import Scan
 from datasets.scans import find_scans
+from datasets.volumes import Scan
 from tests.volumes import touched
 from utils.errors import VolumeError
 
