@@ -284,7 +284,8 @@ def _nifti_geometry(path: Path, header: nib.Nifti1Header) -> tuple[tuple[float, 
     axes = []
     for affine in affines:
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
-        axes.append(affine[:3, :3] / np.maximum(lengths, 1e-9))
+        with np.errstate(invalid="ignore"):
+            axes.append(affine[:3, :3] / np.maximum(lengths, 1e-9))
         _refuse_tilt(path, axes[-1])
         if not np.allclose(lengths, spacing, rtol=_SAME, atol=0):
             raise ValueError(f"axes with steps of {lengths.round(4)} mm, voxels of {spacing.round(4)}")

@@ -26,35 +26,27 @@ ORTHONORMAL = 1e-4
 _SAME = 1e-3
 """Relative difference of spacings, absolute one of direction cosines, and shift of the origin in voxels times 10."""
 
-_WHOLE = 0.02
+WHOLE = 0.02
 """How far, in voxels, a mask of a part of a scan may lie from the scan's voxels."""
-
-_AGAINST_LPS = "RAI"
 
 
 def located(
-    voxels: np.ndarray, spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]
+    voxels: np.ndarray | sitk.Image, spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]
 ) -> sitk.Image:
     """An image of an array (copied; bool becomes uint8) with a geometry in the order (x, y, z)."""
-    return _placed(
-        sitk.GetImageFromArray(voxels.astype(np.uint8) if voxels.dtype == bool else voxels), spacing, origin, direction
-    )
+    if not isinstance(voxels, sitk.Image):
+        voxels = sitk.GetImageFromArray(voxels.astype(np.uint8) if voxels.dtype == bool else voxels)
+    voxels.SetSpacing(spacing)
+    voxels.SetOrigin(origin)
+    voxels.SetDirection(direction)
+    return voxels
 
 
 def blank(
     size: Sequence[int], spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]
 ) -> sitk.Image:
     """A geometry alone: an image of zeros (uint8)."""
-    return _placed(sitk.Image([int(n) for n in size], sitk.sitkUInt8), spacing, origin, direction)
-
-
-def _placed(
-    image: sitk.Image, spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]
-) -> sitk.Image:
-    image.SetSpacing(spacing)
-    image.SetOrigin(origin)
-    image.SetDirection(direction)
-    return image
+    return located(sitk.Image([int(n) for n in size], sitk.sitkUInt8), spacing, origin, direction)
 
 
 def image_like(reference: sitk.Image, voxels: np.ndarray) -> sitk.Image:
@@ -79,30 +71,25 @@ def orientation(image: sitk.Image) -> str:
 
 def lps_view(voxels: np.ndarray, image: sitk.Image) -> np.ndarray:
     """A view of an array on the geometry of an image, (z, y, x), with its axes in the order of LPS."""
-    code = orientation(image)
-    turned = voxels[tuple(slice(None, None, -1 if letter in _AGAINST_LPS else 1) for letter in reversed(code))]
-    return turned.transpose([2 - axis for axis in reversed(_lps_axes(code))])
+    axes, against = _lps_axes(image)
+    turned = voxels[tuple(slice(None, None, -1 if flipped else 1) for flipped in reversed(against))]
+    return turned.transpose([2 - axis for axis in reversed(axes)])
 
 
 def lps_geometry(image: sitk.Image) -> sitk.Image:
     """The geometry of `lps_view`, as an image of zeros (uint8)."""
-    code = orientation(image)
-    axes = _lps_axes(code)
-    against = [letter in _AGAINST_LPS for letter in code]
+    axes, against = _lps_axes(image)
     corner = [n - 1 if flipped else 0 for n, flipped in zip(image.GetSize(), against, strict=True)]
     direction = (np.reshape(image.GetDirection(), (3, 3)) * np.where(against, -1.0, 1.0))[:, axes]
-    size, spacing = image.GetSize(), image.GetSpacing()
-    return blank(
-        [size[axis] for axis in axes],
-        [spacing[axis] for axis in axes],
-        image.TransformIndexToPhysicalPoint(corner),
-        direction.ravel().tolist(),
-    )
+    size, spacing = ([values[axis] for axis in axes] for values in (image.GetSize(), image.GetSpacing()))
+    return blank(size, spacing, image.TransformIndexToPhysicalPoint(corner), direction.ravel().tolist())
 
 
-def _lps_axes(code: str) -> list[int]:
-    """Which axes of an orientation run along x, y and z of LPS, either way."""
-    return [next(axis for axis, letter in enumerate(code) if letter in pair) for pair in ("LR", "PA", "SI")]
+def _lps_axes(image: sitk.Image) -> tuple[list[int], list[bool]]:
+    """Which axes of an image run along x, y and z of LPS, either way; and of each axis, whether against it."""
+    code = orientation(image)
+    axes = [next(axis for axis, letter in enumerate(code) if letter in pair) for pair in ("LR", "PA", "SI")]
+    return axes, [letter in "RAI" for letter in code]
 
 
 def check_geometry(
@@ -116,25 +103,22 @@ def check_geometry(
     """Check that a header describes a plausible volume that fits in memory; all in the order (x, y, z).
 
     Raises:
-        VolumeError: naming what is impossible or too large.
+        VolumeError: what is impossible or too large.
     """
     if len(size) != 3 or min(size) < 2:
         raise VolumeError(f"{name}: has the size {tuple(size)}; expected one volume of several slices")
     if np.prod(size, dtype=float) > max_voxels:
-        raise VolumeError(
-            f"{name}: has {'x'.join(map(str, size))} voxels, more than {max_voxels}; if that is right, allow it "
-            "with --max-voxels"
-        )
-    if not np.isfinite([*spacing, *origin, *direction]).all():
-        raise VolumeError(f"{name}: its spacing, origin or direction is not finite; repair the header")
-    if not all(_SPACING_MM[0] <= mm <= _SPACING_MM[1] for mm in spacing):
-        raise VolumeError(f"{name}: its spacing {rounded(spacing)} cannot be in mm; repair the header")
-    if max(map(abs, origin)) > _FARTHEST_MM:
-        raise VolumeError(f"{name}: its origin {rounded(origin)} cannot be in mm; repair the header")
+        found = f"has {'x'.join(map(str, size))} voxels, more than {max_voxels}"
+        raise VolumeError(f"{name}: {found}; if that is right, allow it with --max-voxels")
     axes = np.reshape(direction, (3, 3))
-    if not np.allclose(axes.T @ axes, np.eye(3), rtol=0, atol=ORTHONORMAL):
+    if not np.allclose(axes.T @ axes, np.eye(3), rtol=0, atol=ORTHONORMAL):  # NaN neither
+        raise VolumeError(f"{name}: its axes {rounded(direction)} are not at right angles; resample it")
+    # NaN is in no range.
+    if not (
+        all(_SPACING_MM[0] <= mm <= _SPACING_MM[1] for mm in spacing) and all(abs(mm) <= _FARTHEST_MM for mm in origin)
+    ):
         raise VolumeError(
-            f"{name}: its axes {rounded(direction)} are not at right angles; resample it onto a straight grid"
+            f"{name}: its spacing {rounded(spacing)} or origin {rounded(origin)} cannot be in mm; repair the header"
         )
 
 
@@ -158,16 +142,13 @@ def check_same_geometry(name: object, image: sitk.Image, reference_name: object,
 
 
 def mask_onto(name: object, mask: sitk.Image, reference_name: object, reference: sitk.Image) -> np.ndarray:
-    """The labels of a mask on the voxels of its scan; a mask in another order of axes is turned.
+    """The labels of a mask on the voxels of its scan, (z, y, x); a mask in another order of axes is turned.
 
     Args:
         name: file of the mask, for error messages.
         mask: the mask.
         reference_name: file of the scan.
         reference: the scan, or its geometry.
-
-    Returns:
-        (z, y, x) on the scan's voxels.
 
     Raises:
         VolumeError: the mask does not lie on the same voxels.
@@ -180,26 +161,23 @@ def mask_onto(name: object, mask: sitk.Image, reference_name: object, reference:
 def part_onto(name: object, mask: sitk.Image, reference_name: object, reference: sitk.Image) -> np.ndarray:
     """As `mask_onto`, for a mask that covers a part of its scan, or reaches beyond it where it is empty."""
     mask = _turned(mask, reference)
-    first = np.array(reference.TransformPhysicalPointToContinuousIndex(mask.GetOrigin()))
-    start = np.rint(first).astype(int)
+    first = reference.TransformPhysicalPointToContinuousIndex(mask.GetOrigin())
+    start = np.rint(first).astype(int).tolist()
     if not (
         np.allclose(mask.GetSpacing(), reference.GetSpacing(), rtol=_SAME, atol=0)
         and np.allclose(mask.GetDirection(), reference.GetDirection(), atol=_SAME)
-        and np.allclose(first, start, atol=_WHOLE)
+        and np.allclose(first, start, rtol=0, atol=WHOLE)
     ):
         raise VolumeError(
             f"{name}: its voxels (spacing {rounded(mask.GetSpacing())}, origin {rounded(mask.GetOrigin())}) are not "
             f"those of {reference_name} ({rounded(reference.GetSpacing())}, {rounded(reference.GetOrigin())}); export "
             "it in the geometry of the CT"
         )
-    values = sitk.GetArrayViewFromImage(mask)
-    found = np.zeros(shape_of(reference), values.dtype)
-    start = start[::-1]
-    low, high = np.maximum(start, 0), np.minimum(start + values.shape, found.shape)
-    inside = tuple(slice(a - s, max(b - s, 0)) for a, b, s in zip(low, high, start, strict=True))
-    if np.count_nonzero(values[inside]) < np.count_nonzero(values):
+    place = reference.GetSpacing(), reference.TransformIndexToPhysicalPoint(start), reference.GetDirection()
+    mask = located(sitk.Image(mask), *place)  # so that each voxel lies exactly on one of the reference
+    found = sitk.GetArrayFromImage(sitk.Resample(mask, reference, sitk.Transform(), sitk.sitkNearestNeighbor))
+    if np.count_nonzero(found) < np.count_nonzero(sitk.GetArrayViewFromImage(mask)):
         raise VolumeError(f"{name}: segments lie outside {reference_name}; use the segmentation that was drawn on it")
-    found[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = values[inside]
     return found
 
 

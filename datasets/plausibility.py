@@ -36,23 +36,15 @@ _GRADED_VALUES = 10  # so many values that pass into others: no labels
 def label_sides(name: object, labels: np.ndarray) -> np.ndarray:
     """Right lung 1 and left lung 2 by where they lie, with a warning if the labels say otherwise.
 
-    Args:
-        name: of the scan.
-        labels: lung labels that include 1 and 2; higher ones belong to the side they lie in.
-
-    Returns:
-        uint8 labels, 0 to 2; the same array if they are right.
+    The labels include 1 and 2; higher ones belong to the side they lie in. Returns uint8 labels, 0 to 2; the same array
+    if they are right.
     """
     columns = [np.bincount(np.nonzero(labels == side)[2], minlength=labels.shape[2]) for side in (1, 2)]
     places = np.arange(labels.shape[2])
     first, second = (float(column @ places / column.sum()) for column in columns)
     swapped = first > second
     if swapped:
-        log.warning(
-            "%s: label 1 of the lung mask lies in the left half of the body and 2 in the right; sides follow the "
-            "geometry",
-            name,
-        )
+        log.warning("%s: label 1 of the lung mask lies to the left of label 2; sides follow the geometry", name)
     elif labels.max() <= 2:
         return labels
     middle = (first + second) / 2
@@ -66,12 +58,7 @@ def check_label_values(name: object, values: np.ndarray) -> None:
 
     Labels are regions: inside them, neighbours are equal. A value is graded if most of its neighbours along x have
     other values above 0. Ten graded values are no labels.
-
-    Args:
-        name: of the mask.
-        values: whole numbers from 0 to 255.
     """
-    values = values.astype(np.uint8, copy=False)
     count = np.count_nonzero(np.bincount(values.ravel(), minlength=256))
     if count <= _GRADED_VALUES:
         return
@@ -87,13 +74,7 @@ def check_label_values(name: object, values: np.ndarray) -> None:
 
 
 def check_lungs(name: object, lungs: np.ndarray, spacing: Sequence[float]) -> None:
-    """Refuse lungs that are too large.
-
-    Args:
-        name: of the scan.
-        lungs: labels; every label above 0 is lung.
-        spacing: (z, y, x) in mm.
-    """
+    """Refuse lungs that are too large; every label above 0 is lung."""
     ml = np.count_nonzero(lungs) * float(np.prod(spacing)) / 1000
     if ml > MOST_LUNG_ML:
         sizes = "x".join(f"{mm:.3g}" for mm in spacing)
@@ -103,14 +84,7 @@ def check_lungs(name: object, lungs: np.ndarray, spacing: Sequence[float]) -> No
 
 
 def check_surroundings(name: object, ct: np.ndarray, lungs: np.ndarray, spacing: Sequence[float]) -> None:
-    """Warn of a CT that was erased outside the lungs.
-
-    Args:
-        name: of the scan.
-        ct: HU.
-        lungs: labels; every label above 0 is lung.
-        spacing: (z, y, x) in mm.
-    """
+    """Warn of a CT (in HU) that was erased outside the lungs; every label above 0 is lung."""
     slices = np.flatnonzero(lungs.any((1, 2)))
     if not len(slices):
         return
@@ -136,12 +110,12 @@ def check_lesion(
     labels: Collection[int] = (),
     accept_outside: bool = False,
 ) -> None:
-    """Check where a lesion lies: in the lungs, and not all over them. An empty mask passes.
+    """Check where a lesion lies: in the lungs, and not all over them; every label above 0 counts, an empty mask passes.
 
     Args:
         name: of the scan.
-        lesion: labels; every label above 0 is lesion.
-        lungs: labels on the same voxels; every label above 0 is lung.
+        lesion: labels.
+        lungs: labels on the same voxels.
         labels: the labels in the mask's file, for the message.
         accept_outside: warn of a mask outside the lungs instead of refusing it.
     """

@@ -22,7 +22,7 @@ import SimpleITK as sitk
 
 from datasets.dicom import CONTOURS, SEGMENTATIONS, is_dicom_file, of_frame, value_in
 from datasets.formats import EXTENSIONS, read_header, read_voxels
-from datasets.geometry import located, part_onto
+from datasets.geometry import WHOLE, located, part_onto
 from utils.errors import VolumeError, one_line
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,6 @@ Reader = Callable[[Path, object, sitk.Image, int, Collection[str] | None], np.nd
 
 _LESION = re.compile(r"lesion|infect|covid|opaci|ggo|ground.?glass|consolid|pneumon|tumou?r|nodule", re.IGNORECASE)
 _LUNG = re.compile(r"lung", re.IGNORECASE)
-_WHOLE = 0.02
-"""How far, in slices, a frame may lie from a slice of the CT."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ def read_dicom_seg(
     heights = np.array([position @ normal for _, position, _, _ in places])
     count = (heights - heights.min()) / step
     index = np.rint(count).astype(int)
-    if np.abs(count - index).max() > _WHOLE:
+    if np.abs(count - index).max() > WHOLE:
         raise VolumeError(
             f"{path}: its slices are not those of {reference_name}, {step:g} mm apart; use the segmentation that was "
             "drawn on it"

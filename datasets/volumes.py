@@ -196,18 +196,18 @@ def as_ct(name: object, image: sitk.Image, reading: Reading = DEFAULT) -> sitk.I
         return image_like(image, unmap_window(grey, reading.grey_window))
     problem = None
     if lowest == highest:
-        problem = "all are the same; leave the scan out"
+        problem = ", all are the same; leave the scan out"
     elif not (lowest >= _LOWEST_HU and highest <= _HIGHEST_HU):
-        problem = "nor can any be; repair the scaling in the header"
+        problem = " of anything; repair the scaling in the header"
     elif scale is not None:
         low, high = scale
         example = ", for the CovidSeg scans from Radiopaedia -1250 250" if high == 255 else ""
-        problem = f"but as if mapped to {low:g}..{high:g}; state the HU of {low:g} and {high:g} with --grey-window"
+        problem = f", but as if mapped to {low:g}..{high:g}; state the HU of {low:g} and {high:g} with --grey-window"
         problem += example
     elif lowest > _AIR_HU:
-        problem = "without air: as if an intercept of -1024 were lost; restore it or leave the scan out"
+        problem = " (no air): as if an intercept of -1024 were lost; restore it or leave the scan out"
     if problem is not None:
-        raise VolumeError(f"{name}: values of {lowest:g}..{highest:g} are not HU, {problem}")
+        raise VolumeError(f"{name}: values of {lowest:g}..{highest:g} are not HU{problem}")
     return image
 
 

@@ -66,8 +66,8 @@ def test_axes_are_turned_to_lps_as_itk_turns_images():
         ({"spacing": (0.7, 0.0, 1.0)}, "cannot be in mm"),
         ({"spacing": (0.7, -1.0, 1.0)}, "cannot be in mm"),
         ({"spacing": (0.7, 1e30, 1.0)}, "cannot be in mm"),
-        ({"spacing": (0.7, float("nan"), 1.0)}, "not finite"),
-        ({"origin": (0.0, float("inf"), 1.0)}, "not finite"),
+        ({"spacing": (0.7, float("nan"), 1.0)}, "cannot be in mm"),
+        *(({"origin": (0.0, 1.0, float(value))}, "cannot be in mm") for value in ("inf", "nan")),
         ({"origin": (0.0, 1e9, 1.0)}, "cannot be in mm"),
         ({"direction": (1.0, 0, 0, 0, 1, 0, 0, 0.1, 1)}, "not at right angles"),
         ({"direction": (1.0, 0, 0, 0, 1, 0, 0, 0, 0)}, "not at right angles"),
@@ -76,14 +76,8 @@ def test_axes_are_turned_to_lps_as_itk_turns_images():
 )
 def test_headers_of_volumes_that_cannot_be(change, match):
     check_geometry("scan", **GOOD)
+    check_geometry("scan", **(GOOD | {"size": (1024, 1024, 1024)}), max_voxels=2**30)
     refused("scan", lambda: check_geometry("scan", **(GOOD | change)), match)
-
-
-@pytest.mark.fault("header of gigabytes")
-def test_larger_volumes_can_be_allowed():
-    large = GOOD | {"size": (1024, 1024, 1024)}
-    check_geometry("scan", **large, max_voxels=2**30)
-    refused("scan", lambda: check_geometry("scan", **large, max_voxels=2**30 - 1), "more than 1073741823")
 
 
 @pytest.mark.fault("mask of another size")
