@@ -12,7 +12,7 @@ import numpy as np
 from datasets.dicom import read_hu
 from datasets.geometry import located
 from datasets.lungs import segment_by_threshold
-from datasets.series import Series, extent_mm, step_mm
+from datasets.series import Series
 from utils.errors import VolumeError
 
 AXIAL, LUNGS_MM, THIN_MM = 0.8, 200.0, 5.0
@@ -38,19 +38,12 @@ _INSPIRATION, _EXPIRATION = (
 
 @dataclass(frozen=True)
 class Choice:
-    """The series taken from a study.
+    """The series taken from a study."""
 
-    Attributes:
-        series: the series that is taken; None if the choice is not clear.
-        reason: the rule that decided.
-        passed_over: the other series, each with its reason.
-        problem: why there is no choice.
-    """
-
-    series: Series | None
-    reason: str
-    passed_over: tuple[tuple[Series, str], ...] = ()
-    problem: str | None = None
+    series: Series | None  # None if the choice is not clear
+    reason: str = ""  # the rule that decided
+    passed_over: tuple[tuple[Series, str], ...] = ()  # the other series, each with its reason
+    problem: str | None = None  # why there is no choice
 
     @property
     def note(self) -> str | None:
@@ -62,29 +55,19 @@ class Choice:
 
 
 def kernel_kind(kernel: str) -> str:
-    """Whether a reconstruction kernel is ``soft`` or ``sharp``; ``unknown`` otherwise.
-
-    By the vendors' naming: Siemens B/Br/Bf/Bl/I and a number (sharp from 50 on), Canon FC and a number (sharp from 30
-    on), GE by words, Philips by letters.
-    """
+    """Whether a reconstruction kernel is ``soft`` or ``sharp``, by the vendors' naming; ``unknown`` otherwise."""
     name = kernel.upper().replace("\\", " ")
-    if match := re.search(r"\b(?:[BIHQDJ][FRLVSPI]?)(\d{2})", name):
-        return "sharp" if int(match[1]) >= 50 else "soft"
-    if match := re.search(r"\bFC(\d{2})", name):
-        return "sharp" if int(match[1]) >= 30 else "soft"
-    if re.search(r"LUNG|BONE|EDGE|SHARP|\b(?:L|D|E|YB|YC|YD)\b", name):
+    for numbered, sharp_from in ((r"\b(?:[BIHQDJ][FRLVSPI]?)(\d{2})", 50), (r"\bFC(\d{2})", 30)):  # Siemens, Canon
+        if match := re.search(numbered, name):
+            return "sharp" if int(match[1]) >= sharp_from else "soft"
+    if re.search(r"LUNG|BONE|EDGE|SHARP|\b(?:L|D|E|YB|YC|YD)\b", name):  # GE has words, Philips letters
         return "sharp"
-    if re.search(r"STANDARD|SOFT|SMOOTH|DETAIL|\b(?:A|B|C|YA)\b", name):
-        return "soft"
-    return "unknown"
+    return "soft" if re.search(r"STANDARD|SOFT|SMOOTH|DETAIL|\b(?:A|B|C|YA)\b", name) else "unknown"
 
 
 def shows_chest(series: Series) -> int:
-    """Whether description, protocol or BodyPartExamined say chest (1), another part of the body (-1), or nothing (0).
-
-    The description counts before BodyPartExamined, which consoles often fill in by themselves.
-    """
-    for text in series.first.shows:
+    """Whether description, protocol or BodyPartExamined say chest (1), another part of the body (-1) or nothing (0)."""
+    for text in series.first.shows:  # the last is BodyPartExamined, which consoles often fill in by themselves
         if _CHEST.search(text):
             return 1
         if _LUNG.search(text):  # a part of the chest, but as often the kernel
@@ -105,8 +88,7 @@ def whole_lungs(series: Series) -> int:
     if series.problem is not None:
         return 0
     try:
-        voxels = read_hu(series.slices)
-        lungs = segment_by_threshold(located(voxels, *series.geometry[1:]))
+        lungs = segment_by_threshold(located(read_hu(series.slices), *series.geometry[1:]))
     except VolumeError:
         return 0
     areas = [np.count_nonzero(lungs == label, axis=(1, 2)) for label in (1, 2)]
@@ -118,8 +100,8 @@ RULES: tuple[tuple[str, Callable[[Series], Any]], ...] = (
     ("original before derived", lambda s: s.first.image_type[:2] in ((), ("ORIGINAL", "PRIMARY"))),
     ("axial before others", lambda s: abs(np.cross(s.first.rows[:3], s.first.rows[3:])[2]) >= AXIAL),
     ("inspiration before expiration", breath),
-    (f"covers {LUNGS_MM:g} mm, the length of lungs", lambda s: extent_mm(s) >= LUNGS_MM),
-    (f"slices less than {THIN_MM:g} mm apart", lambda s: step_mm(s) < THIN_MM),
+    (f"covers {LUNGS_MM:g} mm, the length of lungs", lambda s: s.extent_mm >= LUNGS_MM),
+    (f"slices less than {THIN_MM:g} mm apart", lambda s: s.step_mm < THIN_MM),
     ("soft kernel before others, sharp last", lambda s: {"soft": 2, "unknown": 1}.get(kernel_kind(s.first.kernel), 0)),
     ("named as chest", shows_chest),
     ("shows both lungs whole", whole_lungs),
@@ -155,25 +137,21 @@ def matches(series: Series, label: str, choice: str) -> int:
 
 
 def choose_series(candidates: Sequence[Series], choice: str | None) -> Choice:
-    """Choose the series of one study.
-
-    Args:
-        candidates: the volumes of the study.
-        choice: SeriesInstanceUID, SeriesNumber, AcquisitionNumber, kernel or part of the SeriesDescription.
-    """
+    """Choose the series of one study: by `RULES`, among those that fit ``--series`` (see `matches`) if it is given."""
     candidates = sorted(candidates, key=lambda series: series.files[0])
     left, reason = candidates, "the only series"
     if choice is not None:
         fits = [matches(*pair, choice) for pair in zip(candidates, labels_of(candidates), strict=True)]
         if not max(fits):
-            return Choice(None, "", (), f"no series {choice!r}; it holds {'; '.join(labels_of(candidates))}")
+            return Choice(None, problem=f"no series {choice!r}; it holds {'; '.join(labels_of(candidates))}")
         left = [series for series, fit in zip(candidates, fits, strict=True) if fit == max(fits)]
         reason = f"--series {choice}"
     passed = [(series, reason) for series in candidates if series not in left]
     for rule, key in RULES:
         if len(left) == 1:
             break
-        if key is whole_lungs and (any(map(shows_chest, left)) or not _show_different_parts(left)):
+        ends = np.array([sorted(one.slices[k].position[2] for k in (0, -1)) for one in left])
+        if key is whole_lungs and (any(map(shows_chest, left)) or (np.ptp(ends, axis=0) <= _SAME_PLACE_MM).all()):
             continue
         values = [key(series) for series in left]
         worse = [series for series, value in zip(left, values, strict=True) if value != max(values)]
@@ -182,12 +160,6 @@ def choose_series(candidates: Sequence[Series], choice: str | None) -> Choice:
             left, reason = [series for series in left if series not in worse], rule
     if len(left) > 1:
         names = [name for series, name in zip(candidates, labels_of(candidates), strict=True) if series in left]
-        problem = f"several series of {len(left[0].slices)} slices that no rule tells apart: {'; '.join(names)}; "
-        problem += "pick one with --series"
-        return Choice(None, "", tuple((series, problem) for series in left), problem)
+        problem = f"several series of {len(left[0].slices)} slices that no rule tells apart: {'; '.join(names)}"
+        return Choice(None, problem=f"{problem}; pick one with --series")
     return Choice(left[0], reason, tuple(passed))
-
-
-def _show_different_parts(series: Sequence[Series]) -> bool:
-    ends = np.array([sorted(one.slices[k].position[2] for k in (0, -1)) for one in series])
-    return bool((np.ptp(ends, axis=0) > _SAME_PLACE_MM).any())

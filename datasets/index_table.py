@@ -22,29 +22,28 @@ if TYPE_CHECKING:
     from datasets.scans import Index
     from datasets.series import Series
 
-COLUMNS = (
+_COLUMNS = (
     *("scan", "taken", "reason", "patient", "study", "series", "number", "description", "kernel", "slices"),
     *("spacing_mm", "size", "path"),
 )
-"""Columns of the index as CSV."""
 
 
-def index_rows(index: Index) -> list[dict[str, str]]:
-    """The index as rows of `COLUMNS`: scans first, then passed-over series and other finds."""
-    rows = []
-    for scan in index.scans.values():
-        row = {"scan": scan.id, "taken": "yes", "reason": scan.problem or scan.reason, "path": str(scan.path)}
-        rows.append(row | _series_row(scan.series))
-    for item in index.passed_over:
-        row = {"taken": "no", "reason": item.reason or item.kind, "path": str(item.path)}
-        rows.append(row | _series_row(item.series))
-    rows += [{"taken": "unreadable", "reason": reason, "path": path} for path, reason in index.unreadable.items()]
-    return rows
+def _rows(index: Index) -> list[dict[str, str]]:
+    """The index as rows of `_COLUMNS`: scans first, then passed-over series and other finds."""
+    rows = [
+        {"scan": scan.id, "taken": "yes", "reason": scan.problem or scan.reason, "path": str(scan.path)}
+        | _series_row(scan.series)
+        for scan in index.scans.values()
+    ]
+    rows += [
+        {"taken": "no", "reason": item.reason or item.kind, "path": str(item.path)} | _series_row(item.series)
+        for item in index.passed_over
+    ]
+    return rows + [{"taken": "unreadable", "reason": why, "path": path} for path, why in index.unreadable.items()]
 
 
 def _series_row(series: Series | None) -> dict[str, str]:
     from datasets.dicom import short_hash
-    from datasets.series import step_mm
 
     if series is None:
         return {}
@@ -58,7 +57,7 @@ def _series_row(series: Series | None) -> dict[str, str]:
         "description": first.description,
         "kernel": first.kernel,
         "slices": str(len(series.slices)),
-        "spacing_mm": f"{across:g}x{down:g}x{step_mm(series):g}",
+        "spacing_mm": f"{across:g}x{down:g}x{series.step_mm:g}",
         "size": f"{first.size[0]}x{first.size[1]}",
     }
 
@@ -76,9 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     start_logging(options.quiet)
     index = index_scans(*options.input, series=options.series, progress=not options.quiet)
-    rows = index_rows(index)
+    rows = _rows(index)
     if options.csv is not None:
-        write_text(options.csv, as_csv(COLUMNS, rows))
+        write_text(options.csv, as_csv(_COLUMNS, rows))
     for row in rows:
         if row.get("slices") or row["taken"] == "yes":
             parts = (row.get("spacing_mm"), row.get("size"), row.get("description"), row.get("reason"))

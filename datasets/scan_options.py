@@ -68,20 +68,20 @@ _OPTIONS = {
 
 
 def add_scan_options(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Add options by name: ``series``, ``max-voxels``, ``grey-window``, ``segments``, ``lungs``, ``size``, ...."""
+    """Add options of `_OPTIONS` by name."""
     for name in names:
         parser.add_argument(f"--{name}", **_OPTIONS[name])
 
 
 def check_size(parser: argparse.ArgumentParser, size: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return ``--size`` as a tuple; a size that no crop can have is a usage error."""
+    """``--size`` as a tuple; a size that no crop can have is a usage error."""
     if min(size) < 2:
         parser.error("--size needs at least 2 voxels along each axis")
     return tuple(size)
 
 
 def check_window(parser: argparse.ArgumentParser, option: str, window: tuple[float, float]) -> tuple[float, float]:
-    """Return a window as a tuple; one that is empty or infinite is a usage error."""
+    """A window as a tuple; one that is empty or infinite is a usage error."""
     if not -math.inf < window[0] < window[1] < math.inf:
         parser.error(f"{option} needs the lower HU first")
     return tuple(window)

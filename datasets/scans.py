@@ -88,8 +88,7 @@ class Index:
 
     scans: dict[str, Scan]  # by id, in the order of the ids
     passed_over: tuple[PassedOver, ...] = ()  # everything else
-    # reason by path of files and folders that could not be read
-    unreadable: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)  # reason by path of what could not be read
 
     def summary(self) -> list[str]:
         """One line per kind of what was passed over, with its count, and one per unreadable entry."""
@@ -105,8 +104,8 @@ class Index:
         lines = []
         for kind, remedy in ((_PACKED, "unpack"), (_FORMAT, "convert to NIfTI")):
             paths = [str(item.path) for item in self.passed_over if item.kind == kind]
+            more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
             if paths:
-                more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
                 lines.append(f"not read: {', '.join(paths[:_NAMED])}{more} ({kind}); {remedy} what holds CTs")
         return lines
 
@@ -230,8 +229,6 @@ def find_scans(*paths: Path, series: str | None = None, progress: bool = False) 
 
 
 def _look(found: _Found) -> None:
-    """Sort what lies below a root."""
-
     def is_result(folder: Path) -> bool:
         if folder == found.root or folder.name not in RESULT_FOLDERS or not is_output(folder.parent):
             return False
@@ -252,20 +249,18 @@ def _look(found: _Found) -> None:
 def _pass_over_rest(found: _Found) -> list[Other]:
     """Sort what is neither volume nor DICOM; returns what should be a slice of a series beside it.
 
-    A file is taken for a slice that cannot be read if it is named like the slices of its folder, but for numbers and
-    for the ending of a file that is still being copied.
+    That is a file that is named like the slices of its folder, but for numbers and for the ending of a file that is
+    still being copied.
     """
-    patterns: dict[Path, set[str]] = defaultdict(set)
-    for path in found.dicom:
-        patterns[path.parent].add(_pattern(path.name))
+    patterns = {(path.parent, _pattern(path.name)) for path in found.dicom}
     lost = []
     for path in found.rest:
-        name, reason = without_partial_suffix(path.name), _why_unreadable(path)
-        if _pattern(name) in patterns[path.parent] or (reason == _LFS and not path.name.startswith(".")):
+        name, hidden, reason = without_partial_suffix(path.name), path.name.startswith("."), _why_unreadable(path)
+        if (path.parent, _pattern(name)) in patterns or (reason == _LFS and not hidden):
             lost.append(Other(path, reason or "damaged, or not DICOM", damaged=True))
         elif path.name.upper() == "DICOMDIR":
             found.passed.append(PassedOver(path, "DICOM directory"))
-        elif not path.name.startswith("."):
+        elif not hidden:
             packed, unread = _PACKED_NAME.search(path.name), _UNREAD_NAME.search(path.name)
             found.passed.append(PassedOver(path, _PACKED if packed else _FORMAT if unread else "other file"))
     return lost
@@ -306,20 +301,18 @@ def _without_masks(found: _Found) -> list[tuple[Path, str]]:
     volumes = []
     for path in found.volumes:
         stem = volume_id(path)
-        below = path.relative_to(found.root).parts[:-1]
-        if any(is_mask_folder(part) for part in below):
+        of = mask_of(stem, beside[path.parent])
+        base, variants = _straightened(stem, names[path.parent])
+        if any(map(is_mask_folder, path.relative_to(found.root).parts[:-1])):
             found.passed.append(PassedOver(path, "mask"))
-        elif (of := mask_of(stem, beside[path.parent])) is not None:
-            found.passed.append(PassedOver(path, "mask", reason=f"beside {of}"))
-        elif path.parent in slices and is_mask_name(stem):
-            found.passed.append(PassedOver(path, "mask", reason="beside slices"))
+        elif of is not None or (path.parent in slices and is_mask_name(stem)):
+            found.passed.append(PassedOver(path, "mask", reason=f"beside {of or 'slices'}"))
+        elif variants and variants[-1] != stem:
+            found.passed.append(
+                PassedOver(path, "volume that dcm2niix straightened", reason=f"{variants[-1]} is taken")
+            )
         else:
-            base, variants = _straightened(stem, names[path.parent])
-            if variants and variants[-1] != stem:
-                kind = "volume that dcm2niix straightened"
-                found.passed.append(PassedOver(path, kind, reason=f"{variants[-1]} is taken"))
-            else:
-                volumes.append((path, base))
+            volumes.append((path, base))
     return volumes
 
 
@@ -393,8 +386,6 @@ def _fitting(name: str) -> str:
 
 def _dicom_scans(found: _Found, choice: str | None, progress: bool) -> list[tuple[Scan, str]]:
     """The scans among the DICOM files below a root, one per patient and study, as `_with_ids` takes them."""
-    slices: list[Slice] = []
-    others: list[Other] = _pass_over_rest(found)
     batches = [found.dicom[k : k + _BATCH] for k in range(0, len(found.dicom), _BATCH)]
     with ThreadPoolExecutor(_THREADS) as pool, warnings.catch_warnings(action="ignore"):  # of pydicom, in all threads
         reading = progress_bar(
@@ -404,17 +395,16 @@ def _dicom_scans(found: _Found, choice: str | None, progress: bool) -> list[tupl
             total=len(found.dicom),
             shown=progress and len(found.dicom) > 1000,
         )
-        for parts in reading:
-            slices += [part for part in parts if isinstance(part, Slice)]
-            others += [part for part in parts if isinstance(part, Other)]
-    studies = studies_of(group_series(slices, others))
+        parts = list(chain.from_iterable(reading))
+    slices = [part for part in parts if isinstance(part, Slice)]
+    others = [*_pass_over_rest(found), *(part for part in parts if isinstance(part, Other))]
     used = {one.path.parent for one in slices}
     for other in others:
         if not other.damaged:
             found.passed.append(PassedOver(other.path, other.kind))
         elif other.path.parent not in used:
             found.unreadable[str(other.path)] = other.kind
-    return [_study_scan(found, volumes, choice) for volumes in studies.values()]
+    return [_study_scan(found, volumes, choice) for volumes in studies_of(group_series(slices, others)).values()]
 
 
 def _study_scan(found: _Found, volumes: list[Series], choice: str | None) -> tuple[Scan, str]:
@@ -423,16 +413,15 @@ def _study_scan(found: _Found, volumes: list[Series], choice: str | None) -> tup
     study, patient, folder = volumes[0].study
     below = str(folder.relative_to(found.root)) if folder and folder.is_relative_to(found.root) else ""
     distinct = f"{short_hash(patient)}\0{study}\0{below}"
-    if chosen.series is None:
-        folder = common_folder([path for volume in volumes for path in volume.files])
-        largest = max(volumes, key=lambda volume: len(volume.slices))
-        problem = f"{folder}: {chosen.problem}"
-        return Scan(_series_id(found.root, largest), folder, largest, problem=problem), distinct
-    found.passed += [
-        PassedOver(series.folder, "CT series of a study with a better one", series, reason)
-        for series, reason in chosen.passed_over
-    ]
     series = chosen.series
+    if series is None:
+        folder = common_folder([path for volume in volumes for path in volume.files])
+        series = max(volumes, key=lambda volume: len(volume.slices))
+        return Scan(_series_id(found.root, series), folder, series, problem=f"{folder}: {chosen.problem}"), distinct
+    found.passed += [
+        PassedOver(other.folder, "CT series of a study with a better one", other, reason)
+        for other, reason in chosen.passed_over
+    ]
     notes = (*series.notes, *([chosen.note] if chosen.note else []))
     case_id = _series_id(found.root, series)
     return Scan(case_id, series.folder, series, chosen.reason, series.problem, notes), distinct

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,36 +27,28 @@ from utils.errors import VolumeError, one_line
 
 log = logging.getLogger(__name__)
 
-SLICER = ".seg.nrrd"
-
-Reader = Callable[[Path, object, sitk.Image, int, Collection[str] | None], np.ndarray]
-
+_SLICER = ".seg.nrrd"
 _LESION = re.compile(r"lesion|infect|covid|opaci|ggo|ground.?glass|consolid|pneumon|tumou?r|nodule", re.IGNORECASE)
 _LUNG = re.compile(r"lung", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Segment:
-    """One segment of a segmentation."""
-
+class _Segment:
     name: str  # as shown in a viewer
     value: int  # its label, or its number in a DICOM SEG
     layer: int = 0  # index along the fourth dimension
 
 
 def is_segmentation(path: Path) -> bool:
-    """Whether a file is a segmentation of 3D Slicer, a DICOM SEG, or a DICOM RTSTRUCT."""
-    return reader_of(path) is not None
+    """Whether a file is a segmentation of 3D Slicer, a DICOM SEG, or a DICOM RTSTRUCT; not a mask of labels."""
+    return path.name.lower().endswith(_SLICER) or _dicom_kind(path) in (*SEGMENTATIONS, CONTOURS)
 
 
-def reader_of(path: Path) -> Reader | None:
-    """What reads a file onto a CT; None for masks whose values are labels."""
-    if path.name.lower().endswith(SLICER):
-        return read_slicer
+def _dicom_kind(path: Path) -> str:
+    """SOPClassUID of a DICOM file; empty for other files."""
     if path.name.lower().endswith(EXTENSIONS) or not path.is_file() or not is_dicom_file(path):
-        return None
-    readers = {**dict.fromkeys(SEGMENTATIONS, read_dicom_seg), CONTOURS: _refuse_contours}
-    return readers.get(str(value_in(path, "SOPClassUID")))
+        return ""
+    return str(value_in(path, "SOPClassUID"))
 
 
 def referenced_series(path: Path) -> str:
@@ -72,16 +64,16 @@ def referenced_series(path: Path) -> str:
         return ""
 
 
-def read_slicer(
+def read_segments(
     path: Path, reference_name: object, reference: sitk.Image, max_voxels: int, names: Collection[str] | None = None
 ) -> np.ndarray:
-    """Read a segmentation of 3D Slicer onto the voxels of its CT.
+    """Read a segmentation onto the voxels of its CT.
 
     Of several segments, those in `names` are read or, without names, those whose name says lesion, or all if each says
     lung. A file that names no segments is a mask in which every value above 0 counts.
 
     Args:
-        path: the file.
+        path: the file, see `is_segmentation`.
         reference_name: the CT, for error messages.
         reference: the CT, or its geometry.
         max_voxels: most voxels that are read.
@@ -91,58 +83,62 @@ def read_slicer(
         uint8 (z, y, x) on the voxels of the CT, 0 or 1.
 
     Raises:
-        VolumeError: the file is damaged, does not lie on the voxels of the CT, or it is not clear which segments count.
+        VolumeError: the file is damaged or holds contours, does not lie on the voxels of the CT, or it is not clear
+            which segments count.
     """
-    header = read_header(path, max_voxels, layered=True)
-    fields = header.fields or {}
-    numbers = sorted({int(m[1]) for key in fields if (m := re.match(r"Segment(\d+)_", key))})
     try:
-        segments = [
-            Segment(
-                str(fields.get(f"Segment{n}_Name", fields.get(f"Segment{n}_ID", n))),
-                int(fields.get(f"Segment{n}_LabelValue", 1)),
-                int(fields.get(f"Segment{n}_Layer", 0)),
+        if path.name.lower().endswith(_SLICER):
+            mask = _slicer(path, max_voxels, names)
+        elif _dicom_kind(path) == CONTOURS:
+            raise VolumeError(
+                f"{path}: holds contours (DICOM RTSTRUCT), which are not read; convert it to a mask or a DICOM SEG, "
+                "with 3D Slicer or plastimatch"
             )
-            for n in numbers
-        ]
-    except ValueError as error:
+        else:
+            mask = _dicom_seg(path, reference, names)
+    except VolumeError:
+        raise
+    except Exception as error:  # highdicom raises whatever it comes across
         raise VolumeError(f"{path}: not a readable segmentation ({one_line(error)}); export it again") from None
+    return part_onto(path, mask, reference_name, reference)
+
+
+def _slicer(path: Path, max_voxels: int, names: Collection[str] | None) -> sitk.Image:
+    header = read_header(path, max_voxels, layered=True)
+    fields = header.fields
+    numbers = {int(match[1]) for match in (re.match(r"Segment(\d+)_", key) for key in fields) if match}
+    segments = [
+        _Segment(
+            str(fields.get(f"Segment{n}_Name", fields.get(f"Segment{n}_ID", n))),
+            int(fields.get(f"Segment{n}_LabelValue", 1)),
+            int(fields.get(f"Segment{n}_Layer", 0)),
+        )
+        for n in sorted(numbers)
+    ]
     voxels = read_voxels(header)
     layers = voxels if header.layers > 1 else voxels[None]
     chosen = _chosen(path, segments, names)
     inside = np.zeros(layers.shape[1:], bool) if chosen else (layers > 0).any(0)
     for segment in chosen:
-        if segment.layer >= len(layers):
-            raise VolumeError(f"{path}: its segment {segment.name} is in a layer that is missing; export it again")
         inside |= layers[segment.layer] == segment.value
-    image = located(inside, header.spacing, header.origin, header.direction)
-    return part_onto(path, image, reference_name, reference)
+    return located(inside, header.spacing, header.origin, header.direction)
 
 
-def read_dicom_seg(
-    path: Path, reference_name: object, reference: sitk.Image, max_voxels: int, names: Collection[str] | None = None
-) -> np.ndarray:
-    """Read a DICOM SEG onto the voxels of its CT; arguments, result and errors as for `read_slicer`."""
+def _dicom_seg(path: Path, reference: sitk.Image, names: Collection[str] | None) -> sitk.Image:
     import highdicom as hd
 
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            seg = hd.seg.segread(path)
-            segments = [Segment(seg.get_segment_description(n).segment_label, n) for n in seg.segment_numbers]
-            frames = seg.pixel_array.reshape(-1, seg.Rows, seg.Columns)
-            places = [_place_of_frame(seg, k) for k in range(len(frames))]
-    except Exception as error:  # highdicom raises whatever it comes across
-        raise VolumeError(f"{path}: not a readable DICOM SEG ({one_line(error)}); export it again") from None
-    if seg.SegmentationType == "FRACTIONAL":
-        highest = int(seg.MaximumFractionalValue)
-        if not np.isin(frames, (0, highest)).all():
-            raise VolumeError(f"{path}: holds probabilities; export it as a binary segmentation")
+    with warnings.catch_warnings(action="ignore"):
+        seg = hd.seg.segread(path)
+        segments = [_Segment(seg.get_segment_description(n).segment_label, n) for n in seg.segment_numbers]
+        frames = seg.pixel_array.reshape(-1, seg.Rows, seg.Columns)
+        places = [_place_of_frame(seg, k) for k in range(len(frames))]
+    if seg.SegmentationType == "FRACTIONAL" and not np.isin(frames, (0, int(seg.MaximumFractionalValue))).all():
+        raise VolumeError(f"{path}: holds probabilities; export it as a binary segmentation")
     wanted = {segment.value for segment in _chosen(path, segments, names) or segments}
-    labelmap = seg.SegmentationType == "LABELMAP"
-    axes = {tuple(np.round(axes, 4).ravel()) for axes, _, _, _ in places}
-    if len(axes) != 1:
-        raise VolumeError(f"{path}: its frames have several orientations; export it in the geometry of the CT")
     rows, _, spacing, _ = places[0]
+    if not all(np.allclose(rows, other, atol=1e-4) for other, *_ in places):
+        raise VolumeError(f"{path}: its frames have several orientations; export it in the geometry of the CT")
+    # A frame is missing where a slice has no segment, so that the CT says how far apart slices are.
     normal = np.cross(*rows)
     axes_of_ct = np.reshape(reference.GetDirection(), (3, 3))
     step = reference.GetSpacing()[int(np.abs(normal @ axes_of_ct).argmax())]
@@ -150,19 +146,15 @@ def read_dicom_seg(
     count = (heights - heights.min()) / step
     index = np.rint(count).astype(int)
     if np.abs(count - index).max() > WHOLE:
-        raise VolumeError(
-            f"{path}: its slices are not those of {reference_name}, {step:g} mm apart; use the segmentation that was "
-            "drawn on it"
-        )
+        raise VolumeError(f"{path}: its slices are not those of the CT, {step:g} mm apart; was it drawn on this scan?")
     inside = np.zeros((index.max() + 1, *frames.shape[1:]), bool)
-    for k, (frame, (_, _, _, number)) in enumerate(zip(frames, places, strict=True)):
-        if labelmap:
-            inside[index[k]] |= np.isin(frame, list(wanted))
+    for k, frame, (*_, number) in zip(index, frames, places, strict=True):
+        if number is None:  # a frame of all segments
+            inside[k] |= np.isin(frame, list(wanted))
         elif number in wanted:
-            inside[index[k]] |= frame > 0
+            inside[k] |= frame > 0
     direction = np.stack([*rows, normal], axis=1).ravel().tolist()
-    origin = places[int(heights.argmin())][1].tolist()
-    return part_onto(path, located(inside, (*spacing, step), origin, direction), reference_name, reference)
+    return located(inside, (*spacing, step), places[int(heights.argmin())][1].tolist(), direction)
 
 
 def _place_of_frame(
@@ -173,20 +165,11 @@ def _place_of_frame(
     down, across = map(float, of_frame(*groups, "PixelMeasuresSequence", "PixelSpacing"))
     rows = np.array(of_frame(*groups, "PlaneOrientationSequence", "ImageOrientationPatient"), float).reshape(2, 3)
     position = np.array(of_frame(*groups, "PlanePositionSequence", "ImagePositionPatient"), float).reshape(3)
-    if seg.SegmentationType == "LABELMAP":
-        return rows, position, (across, down), None
     segment = of_frame(*groups, "SegmentIdentificationSequence", "ReferencedSegmentNumber")
-    return rows, position, (across, down), int(segment)
+    return rows, position, (across, down), None if seg.SegmentationType == "LABELMAP" else int(segment)
 
 
-def _refuse_contours(path: Path, *_: object) -> np.ndarray:
-    raise VolumeError(
-        f"{path}: holds contours (DICOM RTSTRUCT), which are not read; convert it to a mask or a DICOM SEG, with 3D "
-        "Slicer or plastimatch"
-    )
-
-
-def _chosen(path: Path, segments: list[Segment], names: Collection[str] | None) -> list[Segment]:
+def _chosen(path: Path, segments: list[_Segment], names: Collection[str] | None) -> list[_Segment]:
     known = ", ".join(segment.name for segment in segments) or "none"
     if names is not None:
         wanted = {name.lower() for name in names}
@@ -196,9 +179,9 @@ def _chosen(path: Path, segments: list[Segment], names: Collection[str] | None) 
         return chosen
     if len(segments) < 2:
         return segments
-    chosen = [s for s in segments if _LESION.search(s.name)] or (
-        [s for s in segments if _LUNG.search(s.name)] if all(_LUNG.search(s.name) for s in segments) else []
-    )
+    chosen = [segment for segment in segments if _LESION.search(segment.name)]
+    if not chosen and all(_LUNG.search(segment.name) for segment in segments):
+        return segments
     if not chosen:
         raise VolumeError(f"{path}: has the segments {known}; name those that count with --segments")
     if len(chosen) < len(segments):

@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,19 @@ class Series:
         return first.series or f"without UID {short_hash(first.number, first.description, str(self.folder))}"
 
     @property
+    def step_mm(self) -> float:
+        """Distance between slices in mm; the median if it is uneven, 0 for one slice."""
+        steps = np.diff(np.sort(_heights(self.slices)[1]))
+        return float(np.median(steps)) if len(steps) else 0.0
+
+    @property
+    def extent_mm(self) -> float:
+        """Length along the normal in mm, slice thickness included."""
+        return float(np.ptp(_heights(self.slices)[1])) + max(self.first.thickness, self.step_mm)
+
+    @property
     def label(self) -> str:
-        """UID, number, description, kernel, acquisition, number of slices and extent, for messages."""
+        """UID, number, description, kernel, acquisition, number of slices, for messages."""
         first = self.first
         parts = [f"number {first.number or '-'}", first.description or "no description"]
         parts += [f"kernel {first.kernel}"] if first.kernel else []
@@ -85,17 +97,6 @@ class Series:
 def common_folder(files: Sequence[Path]) -> Path:
     """The deepest folder that holds all files."""
     return Path(os.path.commonpath({path.parent for path in files}))
-
-
-def extent_mm(series: Series) -> float:
-    """Length of a series along its normal in mm, slice thickness included."""
-    heights = _heights(series.slices)[1]
-    return float(heights.max() - heights.min()) + max(series.first.thickness, step_mm(series))
-
-
-def step_mm(series: Series) -> float:
-    """Distance between slices in mm; the median if it is uneven, 0 for one slice."""
-    return _step(series.slices)
 
 
 def studies_of(series: Iterable[Series]) -> dict[tuple[str, str, Path | None], list[Series]]:
@@ -125,16 +126,12 @@ def group_series(slices: Sequence[Slice], others: Sequence[Other]) -> list[Serie
     found = []
     for members in _with_uid_per_slice(by_uid):
         found += _volumes(*members)
-    damaged: dict[Path, Other] = {}
-    strays: dict[str, Other] = {}
+    beside = [other.like for other in others if other.like is not None]
+    lone = [series.first for series in found if len(series.slices) == 1]
+    by_folder: dict[Path, list[Other]] = defaultdict(list)
     for other in others:
-        if other.damaged:
-            damaged.setdefault(other.path.parent, other)
-        elif other.like is not None and other.like.series:
-            strays.setdefault(other.like.series, other)
-    found = [_problem_beside(series, damaged, strays.get(series.first.series)) for series in found]
-    lone = [s.first for s in found if len(s.slices) == 1]
-    return _without_lost_slices(found, [*lone, *(other.like for other in others if other.like is not None)])
+        by_folder[other.path.parent].append(other)
+    return [_complete(series, by_folder, [*lone, *beside]) for series in found]
 
 
 # ----------------------------------------------------------------------------------- what belongs together
@@ -179,7 +176,10 @@ def _volumes(slices: list[Slice], notes: list[str]) -> list[Series]:
 def _volumes_of_scan(slices: list[Slice], notes: list[str]) -> list[Series]:
     shapes = _split(slices, _same_shape)
     if len(shapes) > 1 and min(map(len, shapes)) < _OWN_VOLUME:
-        return [Series(tuple(slices), None, _study_of(slices), tuple(notes), _shape_problem(slices))]
+        usual = max(shapes, key=len)[0]
+        odd = next(s for s in slices if not _same_shape(usual, s))
+        problem = f"{odd.path}: has another size, spacing or orientation than {usual.name}; move it out of the folder"
+        return [Series(tuple(slices), None, _study_of(slices), tuple(notes), problem)]
     found = []
     for shape in shapes:
         parts, said = _acquisitions(shape)
@@ -224,18 +224,6 @@ def _same_shape(a: Slice, b: Slice) -> bool:
         and (a.spacing == b.spacing or np.allclose(a.spacing, b.spacing, rtol=_SAME_SPACING, atol=0))
         and (a.rows is b.rows or np.allclose(a.rows, b.rows, rtol=0, atol=SAME_DIRECTION))
     )
-
-
-def _shape_problem(slices: Sequence[Slice]) -> str:
-    """The first slice that does not fit the majority, in words."""
-    usual = max(_split(slices, _same_shape), key=len)[0]
-    odd = next(s for s in slices if not _same_shape(usual, s))
-    if odd.size != usual.size or not np.allclose(odd.spacing, usual.spacing, rtol=_SAME_SPACING, atol=0):
-        return (
-            f"{odd.path}: {odd.size} pixels of {odd.spacing} mm, {usual.name} has {usual.size} of {usual.spacing}; "
-            "move slices of other kinds out of the folder"
-        )
-    return f"{odd.path}: is oriented otherwise than {usual.name}; move scout views out of the folder"
 
 
 def _without_copies(slices: list[Slice]) -> tuple[list[Slice], list[str]]:
@@ -318,11 +306,6 @@ def _heights(slices: Sequence[Slice]) -> tuple[np.ndarray, np.ndarray]:
     return normal, np.array([s.position @ normal for s in slices])
 
 
-def _step(slices: Sequence[Slice]) -> float:
-    steps = np.diff(np.sort(_heights(slices)[1]))
-    return float(np.median(steps)) if len(steps) else 0.0
-
-
 def _overlap(slices: Sequence[Slice]) -> bool:
     """Whether two slices lie at the same place."""
     steps = np.diff(np.sort(_heights(slices)[1]))
@@ -347,12 +330,8 @@ def _ordered(slices: list[Slice], notes: Sequence[str]) -> Series:
     column = np.cross(normal, row)  # at right angles exactly
     step = float((heights[-1] - heights[0]) / (len(slices) - 1))
     direction = (np.stack([row, column, normal], axis=1) + 0.0).ravel()
-    geometry = (
-        (*first.size, len(slices)),
-        (*first.spacing, step),
-        tuple(first.position.tolist()),
-        tuple(direction.tolist()),
-    )
+    size, spacing = (*first.size, len(slices)), (*first.spacing, step)
+    geometry = size, spacing, tuple(first.position.tolist()), tuple(direction.tolist())
     return Series(tuple(slices), geometry, study, (*notes, *_missing(slices)))
 
 
@@ -370,13 +349,10 @@ def _missing(slices: Sequence[Slice]) -> list[str]:
 def _rescale_problem(slices: Sequence[Slice]) -> str | None:
     """Slope and intercept must be in all slices or in none."""
     for index, name in enumerate(("RescaleSlope", "RescaleIntercept")):
-        without = [s for s in slices if s.rescale[index] is None]
-        if without and len(without) < len(slices):
-            names = ", ".join(s.name for s in without[:3]) + (", ..." if len(without) > 3 else "")
-            return (
-                f"{len(without)} of {len(slices)} slices have no {name} ({names}), so that their values are not HU; "
-                "restore it or export the series again"
-            )
+        without = [s.name for s in slices if s.rescale[index] is None]
+        if 0 < len(without) < len(slices):
+            names = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
+            return f"{len(without)} of {len(slices)} slices have no {name} ({names}): not HU; export the series again"
     return None
 
 
@@ -414,50 +390,34 @@ def _step_problem(slices: Sequence[Slice], heights: np.ndarray, normal: np.ndarr
     sideways = np.linalg.norm(drift[-1]) / (heights[-1] - heights[0])
     wobble = np.linalg.norm(drift - np.outer(count, drift[-1] / (len(slices) - 1)), axis=1).max()
     if sideways > _TILT:
-        advice = "convert the series with dcm2niix and take the file that ends in _Tilt (or _Tilt_Eq)"
-        if slices[0].unsigned_16_bits:
-            advice = "resample the series onto a straight grid; dcm2niix straightens none of 16 unsigned bits"
-        angle = np.degrees(np.arctan(sideways))
-        return f"its slices are shifted sideways, as by a gantry tilt of {angle:.1f} degrees; {advice}"
+        return (
+            f"its slices are shifted sideways, as by a gantry tilt of {np.degrees(np.arctan(sideways)):.1f} degrees; "
+            "resample the series, or convert it with dcm2niix and take the file that ends in _Tilt (or _Tilt_Eq)"
+        )
     if wobble > _UNEVEN * step:
         return "its slices are shifted sideways by different distances; export the series again"
     return None
 
 
-def _problem_beside(series: Series, damaged: dict[Path, Other], stray: Other | None) -> Series:
-    """A series is not complete if a damaged file beside it may belong to it, or another image has its UID."""
-    folders = {s.path.parent for s in series.slices}
-    if series.problem is None and stray is not None and stray.path.parent in folders:
-        problem = f"{stray.path}: belongs to the series but is no slice of a CT ({stray.kind}); copy it again if it is "
-        return replace(series, geometry=None, problem=problem + "damaged, move it out of the folder if not")
-    for folder in folders & set(damaged):
-        other = damaged[folder]
-        return replace(series, geometry=None, problem=f"{other.path}: {other.kind}; copy the slice again")
-    return series
+def _complete(series: Series, others: Mapping[Path, Sequence[Other]], lone: Sequence[Slice]) -> Series:
+    """A series has a problem if what lies beside it may be one of its slices.
 
-
-def _without_lost_slices(found: list[Series], lone: list[Slice]) -> list[Series]:
-    """A single slice that continues another series has most likely lost its UIDs: neither is complete."""
-    result = list(found)
-    for number, series in enumerate(found):
-        if series.problem is not None:
-            continue
+    That is a damaged file, another object with its UID, or a single slice that continues it and has lost its UIDs.
+    """
+    problem = None
+    for other in chain.from_iterable(others.get(folder, ()) for folder in {s.path.parent for s in series.slices}):
+        if other.damaged:
+            problem = f"{other.path}: {other.kind}"
+        elif series.problem is None and other.like is not None and other.like.series == series.first.series != "":
+            problem = f"{other.path}: belongs to the series but is no slice of a CT ({other.kind})"
+    if problem is series.problem is None:
         _, spacing, origin, direction = series.geometry
         normal = np.reshape(direction, (3, 3))[:, 2] * spacing[2]
         ends = np.array(origin) - normal, series.slices[-1].position + normal
-        for other in lone:
-            near = any(np.linalg.norm(other.position - end) < _UNEVEN * spacing[2] for end in ends)
-            if (near or _fills_a_number(other, series)) and _same_shape(other, series.first):
-                problem = (
-                    f"{other.path}: continues the series of {series.first.name}, but as another series or kind of "
-                    "object; copy it again if it is damaged, move it out of the folder if not"
-                )
-                result[number] = replace(series, geometry=None, problem=problem)
-    return result
-
-
-def _fills_a_number(lone: Slice, series: Series) -> bool:
-    """Whether a slice beside a series has all of its names but the UID, and an InstanceNumber that it lacks."""
-    first, numbers = series.first, {s.place_in_series for s in series.slices}
-    names = [(s.path.parent, s.number, s.description, s.kernel, s.acquisition) for s in (lone, first)]
-    return names[0] == names[1] and bool(lone.place_in_series) and lone.place_in_series not in numbers
+        for one in lone:
+            near = any(np.linalg.norm(one.position - end) < _UNEVEN * spacing[2] for end in ends)
+            if near and _same_shape(one, series.first):
+                problem = f"{one.path}: continues the series of {series.first.name}, but as another series or object"
+    if problem is None:
+        return series
+    return replace(series, geometry=None, problem=f"{problem}; copy it again, or move it out of the folder")

@@ -14,11 +14,11 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from datasets import segments
 from datasets.dicom import read_hu
 from datasets.formats import EXTENSIONS, HEADERS_ALONE, NIFTI, files_of, is_separate_header, read_header, read_voxels
 from datasets.geometry import MAX_VOXELS, blank, check_geometry, image_like, located, mask_onto
 from datasets.plausibility import check_label_values
+from datasets.segments import is_segmentation, read_segments
 from datasets.series import Series
 from datasets.window import unmap_window
 from utils.errors import VolumeError, one_line
@@ -264,9 +264,9 @@ def read_mask_on(path: Path, reference_name: object, reference: sitk.Image, read
     Raises:
         VolumeError: as `read_labels`, or the mask does not lie on the voxels of the CT.
     """
-    if (read := segments.reader_of(path)) is not None:
-        _check_exists(path)
-        return read(path, reference_name, reference, reading.max_voxels, reading.segments)
+    _check_exists(path)
+    if is_segmentation(path):
+        return read_segments(path, reference_name, reference, reading.max_voxels, reading.segments)
     return mask_onto(path, read_labels(path, reading), reference_name, reference)
 
 

@@ -155,7 +155,7 @@ def test_what_links_have_lost_is_named(tmp_path):
     lost = "a link to a file that is not there"
     assert index.unreadable == {str(tmp_path / name): lost for name in ("patient", "itself")}
     assert index.passed_over_lines() == ["passed over: other file (1)", "passed over: pipe or device (1)"]
-    assert index.scans["cut"].problem == f"{last}: {lost}; copy the slice again"
+    assert index.scans["cut"].problem == f"{last}: {lost}; copy it again, or move it out of the folder"
     with pytest.raises(VolumeError, match=rf"scan.nii.gz: {lost}"):
         index.scans["scan"].read()
     np.testing.assert_array_equal(pixels(index.scans["whole"].read()), STORED - 1024)

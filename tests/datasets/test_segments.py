@@ -162,7 +162,7 @@ def test_a_dicom_seg_that_is_no_mask_is_refused(tmp_path, series_and_masks):
     soft = dicom_seg(tmp_path / "labels" / "b.dcm", folder, masks[:1] * np.float32(0.7), ["Lesion"], "FRACTIONAL")
     refused(soft, lambda: read_mask_on(soft, "ct", ct), "holds probabilities")
     path.write_bytes(path.read_bytes()[:-200])
-    refused(path, lambda: read_mask_on(path, "ct", ct), "not a readable DICOM SEG")
+    refused(path, lambda: read_mask_on(path, "ct", ct), "not a readable segmentation")
 
 
 @pytest.mark.fault("labels as RTSTRUCT")
