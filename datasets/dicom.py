@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import struct
+import re
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk
+from pydicom.charset import convert_encodings, default_encoding
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit, generate_uid
 
-from datasets.dicom_header import NAMES, read_elements
 from utils.errors import VolumeError, one_line
 from utils.files import atomic_folder, is_dangling
 
@@ -48,31 +51,58 @@ _AIR_HU = -1024
 _THREADS = 4
 
 
-Elements = Mapping[str, Any] | Dataset
-"""What `read_elements` returns, or the same of a frame."""
+Elements = Mapping[str, Any]
+"""Values of a header by keyword."""
+
+_NAMES = (
+    *("SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "PatientID", "PatientName", "PatientBirthDate"),
+    *("StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ProtocolName", "BodyPartExamined"),
+    *("AcquisitionNumber", "AcquisitionTime", "AcquisitionDateTime", "ImagesInAcquisition", "InstanceNumber"),
+    *("ConvolutionKernel", "TemporalPositionIdentifier", "SliceThickness", "SamplesPerPixel"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "PixelRepresentation"),
+    *("RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "SpecificCharacterSet"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
+_TAGS = {BaseTag(tag_for_keyword(name)): name for name in _NAMES}
+_PIXELS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # the tag of PixelData in both byte orders
+
+
+_TEXTS = {
+    "instance": "SOPInstanceUID",
+    "patient_id": "PatientID",
+    "study": "StudyInstanceUID",
+    "series": "SeriesInstanceUID",
+    "number": "SeriesNumber",
+    "description": "SeriesDescription",
+    "kernel": "ConvolutionKernel",
+    "acquisition": "AcquisitionNumber",
+    "place_in_series": "InstanceNumber",
+    "temporal": "TemporalPositionIdentifier",
+}
+"""Elements that a slice keeps as text."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One slice of a CT: a file, or a frame of a multi-frame file. Texts are empty where the header has none."""
+    """One slice of a CT: a file, or a frame of a multi-frame file. Texts (see `_TEXTS`) may be empty."""
 
     path: Path  # the file
     frame: int | None  # index of the frame in a multi-frame file, otherwise None
-    instance: str  # SOPInstanceUID
-    patient_id: str  # PatientID
+    instance: str
+    patient_id: str
     person: tuple[str, str]  # PatientName without empty components, and PatientBirthDate
-    study: str  # StudyInstanceUID
-    series: str  # SeriesInstanceUID
-    number: str  # SeriesNumber
-    description: str  # SeriesDescription
+    study: str
+    series: str
+    number: str
+    description: str
     shows: tuple[str, str]  # SeriesDescription and ProtocolName, and BodyPartExamined
-    kernel: str  # ConvolutionKernel
-    acquisition: str  # AcquisitionNumber
+    kernel: str
+    acquisition: str
     acquired: str  # AcquisitionDateTime or AcquisitionTime
     of_acquisition: int  # ImagesInAcquisition, 0 if unknown
-    place_in_series: str  # InstanceNumber
-    temporal: str  # TemporalPositionIdentifier
-    image_type: tuple[str, ...]  # ImageType
+    place_in_series: str
+    temporal: str
+    image_type: tuple[str, ...]
     position: np.ndarray  # centre of the first pixel in mm, (3,)
     rows: np.ndarray  # direction cosines along a row and along a column, (6,)
     spacing: tuple[float, float]  # mm from column to column, and from row to row
@@ -124,15 +154,8 @@ def is_dicom_file(path: Path) -> bool:
         return not path.suffix or path.suffix[1:].isdigit()
     if start[128:] == b"DICM":
         return True
-    head = start[:8]
     # Without preamble and file meta header: an element of group 2 or 8, little endian, of a plausible length.
-    return (
-        len(head) == 8
-        and head[1] == 0
-        and head[0] in (2, 8)
-        and head[3] == 0
-        and (head[4:6] in (b"CS", b"UI", b"DA", b"UL", b"LO") or struct.unpack("<I", head[4:])[0] < 256)
-    )
+    return re.match(rb"[\2\x08]\0.\0(CS|UI|DA|UL|LO|.\0\0\0)", start, re.DOTALL) is not None
 
 
 def value_in(path: Path, name: str) -> Any:
@@ -143,6 +166,38 @@ def value_in(path: Path, name: str) -> Any:
             return header.get(name)
     except Exception:  # pydicom raises whatever it comes across
         return None
+
+
+def read_elements(file: BinaryIO) -> tuple[Elements, Elements, bool]:
+    """Read the elements that the index needs.
+
+    Most are alike in all slices of a series, and are converted once: a header takes less than half of pydicom's time.
+
+    Returns:
+        Values of the data set and of the file meta header, as pydicom converts them; and whether pixels follow.
+
+    Raises:
+        Exception: whatever pydicom raises if the file is damaged.
+    """
+    header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
+    has_pixels, values = file.read(4) in _PIXELS, {}
+    charset = tuple(map(str, _several(header.get("SpecificCharacterSet"))))
+    for tag in header.keys() & _TAGS.keys():
+        element, name = header.get_item(tag), _TAGS[tag]
+        if name.endswith(("Sequence", "PaddingValue")) or not isinstance(element, RawDataElement):
+            values[name] = header[tag].value  # depends on other elements
+        else:
+            vr, raw, little = element.VR, element.value, element.is_little_endian
+            values[name] = _value(tag, vr, raw, little, charset)
+    return values, getattr(header, "file_meta", {}), has_pixels
+
+
+@lru_cache(maxsize=1 << 13)
+def _value(tag: BaseTag, vr: str | None, raw: bytes | None, little_endian: bool, charset: tuple[str, ...]) -> Any:
+    """A value as pydicom converts it."""
+    encodings = convert_encodings(list(charset)) if charset else default_encoding
+    element = RawDataElement(tag, vr, len(raw or b""), raw, 0, vr is None, little_endian)
+    return convert_raw_data_element(element, encoding=encodings).value
 
 
 def read_slices(path: Path) -> list[Slice | Other]:
@@ -241,25 +296,20 @@ def _slice_of(path: Path, header: Elements, image_type: tuple[str, ...]) -> Slic
     rescale = tuple(_text(header, name) or None for name in ("RescaleSlope", "RescaleIntercept"))
     for value in rescale:
         _number(value or 0)
-    padding, described = header.get("PixelPaddingValue"), _text(header, "SeriesDescription")
-    count, spacing = _text(header, "ImagesInAcquisition"), header.get("PixelSpacing")
+    padding, spacing, count = (
+        header.get(name) for name in ("PixelPaddingValue", "PixelSpacing", "ImagesInAcquisition")
+    )
     return Slice(
         path=path,
         frame=None,
-        instance=_text(header, "SOPInstanceUID"),
-        patient_id=_text(header, "PatientID"),
+        **{field: _text(header, name) for field, name in _TEXTS.items()},
         person=(_person(header), _text(header, "PatientBirthDate")),
-        study=_text(header, "StudyInstanceUID"),
-        series=_text(header, "SeriesInstanceUID"),
-        number=_text(header, "SeriesNumber"),
-        description=described,
-        shows=(f"{described} {_text(header, 'ProtocolName')}", _text(header, "BodyPartExamined")),
-        kernel=_text(header, "ConvolutionKernel"),
-        acquisition=_text(header, "AcquisitionNumber"),
+        shows=(
+            f"{_text(header, 'SeriesDescription')} {_text(header, 'ProtocolName')}",
+            _text(header, "BodyPartExamined"),
+        ),
         acquired=_text(header, "AcquisitionDateTime") or _text(header, "AcquisitionTime"),
-        of_acquisition=int(count) if count.isdecimal() else 0,
-        place_in_series=_text(header, "InstanceNumber"),
-        temporal=_text(header, "TemporalPositionIdentifier"),
+        of_acquisition=int(count) if str(count).isdecimal() else 0,
         image_type=image_type,
         position=np.array([_number(v) for v in header.get("ImagePositionPatient")]).reshape(3),
         rows=_cosines(*map(_number, header.get("ImageOrientationPatient"))),
@@ -292,7 +342,7 @@ def _frames(path: Path, header: Elements, image_type: tuple[str, ...]) -> list[S
     if not groups:
         raise ValueError("an enhanced CT without its functional groups")
     for number, group in enumerate(groups):
-        flat = {name: header.get(name) for name in NAMES if not name.endswith("GroupsSequence")}
+        flat = {name: value for name, value in header.items() if not name.endswith("GroupsSequence")}
         for sequence, name in _OF_FRAMES:
             if (value := of_frame(group, shared, sequence, name)) is not None:
                 flat[name.replace("PositionIndex", "PositionIdentifier")] = value

@@ -2,13 +2,13 @@
 
 A folder is not a scan; a DICOM series is, wherever its files lie (`datasets.series`). Only headers are read, unless
 which of several series shows the chest is told by their lungs alone. ``python -m datasets.scans`` prints the index
-(`datasets.index_table`).
+(`datasets.scan_options`).
 """
 
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports below, which --help does not need
-    from datasets.index_table import main
+    from datasets.scan_options import main
     from utils.cli import run
 
     raise SystemExit(run(main))

@@ -7,7 +7,7 @@ import pytest
 from pydicom.uid import generate_uid
 
 from datasets import scans as module
-from datasets.index_table import main
+from datasets.scan_options import main
 from datasets.scans import find_scans, index_scans, open_scan, result_name
 from tests.volumes import changed_slice, pixels, touched, write_dicom, write_enhanced
 from utils.errors import VolumeError
