@@ -3,11 +3,11 @@
 Paints the bodies (a quarter of an hour), then trains S (some two hours); every step sees one or two bodies through
 a new random scanner. OUTPUT/bodies/ holds the bodies, OUTPUT/state.pth the state of the training and
 OUTPUT/segmenter.pth the moving average of the weights of S, for test.py, predict.py and python -m benchmarks.patients.
-The same command resumes; more cycles continue a finished training.
+The same command resumes.
 
 Examples:
   OMP_NUM_THREADS=1 python -m benchmarks.pretrain pretrain
-  OMP_NUM_THREADS=1 python -m benchmarks.pretrain pretrain --bodies 1600 --cycles 900 1250 1450 3000
+  OMP_NUM_THREADS=1 python -m benchmarks.pretrain pretrain --bodies 1600 --steps 7200
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ depend on the statistics of one size, which instance norm removes."""
 WHOLE, WHOLE_AFTER = 0.12, 300
 """Share of the steps on a whole crop, after this many steps."""
 
-CYCLES = (900, 1250, 1450)
-"""Steps of each cycle of the learning rate."""
+STEPS = 3600
 
 SAVED_EVERY = 50
 RATE, LOWEST, WARM_UP = 1.5e-3, 0.02, 50
@@ -67,15 +66,10 @@ def loss_of(logits: Tensor, lesion: Tensor, lung: Tensor) -> Tensor:
     return (cross * lung).sum() / lung.sum().clamp_min(1) + 1 - dice
 
 
-def rate_at(step: int, cycles: Sequence[int]) -> float:
-    """Learning rate of a step, counted from 1: a half cosine in each cycle."""
-    rest = step
-    for cycle in cycles:
-        if rest <= cycle:
-            break
-        rest -= cycle
-    share = LOWEST + (1 - LOWEST) * (1 + np.cos(np.pi * min(rest / cycle, 1))) / 2
-    return RATE * min(1, rest / WARM_UP) * float(share)
+def rate_at(step: int, steps: int) -> float:
+    """Learning rate of a step, counted from 1: a warm-up and a half cosine."""
+    share = LOWEST + (1 - LOWEST) * (1 + np.cos(np.pi * step / steps)) / 2
+    return RATE * min(1, step / WARM_UP) * float(share)
 
 
 class Training:
@@ -149,15 +143,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__, "python -m benchmarks.pretrain")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder of the training")
     parser.add_argument("--bodies", type=int, default=800, metavar="N", help="number of bodies (default 800)")
-    parser.add_argument(
-        "--cycles", type=int, nargs="+", default=list(CYCLES), metavar="STEPS", help="default {} {} {}".format(*CYCLES)
-    )
+    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"default {STEPS}")
     parser.add_argument("--width", type=int, default=16, help="width of S (default 16; published 20)")
     parser.add_argument("--seed", type=int, default=29, help="random seed (default 29)")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes that paint (default 1)")
     add_quiet(parser)
     options = parser.parse_args(arguments)
-    if min(options.bodies, options.width, options.processes, *options.cycles) < 1 or options.seed < 0:
+    if min(options.bodies, options.width, options.processes, options.steps) < 1 or options.seed < 0:
         parser.error("--seed must be at least 0, all other numbers at least 1")
     start_logging(options.quiet)
     bodies = [body_path(options.output, number) for number in range(options.bodies)]
@@ -168,12 +160,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training = Training(options.width, bodies, options.seed)
     if (options.output / "state.pth").is_file():
         training.load(options.output / "state.pth")
-    start, losses, steps = time.monotonic() - training.seconds, [], sum(options.cycles)
-    while training.step < steps:
-        losses.append(training.update(rate_at(training.step + 1, options.cycles)))
-        if training.step % SAVED_EVERY == 0 or training.step == steps:
+    start, losses = time.monotonic() - training.seconds, []
+    while training.step < options.steps:
+        losses.append(training.update(rate_at(training.step + 1, options.steps)))
+        if training.step % SAVED_EVERY == 0 or training.step == options.steps:
             training.seconds = time.monotonic() - start
-            log.info("step %d of %d, %.0f s, loss %.3f", training.step, steps, training.seconds, np.mean(losses))
+            log.info(
+                "step %d of %d, %.0f s, loss %.3f", training.step, options.steps, training.seconds, np.mean(losses)
+            )
             losses = []
             training.save(options.output)
     print(f"{options.output / 'segmenter.pth'}: {training.step} steps in {training.seconds / 60:.0f} minutes")
