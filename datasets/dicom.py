@@ -460,9 +460,8 @@ def write_series(ct: sitk.Image, folder: Path, patient: str, seed: str) -> None:
         **{f"{name}UID": generate_uid(entropy_srcs=[seed, name.removesuffix("Instance")]) for name in _SHARED_UIDS},
         **{"SOPClassUID": CT, "Modality": "CT", "SeriesNumber": 1, "SeriesDescription": "synthetic chest CT"},
         **{"PatientID": patient, "PatientName": patient, "ImageType": ["DERIVED", "SECONDARY", "AXIAL"], "KVP": None},
-        **{"BodyPartExamined": "CHEST", "PatientPosition": "HFS", "AcquisitionNumber": 1, "SamplesPerPixel": 1},
-        **{"PhotometricInterpretation": "MONOCHROME2", "BitsAllocated": 16, "BitsStored": 16, "HighBit": 15},
-        **{"PixelRepresentation": 0, "RescaleIntercept": _AIR_HU, "RescaleSlope": 1, "RescaleType": "HU"},
+        **{"BodyPartExamined": "CHEST", "PatientPosition": "HFS", "AcquisitionNumber": 1},
+        **{"RescaleIntercept": _AIR_HU, "RescaleSlope": 1, "RescaleType": "HU"},
         **dict.fromkeys(_MAY_BE_EMPTY, ""),
         "ImageOrientationPatient": [f"{cosine:.9g}" for cosine in axes[:2].ravel()],
         "PixelSpacing": [f"{spacing[1]:.9g}", f"{spacing[0]:.9g}"],
@@ -478,7 +477,7 @@ def write_series(ct: sitk.Image, folder: Path, patient: str, seed: str) -> None:
                     setattr(header, name, value)
                 header.SOPInstanceUID, header.InstanceNumber = generate_uid(entropy_srcs=[seed, str(k)]), k + 1
                 header.ImagePositionPatient = [f"{mm:.9g}" for mm in ct.TransformIndexToPhysicalPoint((0, 0, k))]
-                (header.Rows, header.Columns), header.PixelData = plane.shape, plane.tobytes()
+                header.set_pixel_data(plane, "MONOCHROME2", 16, generate_instance_uid=False)
                 header.save_as(temporary / f"slice_{k + 1:04d}.dcm", enforce_file_format=True)
     except OSError as error:
         raise VolumeError(f"{folder}: cannot be written ({error.strerror}); check the folder and the disk") from None

@@ -88,7 +88,6 @@ class Header:
     notes: str = ""  # free text of a NIfTI header
     layers: int = 1  # layers of segments, in front of z
     fields: dict[str, Any] | None = None  # all fields of an NRRD header
-    named: str = ""  # the file of voxels as the header names it; empty if there is no other file
 
 
 def read_header(path: Path, max_voxels: int, layered: bool = False) -> Header:
@@ -129,8 +128,6 @@ def read_voxels(header: Header) -> np.ndarray:
     Raises:
         VolumeError: the file is damaged, or shorter or longer than its header says.
     """
-    if header.named and header.data != header.path.parent / header.named:
-        log.warning("%s: its voxels are read from %s; the header names %s", header.path, header.data, header.named)
     before = header.offset if header.encoding in ("nifti", "raw") else 0
     with _opened(header.data, header.encoding == "nifti") as stored:
         voxels = np.empty((*header.size[::-1], header.layers), header.voxel)
@@ -217,6 +214,8 @@ def _voxel_file(path: Path, name: str) -> Path:
     windows = PureWindowsPath(name)
     for place in (path.parent / name, path.parent / windows.as_posix(), path.parent / windows.name):
         if place.is_file():
+            if place != path.parent / name:
+                log.warning("%s: its voxels are read from %s; the header names %s", path, place, name)
             return place
     raise VolumeError(f"{path}: its voxels, {name}, are missing; copy both files")
 
@@ -359,11 +358,11 @@ def _metaimage(path: Path, file: BinaryIO) -> Header:
     if first("headersize", default="0") not in ("0", "-1"):
         raise ValueError("voxels at an offset")
     direction = tuple(np.reshape(axes, (3, 3)).T.ravel().tolist())  # the file has an axis per row
-    data, offset, named = (path, stop, "") if name.upper() == "LOCAL" else (_voxel_file(path, name), 0, name)
+    data, offset = (path, stop) if name.upper() == "LOCAL" else (_voxel_file(path, name), 0)
     swapped = first("binarydatabyteordermsb", "elementbyteordermsb", default="false").lower() == "true"
     encoding = "zlib" if first("compresseddata", default="false").lower() == "true" else "raw"
     voxel = np.dtype((">" if swapped else "<") + _MET_TYPES[kind])
-    return Header(path, size, spacing, origin, direction, voxel, data, offset, encoding, named=named)
+    return Header(path, size, spacing, origin, direction, voxel, data, offset, encoding)
 
 
 # ----------------------------------------------------------------------------------------------- NRRD
@@ -405,7 +404,6 @@ def _nrrd(path: Path, file: BinaryIO, layered: bool) -> Header:
         _NRRD_ENCODINGS[str(fields["encoding"]).lower()],
         layers=sizes[0] if layers else 1,
         fields=fields,
-        named=name,
     )
 
 

@@ -44,10 +44,23 @@ _MASK_FOLDER = re.compile(
 )
 """Names of folders below INPUT that hold masks and no CTs; ``Lung 1.0`` and ``lung_ct`` are none."""
 
-RESULT_FOLDERS = (LEDGER, "images", "lung", "lesion", "masks", "probabilities", "dicom_seg", "figures", "pictures")
+_RESULT_FOLDERS = (LEDGER, "images", "lung", "lesion", "masks", "probabilities", "dicom_seg", "figures", "pictures")
 """Folders of results in an output folder of this project; they are no inputs."""
 
-GENERIC_NAMES = ("ct", "image", "img", "imaging", "scan", "volume", "vol", "data", "series", "chest", "thorax", "input")
+_GENERIC_NAMES = (
+    "ct",
+    "image",
+    "img",
+    "imaging",
+    "scan",
+    "volume",
+    "vol",
+    "data",
+    "series",
+    "chest",
+    "thorax",
+    "input",
+)
 """File names that are alike in every patient's folder; the folder then names the scan."""
 
 _PACKED_NAME = re.compile(
@@ -115,11 +128,11 @@ class _Found:
     """What lies below one root, before ids are made."""
 
     root: Path
+    passed: list[PassedOver]
+    unreadable: dict[str, str]
     volumes: list[Path] = field(default_factory=list)
     dicom: list[Path] = field(default_factory=list)
     rest: list[Path] = field(default_factory=list)
-    passed: list[PassedOver] = field(default_factory=list)
-    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 def open_scan(source: Path | str | Scan | sitk.Image, reading: Reading = DEFAULT) -> Scan:
@@ -181,36 +194,28 @@ def index_scans(*paths: Path, series: str | None = None, progress: bool = False,
     for path in paths:
         if not path.exists():
             raise VolumeError(f"{path}: no such file or folder; expected a CT or a folder of CTs")
-        found = _Found(path if path.name.strip(".") else path.resolve())  # "." and ".." are no names
+        root = path if path.name.strip(".") else path.resolve()  # "." and ".." are no names
+        found = _Found(root, passed, unreadable)
         if path.is_dir():
             _look(found)
         elif is_dicom_file(path) and not is_volume_file(path):
-            found.dicom.append(found.root)
+            found.dicom.append(root)
         else:
-            found_scans.append((Scan(volume_id(found.root), found.root), found.root.name))
+            found_scans.append((Scan(volume_id(root), root), root.name))
         for volume, stem in _without_masks(found):
-            scan = Scan(_volume_id(found.root, volume, stem), volume)
-            found_scans.append((scan, str(volume.relative_to(found.root))))
+            found_scans.append((Scan(_volume_id(root, volume, stem), volume), str(volume.relative_to(root))))
         found_scans += _dicom_scans(found, series, progress)
-        passed += found.passed
-        unreadable |= found.unreadable
-    scans = _with_ids(found_scans)
-    index = Index(dict(sorted(scans.items())), tuple(passed), unreadable)
-    if not scans and not empty:
-        seen = "; ".join(index.summary()) or "nothing was found"
-        raise VolumeError(
-            f"{', '.join(map(str, paths))}: holds no chest CT ({seen}); expected CT files or DICOM series"
-        )
+    index = Index(dict(sorted(_with_ids(found_scans).items())), tuple(passed), unreadable)
+    if not index.scans and not empty:
+        seen, named = "; ".join(index.summary()) or "nothing was found", ", ".join(map(str, paths))
+        raise VolumeError(f"{named}: holds no chest CT ({seen}); expected CT files or DICOM series")
     return index
 
 
 def find_scans(*paths: Path, series: str | None = None, progress: bool = False) -> dict[str, Scan]:
-    """The scans of `index_scans` by id; what was passed over is logged.
+    """The scans of `index_scans` by id, with its arguments and errors; what was passed over is logged.
 
     What cannot be read is a scan with a problem, so that it fails like any other and the rest is done.
-
-    Raises:
-        VolumeError: as `index_scans`.
     """
     index = index_scans(*paths, series=series, progress=progress)
     for line in index.passed_over_lines():
@@ -230,7 +235,7 @@ def find_scans(*paths: Path, series: str | None = None, progress: bool = False) 
 
 def _look(found: _Found) -> None:
     def is_result(folder: Path) -> bool:
-        if folder == found.root or folder.name not in RESULT_FOLDERS or not is_output(folder.parent):
+        if folder == found.root or folder.name not in _RESULT_FOLDERS or not is_output(folder.parent):
             return False
         found.passed.append(PassedOver(folder, "folder of results of this project"))
         return True
@@ -301,18 +306,17 @@ def _without_masks(found: _Found) -> list[tuple[Path, str]]:
     volumes = []
     for path in found.volumes:
         stem = volume_id(path)
-        of = mask_of(stem, beside[path.parent])
-        base, variants = _straightened(stem, names[path.parent])
-        if any(map(is_mask_folder, path.relative_to(found.root).parts[:-1])):
+        if any(map(_MASK_FOLDER.fullmatch, path.relative_to(found.root).parts[:-1])):
             found.passed.append(PassedOver(path, "mask"))
-        elif of is not None or (path.parent in slices and is_mask_name(stem)):
+        elif (of := mask_of(stem, beside[path.parent])) or (path.parent in slices and is_mask_name(stem)):
             found.passed.append(PassedOver(path, "mask", reason=f"beside {of or 'slices'}"))
-        elif variants and variants[-1] != stem:
-            found.passed.append(
-                PassedOver(path, "volume that dcm2niix straightened", reason=f"{variants[-1]} is taken")
-            )
         else:
-            volumes.append((path, base))
+            base, variants = _straightened(stem, names[path.parent])
+            if variants and variants[-1] != stem:
+                reason = f"{variants[-1]} is taken"
+                found.passed.append(PassedOver(path, "volume that dcm2niix straightened", reason=reason))
+            else:
+                volumes.append((path, base))
     return volumes
 
 
@@ -326,18 +330,13 @@ def _straightened(stem: str, beside: Iterable[str]) -> tuple[str, list[str]]:
     return base, sorted(variants, key=lambda name: ("_Tilt" in name[len(base) :], "_Eq" in name[len(base) :], name))
 
 
-def is_mask_folder(name: str) -> bool:
-    """Whether a folder's name says that it holds masks."""
-    return _MASK_FOLDER.fullmatch(name) is not None
-
-
 # ----------------------------------------------------------------------------------------------- ids
 
 
 def _volume_id(root: Path, path: Path, stem: str) -> str:
     """The id of a volume file: its path below the root, or its folder's if the name is generic."""
     *folders, _ = path.relative_to(root).parts
-    if folders and re.sub(r"_0000$", "", stem).lower() in GENERIC_NAMES:
+    if folders and re.sub(r"_0000$", "", stem).lower() in _GENERIC_NAMES:
         return "_".join(folders)
     return "_".join([*folders, stem])
 

@@ -9,6 +9,7 @@ from pydicom.uid import generate_uid
 from datasets import scans as module
 from datasets.scan_options import main
 from datasets.scans import find_scans, index_scans, open_scan, result_name
+from datasets.volumes import Reading
 from tests.volumes import changed_slice, pixels, touched, write_dicom, write_enhanced
 from utils.errors import VolumeError
 from utils.ledger import recording
@@ -47,12 +48,6 @@ def test_files_at_any_depth_and_series_are_scans_and_nothing_else(tmp_path):
         "series": tmp_path / "series",
     }
     assert "passed over: other file (3)" in index_scans(tmp_path).summary()
-
-
-def test_files_can_be_named_one_by_one(tmp_path):
-    touched(tmp_path, "a.nii", "b.nii.gz", "more/c.nii.gz")
-    assert set(find_scans(tmp_path / "a.nii", tmp_path / "more")) == {"a", "c"}
-    assert list(find_scans(next(series(tmp_path / "one").iterdir()).parent)) == ["one"]
 
 
 def test_a_series_has_the_path_of_its_folder_for_an_id(tmp_path):
@@ -102,6 +97,8 @@ def test_scans_that_would_share_an_id_are_told_apart(names, tmp_path, monkeypatc
 
 
 def test_scans_that_nothing_tells_apart_are_refused(tmp_path):
+    with pytest.raises(VolumeError, match="no such file or folder"):
+        find_scans(tmp_path / "nowhere")
     touched(tmp_path, "a/x.nii", "b/x.nii")
     with pytest.raises(VolumeError, match=r"x.nii and \S*x.nii have the same id; rename one of them"):
         find_scans(tmp_path / "a" / "x.nii", tmp_path / "b" / "x.nii")
@@ -161,19 +158,6 @@ def test_what_links_have_lost_is_named(tmp_path):
     np.testing.assert_array_equal(pixels(index.scans["whole"].read()), STORED - 1024)
     with pytest.raises(VolumeError, match=rf"{last.name}: {lost}"):
         open_scan(cut).read()
-
-
-def test_a_slice_that_cannot_be_opened_is_missing_from_its_series(tmp_path, monkeypatch):
-    last = max(series(tmp_path / "case").iterdir())
-    opened = module.Path.open
-
-    def open_(path, *args, **kwargs):
-        if path == last:
-            raise PermissionError(13, "Permission denied", str(path))
-        return opened(path, *args, **kwargs)
-
-    monkeypatch.setattr(module.Path, "open", open_)
-    assert f"{last}: cannot be read (Permission denied)" in find_scans(tmp_path)["case"].problem
 
 
 def test_the_current_folder_and_the_one_above_have_names(tmp_path, monkeypatch):
@@ -341,6 +325,7 @@ ONE_STUDY = {"StudyInstanceUID": "1.2"}
 
 
 @pytest.mark.fault("a derived series with more slices")
+@pytest.mark.fault("several series in one study")
 @pytest.mark.parametrize(
     ("better", "worse", "rule"),
     [
@@ -366,24 +351,27 @@ def test_the_series_of_a_study_is_chosen_by_the_first_rule_that_tells_two_apart(
     assert [scan.path for scan in find_scans(tmp_path, series="2").values()] == [other]
 
 
-def test_series_takes_an_exact_number_before_text(tmp_path):
-    number = series(tmp_path / "s" / "a", **ONE_STUDY, SeriesNumber=2, SeriesDescription="Bone")
-    text = series(tmp_path / "s" / "b", **ONE_STUDY, SeriesNumber=5, SeriesDescription="Lung 2.0")
-    assert list(paths(tmp_path, series="2").values()) == [number]
-    assert list(paths(tmp_path, series="lung 2").values()) == [text]
-    (scan,) = find_scans(tmp_path, series="angio").values()
-    assert "no series 'angio'; it holds" in scan.problem
-
-
-def test_a_series_that_fails_is_one_scan_that_fails(tmp_path):
-    series(tmp_path / "good")
-    bad = series(tmp_path / "bad")
-    (bad / "slice003.dcm").unlink()
-    scans = find_scans(tmp_path)
-    assert scans["good"].problem is None
-    assert "not evenly spaced" in scans["bad"].problem
-    with pytest.raises(VolumeError, match="not evenly spaced"):
-        scans["bad"].read()
+@pytest.mark.fault("several series of as")
+def test_series_picks_by_uid_number_or_text_and_an_unclear_choice_is_refused(tmp_path, caplog):
+    bone = series(tmp_path / "s" / "a", **ONE_STUDY, SeriesNumber=2, SeriesDescription="Bone", SeriesInstanceUID="1.9")
+    lung = series(tmp_path / "s" / "b", **ONE_STUDY, SeriesNumber=5, SeriesDescription="Lung 2.0")
+    for choice, folder in (("2", bone), ("lung 2", lung), ("5", lung), ("1.9", bone), ("Bone", bone)):
+        caplog.clear()
+        assert list(paths(tmp_path, series=choice).values()) == [folder]
+        assert open_scan(tmp_path, Reading(series=choice)).path == folder
+        assert caplog.text == ""
+    for choice, problem in (
+        ("angio", "no series 'angio'; it holds"),
+        (None, "several series of 6 slices that no rule"),
+    ):
+        (scan,) = find_scans(tmp_path, series=choice).values()
+        assert problem in scan.problem
+        assert "Lung 2.0" in scan.problem
+    min(lung.iterdir()).unlink()
+    find_scans(tmp_path)
+    assert "number 2, Bone, 6 slices" in caplog.text
+    assert "--series picks another of" in caplog.text
+    assert "number 5, Lung 2.0, 5 slices" in caplog.text
 
 
 @pytest.mark.fault("enhanced CT")
@@ -432,8 +420,3 @@ def test_a_result_has_the_id_and_the_type_of_its_scan(tmp_path):
     series(tmp_path / "p" / "1.2.mha")
     names = [result_name("id.1", open_scan(tmp_path / scan)) for scan in ("a.1.NII", "b.mhd", "c.nrrd", "p/1.2.mha")]
     assert names == ["id.1.nii.gz", "id.1.mha", "id.1.nrrd", "id.1.nii.gz"]
-
-
-def test_nothing_there(tmp_path):
-    with pytest.raises(VolumeError, match="no such file or folder"):
-        find_scans(tmp_path / "nowhere")
