@@ -95,23 +95,13 @@ def config(cohort, tmp_path):
     return path
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread_in_what_tests_start():
-    """Test runs share the cores: with more threads than cores, the scripts that they start wait for one another."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Tiny networks are faster without threads, above all when several test runs share the cores."""
+    """A test may take more threads; the next one has one again."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
-import os
 import random
 import shutil
 import tempfile
@@ -24,22 +23,23 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import torch
-
+import lungCrop
 from datasets import make_splits
 from datasets.phantom import write_phantoms
-from models import Segmenter
-from models.checkpoint import SegmenterFacts, SegmenterInput, load, save_segmenter
+from models.checkpoint import load
+from tests.outputs import save_model
+from tests.several import started_process
 from tests.test_train import states_equal
 from training.states import find_states
-from utils.cli import new_parser, run
+from utils.cli import new_parser
 from utils.errors import CheckpointError
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ("lungCrop", "train", "test", "post_processing", "predict")
-SIZE = ("16", "64", "64")
+SIZE = (16, 64, 64)
 """Crop size: the smallest that all networks accept."""
 
 _PROGRESS = 1.5
@@ -63,24 +63,25 @@ class Job:
     check: Callable[[Path, Path, bool], None]
 
     def command(self) -> list[str]:
-        resume = ["--resume"] if self.script == "train" else []
-        return [f"{self.script}.py", *self.arguments, *resume]
+        """Arguments with which it starts or continues."""
+        return [*self.arguments, *(["--resume"] if self.script == "train" else [])]
+
+    def start(self) -> BaseProcess:
+        return started_process(self.output.with_suffix(".log"), become, self.script, self.command())
+
+    def errors(self) -> str:
+        return (self.output.with_suffix(".log") / "0.err").read_text()[-2000:]
 
     def begun(self) -> set[Path]:
         """Partial files: being written, or left by a killed process."""
-        return {path for folder in self._folders() for path in folder.glob(".*.partial.*")}
+        return set(self.output.rglob(".*.partial.*"))
 
     def files(self) -> set[tuple[str, int, int]]:
         """Name, inode and size of every file; two snapshots tell whether anything was written."""
-        entries = [entry for folder in self._folders() if folder.is_dir() for entry in os.scandir(folder)]
         with suppress(FileNotFoundError):  # a file was renamed meanwhile
-            return {(entry.path, entry.inode(), entry.stat().st_size) for entry in entries}
+            entries = [(path, path.stat()) for path in self.output.rglob("*")]
+            return {(str(path), entry.st_ino, entry.st_size) for path, entry in entries}
         return self.files()
-
-    def _folders(self) -> list[Path]:
-        names = ("", "images", "lung", "lesion", "masks", "probabilities", "figures", "pictures", ".views")
-        names += tuple(f"ledger/{kind}" for kind in ("runs", "crops", "predicted", "tested", "pasted"))
-        return [self.output / name for name in names]
 
 
 @dataclass
@@ -92,60 +93,45 @@ class Tally:
     runs: int = 0
 
 
+def become(script: str, arguments: list[str]) -> int:
+    """Run a script, in a process that has all modules imported, which saves seconds."""
+    multiprocessing.set_start_method("fork", force=True)  # the default for a script's workers on Linux
+    return import_module(script).main(arguments)
+
+
 def make_jobs(folder: Path, iterations: int) -> dict[str, Job]:
     """The five scripts on seven phantoms, by name; generates their inputs."""
     raw, cohort, model = folder / "raw", folder / "cohort", folder / "segmenter.pth"
     write_phantoms(raw, healthy=3, diseased=4, size=(20, 40, 40), seed=0)
-    crop = [str(raw / "ct"), "--labels", str(raw / "lesion"), "--lungs", str(raw / "lung"), "--size", *SIZE, "--quiet"]
-    _finish(_start(["lungCrop.py", *crop, "--output", str(cohort)], folder / "log.txt"), folder / "log.txt")
+    save_model(model, SIZE)
+    ct, lungs = str(raw / "ct"), str(raw / "lung")
+    crop = [ct, "--labels", str(raw / "lesion"), "--lungs", lungs, "--size", *map(str, SIZE), "--quiet"]
     with redirect_stdout(io.StringIO()):
+        lungCrop.main([*crop, "--output", str(cohort)])
         make_splits.main([str(cohort), "--healthy", "healthy_*", "--labeled", "1", "--valid", "1", "--validh", "1"])
-    torch.manual_seed(0)
-    save_segmenter(
-        model,
-        Segmenter(2),
-        SegmenterFacts(
-            trained_on=SegmenterInput(size=tuple(map(int, SIZE)), window=(-1250, 250), normalization="minmax"),
-            iteration=0,
-        ),
-    )
-    settings = ["--config-path", str(ROOT / "configs" / "demo.yaml"), "--device", "cpu", "--quiet"]
-    overrides = [
-        f"DATASET.ROOT={cohort}",
-        f"IMAGE.SIZE=[{','.join(SIZE)}]",
-        f"EXP.OUTPUT_DIR={folder}",
-        "EXP.ID=recons_MIL",
+    settings = [
+        *("--config-path", str(ROOT / "configs" / "demo.yaml"), "--device", "cpu", "--quiet", "EXP.ID=recons_MIL"),
+        *(f"DATASET.ROOT={cohort}", f"IMAGE.SIZE={list(SIZE)}", f"EXP.OUTPUT_DIR={folder}"),
     ]
     training = [
-        *("--is-validation", "MODEL.WIDTH.UNET=2", "MODEL.WIDTH.G=2", "MODEL.WIDTH.D=2", "SOLVER.BATCH_SIZE=1"),
-        *(
-            f"SOLVER.ITER_MAX={iterations}",
-            "SOLVER.DISCRIMINATOR_STEPS=1",
-            "LOSS.MIL_START=3",
-            "DATALOADER.NUM_WORKERS=1",
-        ),
-        *("INTERVAL.SAVE=1", "INTERVAL.VALID=2", "INTERVAL.LOG=1", "INTERVAL.PICTURE=3"),
+        *("--is-validation", "MODEL.WIDTH={UNET: 2, G: 2, D: 2}", "SOLVER.BATCH_SIZE=1", "LOSS.MIL_START=3"),
+        *(f"SOLVER.ITER_MAX={iterations}", "SOLVER.DISCRIMINATOR_STEPS=1", "DATALOADER.NUM_WORKERS=1"),
+        "INTERVAL={SAVE: 1, VALID: 2, LOG: 1, PICTURE: 3}",
     ]
     testing = ["--model-path", str(model), "--save-vis", "--split", "VALID", "WO_LABEL", "HEALTHY"]
-    paste = ["--images", str(raw / "ct"), "--masks", str(cohort / "lung"), "--quiet"]
+    paste = ["--images", ct, "--masks", str(cohort / "lung"), "--quiet"]
     # Reports would take most of the time.
-    predicting = [str(raw / "ct"), "--model-path", str(model), "--lungs", str(raw / "lung"), "--no-report"]
+    predicting = [ct, "--model-path", str(model), "--lungs", lungs, "--no-report", "--save-probabilities", "--quiet"]
+
+    def job(script: str, name: str, *arguments: str, check: Callable = check_files) -> Job:
+        return Job(script, [*arguments, "--output", str(folder / name)], folder / name, check)
+
     jobs = (
-        Job("lungCrop", [*crop, "--output", str(folder / "crops")], folder / "crops", check_files),
-        Job("train", [*settings, *training, *overrides], folder / "recons_MIL", check_training),
-        Job(
-            "test",
-            [*settings, *testing, *overrides, "--output", str(folder / "results")],
-            folder / "results",
-            check_files,
-        ),
-        Job("post_processing", [*paste, "--output", str(folder / "masks")], folder / "masks", check_files),
-        Job(
-            "predict",
-            [*predicting, "--save-probabilities", "--device", "cpu", "--quiet", "--output", str(folder / "predicted")],
-            folder / "predicted",
-            check_prediction,
-        ),
+        job("lungCrop", "crops", *crop),
+        Job("train", [*settings, *training], folder / "recons_MIL", check_training),
+        job("test", "results", *settings, *testing),
+        job("post_processing", "masks", *paste),
+        job("predict", "predicted", *predicting, "--device", "cpu", check=check_prediction),
     )
     return {job.script: job for job in jobs}
 
@@ -161,16 +147,15 @@ def kill_often(job: Job, kills: int, rng: random.Random) -> Tally:
     Raises:
         Lost: a file was lost or damaged.
     """
-    log = job.output.with_suffix(".log")
     reference = job.output.with_suffix(".undisturbed")
-    life = _undisturbed(job, log)
+    life = _undisturbed(job)
     job.output.rename(reference)
     tally = Tally()
     done = False
     while not done or tally.kills < kills:
         if done:
             shutil.rmtree(job.output)
-        process = _start(job.command(), log)
+        process = job.start()
         if tally.kills < kills:
             _wait(process, job, rng, life)
             process.kill()
@@ -178,7 +163,7 @@ def kill_often(job: Job, kills: int, rng: random.Random) -> Tally:
         done = process.exitcode == 0
         if not done:
             if process.exitcode != -9:
-                raise Lost(f"{job.script} ended with exit code {process.exitcode}: {log.read_text()[-2000:]}")
+                raise Lost(f"{job.script} ended with exit code {process.exitcode}: {job.errors()}")
             tally.kills += 1
             ours = {path for path in job.begun() if path.name.startswith(f".{process.pid}.")}
             tally.in_saves += bool(ours)
@@ -262,45 +247,20 @@ def _entries(path: Path, done: bool) -> list[dict]:
     return [{key: value for key, value in entry.items() if key != "seconds_per_iteration"} for entry in entries]
 
 
-_forkserver = multiprocessing.get_context("forkserver")
-_forkserver.set_forkserver_preload(["tests.test_train", "evaluation.testing", "evaluation.predicting"])
-
-
-def _start(command: list[str], log: Path) -> multiprocessing.process.BaseProcess:
-    process = _forkserver.Process(target=_become, args=(command, log))
-    process.start()
-    return process
-
-
-def _become(command: list[str], log: Path) -> None:
-    """Become a script, in a process that has all modules imported, which saves seconds."""
-    with log.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # the default for a script's workers on Linux
-    script, *arguments = command
-    raise SystemExit(run(lambda: import_module(script.removesuffix(".py")).main(arguments)))
-
-
-def _finish(process: multiprocessing.process.BaseProcess, log: Path) -> None:
-    process.join()
-    if process.exitcode:
-        raise Lost(f"exit code {process.exitcode}: {log.read_text()[-2000:]}")
-
-
-def _undisturbed(job: Job, log: Path) -> float:
+def _undisturbed(job: Job) -> float:
     """Run a job to its end; return the number of seconds after its start in which kills may happen."""
     start = time.monotonic()
-    process = _start(job.command(), log)
+    process = job.start()
     while process.is_alive() and not job.output.exists():
         time.sleep(0.01)
     first = time.monotonic() - start
-    _finish(process, log)
+    process.join()
+    if process.exitcode:
+        raise Lost(f"exit code {process.exitcode}: {job.errors()}")
     return min(time.monotonic() - start, first + _PROGRESS)
 
 
-def _wait(process: multiprocessing.process.BaseProcess, job: Job, rng: random.Random, life: float) -> None:
+def _wait(process: BaseProcess, job: Job, rng: random.Random, life: float) -> None:
     """Wait for the moment of a kill: a random time, or shortly after the n-th creation, growth or rename of a file."""
     look = rng.choice((None, job.files, job.begun, job.begun))
     if look is None:

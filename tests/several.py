@@ -28,13 +28,9 @@ class Ended:
 def on_processes(count, folder, function, *arguments, timeout=90):
     """Run a command, a function as `command_line.run` takes it, on some processes; how each ended, by rank."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    folder.mkdir(exist_ok=True)
     started = [
-        _CONTEXT.Process(target=_child, args=(rank, count, store.port, folder, function, arguments))
-        for rank in range(count)
+        started_process(folder, function, *arguments, rank=rank, of=(count, store.port)) for rank in range(count)
     ]
-    for process in started:
-        process.start()
     for process in started:
         process.join(timeout)
     for process in started:
@@ -46,9 +42,19 @@ def on_processes(count, folder, function, *arguments, timeout=90):
     ]
 
 
-def _child(rank, count, port, folder, function, arguments):
-    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in variables.items()} | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+def started_process(folder, function, *arguments, rank=0, of=None):
+    """A process of its own for a command, alone or one of several; it writes to RANK.out and RANK.err in a folder."""
+    folder.mkdir(exist_ok=True)
+    process = _CONTEXT.Process(target=_child, args=(rank, of, folder, function, arguments))
+    process.start()
+    return process
+
+
+def _child(rank, of, folder, function, arguments):
+    if of is not None:
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": of[0], "MASTER_PORT": of[1]}
+        os.environ |= {name: str(value) for name, value in variables.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     for kind, descriptor in (("out", 1), ("err", 2)):
         os.dup2(os.open(Path(folder) / f"{rank}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115

@@ -2,13 +2,11 @@
 
 import json
 
-import imgaug.augmenters as iaa
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
-from datasets.augment import ROTATION, SCALE
 from datasets.crop import CROP_SIZE, LINEAR, NEAREST, resize
 from datasets.window import map_window
 from tests.reference import DATA
@@ -48,51 +46,3 @@ def test_the_first_step_of_adam():
     expected = np.array(IN_2020["adam_first_step"]["step"])
     np.testing.assert_allclose(steps[3.16228e-7], expected, rtol=1e-5)
     assert (steps[1e-8] / expected > [28, 16, 3.7, 1.3, 1.03, 1]).all()
-
-
-def test_unequal_scales_come_after_the_rotation():
-    """imgaug 0.4.0 scales before it rotates: that moves voxels by 0.05 voxel in the mean, by up to 0.5."""
-    size = 160
-    middle = size / 2
-    corner = np.array([0.0, 0.0])
-    warp = iaa.Affine(scale={"x": 1.05, "y": 1.0}, rotate=5)
-    keypoint = iaa.ia.KeypointsOnImage([iaa.ia.Keypoint(*corner)], shape=(size, size))
-    found = warp(keypoints=keypoint).to_xy_array()[0]
-    angle = np.deg2rad(5)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    np.testing.assert_allclose(found, np.diag([1.05, 1]) @ turn @ (corner - middle) + middle, atol=1e-3)
-    rng = np.random.default_rng(0)
-    places = np.stack(np.meshgrid(*[np.arange(size) + 0.5 - middle] * 2), -1).reshape(-1, 2)
-    distances = []
-    for _ in range(300):
-        angle = np.deg2rad(rng.uniform(*ROTATION))
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        scales = np.diag(rng.uniform(*SCALE, 2))
-        distances.append(np.linalg.norm(places @ (scales @ turn - turn @ scales).T, axis=1))
-    assert np.mean(distances) == pytest.approx(0.05, abs=0.01)
-    assert 0.3 < np.max(distances) < 0.5
-
-
-def test_spectral_norm_takes_its_vectors_in_the_other_order_and_converges_to_the_same():
-    torch.manual_seed(0)
-    weight, u, v = torch.randn(6, 8), torch.randn(6), torch.randn(8)
-    u, v = u / u.norm(), v / v.norm()
-    published = torch.nn.utils.spectral_norm(torch.nn.Linear(8, 6))
-    ours = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(8, 6))
-    for layer, name in ((published, "weight_orig"), (ours, "parametrizations.weight.original")):
-        layer.get_parameter(name).data = weight.clone()
-    published.weight_u.data, published.weight_v.data = u.clone(), v.clone()
-    norm = ours.parametrizations.weight[0]
-    norm._u.data, norm._v.data = u.clone(), v.clone()
-    x = torch.randn(3, 8)
-    with torch.no_grad():
-        first = published(x) - published.bias, ours(x) - ours.bias
-        v1 = torch.nn.functional.normalize(weight.T @ u, dim=0)
-        torch.testing.assert_close(published.weight_v, v1)
-        torch.testing.assert_close(norm._u, torch.nn.functional.normalize(weight @ v, dim=0))
-        assert not torch.allclose(*first, rtol=0.01)
-        for _ in range(200):
-            last = published(x) - published.bias, ours(x) - ours.bias
-    torch.testing.assert_close(*last, rtol=1e-4, atol=1e-5)
-    exact = x @ weight.T / torch.linalg.matrix_norm(weight, 2)
-    torch.testing.assert_close(last[1], exact, rtol=1e-4, atol=1e-5)

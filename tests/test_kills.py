@@ -2,11 +2,7 @@
 
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -16,12 +12,11 @@ import predict
 import test
 import train
 from tests import kill_everything
+from tests.several import started_process
 from tests.utils.test_files import holder
 from training.states import find_states
 from utils.cli import run
 from utils.files import lock_folder
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +40,7 @@ def test_a_second_run_on_a_folder_is_refused_in_one_line(jobs, script, capsys):
     job = jobs[script.__name__]
     before = sorted(job.output.rglob("*"))
     with holder(job.output) as first:
-        assert run(lambda: script.main(job.command()[1:])) == 1
+        assert run(lambda: script.main(job.command())) == 1
         errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1
     assert errors[0].startswith(f"error: {job.output}: process {first.pid} on {os.uname().nodename} is writing here; ")
@@ -53,14 +48,14 @@ def test_a_second_run_on_a_folder_is_refused_in_one_line(jobs, script, capsys):
 
 
 @pytest.mark.fault("two runs on one folder")
-def test_a_killed_run_with_workers_leaves_its_folder_free(config, run_folder):
-    command = [sys.executable, "train.py", "--config-path", str(config), "--quiet", "--device", "cpu"]
+def test_a_killed_run_with_workers_leaves_its_folder_free(config, run_folder, tmp_path):
     endless = ["SOLVER.ITER_MAX=100000", "INTERVAL.SAVE=1", "DATALOADER.NUM_WORKERS=1"]
-    process = subprocess.Popen([*command, *endless], cwd=ROOT)
+    command = ["--config-path", str(config), "--quiet", "--device", "cpu", *endless]
+    process = started_process(tmp_path / "log", train.main, command)
     while not find_states(run_folder):
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     with lock_folder(run_folder, "pictures"):
         assert not list(run_folder.glob(".*.partial.*"))

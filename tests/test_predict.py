@@ -1,4 +1,3 @@
-import csv
 import io
 import json
 import re
@@ -24,9 +23,9 @@ from datasets.crop import CROP_SIZE
 from datasets.lungs import segment_by_threshold
 from evaluation import lesion_segmenter, predicting, results
 from evaluation.burden import NOTICE
-from models import Segmenter, engine
-from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
+from models import engine
 from tests import reference
+from tests.outputs import save_model, summary, table, written
 from tests.several import noting_who_indexes, on_processes
 from tests.utils.test_files import holder
 from tests.volumes import geometry, pixels, write, write_dicom
@@ -48,39 +47,17 @@ def scans(phantoms, tmp_path):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A segmenter whose predictions are neither empty nor full."""
-    return save_model(tmp_path_factory.mktemp("model") / "segmenter.pth", seed=1)
-
-
-def save_model(path, seed, size=SIZE):
-    torch.manual_seed(seed)
-    save_segmenter(
-        path,
-        Segmenter(2),
-        SegmenterFacts(
-            trained_on=SegmenterInput(size=size, window=(-1250.0, 250.0), normalization="minmax"), iteration=0
-        ),
-    )
-    return path
+    return save_model(tmp_path_factory.mktemp("model") / "segmenter.pth", SIZE)
 
 
 def predicted(scans, model, output, *arguments, lungs="threshold", report=False):
-    command = [str(scans), "--model-path", str(model), "--output", str(output), "--lungs", str(lungs)]
-    more = ["--device", "cpu", "--quiet", *([] if report else ["--no-report"])]
-    return predict.main([*command, *more, *map(str, arguments)])
+    inputs = scans if isinstance(scans, list) else [scans]
+    command = [*inputs, "--model-path", model, "--output", output, "--lungs", lungs, "--device", "cpu", "--quiet"]
+    return predict.main([str(word) for word in (*command, *([] if report else ["--no-report"]), *arguments)])
 
 
 def rows(output):
-    with (output / "summary.csv").open(newline="", encoding="utf-8") as file:
-        return {row["id"]: row for row in csv.DictReader(file)}
-
-
-def summary(output):
-    return json.loads((output / "summary.json").read_text(encoding="utf-8"))
-
-
-def written(output):
-    files = [path.relative_to(output) for path in output.rglob("[!.]*") if path.is_file()]
-    return sorted(str(path) for path in files if path.parts[0] != "ledger")
+    return table(output / "summary.csv")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +97,7 @@ def mixed_scans(phantoms, folder):
 def test_masks_are_those_of_the_three_scripts_byte_for_byte(phantoms, tmp_path):
     raw, cohort = tmp_path / "raw", tmp_path / "cohort"
     names = mixed_scans(phantoms, raw)
-    model = save_model(tmp_path / "segmenter.pth", 1, OF_ALL_NETWORKS)
+    model = save_model(tmp_path / "segmenter.pth", OF_ALL_NETWORKS)
     size = ["--size", *map(str, OF_ALL_NETWORKS)]
     assert lungCrop.main([str(raw), "--output", str(cohort), "--lungs", "threshold", *size, "--quiet"]) == 0
     (cohort / "id_txt").mkdir()
@@ -150,10 +127,13 @@ def test_masks_are_those_of_the_three_scripts_byte_for_byte(phantoms, tmp_path):
 
 def test_the_numbers_are_those_of_masks_lungs_and_scans(phantoms, scans, model, tmp_path):
     output = tmp_path / "out"
-    assert predicted(scans, model, output, lungs=phantoms / "lung") == 0
-    table = rows(output)
-    assert list(table) == IDS
-    for case_id, row in table.items():
+    (tmp_path / "b").mkdir()
+    shutil.copy(scans / "healthy_000.nii.gz", tmp_path / "b")
+    inputs = [scans / f"{IDS[0]}.nii.gz", scans / f"{IDS[1]}.nii.gz", tmp_path / "b"]
+    assert predicted(inputs, model, output, lungs=phantoms / "lung") == 0
+    found = rows(output)
+    assert list(found) == IDS
+    for case_id, row in found.items():
         mask = pixels(output / "masks" / f"{case_id}.nii.gz") > 0
         lung, hu = pixels(phantoms / "lung" / f"{case_id}.nii.gz"), pixels(scans / f"{case_id}.nii.gz")
         voxel_ml = np.prod(sitk.ReadImage(str(scans / f"{case_id}.nii.gz")).GetSpacing()) / 1000
@@ -172,23 +152,22 @@ def test_the_numbers_are_those_of_masks_lungs_and_scans(phantoms, scans, model, 
         assert row["severity"] == (
             "CT-1" if worse <= 25 else "CT-2" if worse <= 50 else "CT-3" if worse <= 75 else "CT-4"
         )
-    found = summary(output)
-    assert found["notice"] == NOTICE
-    assert "Morozov" in found["grading"]
-    assert found["scans"] == 3
-    assert found["lesion_ml"]["mean"] == pytest.approx(
-        np.mean([float(row["lesion_ml"]) for row in table.values()]), rel=1e-5
-    )
-    assert [row["id"] for row in found["rows"]] == IDS
-    assert sum(found["severity"].values()) == 3
-    assert found["failed"] == {}
+    whole = summary(output)
+    assert whole["notice"] == NOTICE
+    assert "Morozov" in whole["grading"]
+    mean = np.mean([float(row["lesion_ml"]) for row in found.values()])
+    assert whole["lesion_ml"]["mean"] == pytest.approx(mean, rel=1e-5)
+    assert [row["id"] for row in whole["rows"]] == IDS
+    assert sum(whole["severity"].values()) == whole["scans"] == 3
+    assert whole["failed"] == {}
 
 
 def test_what_it_prints_names_the_scans_the_grades_and_what_it_is_not(scans, model, tmp_path, capsys):
-    command = [str(scans), "--model-path", str(model), "--output", str(tmp_path / "out"), "--lungs", "threshold"]
+    scan = scans / "diseased_000.nii.gz"
+    command = [str(scan), "--model-path", str(model), "--output", str(tmp_path / "out"), "--lungs", "threshold"]
     assert predict.main([*command, "--device", "cpu", "--no-report"]) == 0
     out, err = capsys.readouterr()
-    assert f"3 of 3 scans have a mask in {tmp_path / 'out'}, 0 had it before" in out
+    assert f"1 of 1 scans have a mask in {tmp_path / 'out'}, 0 had it before" in out
     assert re.search(r"^CT-\d: \d scan", out, re.MULTILINE)
     assert NOTICE in out
     assert "predicting: 100%" in err
@@ -206,7 +185,7 @@ def test_scans_of_the_same_model_and_options_are_skipped(scans, model, tmp_path,
         assert predicted(scans, model, output, *arguments, **options) == 0
         return [path.stat().st_mtime_ns != old for path, old in zip(masks, before, strict=True)]
 
-    # Another path to the same weights is the same model.
+    # Another path to the same weights is the same model; where all is done, no weights of lungmask are needed.
     assert redone(model=shutil.copy(model, tmp_path / "copy.pth")) == [False] * 2
     assert "2 of 2 scans have a mask" in capsys.readouterr().out
     assert redone("--overwrite") == [True] * 2
@@ -225,7 +204,7 @@ def test_scans_of_the_same_model_and_options_are_skipped(scans, model, tmp_path,
 def test_a_folder_has_the_masks_of_one_model(scans, model, tmp_path, capsys):
     output = tmp_path / "out"
     assert predicted(scans / "healthy_000.nii.gz", model, output) == 0
-    other = save_model(tmp_path / "other.pth", seed=2)
+    other = save_model(tmp_path / "other.pth", SIZE, seed=2)
     assert run(lambda: predicted(scans / "diseased_000.nii.gz", other, output)) == 1
     assert f"{output}: holds 1 result(s) of another model or threshold" in capsys.readouterr().err
     assert list(rows(output)) == ["healthy_000"]
@@ -259,15 +238,6 @@ def test_parts_write_beside_each_other_and_the_last_one_joins_them(some_broken, 
     (output / "summary.csv").unlink()
     assert predicted(some_broken, model, output, "--part", "1/1") == 1  # nothing is left but the broken ones
     assert sorted(rows(output)) == IDS
-
-
-def test_several_inputs(scans, model, tmp_path):
-    (tmp_path / "b").mkdir()
-    (scans / "healthy_000.nii.gz").rename(tmp_path / "b" / "healthy_000.nii.gz")
-    paths = [str(scans / f"{case_id}.nii.gz") for case_id in IDS[:2]]
-    more = ["--model-path", str(model), "--output", str(tmp_path / "out"), "--lungs", "threshold", "--no-report"]
-    assert predict.main([*paths, str(tmp_path / "b"), *more, "--device", "cpu", "--quiet"]) == 0
-    assert sorted(rows(tmp_path / "out")) == IDS
 
 
 @pytest.mark.fault("scans that a segmenter was trained on")
@@ -311,22 +281,24 @@ def test_an_interrupted_run_loses_nothing_and_the_next_one_completes_it(
 def test_the_folder_of_a_run_is_its_segmenter_by_name(scans, tmp_path):
     folder, output = tmp_path / "run", tmp_path / "out"
     folder.mkdir()
-    file = save_model(folder / "segmenter_best.pth", seed=1)
+    file = save_model(folder / "segmenter_best.pth", SIZE)
     assert predicted(scans / "healthy_000.nii.gz", folder, output, report=True) == 0
     assert summary(output)["model"] == str(file)
     assert read_runs(output)[-1]["model"] == str(file)
     assert str(file) in (output / "report.html").read_text(encoding="utf-8")
 
 
-def test_bad_scans_are_named_and_the_others_are_done(some_broken, whole, model, tmp_path):
+def test_bad_scans_are_named_and_the_others_are_done_and_in_the_report(some_broken, whole, model, tmp_path):
     output, out = whole
     assert "3 of 5 scans have a mask" in out
     for case_id, reason in (("a_broken", "cut short"), ("water", "not HU")):
         assert reason in next(line for line in out.splitlines() if line.startswith(f"failed: {case_id}: "))
         assert reason in summary(output)["failed"][case_id]
     assert sorted(rows(output)) == IDS
-    masks = sorted(path.name for path in (output / "masks").iterdir())
-    assert masks == [f"{case_id}.nii.gz" for case_id in IDS]
+    assert sorted(path.name for path in (output / "masks").iterdir()) == [f"{case_id}.nii.gz" for case_id in IDS]
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert all(text in page for text in (*IDS, NOTICE, "Of right lung", "CT-0 to CT-4"))
+    # A scan that failed and is gone has failed no more.
     output, few = tmp_path / "out", tmp_path / "few"
     few.mkdir()
     for name in ("a_broken", "healthy_000"):
@@ -346,28 +318,16 @@ def test_a_full_disk_is_told_of_every_scan(scans, model, tmp_path, monkeypatch, 
         write_text(path, text)
 
     monkeypatch.setattr(ledger, "write_text", full)
-    assert run(lambda: predicted(scans, model, tmp_path / "out")) == 1
+    assert run(lambda: predicted(scans / "healthy_000.nii.gz", model, tmp_path / "out")) == 1
     assert "No space left on device" in capsys.readouterr().err
-
-
-def test_the_report_shows_every_scan(whole):
-    page = (whole[0] / "report.html").read_text(encoding="utf-8")
-    for text in (*IDS, NOTICE, "Of right lung", "CT-0 to CT-4"):
-        assert text in page
 
 
 def test_dicom_in_dicom_seg_out(phantoms, model, tmp_path, capsys):
     raw, output = tmp_path / "raw", tmp_path / "out"
     mixed_scans(phantoms, raw)
     # A second series, shorter: the warning that names both is wanted once.
-    study = pydicom.dcmread(next((raw / "three").iterdir())).StudyInstanceUID
-    write_dicom(
-        raw / "three",
-        np.zeros((3, 48, 48), np.int16),
-        name="b",
-        SeriesDescription="Scout",
-        StudyInstanceUID=study,
-    )
+    study = {"StudyInstanceUID": pydicom.dcmread(next((raw / "three").iterdir())).StudyInstanceUID}
+    write_dicom(raw / "three", np.zeros((3, 48, 48), np.int16), name="b", SeriesDescription="Scout", **study)
     assert predicted(raw, model, output, "--dicom-seg") == 0
     err = capsys.readouterr().err
     assert "2 scan(s) are no DICOM series and get no DICOM SEG, the first one" in err
@@ -381,6 +341,8 @@ def test_dicom_in_dicom_seg_out(phantoms, model, tmp_path, capsys):
     assert made_by["model"].startswith(data.DeviceSerialNumber)
 
     path = output / "dicom_seg" / "three.dcm"
+    for name in ("one.nii.gz", "two.nrrd"):
+        (raw / name).unlink()
     before = path.stat().st_mtime_ns
     assert predicted(raw, model, output, "--dicom-seg") == 0
     assert path.stat().st_mtime_ns == before
@@ -389,14 +351,13 @@ def test_dicom_in_dicom_seg_out(phantoms, model, tmp_path, capsys):
     assert path.is_file()
     # Without lesion there is none, and that is done.
     output = tmp_path / "none"
-    path = output / "dicom_seg" / "three.dcm"
+    path, mask = output / "dicom_seg" / "three.dcm", output / "masks" / "three.nii.gz"
     assert predicted(raw / "three", model, output, "--dicom-seg") == 0
     assert path.is_file()
     assert predicted(raw / "three", model, output, "--dicom-seg", "--threshold", "0.99") == 0
     assert not path.exists()
     row = rows(output)["three"]
     assert (row["lesion_ml"], row["lesion_mean_hu"], row["severity"]) == ("0", "", "CT-0")
-    mask = output / "masks" / "three.nii.gz"
     before = mask.stat().st_mtime_ns
     assert predicted(raw / "three", model, output, "--dicom-seg", "--threshold", "0.99") == 0
     assert mask.stat().st_mtime_ns == before
@@ -439,14 +400,14 @@ def test_a_dicom_seg_that_cannot_be_made_does_not_cost_the_mask(phantoms, model,
     data = pydicom.dcmread(path)
     del data.FrameOfReferenceUID
     data.save_as(path)
-    assert predicted(raw, model, tmp_path / "out", "--dicom-seg") == 1
+    assert predicted(raw / "three", model, tmp_path / "out", "--dicom-seg") == 1
     out = capsys.readouterr().out
     assert f"failed: three: mask written, DICOM SEG not: {path}: has no valid FrameOfReferenceUID" in out
-    assert "3 of 3 scans have a mask" in out
+    assert "1 of 1 scans have a mask" in out
     assert (tmp_path / "out" / "masks" / "three.nii.gz").is_file()
     assert not (tmp_path / "out" / "dicom_seg").exists()
-    assert predicted(raw, model, tmp_path / "out") == 0
-    assert "3 had it before" in capsys.readouterr().out
+    assert predicted(raw / "three", model, tmp_path / "out") == 0
+    assert "1 had it before" in capsys.readouterr().out
 
 
 def test_a_published_segmenter_has_the_published_defaults_and_options_for_others(scans, tmp_path, monkeypatch, capsys):
@@ -529,9 +490,10 @@ def test_a_scan_without_its_lung_mask_is_named(phantoms, scans, model, tmp_path,
 
 def test_with_everything_done_no_weights_are_needed(scans, model, tmp_path, monkeypatch):
     monkeypatch.setattr(lungmask_model, "load_lungmask", lambda *_, **__: segment_by_threshold)
-    assert predicted(scans, model, tmp_path / "out", lungs="lungmask") == 0
+    scan, output = scans / "healthy_000.nii.gz", tmp_path / "out"
+    assert predicted(scan, model, output, lungs="lungmask") == 0
     monkeypatch.setattr(lungmask_model, "load_lungmask", lambda *_, **__: pytest.fail("not needed"))
-    assert predicted(scans, model, tmp_path / "out", lungs="lungmask") == 0
+    assert predicted(scan, model, output, lungs="lungmask") == 0
 
 
 def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed(some_broken, whole, model, tmp_path):
@@ -551,15 +513,15 @@ def test_another_precision_is_predicted_again_and_what_computed_is_on_record(
     scans, model, tmp_path, monkeypatch, capsys
 ):
     output = tmp_path / "out"
+    (scans / f"{IDS[1]}.nii.gz").unlink()
     assert predicted(scans, model, output, report=True) == 0
     way = f"segmenter by OpenVINO {version('openvino')} in float32"
-    assert summary(output)["computed_by"] == {way: 3}
+    assert summary(output)["computed_by"] == {way: 2}
     assert way in (output / "report.html").read_text(encoding="utf-8")
     entry = json.loads((output / "ledger" / "predicted" / f"{IDS[0]}.json").read_text())
     assert way in json.dumps(entry)
     assert predicted(scans, model, output, "--precision", "fp32") == 0
-    assert "3 scans have a mask in" in capsys.readouterr().out
-    (scans / f"{IDS[1]}.nii.gz").unlink()
+    assert "2 of 2 scans have a mask in" in capsys.readouterr().out
     assert predicted(scans, model, output, "--precision", "bf16") == 0
     assert summary(output)["computed_by"] == {way.replace("float32", "bfloat16"): 2}
     assert summary(output)["made_by"]["precision"] == "bf16"

@@ -15,15 +15,8 @@ SHELL = shutil.which("dash") or "sh"
 def project(tmp_path):
     """A copy of the scripts in a folder with spaces, with a complete environment for users (not for tests)."""
     root = tmp_path / "a folder with spaces"
-    for name in (
-        "train.sh",
-        "test.sh",
-        "requirements.txt",
-        "requirements-dev.txt",
-        "scripts/environment.sh",
-        "scripts/config.sh",
-        "tests/run.sh",
-    ):
+    names = ("train.sh", "test.sh", "requirements.txt", "requirements-dev.txt", "tests/run.sh")
+    for name in (*names, "scripts/environment.sh", "scripts/config.sh"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     python = root / ".venv" / "bin" / "python"
@@ -47,26 +40,32 @@ def called(script, *arguments, cwd, **environment):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_train_takes_a_config_and_hands_on_everything_else(project, tmp_path):
-    code, out, err = called(project / "train.sh", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("command", "handed_on"),
+    [
+        (["train.sh"], "{project}/train.py --config-path {project}/configs/Gan.yaml --is-validation"),
+        (
+            ["train.sh", "my config.yaml", "EXP.ID=a b", "--resume"],
+            "{project}/train.py --config-path my config.yaml --is-validation EXP.ID=a b --resume",
+        ),
+        (
+            ["train.sh", "SOLVER.BATCH_SIZE=2"],
+            "{project}/train.py --config-path {project}/configs/Gan.yaml --is-validation SOLVER.BATCH_SIZE=2",
+        ),
+        (["test.sh"], "{project}/test.py --config-path {project}/configs/Gan.yaml"),
+        (
+            ["test.sh", "c.yaml", "a model.pth", "--save-vis"],
+            "{project}/test.py --config-path c.yaml --model-path a model.pth --save-vis",
+        ),
+        (["test.sh", "b.pth"], "{project}/test.py --config-path {project}/configs/Gan.yaml --model-path b.pth"),
+        (["test.sh", "run"], "{project}/test.py --config-path {project}/configs/Gan.yaml --model-path run"),
+    ],
+)
+def test_a_script_takes_a_config_and_a_model_and_hands_on_everything_else(project, tmp_path, command, handed_on):
+    (tmp_path / "run").mkdir()
+    code, out, err = called(project / command[0], *command[1:], cwd=tmp_path)
     assert (code, err) == (0, "")
-    assert out == f"<{project}/train.py><--config-path><{project}/configs/Gan.yaml><--is-validation>\n"
-    _, out, _ = called(project / "train.sh", "my config.yaml", "EXP.ID=a b", "--resume", cwd=tmp_path)
-    assert out == f"<{project}/train.py><--config-path><my config.yaml><--is-validation><EXP.ID=a b><--resume>\n"
-    _, out, _ = called(project / "train.sh", "SOLVER.BATCH_SIZE=2", cwd=tmp_path)
-    assert out.endswith("<--is-validation><SOLVER.BATCH_SIZE=2>\n")
-
-
-def test_test_takes_a_config_and_a_model(project, tmp_path):
-    _, out, _ = called(project / "test.sh", cwd=tmp_path)
-    assert out == f"<{project}/test.py><--config-path><{project}/configs/Gan.yaml>\n"
-    _, out, _ = called(project / "test.sh", "c.yaml", "a model.pth", "--save-vis", cwd=tmp_path)
-    assert out == f"<{project}/test.py><--config-path><c.yaml><--model-path><a model.pth><--save-vis>\n"
-    _, out, _ = called(project / "test.sh", "a model.pth", cwd=tmp_path)
-    assert out.endswith("Gan.yaml><--model-path><a model.pth>\n")
-    (tmp_path / "a release").mkdir()
-    _, out, _ = called(project / "test.sh", "a release", "--save-vis", cwd=tmp_path)
-    assert out.endswith("Gan.yaml><--model-path><a release><--save-vis>\n")
+    assert out.strip("<>\n").replace("><", " ") == handed_on.format(project=project)
 
 
 def test_run_checks_style_and_runs_the_tests_from_the_projects_folder(project, tmp_path):
@@ -95,60 +94,34 @@ def test_a_missing_python_is_one_line(project, tmp_path):
     assert not (project / ".venv").exists()
 
 
-def test_changed_requirements_are_installed_again(project, tmp_path):
-    with (project / "requirements.txt").open("a") as file:
-        file.write("another-package\n")
-    code, out, err = called(project / "train.sh", cwd=tmp_path)
-    assert code == 0
-    assert "installing requirements.txt" in err
-    assert f"<-m><pip><install><--quiet><--disable-pip-version-check><-r><{project}/requirements.txt>" in out
-    _, _, err = called(project / "train.sh", cwd=tmp_path)
-    assert err == ""
-
-
-def installed_by(out, project):
-    """The requirement files that a script installed, by name."""
+def installed_by(script, *arguments, project):
+    """The requirement files that a script installs, by name."""
+    code, out, err = called(project / script, *arguments, cwd=project.parent)
     prefix = f"<-m><pip><install><--quiet><--disable-pip-version-check><-r><{project}/"
-    return [line.removeprefix(prefix).rstrip(">") for line in out.splitlines() if line.startswith(prefix)]
+    names = [line.removeprefix(prefix).rstrip(">") for line in out.splitlines() if line.startswith(prefix)]
+    assert code == 0
+    assert [f"installing {name}" in err for name in names] == [True] * len(names)
+    assert bool(err) == bool(names)
+    return names
 
 
-def test_only_the_tests_install_what_tests_need(project, tmp_path):
-    _, out, err = called(project / "train.sh", cwd=tmp_path)
-    assert (installed_by(out, project), err) == ([], "")
-    _, out, _ = called(project / "tests" / "run.sh", cwd=tmp_path)
-    assert installed_by(out, project) == ["requirements-dev.txt"]
-    for script in ("tests/run.sh", "train.sh", "test.sh", "tests/run.sh"):  # back and forth: both stay installed
-        _, out, err = called(project / script, cwd=tmp_path)
-        assert (installed_by(out, project), err) == ([], "")
+@pytest.mark.parametrize("tests", [["tests/run.sh"], ["scripts/environment.sh", "--dev"]])
+def test_requirements_are_installed_when_they_are_needed_first_and_when_they_changed(project, tests):
+    def installed():
+        return [installed_by(*command, project=project) for command in (["train.sh"], ["test.sh"], tests)]
+
+    users, developers = "requirements.txt", "requirements-dev.txt"
+    assert installed() == [[], [], [developers]]  # what tests need for the tests alone
+    assert installed() == [[], [], []]  # back and forth: both stay installed
+    for changed, expected in ((users, [[users], [], [developers]]), (developers, [[], [], [developers]])):
+        with (project / changed).open("a") as file:
+            file.write("another-package\n")
+        assert installed() == expected
+        assert installed() == [[], [], []]
 
 
-def test_the_environment_alone_with_and_without_what_tests_need(project, tmp_path):
-    environment = project / "scripts" / "environment.sh"
-    assert called(environment, cwd=tmp_path) == (0, "", "")
-    code, out, _ = called(environment, "--dev", cwd=tmp_path)
-    assert (code, installed_by(out, project)) == (0, ["requirements-dev.txt"])
-    assert called(environment, "--dev", cwd=tmp_path) == (0, "", "")
-    assert called(environment, "--developer", cwd=tmp_path)[0] == 2
-
-
-def test_new_requirements_of_users_are_checked_against_those_of_the_tests(project, tmp_path):
-    mark_as_installed(project, "requirements-dev")
-    with (project / "requirements.txt").open("a") as file:
-        file.write("another-package\n")
-    _, out, _ = called(project / "train.sh", cwd=tmp_path)
-    assert installed_by(out, project) == ["requirements.txt"]
-    _, out, _ = called(project / "tests" / "run.sh", cwd=tmp_path)
-    assert installed_by(out, project) == ["requirements-dev.txt"]
-
-
-def test_changed_requirements_of_the_tests_are_installed_again(project, tmp_path):
-    mark_as_installed(project, "requirements-dev")
-    with (project / "requirements-dev.txt").open("a") as file:
-        file.write("another-package\n")
-    _, out, _ = called(project / "train.sh", cwd=tmp_path)
-    assert installed_by(out, project) == []
-    _, out, _ = called(project / "tests" / "run.sh", cwd=tmp_path)
-    assert installed_by(out, project) == ["requirements-dev.txt"]
+def test_an_unknown_option_of_the_environment_is_refused(project, tmp_path):
+    assert called(project / "scripts" / "environment.sh", "--developer", cwd=tmp_path)[0] == 2
 
 
 def test_a_failing_installation_is_an_error_and_tried_again(project, tmp_path):

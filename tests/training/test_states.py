@@ -16,7 +16,7 @@ import train
 from configs.settings import read_settings
 from datasets.samples import Samples
 from models.checkpoint import load, save
-from tests.several import on_processes
+from tests.several import on_processes, started_process
 from tests.test_train import ROOT, parameters, started, states_equal
 from training import log as training_log
 from training.run import TrainingRun
@@ -66,21 +66,22 @@ def test_a_signal_to_all_processes_saves_before_the_end(config, run_folder, tmp_
 
 @pytest.mark.fault("NaN or Inf in an optimiser's")
 def test_nan_in_an_optimiser_is_found_and_named_and_its_state_file_is_not_resumed(config, run_folder, caplog):
-    training = started(config, "SOLVER.ITER_MAX=12", "SOLVER.MAX_SKIPPED=1000")
+    overrides = ["SOLVER.ITER_MAX=4", "SOLVER.MAX_SKIPPED=1000", "INTERVAL.SAVE=1"]
+    training = started(config, *overrides, validate=False)
     before = training.between
 
     def spoil():
-        if training.iteration == 6:  # after the states of 4, before that of 8
+        if training.iteration == 1:  # before its first state
             next(iter(training.optimizers["segmenter"].state.values()))["exp_avg_sq"].fill_(float("inf"))
         before()
 
     training.between = spoil
     train.train(training)
     assert all(torch.isfinite(p).all() for network in parameters(training).values() for p in network)
-    assert "NaN or Inf in the optimiser state or weights of the joint objective of iteration 8" in caplog.text
+    assert "NaN or Inf in the optimiser state or weights of the joint objective of iteration 1" in caplog.text
     with pytest.raises(GasnetError, match="no training state to resume from"):
-        started(config, "SOLVER.ITER_MAX=12", resume=True)
-    assert "state_0000012.pth: NaN or Inf in its entry 'exp_avg_sq'" in caplog.text
+        started(config, *overrides, resume=True)
+    assert "state_0000004.pth: NaN or Inf in its entry 'exp_avg_sq'" in caplog.text
 
 
 @pytest.mark.fault("a folder that holds")
@@ -121,7 +122,7 @@ def test_a_list_that_changed_cannot_be_resumed(config, cohort, tmp_path):
 
 @pytest.mark.fault("a run that ended by")
 def test_a_run_whose_loader_failed_can_be_resumed(config, tmp_path, monkeypatch):
-    overrides = ["DATALOADER.NUM_WORKERS=1", "INTERVAL.SAVE=1"]
+    overrides = ["DATALOADER.NUM_WORKERS=1", "SOLVER.ITER_MAX=4", "INTERVAL.SAVE=1"]
     sample = Samples.__getitem__
 
     def die(self, position):
@@ -133,7 +134,7 @@ def test_a_run_whose_loader_failed_can_be_resumed(config, tmp_path, monkeypatch)
     training = started(config, *overrides, f"EXP.OUTPUT_DIR={tmp_path / 'failed'}", validate=False)
     with pytest.raises(TrainingError, match=r"HEALTHY: a loader failed before the batch well_\d, well_\d was there \("):
         train.train(training)
-    assert 0 < training.iteration < 8
+    assert 0 < training.iteration < 4
     monkeypatch.undo()
     networks = []
     for folder, resume in (("failed", True), ("whole", False)):
@@ -144,20 +145,17 @@ def test_a_run_whose_loader_failed_can_be_resumed(config, tmp_path, monkeypatch)
     assert states_equal(*networks)
 
 
-# A training whose second scan of healthy volumes takes for ever, in a worker.
-HANGING = """
-import sys, time
-import train
-from utils.cli import run
-from datasets.samples import Samples
-sample = Samples.__getitem__
-def hang(self, position):
-    if self.split == "HEALTHY" and position == 5:
-        time.sleep(600)
-    return sample(self, position)
-Samples.__getitem__ = hang
-raise SystemExit(run(lambda: train.main(sys.argv[1:])))
-"""
+def train_and_hang(arguments):
+    """train.py, whose second batch of healthy volumes takes for ever, in a worker."""
+    sample = Samples.__getitem__
+
+    def hang(self, position):
+        if self.split == "HEALTHY" and position == 5:
+            time.sleep(600)
+        return sample(self, position)
+
+    Samples.__getitem__ = hang
+    return train.main(arguments)
 
 
 def living(pids):
@@ -167,30 +165,24 @@ def living(pids):
 
 @pytest.mark.fault("a run that ended by")
 @pytest.mark.parametrize("end", ["error", "killed"])
-def test_a_training_that_ends_leaves_no_workers_behind(config, end):
-    command = [sys.executable, "-c", HANGING, "--config-path", str(config), "--quiet", "--device", "cpu"]
+def test_a_training_that_ends_leaves_no_workers_behind(config, tmp_path, end):
+    arguments = ["--config-path", str(config), "--quiet", "--device", "cpu", "DATALOADER.NUM_WORKERS=1"]
     timeout = 3 if end == "error" else 600
-    process = subprocess.Popen(
-        [*command, "DATALOADER.NUM_WORKERS=1", f"DATALOADER.TIMEOUT={timeout}"],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started_process(tmp_path / "log", train_and_hang, [*arguments, f"DATALOADER.TIMEOUT={timeout}"])
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    workers = []
-    deadline = time.monotonic() + 120
+    workers, deadline = [], time.monotonic() + 120
     while len(workers) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)
         workers = children.read_text().split()
     assert len(living(workers)) == 3
     if end == "killed":
-        time.sleep(3)  # until one hangs
+        time.sleep(1)  # until one hangs
         process.kill()
-    errors = process.communicate(timeout=60)[1].splitlines()
+    process.join(60)
     if end == "error":
-        assert process.returncode == 1
-        assert len(errors) == 1
-        assert re.search(r"before the batch well_\d, well_\d was there \(timed out after 3 seconds\)", errors[0])
+        assert process.exitcode == 1
+        (error,) = (tmp_path / "log" / "0.err").read_text().splitlines()
+        assert re.search(r"before the batch well_\d, well_\d was there \(timed out after 3 seconds\)", error)
     deadline = time.monotonic() + 5
     while living(workers) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -221,6 +213,7 @@ def test_what_a_resumed_run_takes_from_its_settings_and_what_does_not_fit(config
         started(config, resume=True)
 
 
+@pytest.mark.slow
 def test_sigterm_to_torchrun_saves_before_the_end(config, run_folder):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [str(ROOT / "train.py"), "--config-path", str(config), "--quiet", "--device", "cpu"]

@@ -11,6 +11,8 @@ CPU = torch.device("cpu")
 def test_every_way_runs_and_lungs_agree(part, monkeypatch):
     monkeypatch.setattr(peers, "QUICK_SHAPE", (12, 64, 64))
     for title, ways in part(CPU, quick=True):
+        if title.startswith("lungs by lungmask"):
+            continue  # the network of lungmask takes long
         found = [way() for way in ways.values()]
         assert len(found) > 1
         if "full size" in title:

@@ -1,7 +1,5 @@
 import json
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from benchmarks.weak_supervision import rows, run, table
 from benchmarks.weak_supervision.cohort import SIZES, Counts, Size, write_cohort
 from benchmarks.weak_supervision.rows import ROWS, Row, Scale, row_settings
 from configs.settings import LossSettings
+from tests.several import on_processes
 from utils.errors import SettingsError
 
 CPU = torch.device("cpu")
@@ -176,21 +175,19 @@ def test_an_unknown_row_is_named(tmp_path, capsys):
     assert "--rows: unknown row s-2; choose from s-1, gasnet-1" in capsys.readouterr().err
 
 
-def test_a_time_limit_saves_the_runs_and_the_same_command_resumes(cohort, tmp_path):
-    """In a process of its own, as a signal ends it."""
-    script = f"""
-import sys
-from benchmarks.weak_supervision import rows, run
-from benchmarks.weak_supervision.cohort import SIZES, Counts, Size
-from tests.benchmarks.weak_supervision.test_run import TINY, COUNTS
-rows.SCALES["small"] = rows.Scale((*TINY.overrides, "SOLVER.ITER_MAX=100000", "INTERVAL.VALID=1000"))
-SIZES["small"] = Size((16, 32, 64), COUNTS)
-sys.exit(run.main(["--output", {str(tmp_path)!r}, "--rows", "gasnet-1", "--minutes", "0.1", "--device", "cpu"]))
-"""
+def endless(arguments):
+    """The command, with runs that only a limit of time ends."""
+    rows.SCALES["small"] = Scale((*TINY.overrides, "SOLVER.ITER_MAX=100000", "INTERVAL.VALID=1000"))
+    SIZES["small"] = Size((16, 32, 64), COUNTS)
+    return run.main(arguments)
+
+
+def test_a_time_limit_saves_the_runs(cohort, tmp_path):
     (tmp_path / "cohort").symlink_to(cohort)
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
-    assert "state saved" in ended.stderr
+    options = ["--output", str(tmp_path), "--rows", "gasnet-1", "--minutes", "0.05", "--device", "cpu"]
+    (ended,) = on_processes(1, tmp_path / "log", endless, options)
+    assert ended.code == 128 + signal.SIGTERM, ended.err
+    assert "state saved" in ended.err
     assert list((tmp_path / "runs" / "gasnet-1_seed_0").glob("*/state_*.pth"))
     assert not (tmp_path / "results").exists()
 
