@@ -286,39 +286,6 @@ def test_slices_with_a_uid_each_that_stack_evenly_are_one_series(tmp_path, caplo
     assert len(message) < 400
 
 
-@pytest.mark.fault("masks beside the slices")
-@pytest.mark.parametrize("name", ["p1/p1_seg.nii.gz", "p1/lesion.nii.gz", "p1_mask.nii.gz", "p1/any_label.nii.gz"])
-def test_a_mask_beside_slices_is_no_scan(tmp_path, name):
-    write_dicom(tmp_path / "p1", STORED)
-    (tmp_path / name).touch()
-    index = index_scans(tmp_path)
-    assert list(index.scans) == ["p1"]
-    assert index.passed_over_lines() == ["passed over: mask (1)"]
-
-
-@pytest.mark.fault("what dcm2niix straightened")
-@pytest.mark.parametrize(
-    ("names", "taken"),
-    [
-        (["x", "x_Eq"], "x_Eq"),
-        (["x", "x_Tilt"], "x_Tilt"),
-        (["x", "x_Eq", "x_Tilt", "x_Tilt_Eq"], "x_Tilt_Eq"),
-        (["x_Eq"], "x_Eq"),
-        (["x", "y_Eq"], None),
-    ],
-)
-def test_of_a_volume_and_what_was_straightened_of_it_one_is_taken(tmp_path, names, taken):
-    for name in names:
-        (tmp_path / f"{name}.nii.gz").touch()
-    scans = find_scans(tmp_path)
-    if taken is None:
-        assert sorted(scans) == sorted(names)
-    else:
-        assert {case_id: scan.path.name for case_id, scan in scans.items()} == {
-            "x" if len(names) > 1 else taken: f"{taken}.nii.gz"
-        }
-
-
 @pytest.mark.fault("archives and files of other types")
 @pytest.mark.parametrize(
     ("names", "remedy"),
