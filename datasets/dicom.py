@@ -363,11 +363,10 @@ def of_frame(group: Dataset, shared: Dataset, sequence: str, name: str) -> Any:
 
 
 def read_hu(slices: Sequence[Slice]) -> np.ndarray:
-    """The voxels of slices in HU, each scaled by its own slope and intercept, decoded by pydicom and its plug-ins.
+    """The voxels of slices in HU, (z, y, x), each scaled by its own slope and intercept.
 
-    Returns:
-        (z, y, x) in the order of the slices; int16 if that holds the values, otherwise float32. Padding above the
-        range of CT, which lies outside the field of view, is air.
+    int16 if that holds the values, otherwise float32. Padding above the range of CT, which lies outside the field of
+    view, is air.
 
     Raises:
         VolumeError: a file cannot be decoded; the message names the plug-ins that may help.
@@ -443,13 +442,9 @@ def _padding_to_air(slices: Sequence[Slice], voxels: np.ndarray) -> np.ndarray:
 
 
 def write_series(ct: sitk.Image, folder: Path, patient: str, seed: str) -> None:
-    """Write a CT as a DICOM series, one file per slice, as scanners export it; the folder is created atomically.
+    """Write a CT (HU, whole numbers of at least -1024) as a DICOM series, one file per slice, as scanners export it.
 
-    Args:
-        ct: CT in HU, whole numbers of at least -1024.
-        folder: folder of the slices, which must not exist yet.
-        patient: PatientID and PatientName.
-        seed: the UIDs depend only on this text.
+    The folder is created atomically, and must not exist yet. The UIDs depend on the seed alone.
 
     Raises:
         VolumeError: the folder cannot be written.

@@ -144,14 +144,8 @@ def check_same_geometry(name: object, image: sitk.Image, reference_name: object,
 def mask_onto(name: object, mask: sitk.Image, reference_name: object, reference: sitk.Image) -> np.ndarray:
     """The labels of a mask on the voxels of its scan, (z, y, x); a mask in another order of axes is turned.
 
-    Args:
-        name: file of the mask, for error messages.
-        mask: the mask.
-        reference_name: file of the scan.
-        reference: the scan, or its geometry.
-
     Raises:
-        VolumeError: the mask does not lie on the same voxels.
+        VolumeError: the mask does not lie on the same voxels; the error names both.
     """
     mask = _turned(mask, reference)
     check_same_geometry(name, mask, reference_name, reference)

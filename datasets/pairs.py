@@ -25,37 +25,27 @@ _CT_SUFFIX = re.compile(r"[._-](ct|image|img|scan|volume|0000)$", re.IGNORECASE)
 _MASK_NAME = re.compile(rf"({_MASK_WORDS})s?", re.IGNORECASE)
 
 
-def without_mask_suffix(name: str) -> str:
-    """A name without the suffixes of masks: ``a_lesion_mask`` becomes ``a``."""
+def _without_mask_suffix(name: str) -> str:
+    """``a_lesion_mask`` becomes ``a``."""
     while (shorter := _MASK_SUFFIX.sub("", name)) not in (name, ""):
         name = shorter
     return name
 
 
-def without_ct_suffix(name: str) -> str:
-    """A name without the suffix of a CT: ``a_ct`` and ``a_0000`` become ``a``."""
-    return _CT_SUFFIX.sub("", name)
-
-
 def is_mask_name(name: str) -> bool:
     """Whether a file name without extension says that it is a mask, whatever lies beside it."""
-    return _MASK_NAME.fullmatch(without_mask_suffix(name)) is not None or without_mask_suffix(name) != name
+    return _MASK_NAME.fullmatch(_without_mask_suffix(name)) is not None or _without_mask_suffix(name) != name
 
 
 def mask_of(name: str, beside: Iterable[str]) -> str | None:
-    """The CT that a file is a mask of, by the names of the files beside it; None if it is no mask.
-
-    Args:
-        name: file name without extension.
-        beside: names of all files in its folder.
-    """
-    core = without_mask_suffix(name)
+    """The CT that a file is a mask of, by its name and those of all files beside it, without extensions; or None."""
+    core = _without_mask_suffix(name)
     others = sorted(set(beside) - {name})
     if _MASK_NAME.fullmatch(core):  # the same in every folder, as mask.nii.gz beside ct.nii.gz
         return next((ct for ct in others if not is_mask_name(ct)), None)
     if core == name:
         return None
-    return next((ct for ct in others if core in (ct, without_ct_suffix(ct))), None)
+    return next((ct for ct in others if core in (ct, _CT_SUFFIX.sub("", ct))), None)
 
 
 def match_masks(folder: Path, scans: Mapping[str, Scan]) -> tuple[dict[str, Path], list[Path]]:
@@ -102,7 +92,7 @@ def _index(scans: Mapping[str, Scan], tier: int) -> dict[str, set[str]]:
     found: dict[str, set[str]] = defaultdict(set)
     for case_id, scan in scans.items():
         name = composed(case_id if tier < 3 else volume_id(scan.path))
-        found[name if tier < 2 else without_ct_suffix(name)].add(case_id)
+        found[name if tier < 2 else _CT_SUFFIX.sub("", name)].add(case_id)
     return found
 
 
@@ -125,7 +115,7 @@ def _scan_of(path: Path, folder: Path, by_name: list[dict[str, set[str]]]) -> st
         names = ["_".join([*folders, stem]), stem]
     for tier, ids in enumerate(by_name):
         for name in names:
-            fitting = ids.get(name if tier == 0 else without_mask_suffix(name), set())
+            fitting = ids.get(name if tier == 0 else _without_mask_suffix(name), set())
             if len(fitting) > 1:
                 raise VolumeError(f"{path}: fits the scans {', '.join(sorted(fitting))}; name it as one of them")
             if fitting:

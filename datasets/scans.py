@@ -179,11 +179,7 @@ def index_scans(*paths: Path, series: str | None = None, progress: bool = False,
     file without extension, or of the deepest folder that holds all its slices, below the named folder and joined by
     ``_``; files with a generic name have the name of their folder. Scans that would share an id have a hash added.
 
-    Args:
-        paths: volume files, and folders.
-        series: which series of a study to take, see `datasets.choice.choose_series`.
-        progress: show a progress bar.
-        empty: an index without scans is no error.
+    `series` says which one to take, see `datasets.choice.matches`; `empty` allows an index without scans.
 
     Raises:
         VolumeError: a path does not exist, no CT was found, or two scans of different paths share an id.

@@ -72,15 +72,8 @@ def read_segments(
     Of several segments, those in `names` are read or, without names, those whose name says lesion, or all if each says
     lung. A file that names no segments is a mask in which every value above 0 counts.
 
-    Args:
-        path: the file, see `is_segmentation`.
-        reference_name: the CT, for error messages.
-        reference: the CT, or its geometry.
-        max_voxels: most voxels that are read.
-        names: names of segments; None chooses by name.
-
     Returns:
-        uint8 (z, y, x) on the voxels of the CT, 0 or 1.
+        uint8 (z, y, x) on the voxels of the CT, or of its geometry, 0 or 1.
 
     Raises:
         VolumeError: the file is damaged or holds contours, does not lie on the voxels of the CT, or it is not clear

@@ -49,20 +49,15 @@ NOTES = "ITK_FileNotes"
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read.
+    """How files are read."""
 
-    Attributes:
-        max_voxels: most voxels of a volume; a larger one is refused before memory is allocated for it.
-        series: SeriesInstanceUID, SeriesNumber, AcquisitionNumber, kernel or part of the SeriesDescription to take
-            from a study with several CT series; by default as `datasets.scans.RULES` say.
-        grey_window: HU that became the ends of the scale in CTs whose values were mapped to 0..255, 0..1 or -1..1;
-            those are mapped back. By default such CTs are refused.
-        segments: names of the segments that count in segmentations; by default see `datasets.segments`.
-    """
-
+    # most voxels of a volume; a larger one is refused before memory is allocated for it
     max_voxels: int = MAX_VOXELS
+    # which series to take from a study with several, see `datasets.choice.matches`; by default as its `RULES` say
     series: str | None = None
+    # HU that became the ends of the scale in CTs that were mapped to 0..255, 0..1 or -1..1; by default they are refused
     grey_window: tuple[float, float] | None = None
+    # names of the segments that count in segmentations; by default see `datasets.segments`
     segments: tuple[str, ...] | None = None
 
 
@@ -156,14 +151,7 @@ def read_geometry(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
 
 
 def read_volume(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
-    """Read a volume file and check it.
-
-    Args:
-        path: a file with one of `EXTENSIONS`.
-        reading: how files are read.
-
-    Returns:
-        A three-dimensional image of one finite number per voxel, in the file's pixel type.
+    """Read a volume file: a three-dimensional image of one finite number per voxel, in the file's pixel type.
 
     Raises:
         VolumeError: the file is missing, unreadable, too large, cut short, damaged, not three-dimensional, has several
@@ -178,15 +166,10 @@ def read_volume(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
 
 
 def as_ct(name: object, image: sitk.Image, reading: Reading = DEFAULT) -> sitk.Image:
-    """Check that the values of an image can be HU; map grey values back to HU if `reading` says how.
-
-    Args:
-        name: of the image, for error messages.
-        image: three-dimensional, one value per voxel.
-        reading: its `grey_window` is used.
+    """Check that the values of an image can be HU; map grey values back to HU if `reading` has a `grey_window`.
 
     Raises:
-        VolumeError: the values cannot be HU.
+        VolumeError: the values cannot be HU; the error starts with the name.
     """
     values = sitk.GetArrayViewFromImage(image)
     lowest, highest = float(values.min()), float(values.max())
@@ -247,19 +230,10 @@ def as_labels(path: object, image: sitk.Image) -> sitk.Image:
 
 
 def read_mask_on(path: Path, reference_name: object, reference: sitk.Image, reading: Reading = DEFAULT) -> np.ndarray:
-    """Read a mask onto the voxels of its CT.
+    """Read a mask onto the voxels of its CT (or the CT's geometry): labels, uint8 (z, y, x).
 
     A mask on the same voxels in another order of axes is turned; a segmentation of 3D Slicer or a DICOM SEG may cover a
-    part of the CT.
-
-    Args:
-        path: the mask.
-        reference_name: the CT, for error messages.
-        reference: the CT, or its geometry.
-        reading: how files are read.
-
-    Returns:
-        Labels, uint8 (z, y, x).
+    part of the CT. `reference_name` is for error messages.
 
     Raises:
         VolumeError: as `read_labels`, or the mask does not lie on the voxels of the CT.

@@ -20,7 +20,6 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -212,77 +211,6 @@ def changed(image: sitk.Image, original: sitk.Image) -> str:
     return "voxels, in a file without checksum"
 
 
-def fuzz(
-    kind: str, count: int, seed: int, keep: Path | None = None, progress: bool = False
-) -> tuple[Counter, list[str]]:
-    """Read mutants of NIfTI (nifti), MetaImage (mha), NRRD (nrrd) or one slice of a DICOM series (dicom).
-
-    Returns:
-        Number of mutants by outcome, and descriptions of failures (expected: none).
-    """
-    if kind == "nifti":
-        return _fuzz_nifti(count, seed, keep, progress)
-    return _fuzz_others(kind, count, seed, keep, progress)
-
-
-def _fuzz_nifti(count: int, seed: int, keep: Path | None, progress: bool) -> tuple[Counter, list[str]]:
-    rng = random.Random(seed)
-    files = nifti_corpus()
-    counts: Counter = Counter()
-    wrong: list[str] = []
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    with tempfile.TemporaryDirectory() as folder:
-        originals = {}
-        for name, content in files.items():
-            (Path(folder) / name).write_bytes(content)
-            originals[name] = open_scan(Path(folder) / name).read()
-            assert disagreement(Path(folder) / name, originals[name]) is None
-        for number in progress_bar(range(count), "fuzzing", unit="mutant", shown=progress):
-            name = rng.choice(list(files))
-            content, checksum_tells = mutate_nifti(name, files[name], files, rng)
-            path = Path(folder) / f"mutant_{name}"
-            path.write_bytes(content)
-
-            def judged(image, name=name, path=path, content=content, checksum_tells=checksum_tells):
-                what = changed(image, originals[name])
-                if not checksum_tells:
-                    found = disagreement(path, image)
-                elif _unpacked(content) not in files.values():
-                    found = f"changed {what} despite the checksum"
-                else:
-                    found = None
-                return f"read, changed: {what}", found
-
-            what, found = _examined(path, judged)
-            counts[what] += 1
-            if found is not None:
-                wrong.append(f"{number} {name}: {found}")
-                _keep(keep, f"{number}_{name}", content)
-    return counts, wrong
-
-
-def _examined(target: Path, judged: Callable[[sitk.Image], tuple[str, str | None]]) -> tuple[str, str | None]:
-    """Read a mutant; return the outcome, and a description of what is wrong or None."""
-    before = time.monotonic()
-    try:
-        what, found = judged(open_scan(target).read())
-    except VolumeError as error:
-        what = "refused after the reader's process crashed" if "crashed" in str(error) else "refused"
-        in_one_line = "\n" not in str(error) and str(target) in str(error)
-        found = None if in_one_line else f"not one line with the file's name: {error}"
-    except Exception as error:
-        what, found = "failed", f"{type(error).__name__}: {error}"
-    if time.monotonic() - before > SLOW_S:
-        found = f"took {time.monotonic() - before:.1f} s"
-    return what, found
-
-
-def _keep(folder: Path | None, name: str, content: bytes) -> None:
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-
-
 def mutate_text(content: bytes, rng: random.Random) -> bytes:
     """Mutate a file with a text header."""
     data = bytearray(content)
@@ -305,39 +233,70 @@ def mutate_text(content: bytes, rng: random.Random) -> bytes:
     return bytes(data) or b"x"
 
 
-def _fuzz_others(kind: str, count: int, seed: int, keep: Path | None, progress: bool) -> tuple[Counter, list[str]]:
-    rng = random.Random(seed)
-    stored = np.random.default_rng(0).integers(0, 1400, SHAPE).astype(np.int16)
-    counts: Counter = Counter()
-    wrong: list[str] = []
+def fuzz(
+    kind: str, count: int, seed: int, keep: Path | None = None, progress: bool = False
+) -> tuple[Counter, list[str]]:
+    """Read mutants of NIfTI (nifti), MetaImage (mha), NRRD (nrrd) or one slice of a DICOM series (dicom).
 
-    def judged(image: sitk.Image) -> tuple[str, str | None]:
-        voxels = sitk.GetArrayViewFromImage(image)
-        same = voxels.shape == stored.shape and (voxels == stored - 1024).all()
-        found = f"{voxels.shape} voxels of {voxels.dtype}" if voxels.nbytes % stored.nbytes else None
-        return "read, the same voxels" if same else "read, other voxels of as many bytes", found
-
-    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings(action="ignore"):
-        folder = Path(name)
-        if kind == "dicom":
-            files = sorted(write_dicom(folder / "case", stored).iterdir())
-        else:
-            files = [
-                write(folder / f"raw.{kind}", stored - 1024, compress=False),
-                write(folder / f"zip.{kind}", stored - 1024),
-            ]
-        contents = {path: path.read_bytes() for path in files}
+    Returns:
+        Number of mutants by outcome, and descriptions of failures (expected: none).
+    """
+    rng, counts, wrong = random.Random(seed), Counter(), []
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    with tempfile.TemporaryDirectory() as place, warnings.catch_warnings(action="ignore"):
+        folder = Path(place) / "case"
+        folder.mkdir()
+        files = nifti_corpus() if kind == "nifti" else other_corpus(kind, folder)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        targets = {name: folder if kind == "dicom" else folder / name for name in files}
+        originals = {name: open_scan(target).read() for name, target in targets.items()}
         for number in progress_bar(range(count), "fuzzing", unit="mutant", shown=progress):
-            path = rng.choice(files)
-            mutant = mutate_text(contents[path], rng)
-            path.write_bytes(mutant)
-            what, found = _examined(path.parent if kind == "dicom" else path, judged)
+            name = rng.choice(list(files))
+            mutant, told = (
+                mutate_nifti(name, files[name], files, rng)
+                if kind == "nifti"
+                else (mutate_text(files[name], rng), False)
+            )
+            (folder / name).write_bytes(mutant)
+            before = time.monotonic()
+            try:
+                image = open_scan(targets[name]).read()
+                what = changed(image, originals[name])
+                if told and _unpacked(mutant) not in files.values():
+                    found = f"changed {what} despite the checksum"
+                elif kind == "nifti":
+                    found = None if told else disagreement(folder / name, image)
+                else:
+                    sizes = [sitk.GetArrayViewFromImage(one).nbytes for one in (image, originals[name])]
+                    found = f"{sizes[0]} bytes of voxels" if sizes[0] % sizes[1] else None
+                what = f"read, changed: {what}"
+            except VolumeError as error:
+                in_one_line = "\n" not in str(error) and str(targets[name]) in str(error)
+                what, found = "refused", None if in_one_line else f"not one line with the file's name: {error}"
+            except Exception as error:
+                what, found = "failed", f"{type(error).__name__}: {error}"
+            if time.monotonic() - before > SLOW_S:
+                found = f"took {time.monotonic() - before:.1f} s"
+            (folder / name).write_bytes(files[name])
             counts[what] += 1
-            path.write_bytes(contents[path])
             if found is not None:
-                wrong.append(f"{number} {path.name}: {found}")
-                _keep(keep, f"{number}_{path.name}", mutant)
+                wrong.append(f"{number} {name}: {found}")
+                if keep is not None:
+                    keep.mkdir(parents=True, exist_ok=True)
+                    (keep / f"{number}_{name}").write_bytes(mutant)
     return counts, wrong
+
+
+def other_corpus(kind: str, folder: Path) -> dict[str, bytes]:
+    """Files of another kind to mutate, by name."""
+    stored = np.random.default_rng(0).integers(0, 1400, SHAPE).astype(np.int16)
+    if kind == "dicom":
+        write_dicom(folder, stored)
+    else:
+        write(folder / f"raw.{kind}", stored - 1024, compress=False)
+        write(folder / f"zip.{kind}", stored - 1024)
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def main() -> int:

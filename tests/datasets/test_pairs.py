@@ -15,16 +15,7 @@ def scans_of(*ids):
 
 
 def test_masks_are_matched_by_name_with_and_without_a_suffix(tmp_path):
-    ends = (
-        ".nii.gz",
-        "_label.nrrd",
-        "-label.nii",
-        "_seg.nii",
-        "_mask.mha",
-        "_lesion.nii",
-        ".seg.nrrd",
-        "_Infection.nii",
-    )
+    ends = (".nii.gz", "_label.nrrd", "-label.nii", "_seg.nii", "_mask.mha", "_lesion.nii", ".seg.nrrd", "_GT.nii")
     files = {f"s{k}": f"s{k}{end}" for k, end in enumerate((*ends, "_lung_mask.nii"))}
     touched(tmp_path, *files.values(), "x.nii")
     assert match_masks(tmp_path, scans_of(*files, "other")) == (
