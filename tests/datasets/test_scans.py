@@ -327,6 +327,8 @@ ONE_STUDY = {"StudyInstanceUID": "1.2"}
 
 @pytest.mark.fault("a derived series with more slices")
 @pytest.mark.fault("several series in one study")
+@pytest.mark.fault("chest and abdomen in one study")
+@pytest.mark.fault("inspiration and expiration")
 @pytest.mark.parametrize(
     ("better", "worse", "rule"),
     [
@@ -336,6 +338,14 @@ ONE_STUDY = {"StudyInstanceUID": "1.2"}
         ({"slices": 4, "spacing": (0.7, 0.8, 3)}, {"spacing": (0.7, 0.8, 8)}, "less than 5 mm"),
         ({"slices": 4, "ConvolutionKernel": "B31f"}, {"ConvolutionKernel": "B70f"}, "soft kernel"),
         ({"slices": 4, "ConvolutionKernel": "STANDARD"}, {"ConvolutionKernel": "LUNG"}, "soft kernel"),
+        *(
+            ({"slices": 4, name: chest}, {name: other}, rule)
+            for name, chest, other, rule in (
+                ("BodyPartExamined", "CHEST", "ABDOMEN", "not another part of the body"),
+                ("SeriesDescription", "Thorax", "Abd", "not another part of the body"),
+                ("SeriesDescription", "Thorax Insp", "Thorax Exp", "inspiration"),
+            )
+        ),
         ({}, {"slices": 5}, "most slices"),
     ],
 )
