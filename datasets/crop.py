@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from scipy import sparse
 
 from datasets import CROP_SIZE, WINDOW
 from datasets.formats import read_header
@@ -42,20 +41,15 @@ _ALIGNED = 0.05
 """Tolerance in voxels between a crop's corner and a voxel centre of its scan; headers have single precision."""
 
 _WINDOW_NOTE = "GASNet crop, {!r} to {!r} HU as 0 to 255"
-_NUMBER = r"(-?[0-9.]+(?:e[-+][0-9]+)?)"
 
 
 def recorded_window(path: Path) -> tuple[float, float]:
-    """Read the window from a crop's header; without a record it is the published one.
-
-    Args:
-        path: a NIfTI file.
+    """Read the window from the header of a crop, a NIfTI file; without a record it is the published one.
 
     Raises:
         VolumeError: the header cannot be read.
     """
-    notes = read_header(path, DEFAULT.max_voxels).notes
-    match = re.match(_WINDOW_NOTE.replace("{!r}", _NUMBER), notes)
+    match = re.match(r"GASNet crop, (\S+) to (\S+) HU", read_header(path, DEFAULT.max_voxels).notes)
     return WINDOW if match is None else (float(match[1]), float(match[2]))
 
 
@@ -74,48 +68,20 @@ def remove_small_components(lungs: np.ndarray, share: float = SMALLEST_COMPONENT
         The labels without small components; the same array if there are none.
     """
     sides = [lungs == 1, lungs == 2] if lungs.max(initial=0) == 2 else [lungs != 0]
-    found = [(box, *_components(side[box])) for side in sides if (box := bounding_box(side)) is not None]
-    if sum(len(sizes) for *_, sizes in found) <= 2:
+    found = []
+    for side in sides:
+        if (box := bounding_box(side)) is not None:
+            image = sitk.ConnectedComponent(sitk.GetImageFromArray(side[box].astype(np.uint8)), True)
+            components = sitk.GetArrayFromImage(image)
+            found.append((box, components, np.bincount(components.ravel())))
+    if sum(len(sizes) - 1 for *_, sizes in found) <= 2:
         return lungs
     cleaned = lungs.copy()
-    for box, (starts, stops, components), sizes in found:
-        small = np.zeros([s.stop - s.start + 2 for s in box], bool)  # with the margin of `_components`
-        flat = small.reshape(-1)
-        for run in np.flatnonzero((sizes < share * lungs.size)[components]):
-            flat[starts[run] : stops[run]] = True
-        cleaned[box][small[1:-1, 1:-1, 1:-1]] = 0
+    for box, components, sizes in found:
+        small = sizes < share * lungs.size
+        small[0] = False
+        cleaned[box][small[components]] = 0
     return cleaned
-
-
-def _components(mask: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
-    """Label the 26-connected components of a mask.
-
-    A run of voxels along x stands for about a hundred voxels of a lung, so joining runs is faster than labelling voxels
-    and needs little memory.
-
-    Args:
-        mask: (z, y, x), bool.
-
-    Returns:
-        Start, stop and component of each run, as indices into the flattened mask with a margin of one voxel; and the
-        number of voxels of each component.
-    """
-    padded = np.pad(mask, 1)  # runs never touch across the ends of rows and planes
-    flat = padded.reshape(-1)
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    starts, stops = edges[::2], edges[1::2]
-    row, plane = padded.shape[2], padded.shape[1] * padded.shape[2]
-    pairs = []
-    for step in (row, plane - row, plane, plane + row):
-        # Runs that touch a run of an earlier row, also diagonally, are consecutive: `count` from `first` on.
-        first = np.searchsorted(stops, starts + step, "left")
-        count = np.searchsorted(starts, stops + step, "right") - first
-        earlier = np.repeat(np.arange(len(starts)), count)
-        pairs.append((earlier, np.arange(len(earlier)) + np.repeat(first - np.cumsum(count) + count, count)))
-    rows, columns = np.concatenate(pairs, axis=1)
-    touching = sparse.coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(starts), len(starts)))
-    components = sparse.csgraph.connected_components(touching, directed=False)[1]
-    return (starts, stops, components), np.bincount(components, stops - starts)
 
 
 def bounding_box(mask: np.ndarray) -> Box | None:
@@ -138,14 +104,11 @@ def resize(array: np.ndarray, size: tuple[int, int, int], order: int) -> np.ndar
     Returns:
         The array's type for nearest; float32 for linear, or float64 if float32 cannot represent the values.
     """
-    return np.stack(list(resized_planes(array, size, order)))
+    return np.stack(list(_resized_planes(array, size, order)))
 
 
-def resized_planes(array: np.ndarray, size: tuple[int, int, int], order: int) -> Iterator[np.ndarray]:
-    """Yield the planes along z of the result of `resize`, for results too large for memory.
-
-    Only the voxels that a plane needs are read.
-    """
+def _resized_planes(array: np.ndarray, size: tuple[int, int, int], order: int) -> Iterator[np.ndarray]:
+    """Yield the planes along z of the result of `resize`; only the voxels that a plane needs are read."""
     z, y, x = (np.linspace(0, old - 1, new) for old, new in zip(array.shape, size, strict=True))
     if order == NEAREST:
         rows, columns = np.ix_(_nearest(y), _nearest(x))
@@ -153,8 +116,9 @@ def resized_planes(array: np.ndarray, size: tuple[int, int, int], order: int) ->
         yield from (plane_at(k) for k in _nearest(z))
     else:
         plane_at = lru_cache(2)(lambda k: _between(_between(array[k], y, 0), x, 1))
-        for k, share in zip(*_neighbours(z), strict=True):
-            yield _mix(plane_at(k), plane_at(min(k + 1, len(array) - 1)), share)
+        for at in z:
+            k = int(at)
+            yield _mix(plane_at(k), plane_at(min(k + 1, len(array) - 1)), at - k)
 
 
 def crop_image(voxels: np.ndarray, scan: sitk.Image, box: Box) -> sitk.Image:
@@ -238,6 +202,11 @@ def paste_back(crop: sitk.Image, scan: sitk.Image, threshold: float | None = Non
     return _paste(crop, scan, np.uint8, LINEAR, lambda plane: plane > threshold)
 
 
+def paste_probabilities_back(crop: sitk.Image, scan: sitk.Image) -> sitk.Image:
+    """Paste cropped probabilities, float32, onto the voxels of their scan, as `paste_back` before its threshold."""
+    return _paste(crop, scan, np.float32, LINEAR, lambda plane: plane)
+
+
 def has_no_geometry(image: sitk.Image) -> bool:
     """Whether a volume has the geometry of files without one: spacing 1, origin 0, identity direction."""
     found = (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
@@ -247,18 +216,7 @@ def has_no_geometry(image: sitk.Image) -> bool:
 def lay_over(
     name_of_scan: object, scan: sitk.Image, crop: sitk.Image, name: object, threshold: float | None = None
 ) -> sitk.Image:
-    """Paste a crop onto the voxels of its scan, see `paste_back`; errors name both files.
-
-    Args:
-        name_of_scan: for the message.
-        scan: the scan, or its geometry.
-        crop: a mask or, with a threshold, a probability.
-        name: name of the crop, for the message.
-        threshold: values above it are lesion.
-
-    Raises:
-        VolumeError: the crop does not fit this scan.
-    """
+    """Paste a crop onto the voxels of its scan, see `paste_back`; errors name both files."""
     if has_no_geometry(crop) and has_no_geometry(scan) and crop.GetSize() != scan.GetSize():
         raise VolumeError(
             f"{name}: has no geometry (spacing 1, origin 0, identity direction), like crops of the published code, and "
@@ -270,35 +228,20 @@ def lay_over(
         raise VolumeError(f"{name}: does not lie on {name_of_scan}: {error}") from None
 
 
-def paste_probabilities_back(crop: sitk.Image, scan: sitk.Image) -> sitk.Image:
-    """Paste cropped probabilities onto the voxels of their scan, as `paste_back` does before its threshold.
-
-    Args:
-        crop: probabilities, float32.
-        scan: the scan, or its geometry.
-
-    Returns:
-        float32, 0 outside the lungs' box, with exactly the geometry of the scan.
-
-    Raises:
-        VolumeError: the crop does not fit a scan of this geometry.
-    """
-    return _paste(crop, scan, np.float32, LINEAR, lambda plane: plane)
-
-
 def _paste(
     crop: sitk.Image, scan: sitk.Image, dtype: type, order: int, values: Callable[[np.ndarray], np.ndarray]
 ) -> sitk.Image:
     """Paste a crop, resized to its box, plane by plane."""
     box = _box_of(crop, lps_geometry(scan))
     pasted = np.zeros(shape_of(scan), dtype)
-    planes = resized_planes(sitk.GetArrayViewFromImage(crop), tuple(s.stop - s.start for s in box), order)
+    planes = _resized_planes(sitk.GetArrayViewFromImage(crop), tuple(s.stop - s.start for s in box), order)
     for part, plane in zip(lps_view(pasted, scan)[box], planes, strict=True):
         part[:] = values(plane)
     return image_like(scan, pasted)
 
 
 def _box_of(crop: sitk.Image, scan: sitk.Image) -> Box:
+    """The box of a scan that a crop was made from."""
     corners = ([0, 0, 0], [n - 1 for n in crop.GetSize()])
     points = (crop.TransformIndexToPhysicalPoint(corner) for corner in corners)
     first, last = (np.array(scan.TransformPhysicalPointToContinuousIndex(point)) for point in points)
@@ -317,12 +260,6 @@ def _nearest(positions: np.ndarray) -> np.ndarray:
     return np.floor(positions + 0.5).astype(int)
 
 
-def _neighbours(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Integer and fractional parts of positions."""
-    below = positions.astype(int)
-    return below, positions - below
-
-
 def _mix(low: np.ndarray, high: np.ndarray, share: np.ndarray | float) -> np.ndarray:
     """Interpolate between two arrays; ``share`` 0 gives ``low``, 1 gives ``high``."""
     low = low.astype(np.result_type(low, np.float32), copy=False)
@@ -331,8 +268,8 @@ def _mix(low: np.ndarray, high: np.ndarray, share: np.ndarray | float) -> np.nda
 
 def _between(plane: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
     """Interpolate a plane linearly at positions along an axis."""
-    below, share = _neighbours(positions)
-    above = np.minimum(below + 1, plane.shape[axis] - 1)
+    below = positions.astype(int)
+    share, above = positions - below, np.minimum(below + 1, plane.shape[axis] - 1)
     return _mix(plane.take(below, axis), plane.take(above, axis), share[:, None] if axis == 0 else share)
 
 

@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 FindLungs: TypeAlias = "Callable[[sitk.Image], np.ndarray]"
 """From a CT in HU to lung labels, uint8 (z, y, x): 0 outside, 1 right, 2 left."""
 
+LUNG_FINDERS = ("lungmask", "threshold")
+"""All ways of finding lungs, as ``--lungs`` takes them."""
+
 
 @dataclass(frozen=True)
 class Lungs:
     """Where lung masks come from.
 
     Attributes:
-        source: key of `LUNG_FINDERS`, or a folder of lung masks.
+        source: one of `LUNG_FINDERS`, or a folder of lung masks.
         model: model of lungmask.
         weights: file with the weights of that model; None downloads them on first use.
         precision: of its network, ``auto``, ``fp32`` or ``bf16``, see `models.engine.precision_of_lungs`.
@@ -42,12 +45,14 @@ class Lungs:
     @property
     def on_gpu(self) -> bool:
         """Whether finding lungs can use a GPU."""
-        return self.folder is None and LUNG_FINDERS[self.source].on_gpu
+        return self.source == "lungmask"
 
     @property
     def name(self) -> str:
         """What results call this source."""
-        return str(self.folder.resolve()) if self.folder else LUNG_FINDERS[self.source].name(self)
+        if self.folder is not None:
+            return str(self.folder.resolve())
+        return f"lungmask {self.model}" if self.source == "lungmask" else self.source
 
     def fingerprint(self, device: torch.device) -> str:
         """The name, with the checksum of given weights and any precision but float32: they give other results."""
@@ -61,10 +66,7 @@ class Lungs:
         return name if precision == "fp32" else f"{name} {precision}"
 
     def finder(self, device: torch.device) -> FindLungs:
-        """Make the function that finds lungs.
-
-        Args:
-            device: to run networks on.
+        """Make the function that finds lungs, with networks on a device.
 
         Raises:
             ValueError: lung masks are given.
@@ -72,42 +74,10 @@ class Lungs:
         """
         if self.folder is not None:
             raise ValueError(f"lung masks are given in {self.folder}")
-        return LUNG_FINDERS[self.source].make(self, device)
+        if self.source == "threshold":
+            from datasets.lungs import segment_by_threshold
 
+            return segment_by_threshold
+        from datasets.lungmask_model import load_lungmask
 
-@dataclass(frozen=True)
-class LungFinder:
-    """One way of finding lungs.
-
-    Attributes:
-        make: makes the function, from the choice and the device.
-        name: what results call it.
-        on_gpu: whether it can use a GPU.
-    """
-
-    make: Callable[[Lungs, torch.device], FindLungs]
-    name: Callable[[Lungs], str]
-    on_gpu: bool = False
-
-
-def _lungmask(lungs: Lungs, device: torch.device) -> FindLungs:
-    from datasets.lungmask_model import load_lungmask
-
-    return load_lungmask(lungs.model, lungs.weights, device, lungs.precision)
-
-
-def _threshold(lungs: Lungs, device: torch.device) -> FindLungs:
-    from datasets.lungs import segment_by_threshold
-
-    return segment_by_threshold
-
-
-LUNG_FINDERS = {
-    "lungmask": LungFinder(
-        make=_lungmask,
-        name=lambda lungs: f"lungmask {lungs.model}",
-        on_gpu=True,
-    ),
-    "threshold": LungFinder(make=_threshold, name=lambda lungs: "threshold"),
-}
-"""All ways of finding lungs, by the name that ``--lungs`` takes."""
+        return load_lungmask(self.model, self.weights, device, self.precision)
