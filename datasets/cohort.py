@@ -56,34 +56,44 @@ _LONGEST_ID = 240  # bytes; file systems take names of 255
 
 @dataclass(frozen=True)
 class Case:
-    """Files of one scan of a cohort. `lesion` is None if the scan has no voxel label."""
+    """Files of one scan of a cohort.
+
+    Attributes:
+        id: id of the scan.
+        image: the crop of the CT.
+        lung: its lung mask.
+        lesion: its lesion mask; None if the scan has no voxel label.
+        turned: turn all volumes along y when reading them.
+        highest_lesion: lesion labels from 1 to this one are lesion, higher ones an error.
+        content: checksum of the CT's voxels or, of a crop that is not in the ledger, of the crop's.
+        note: what tests on the scan should say.
+    """
 
     id: str
     image: Path
     lung: Path
     lesion: Path | None
     turned: bool = False
-    """turn all volumes along y when reading them"""
     highest_lesion: int = 1
-    """lesion labels from 1 to this one are lesion, higher ones an error"""
     content: str = ""
-    """checksum of the CT's voxels or, of a crop that is not in the ledger, of the crop's"""
     note: str | None = None
-    """what tests on the scan should say"""
 
 
 @dataclass(frozen=True)
 class Volumes:
-    """The arrays of one case, (z, y, x)."""
+    """The arrays of one case, (z, y, x).
+
+    Attributes:
+        image: float32, 0..255.
+        lung: uint8, 0 or 1.
+        lesion: uint8, 0 or 1; all 0 if the case has no voxel label.
+        geometry: the image as it was read: size, spacing, origin and direction of the arrays.
+    """
 
     image: np.ndarray
-    """float32, 0..255"""
     lung: np.ndarray
-    """uint8, 0 or 1"""
     lesion: np.ndarray
-    """uint8, 0 or 1; all 0 if the case has no voxel label"""
     geometry: sitk.Image
-    """the image as it was read: size, spacing, origin and direction of the arrays"""
 
 
 def lesion_folder(root: Path) -> Path:
@@ -136,7 +146,7 @@ def read_id_list(path: Path, repeats: bool = False) -> list[str]:
 
 
 def write_id_lists(root: Path, lists: Mapping[str, Iterable[str] | None], made_by: str) -> None:
-    """Write lists to id_txt/, one id per line.
+    """Write lists to id_txt/ of a cohort, one id per line.
 
     Args:
         root: cohort folder.
@@ -159,7 +169,7 @@ def write_id_lists(root: Path, lists: Mapping[str, Iterable[str] | None], made_b
 
 
 def check_id_lists(root: Path, lists: Mapping[str, Iterable[str] | None], made_by: str) -> None:
-    """Check that `write_id_lists` may write these lists; it raises the same errors."""
+    """Raise the errors that `write_id_lists` would raise."""
     Ledger(root, LIST_FOLDER).check(made_by, _changed_lists(root, lists))
 
 
@@ -267,9 +277,8 @@ def read_cohort(
         Cases by split, for all splits with a list.
 
     Raises:
-        CohortError: one line per problem: missing lists and files, empty splits, ids that are both in training and
-            held-out splits or both healthy and diseased, files that do not fit each other, masks that are not binary,
-            healthy scans with a lesion mask, labelled ones without a lesion.
+        CohortError: one line per problem: missing lists and files, empty splits, contradictory splits, files that do
+            not fit each other, masks that are not binary, healthy scans with a lesion mask, labelled ones without.
     """
     root = Path(root)
     if not (root / "images").is_dir():
@@ -294,27 +303,23 @@ def read_cohort(
     folders = {"images": root / "images", "lung": root / "lung", "lesion": lesion_folder(root)}
     cohort: dict[str, tuple[Case, ...]] = {}
     for key, case_ids in ids.items():
-        needed = ("images", "lung", "lesion") if key in WITH_LESION else ("images", "lung")
+        needed = FOLDERS if key in WITH_LESION else FOLDERS[:2]
         cases = []
         for case_id in case_ids:
             files = {what: find_volume(folders[what], case_id) for what in needed}
-            missing = [str(folders[what]) for what, path in files.items() if path is None]
-            if missing:
+            if missing := [str(folders[what]) for what, path in files.items() if path is None]:
                 problems.append(f"{key}: {case_id}.nii.gz is missing in {', '.join(missing)}")
             else:
                 cases.append(Case(case_id, files["images"], files["lung"], files.get("lesion")))
         cohort[key] = tuple(cases)
-
     cohort = _with_published_crops(root, cohort, published_crops)
 
     # Check a scan that is listed with and without its voxel label once, with the label.
     distinct = {case.image: case for case in sorted(_all(cohort), key=lambda case: case.lesion is not None)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         checked = pool.map(lambda case: _problem(case, size, window), distinct.values())
-        bar = progress_bar(
-            checked, "checking the cohort", unit="scan", shown=progress, total=len(distinct), leave=False
-        )
-        problems += filter(None, bar)
+        shown = {"unit": "scan", "shown": progress, "total": len(distinct), "leave": False}
+        problems += filter(None, progress_bar(checked, "checking the cohort", **shown))
     if not problems:
         problems += _implausible_labels(cohort, folders["lesion"])
     if not problems:
@@ -326,7 +331,9 @@ def read_cohort(
         }
         problems += _copies(cohort)
     if problems:
-        raise CohortError("\n".join([f"{root}: {len(problems)} problem(s) in this cohort", *_shortened(problems)]))
+        more = [f"... and {len(problems) - _MAX_LISTED} more"] if len(problems) > _MAX_LISTED else []
+        first = f"{root}: {len(problems)} problem(s) in this cohort"
+        raise CohortError("\n".join([first, *problems[:_MAX_LISTED], *more]))
     return cohort
 
 
@@ -349,38 +356,29 @@ def _with_published_crops(
     root: Path, cohort: Mapping[str, tuple[Case, ...]], as_published: bool
 ) -> dict[str, tuple[Case, ...]]:
     """Warn about crops of the published code and, if asked to, set how they are read."""
-    found = {case.id: case.image for case in _all(cohort)}
-    published = {case_id for case_id, image in found.items() if _is_published_crop(image)}
-    turned = {case_id for case_id in published if any(part in case_id for part in _TURNED)}
-    if not published:
-        return dict(cohort)
-    names = " or ".join(_TURNED)
-    follows = ["volumes in ml are meaningless"]
-    if turned and as_published:
-        follows.append(f"the {len(turned)} whose id contains {names} are turned along y")
-    elif turned:
-        follows.append(
-            f"the {len(turned)} whose id contains {names} lie upside down against the others; --published-crops turns "
-            "them"
+    published = {case.id: any(part in case.id for part in _TURNED) for case in _all(cohort) if _is_published(case)}
+    if published:
+        log.warning(
+            "%s: %d crop(s) of the published code (spacing 1, origin 0, identity direction), the first %s: volumes in "
+            "ml are meaningless; the %d whose id contains %s %s",
+            *(root, len(published), next(iter(published)), sum(published.values()), " or ".join(_TURNED)),
+            "are turned along y"
+            if as_published
+            else "lie upside down against the others; --published-crops turns them",
         )
-    first = next(case_id for case_id in found if case_id in published)
-    log.warning(
-        "%s: %d crop(s) of the published code (spacing 1, origin 0, identity direction), the first %s: %s",
-        root, len(published), first, "; ".join(follows),
-    )  # fmt: skip
-    if not as_published:
+    if not published or not as_published:
         return dict(cohort)
 
     def read_as_published(case: Case, key: str) -> Case:
         highest = 255 if key in HELD_OUT and case.id in published else case.highest_lesion
-        return replace(case, turned=case.id in turned, highest_lesion=highest)
+        return replace(case, turned=published.get(case.id, False), highest_lesion=highest)
 
     return {key: tuple(read_as_published(case, key) for case in cases) for key, cases in cohort.items()}
 
 
-def _is_published_crop(image: Path) -> bool:
+def _is_published(case: Case) -> bool:
     try:
-        return has_no_geometry(read_geometry(image))
+        return has_no_geometry(read_geometry(case.image))
     except GasnetError:  # reported with the other problems
         return False
 
@@ -454,9 +452,3 @@ def _copies(cohort: Mapping[str, Iterable[Case]]) -> list[str]:
 def side_of(split: str) -> str:
     """``training``, ``validation`` or ``testing``, by the key of a split."""
     return "training" if split in TRAINING else "testing" if split.startswith("TEST") else "validation"
-
-
-def _shortened(problems: list[str]) -> list[str]:
-    if len(problems) <= _MAX_LISTED:
-        return problems
-    return [*problems[:_MAX_LISTED], f"... and {len(problems) - _MAX_LISTED} more"]

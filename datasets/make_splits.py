@@ -52,11 +52,7 @@ LEFT_OUT = "left_out"
 
 
 def amount(text: str) -> float | int:
-    """Parse a count (``3``) or a proportion (``0.25``).
-
-    Raises:
-        argparse.ArgumentTypeError: the text is neither.
-    """
+    """Parse a count (``3``) or a proportion (``0.25``); anything else is an `argparse.ArgumentTypeError`."""
     try:
         value = float(text) if "." in text else int(text)
     except ValueError:
