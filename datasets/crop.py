@@ -20,7 +20,7 @@ import SimpleITK as sitk
 from datasets import CROP_SIZE, WINDOW
 from datasets.formats import read_header
 from datasets.geometry import image_like, located, lps_geometry, lps_view, mask_onto, shape_of
-from datasets.lungs import load_lungmask
+from datasets.lungmask_model import load_lungmask
 from datasets.plausibility import check_lesion, check_lungs, check_surroundings
 from datasets.scans import open_scan, read_ct
 from datasets.volumes import DEFAULT, NOTES, Reading, Scan, as_labels, read_mask_on

@@ -78,10 +78,7 @@ def _highest_gut_gas(lung: Array) -> float:
 
 
 def _cores(gas: Array, highest: float, spacing: Array) -> Iterator[tuple[Array, Box]]:
-    """Pieces of a gas mask that are at least twice ``CORE_MM`` wide, each as a mask in a box with a margin.
-
-    Gas that reaches above the slice ``highest`` is left out as a whole.
-    """
+    """Pieces of gas, at least twice ``CORE_MM`` wide and not above ``highest``, as masks in boxes with a margin."""
     margin = np.ceil((LUNG_REACH_MM + RIM_MM) / spacing).astype(int)
     smallest = MIN_GAS_ML * 1000 / np.prod(spacing)
     labels, _ = ndimage.label(gas)
@@ -103,12 +100,7 @@ def _cores(gas: Array, highest: float, spacing: Array) -> Iterator[tuple[Array, 
 
 
 def _lung_below(core: Array, lung: Array) -> bool:
-    """Whether lung lies below the gas in many of its columns.
-
-    Args:
-        core: gas (z, y, x), in a box.
-        lung: the same columns, from the bottom of the scan to the top of the box.
-    """
+    """Whether ``lung``, from the bottom of the scan to the top of the gas, lies below many of the gas's columns."""
     columns = core.any(0)
     bottom = len(lung) - len(core) + core.argmax(0)
     below = np.take_along_axis(np.cumsum(lung, axis=0), bottom[None], 0)[0]

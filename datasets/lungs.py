@@ -1,13 +1,9 @@
-"""Lung labels (1 right, 2 left) for a chest CT.
+"""Lung labels (1 right, 2 left) for a chest CT, found by thresholds or made from any lung mask.
 
-Three sources:
-
-1. ``load_lungmask``: the trained network of the package lungmask (`datasets/lungmask_model.py`). Preferred whenever
-   its weights are available: it was trained on diseased lungs and keeps consolidation.
-2. ``segment_by_threshold``: thresholds, connected components and closing. Needs nothing but the CT: for machines
-   without the weights, for tests, and for lungs without large dense lesions. Loses part of a consolidation that
-   touches the chest wall or the mediastinum and is wider than the closing.
-3. Masks made elsewhere: ``with_sides`` and ``split_left_right`` turn any lung mask into right and left lung.
+``segment_by_threshold`` needs nothing but the CT: for machines without the weights of lungmask
+(`datasets/lungmask_model.py`), for tests, and for lungs without large dense lesions. It loses part of a consolidation
+that touches the chest wall or the mediastinum and is wider than the closing. lungmask was trained on diseased lungs and
+keeps consolidation: it is preferred. ``with_sides`` and ``split_left_right`` find right and left lung in any lung mask.
 """
 
 import numpy as np
@@ -17,11 +13,8 @@ from scipy import ndimage
 from datasets.field_of_view import find_cut_lung
 from datasets.geometry import lps_geometry, lps_view, shape_of
 from datasets.gut_gas import find_gut_gas
-from datasets.lungmask_model import load_lungmask
 from datasets.plausibility import label_sides
 from utils.errors import VolumeError
-
-__all__ = ["load_lungmask", "segment_by_threshold", "split_left_right", "with_sides"]
 
 AIR_BELOW_HU = -400
 LOWEST_HU = -1024  # scanners write -2000 or -3024 outside their field of view
@@ -68,10 +61,8 @@ def segment_by_threshold(ct: sitk.Image) -> Array:
         uint8 labels (z, y, x) on the CT's grid: 0 outside, 1 right, 2 left lung.
 
     Raises:
-        VolumeError: the CT is not three-dimensional, nothing in it looks like a lung, or a lung is open to the back.
+        VolumeError: nothing in the CT looks like a lung, or a lung is open to the back.
     """
-    if ct.GetDimension() != 3:
-        raise VolumeError(f"the CT has {ct.GetDimension()} dimensions; a volume is needed")
     upright = np.ascontiguousarray(lps_view(sitk.GetArrayViewFromImage(ct), ct))
     labels = np.zeros(shape_of(ct), np.uint8)
     _segment_upright(upright, np.array(lps_geometry(ct).GetSpacing()[::-1]), lps_view(labels, ct))
@@ -159,16 +150,7 @@ def _lung_components(small: Array, lung: Array, cut: Array, spacing: Array) -> A
 
 
 def _refuse_lung_open_behind(behind: Array, sides: Array, spacing: Array) -> None:
-    """Refuse a CT whose lungs lack a part that is open to the back edge of the image.
-
-    Args:
-        behind: what looks like lung there.
-        sides: labels of the lungs that were found.
-        spacing: voxel size (z, y, x) in mm.
-
-    Raises:
-        VolumeError: such a part continues lung that was found, or a side was not found.
-    """
+    """Refuse a CT if a part ``behind`` that looks like lung, open to the back edge, continues lung or is one of two."""
     labels, count = ndimage.label(behind)
     volumes = np.bincount(labels.ravel(), minlength=count + 1) * np.prod(spacing) / 1000
     large = volumes >= MIN_CUT_LUNG_ML
@@ -200,8 +182,7 @@ def _shrink(hu: Array, steps: tuple[int, int, int]) -> Array:
 def _grow_back(coarse: Array, steps: tuple[int, int, int], shape: tuple[int, int, int]) -> Array:
     """Repeat the voxels of a coarse mask so that it covers the fine grid of ``shape``."""
     for axis, step in enumerate(steps):
-        if step > 1:
-            coarse = np.repeat(coarse, step, axis)
+        coarse = np.repeat(coarse, step, axis)
     return coarse[tuple(slice(n) for n in shape)]
 
 
@@ -372,17 +353,14 @@ def _close(lung: Array, middle: float, spacing: Array) -> Array:
             plane |= (np.bincount(holes.ravel()) * spacing[1] * spacing[2] < HOLE_MM2)[holes] & (holes > 0)
     closed = ndimage.binary_fill_holes(closed)
     out = np.zeros_like(lung)
-    inner = closed[:, rim[0] : closed.shape[1] - rim[0], rim[1] : closed.shape[2] - rim[1]]
-    out[box] = inner
+    out[box] = closed[:, rim[0] : closed.shape[1] - rim[0], rim[1] : closed.shape[2] - rim[1]]
     return out
 
 
 def _faces_mediastinum(lung: Array, left: Array) -> Array:
     """Where lung lies lateral and behind, but none medial: hilum, heart, and what the dome of the diaphragm covers.
 
-    Args:
-        lung: one lung (z, y, x), in LPS order.
-        left: by x, whether it is in the left half of the body.
+    ``lung`` is one lung in LPS order; ``left`` says for each x whether it is in the left half of the body.
     """
     smaller_x = np.logical_or.accumulate(lung, 2)
     larger_x = np.logical_or.accumulate(lung[:, :, ::-1], 2)[:, :, ::-1]

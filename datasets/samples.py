@@ -58,11 +58,7 @@ class Batch(NamedTuple):
 
 
 def batch_size(split: str, scans: int, solver: SolverSettings) -> int:
-    """Volumes in a batch of a split, over all ranks.
-
-    As published, a labelled batch has at most as many volumes as there are labelled scans, unless
-    SOLVER.FILL_LABELLED_BATCH.
-    """
+    """Volumes in a batch of a split, over all ranks: of labelled scans at most one each, unless FILL_LABELLED_BATCH."""
     if split == "LABELED" and not solver.fill_labelled_batch:
         return min(scans, solver.batch_size)
     return solver.batch_size
@@ -182,15 +178,14 @@ class Samples(Dataset):
         return [image * 2 - 1, *masks]
 
 
-def _start_worker(number: int) -> None:
+def _start_worker(worker: int) -> None:
     # PR_SET_PDEATHSIG: workers die with the main process, however it ends, even if they hang.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     # Ctrl-C, a closed terminal, torchrun and schedulers signal all processes; workers must keep running until the main
     # process has saved.
     os.setpgrp()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cv2.setNumThreads(0)
 
@@ -229,12 +224,7 @@ class BatchStream:
     """
 
     def __init__(
-        self,
-        samples: Samples,
-        batch_size: int,
-        settings: DataloaderSettings,
-        device: torch.device,
-        position: int = 0,
+        self, samples: Samples, batch_size: int, settings: DataloaderSettings, device: torch.device, position: int = 0
     ) -> None:
         self.samples = samples
         self.device = device

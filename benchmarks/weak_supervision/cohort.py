@@ -106,9 +106,8 @@ def make_scan(seed: int, kind: str, number: int, crop: tuple[int, int, int], har
 
 def images_of(crop: Phantom, raw: bool = False) -> tuple[sitk.Image, ...]:
     """Image (0..255 in the published window, or HU), lung and lesion of a crop."""
-    image = crop.ct if raw else map_window(crop.hu)
     images = []
-    for array in (image, (crop.lung > 0).astype(np.uint8), crop.lesion):
+    for array in (crop.ct if raw else map_window(crop.hu), (crop.lung > 0).astype(np.uint8), crop.lesion):
         images.append(sitk.GetImageFromArray(array))
         images[-1].SetSpacing(crop.spacing)
     return tuple(images)
@@ -117,31 +116,27 @@ def images_of(crop: Phantom, raw: bool = False) -> tuple[sitk.Image, ...]:
 def scan_facts(crop: Phantom) -> dict[str, Any]:
     """Describe a scan: what was drawn, lesion and lung volume in ml."""
     voxel_ml = float(np.prod(crop.spacing)) / 1000
-    volumes = {
+    return crop.facts | {
         "lesion_ml": round(float(crop.lesion.sum()) * voxel_ml, 2),
         "lung_ml": round(float((crop.lung > 0).sum()) * voxel_ml, 1),
     }
-    return crop.facts | volumes
 
 
 def _name(kind: str, number: int) -> str:
     return f"{kind}_{number:03d}"
 
 
-def _facts_path(root: Path, kind: str, number: int) -> Path:
-    return root / "facts" / f"{_name(kind, number)}.json"
-
-
 def _write_scan(root: Path, made_from: Mapping[str, Any], kind: str, number: int) -> None:
     """Write image, lung and lesion of a scan, and its facts, which mark it as complete."""
-    if _facts_path(root, kind, number).is_file():
+    name = _name(kind, number)
+    facts = root / "facts" / f"{name}.json"
+    if facts.is_file():
         return
     raw = made_from.get("raw", False)
-    hardness = Hardness(**made_from["hardness"])
-    crop = make_scan(made_from["seed"], kind, number, tuple(made_from["crop"]), hardness)
+    crop = make_scan(made_from["seed"], kind, number, tuple(made_from["crop"]), Hardness(**made_from["hardness"]))
     for folder, image in zip(RAW_FOLDERS if raw else FOLDERS, images_of(crop, raw), strict=True):
-        write_volume(image, root / folder / f"{_name(kind, number)}.nii.gz")
-    write_text(_facts_path(root, kind, number), json.dumps(scan_facts(crop)) + "\n")
+        write_volume(image, root / folder / f"{name}.nii.gz")
+    write_text(facts, json.dumps(scan_facts(crop)) + "\n")
 
 
 def label_lists(seed: int, counts: Counts) -> dict[str, list[str]]:
@@ -184,7 +179,7 @@ def write_cohort(
     lists = {kind: [_name(*scan) for scan in scans if scan[0] == kind] for kind in KINDS if kind != "labelled"}
     lists |= label_lists(seed, size.counts)
     texts = {root / "id_txt" / f"{name}.txt": "".join(f"{case_id}\n" for case_id in ids) for name, ids in lists.items()}
-    whole = all(_facts_path(root, *scan).is_file() for scan in scans)
+    whole = all((root / "facts" / f"{_name(*scan)}.json").is_file() for scan in scans)
     if whole and {path: _text(path) for path in texts} == texts and _made_from(root) == made_from:
         return
     with lock_folder(root, *(RAW_FOLDERS if raw else FOLDERS), "facts", "id_txt"), recording(root, seed=seed):

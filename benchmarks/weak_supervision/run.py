@@ -77,13 +77,7 @@ class JudgedRun(TrainingRun):
 
 
 def train_row(settings: Settings, device: torch.device, progress: bool, validate: bool = True) -> None:
-    """Train a run, or resume it.
-
-    Args:
-        settings: settings of the run.
-        device: training device.
-        progress: show a progress bar.
-        validate: validate, and keep the best segmenter.
+    """Train a run, or resume it; with ``validate``, keep the best segmenter.
 
     Raises:
         SettingsError: the run was started with other settings.
@@ -103,10 +97,7 @@ def train_row(settings: Settings, device: torch.device, progress: bool, validate
 def load_trained(settings: Settings, checkpoint: str, device: torch.device | None = None) -> tuple[Segmenter, str]:
     """Load a segmenter from the folder of a run, and the normalization that it was trained with.
 
-    Args:
-        settings: settings of the run.
-        checkpoint: name of the file.
-        device: device to place it on; None: the CPU, in its usual layout.
+    On a device it gets that device's layout; None leaves it on the CPU, in its usual layout.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -183,28 +174,24 @@ def run_row(name: str, size: str, seed: int, output: Path, device: torch.device,
 def is_finished(path: Path, settings: Settings) -> bool:
     """Whether a run has a result.
 
+    A setting that the record lacks had its default, and one that no longer exists must have been off.
+
     Raises:
         SettingsError: it was made with other settings.
     """
-    if path.is_file() and not _made_with(path, settings):
+    if not path.is_file():
+        return False
+    found = _flat(json.loads(path.read_text(encoding="utf-8"))["settings"])
+    wanted, defaults = _flat(settings_to_record(settings)), _flat(settings_to_record(Settings()))
+    gone = {key: value for key, value in found.items() if key not in wanted and key not in _CHANGED_NOTHING}
+    if any(gone.values()) or any(found.get(key, defaults[key]) != value for key, value in wanted.items()):
         raise SettingsError(f"{path}: made with other settings; remove it and its run or choose another --output")
-    return path.is_file()
+    return True
 
 
 def settings_to_record(settings: Settings) -> dict[str, Any]:
     """Settings of a run as JSON, without the location of the benchmark's folder."""
     return _without_folders(settings).model_dump(by_alias=True, mode="json")
-
-
-def _made_with(path: Path, settings: Settings) -> bool:
-    """Whether a result was made with these settings.
-
-    A setting that the record lacks had its default, and one that no longer exists must have been off.
-    """
-    found = _flat(json.loads(path.read_text(encoding="utf-8"))["settings"])
-    wanted, defaults = _flat(settings_to_record(settings)), _flat(settings_to_record(Settings()))
-    gone = {key: value for key, value in found.items() if key not in wanted and key not in _CHANGED_NOTHING}
-    return not any(gone.values()) and all(found.get(key, defaults[key]) == value for key, value in wanted.items())
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -247,13 +234,7 @@ def run_all(
 ) -> dict[str, str]:
     """Train and test several runs, optionally in parallel; a failed run does not stop the others.
 
-    Args:
-        runs: row name and seed of each run, in starting order.
-        size: key of `SCALES`.
-        output: results folder.
-        device: training device.
-        processes: number of parallel runs; with more than one, each run uses a single thread.
-        progress: show progress bars.
+    With more than one process, each run uses a single thread.
 
     Returns:
         Error messages of failed runs, by run.

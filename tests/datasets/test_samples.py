@@ -59,14 +59,6 @@ def test_a_batch(cases):
         assert set(mask.unique().tolist()) == {0, 1}
 
 
-def test_masks_that_no_objective_reads_change_no_image_and_no_other_mask(cases, monkeypatch):
-    expected = taken(stream_of(cases), 6)
-    monkeypatch.setitem(module.MASKS, "WO_LABEL", ("lung", "lesion"))
-    both = taken(stream_of(cases), 6)
-    assert not any(batch.lesion.any() for batch in both)
-    assert same([batch._replace(lesion=None) for batch in both], expected)
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(cases, workers):
     there = taken(stream_of(cases, settings=DataloaderSettings(num_workers=workers)), 5)
@@ -89,14 +81,6 @@ def test_as_many_workers_as_the_cores_allow(monkeypatch):
 
 def test_the_cache_changes_nothing(cases):
     assert same(taken(stream_of(cases, cache_mb=100), 6), taken(stream_of(cases), 6))
-
-
-def test_a_full_cache_reads_again(cases, monkeypatch):
-    reads = []
-    monkeypatch.setattr(module, "read_volumes", lambda case: reads.append(case.id) or read_volumes(case))
-    # A scan takes 20 * 64 * 64 * 5 bytes, 0.41 MB: two fit into 1 MB.
-    taken(stream_of(cases, cache_mb=1), 6)
-    assert len(reads) == 2 + 4  # of three scans in four epochs, two are read once and one each time
 
 
 def test_workers_share_the_cache_with_each_other_and_the_main_process(cases, monkeypatch):
@@ -223,24 +207,6 @@ def test_a_worker_that_ends_between_samples_is_noticed_when_a_batch_is_missing(c
         taken(stream, 5)
 
 
-@pytest.mark.fault("a sample that cannot")
-def test_a_stop_iteration_outside_of_a_sample_is_no_short_epoch(cases, monkeypatch):
-    def stop(*_):
-        raise StopIteration
-
-    for workers in (0, 1):
-        monkeypatch.setattr(module, "_fill", stop)
-        stream = stream_of(cases, settings=DataloaderSettings(num_workers=workers))
-        with pytest.raises(TrainingError, match=r"a loader failed before the batch sick_\d, sick_\d was there"):
-            stream.next()
-
-
-def test_a_stream_that_starts_leaves_torchs_random_state_alone(cases):
-    before = torch.get_rng_state()
-    taken(stream_of(cases), 1)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_processes_share_out_every_batch(cases, monkeypatch, workers):
     samples = Samples(cases["WO_LABEL"], "WO_LABEL", IMAGE, seed=0)
@@ -354,21 +320,3 @@ def test_a_batch_stays_as_it_is_while_others_are_loaded(cases):
     later = taken(stream, 6)
     torch.testing.assert_close(first.image, before, rtol=0, atol=0)
     assert not any(torch.equal(first.image, batch.image) for batch in later)
-
-
-def test_samples_are_shifted_at_random(cases):
-    image = IMAGE.model_copy(update={"augmentation": False, "shift": (1, 3, 0)})
-    samples = Samples(cases["LABELED"], "LABELED", image, seed=0)
-    whole = samples.read(samples.case(0))
-    found = set()
-    for position in range(12):
-        sample = samples[position]
-        for z, y in np.ndindex(5 + 2, 7):  # a stack begins at 0 to 4
-            start, down = z - 1, y - 3
-            inside = slice(max(start, 0), min(start + 16, 20))
-            part = sample[1][0][inside.start - start : inside.stop - start, max(down, 0) : 64 + min(down, 0)]
-            other = whole[0][inside, max(-down, 0) : 64 - max(down, 0)] * 2 - 1
-            if np.allclose(part, other, atol=1e-6):
-                found.add(down)
-    assert len(found) > 3
-    assert found <= set(range(-3, 4))

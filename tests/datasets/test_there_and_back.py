@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.crop import LINEAR, NEAREST, LungMaskCrop, paste_back
+from datasets.crop import LINEAR, NEAREST, paste_back
 from datasets.geometry import image_like, located, shape_of
 from tests.volumes import crop_to_box, rotation
 from tests.volumes import geometry as geometry_of
@@ -85,30 +85,3 @@ def test_a_mask_at_crop_resolution_comes_back_exactly(geometry, data, seed):
         np.testing.assert_array_equal(
             sitk.GetArrayFromImage(sitk.DICOMOrient(back, "LPS")), sitk.GetArrayFromImage(expected)
         )
-
-
-@pytest.mark.fault("the 48 orientations")
-@few
-@given(geometries(), seed)
-def test_a_lesion_inside_the_lungs_comes_back_voxel_for_voxel_from_files_on_any_grid(tmp_path_factory, geometry, seed):
-    rng = np.random.default_rng(seed)
-    folder = tmp_path_factory.mktemp("any")
-    lung = np.zeros(shape_of(geometry), np.uint8)
-    corners = [sorted(rng.choice(n + 1, 2, replace=False)) for n in shape_of(geometry)]
-    box = tuple(
-        slice(a, b) if b - a >= 2 else slice(0, n) for (a, b), n in zip(corners, shape_of(geometry), strict=True)
-    )
-    lung[box] = 1
-    lesion = lung * (rng.random(shape_of(geometry)) < 0.3).astype(np.uint8)
-    ct = rng.integers(-1000, 200, shape_of(geometry)).astype(np.int16)
-    ct[0, 0, 0] = -1000
-    for name, array in (("ct", ct), ("lung", lung), ("lesion", lesion)):
-        sitk.WriteImage(image_like(geometry, array), str(folder / f"{name}.nrrd"))
-    upright_lung = sitk.GetArrayFromImage(sitk.DICOMOrient(image_like(geometry, lung), "LPS"))
-    own_size = tuple(int(np.ptp(index)) + 1 for index in np.nonzero(upright_lung))
-    cropper = LungMaskCrop(lambda _: lung, own_size)
-    image, _, cropped = cropper.crop(folder / "ct.nrrd", folder / "lesion.nrrd", folder / "lung.nrrd")
-    assert geometry_of(image) == geometry_of(cropped)
-    back = paste_back(cropped, sitk.ReadImage(str(folder / "ct.nrrd")))
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(back), lesion)
-    assert geometry_of(back) == geometry_of(sitk.ReadImage(str(folder / "ct.nrrd")))

@@ -248,24 +248,19 @@ def patient_of(case_id):
     return (COVIDSEG if case_id.startswith("covidseg") else MOSMED).case(case_id).patient
 
 
-def scan(case_id, group):
-    return PublicScan(case_id, group, patient_of(case_id), Path(case_id))
+def scans(group, *ids):
+    return [PublicScan(case_id, group, patient_of(case_id), Path(case_id)) for case_id in ids]
 
 
 A = [
-    *(scan(f"covidseg_coronacases_{k:03d}", "A_sub1") for k in range(1, 11)),
-    *(
-        scan(f"covidseg_radiopaedia_{name}", "A_sub2")
-        for name in (
-            "10_85902_1", "10_85902_3", "14_85914_0", "27_86410_0", "29_86490_1", "29_86491_1", "36_86526_0",
-            "40_86625_0", "4_85506_1", "7_85703_0",
-        )
-    ),
-]  # fmt: skip
+    *scans("A_sub1", *(f"covidseg_coronacases_{k:03d}" for k in range(1, 5))),
+    *scans("A_sub2", *(f"covidseg_radiopaedia_{k}" for k in ("10_85902_1", "10_85902_3", "29_86490_1", "29_86491_1"))),
+    *scans("A_sub2", *(f"covidseg_radiopaedia_{k}" for k in ("14_85914_0", "27_86410_0", "4_85506_1", "7_85703_0"))),
+]
 CD = [
-    *(scan(f"mosmed_study_{k:04d}", "D_healthy") for k in range(10)),
-    *(scan(f"mosmed_study_{k:04d}", "C") for k in range(10, 16)),
-    *(scan(f"mosmed_study_{k:04d}", "D_diseased") for k in range(16, 30)),
+    *scans("D_healthy", *(f"mosmed_study_{k:04d}" for k in range(10))),
+    *scans("C", *(f"mosmed_study_{k:04d}" for k in range(10, 16))),
+    *scans("D_diseased", *(f"mosmed_study_{k:04d}" for k in range(16, 30))),
 ]
 NONE_HELD_OUT = {"valid": 0, "validh": 0, "validwl": 0}
 
@@ -274,7 +269,7 @@ NONE_HELD_OUT = {"valid": 0, "validh": 0, "validwl": 0}
 @pytest.mark.parametrize("valid", [0, 1, 7])
 def test_whatever_is_labelled_or_held_out_lists_share_no_patient_but_those_of_tests(valid):
     for labelled in (case.id for case in A):
-        for seed in range(5):
+        for seed in range(3):
             dealt = make_lists(COVIDSEG, A, [labelled], {**NONE_HELD_OUT, "valid": valid}, seed)
             assert dealt["A_labelled"] == [labelled]
             assert len(dealt["A_valid"]) == valid
@@ -351,32 +346,28 @@ def test_sets_are_added_to_one_cohort_and_the_configs_train_on_its_lists(tmp_pat
 
 
 def test_lists_that_nothing_is_in_any_more_are_removed(tmp_path):
-    output = tmp_path / "cohort"
-    download = covidseg(tmp_path / "a")
+    output, download = tmp_path / "cohort", covidseg(tmp_path / "a", radiopaedia=())
     assert made("covidseg", download, output, "--valid", "1") == 0
-    assert set(lists(output)) == {"A_labelled", "A_sub1", "A_sub2", "A_valid"}
+    assert set(lists(output)) == {"A_labelled", "A_sub1", "A_valid"}
     assert made("covidseg", download, output, "--label", "none") == 0
-    assert set(lists(output)) == {"A_sub1", "A_sub2"}
+    assert set(lists(output)) == {"A_sub1"}
 
 
 @pytest.mark.fault("lists of ids that were written or edited by hand")
-def test_a_list_that_was_edited_is_kept(tmp_path, capsys):
+def test_a_list_that_was_edited_is_kept_and_nothing_is_cropped(tmp_path, capsys):
     download, output = medseg(tmp_path / "b", count=3), tmp_path / "cohort"
-    assert made("medseg", download, output) == made("medseg", download, output) == 0
-    path = output / "id_txt" / "B.txt"
-    path.write_text("medseg_1\n")
-    (output / "images" / "medseg_2.nii.gz").unlink()
-    assert run(lambda: made("medseg", download, output)) == 1
-    assert f"{path}: was changed since this command wrote it" in capsys.readouterr().err
-    assert path.read_text() == "medseg_1\n"
-    assert not (output / "images" / "medseg_2.nii.gz").exists()
-    path.unlink()
     assert made("medseg", download, output) == 0
-    assert lists(output)["B"] == ["medseg_1", "medseg_2", "medseg_3"]
-    valid = output / "id_txt" / "B_valid.txt"
-    valid.write_text("medseg_1\n")  # the command would have no such list
-    assert run(lambda: made("medseg", download, output)) == 1
-    assert valid.exists()
+    for name in ("B", "B_valid"):  # the command would have no list B_valid
+        path = output / "id_txt" / f"{name}.txt"
+        path.write_text("medseg_1\n")
+        (output / "images" / "medseg_2.nii.gz").unlink(missing_ok=True)
+        assert run(lambda: made("medseg", download, output)) == 1
+        assert str(path) in capsys.readouterr().err
+        assert path.read_text() == "medseg_1\n"
+        assert not (output / "images" / "medseg_2.nii.gz").exists()
+        path.unlink()
+    assert made("medseg", download, output) == 0
+    assert lists(output) == {"B": ["medseg_1", "medseg_2", "medseg_3"]}
 
 
 def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
@@ -398,23 +389,23 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
 
 
 def test_what_is_done_is_skipped_and_what_failed_is_done_when_it_is_mended(tmp_path, capsys):
-    download, output = medseg(tmp_path / "b", count=3), tmp_path / "cohort"
-    broken = download / "rp_im" / "2.nii.gz"
+    download, output = medseg(tmp_path / "b"), tmp_path / "cohort"
+    broken, crop_of_1 = download / "rp_im" / "2.nii.gz", output / "images" / "medseg_1.nii.gz"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
     assert made("medseg", download, output) == 1
     out = capsys.readouterr().out
-    assert "2 of 3 scans of MedSeg (B) are in" in out
+    assert "1 of 2 scans of MedSeg (B) are in" in out
     assert "cut short" in next(line for line in out.splitlines() if line.startswith("failed: medseg_2: "))
-    assert lists(output)["B"] == ["medseg_1", "medseg_3"]
+    assert lists(output)["B"] == ["medseg_1"]
     assert list(report(output, "medseg")["failed"]) == ["medseg_2"]
-    before = (output / "images" / "medseg_1.nii.gz").stat().st_mtime_ns
+    before = crop_of_1.stat().st_mtime_ns
     broken.write_bytes(whole)
     assert made("medseg", download, output) == 0
-    assert (output / "images" / "medseg_1.nii.gz").stat().st_mtime_ns == before
-    assert lists(output)["B"] == ["medseg_1", "medseg_2", "medseg_3"]
+    assert crop_of_1.stat().st_mtime_ns == before
+    assert lists(output)["B"] == ["medseg_1", "medseg_2"]
     assert made("medseg", download, output, "--overwrite") == 0
-    assert (output / "images" / "medseg_1.nii.gz").stat().st_mtime_ns > before
+    assert crop_of_1.stat().st_mtime_ns > before
 
 
 @pytest.mark.fault("another rule for lungs")
@@ -515,7 +506,7 @@ def test_the_download_is_never_written_to(tmp_path, capsys):
 
 
 def test_two_processes_write_what_one_writes(tmp_path):
-    download = covidseg(tmp_path / "a")
+    download = covidseg(tmp_path / "a", radiopaedia=())
     (download / "infection_mask" / "coronacases_003.nii").write_bytes(b"")
     assert made("covidseg", download, tmp_path / "1") == 1
     arguments = ["covidseg", str(download), "--output", str(tmp_path / "2"), "--size", *map(str, SIZE), "--quiet"]
@@ -525,5 +516,5 @@ def test_two_processes_write_what_one_writes(tmp_path):
     for output in (tmp_path / "1", tmp_path / "2"):
         files = [path for path in output.rglob("*.*") if path.suffix in (".gz", ".txt") or "public_" in path.name]
         written.append({str(path.relative_to(output)): path.read_bytes() for path in files})
-    assert len(written[0]) == 3 * 5 + 3 + 1
+    assert len(written[0]) == 3 * 2 + 2 + 1
     assert written[0] == written[1]

@@ -67,6 +67,10 @@ def test_both_layouts_of_covidseg(tmp_path, nested, layout, files):
     scan = found.scans["covidseg_radiopaedia_10_85902_3"]
     expected = [tmp_path / nested / name.format(SHORT[11]) for name in files]
     assert [scan.ct.path, scan.lung.path, scan.lesion.path] == expected
+    patients = {name: found.scans[f"covidseg_{name}"].patient for name in SHORT}
+    assert len(set(patients.values())) == 18
+    for one, other in (("10_85902_1", "10_85902_3"), ("29_86490_1", "29_86491_1")):
+        assert patients[f"radiopaedia_{one}"] == patients[f"radiopaedia_{other}"]
     for case_id, scan in found.scans.items():
         half = "A_sub2" if "radiopaedia" in case_id else "A_sub1"
         assert (scan.group, scan.grey) == (half, half == "A_sub2")
@@ -98,14 +102,6 @@ def test_both_layouts_of_covidseg(tmp_path, nested, layout, files):
 def test_names(public_set, name, case_id):
     case = public_set.case(name)
     assert (case and case.id) == case_id
-
-
-def test_scans_of_one_case_of_radiopaedia_are_one_patient():
-    patients = {name: COVIDSEG.case(name).patient for name in SHORT}
-    assert len(set(patients.values())) == 18
-    for one, other in (("10_85902_1", "10_85902_3"), ("29_86490_1", "29_86491_1")):
-        assert patients[f"radiopaedia_{one}"] == patients[f"radiopaedia_{other}"]
-    assert MOSMED.case("study_0001").patient != MOSMED.case("study_0002").patient
 
 
 def test_mosmed(tmp_path):
