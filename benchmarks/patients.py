@@ -80,7 +80,7 @@ def find_patients(folder: Path) -> Patients:
 def score_patients(
     patients: Patients, model: Path, thresholds: Sequence[float], device: torch.device, progress: bool = False
 ) -> dict[float, dict[str, Row]]:
-    """Crop and segment CTs.
+    """Crop and segment CTs, with a segmenter's file or the folder of a run.
 
     Args:
         patients: the CTs.
@@ -91,9 +91,6 @@ def score_patients(
 
     Returns:
         Scores by threshold and id.
-
-    Raises:
-        GasnetError: a file cannot be read.
     """
     segmenter, facts = load_segmenter(model, PUBLISHED_INPUT)
     segmenter = place(segmenter, device).eval()

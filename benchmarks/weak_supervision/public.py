@@ -85,11 +85,7 @@ _ITERATIONS = "SOLVER.STOP_AFTER=20000"
 
 
 def row_settings(name: str, seed: int, cohort: Path, output: Path, config: Path, overrides: Sequence[str]) -> Settings:
-    """Settings of one run; arguments as on the command line.
-
-    Raises:
-        SettingsError: the config or an override cannot be used.
-    """
+    """Settings of one run; arguments as on the command line."""
     own = (
         f"EXP.OUTPUT_DIR={output / 'runs' / f'{name}_seed_{seed}'}",
         f"EXP.SEED={seed}",
@@ -105,9 +101,6 @@ def test_segmenter(settings: Settings, lists: Sequence[str], device: torch.devic
     Returns:
         ``dice``, by list and scan; ``found_ml``, the same for lists without lesion masks; ``protocols``, the notes of
         the cohort.
-
-    Raises:
-        GasnetError: segmenter or cohort cannot be read.
     """
     segmenter, normalization = load_trained(settings, LAST, device)
     root, image = Path(settings.dataset.root), settings.image
@@ -130,11 +123,7 @@ def test_segmenter(settings: Settings, lists: Sequence[str], device: torch.devic
 def run_row(
     name: str, seed: int, settings: Settings, output: Path, lists: Sequence[str], device: torch.device, progress: bool
 ) -> Path:
-    """Train and test one run and write its result; a run with a result of the same settings is skipped.
-
-    Raises:
-        GasnetError: the run cannot be trained, or its result was made with other settings.
-    """
+    """Train and test one run and write its result; a run with a result of the same settings is skipped."""
     path = result_path(output, name, seed)
     if is_finished(path, settings):
         return path

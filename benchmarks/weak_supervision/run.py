@@ -142,10 +142,7 @@ def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
 
 
 def run_row(name: str, size: str, seed: int, output: Path, device: torch.device, progress: bool = False) -> Path:
-    """Train and test one run and write its result; a run with a result is skipped.
-
-    Returns:
-        The result file.
+    """Train and test one run and write its result, unless it is there; returns the result file.
 
     Raises:
         GasnetError: the run cannot be trained, or was started with other settings.

@@ -74,14 +74,9 @@ def test_areas_by_hand(cohort, heads):
     }  # fmt: skip
 
 
-def test_nothing_is_judged_without_healthy_scans(cohort):
+def test_nothing_is_judged_without_healthy_scans_and_d_stays_as_it_was(cohort):
     networks = Networks(Constant(0.0), Constant(0.0), Brightness())
     assert judge(networks, {"VALID": cohort["VALID"]}, SETTINGS) == {}
     assert judge(networks, {"VALIDH": cohort["VALIDH"]}, SETTINGS) == {}
-
-
-def test_judging_leaves_d_as_it_was(cohort):
-    networks = Networks(Constant(0.0), Constant(0.0), Brightness())
-    judge(networks, cohort, SETTINGS)
     assert not any(networks.discriminator.judged_in_training)
     assert networks.discriminator.training

@@ -65,19 +65,6 @@ def test_every_row_has_the_settings_its_name_promises():
         assert len({settings_of(n, size).solver.iter_max for n, row in ROWS.items() if row.group == "alone"}) == 1
 
 
-def test_long_runs_are_those_of_small_with_three_times_the_iterations():
-    assert rows.SCALES.keys() < SIZES.keys()
-    assert SIZES["long"] == SIZES["small"]
-    for name in ROWS:
-        small, long = settings_of(name), settings_of(name, "long")
-        assert long.solver.iter_max == 3 * small.solver.iter_max
-        scaled = {"iter_max": small.solver.iter_max}
-        starts = {key: getattr(small.loss, key) for key in ("mil_start", "perception_start")}
-        assert long.solver.model_copy(update=scaled) == small.solver
-        assert long.loss.model_copy(update=starts) == small.loss
-        assert (long.image, long.model, long.gate) == (small.image, small.model, small.gate)
-
-
 def test_what_the_authors_ran_keeps_its_weights_and_gates():
     found, one_head = settings_of("published-1"), settings_of("published-1-one-head")
     assert found.exp.constraints == {"recons", "origImgToD", "genImgToD", "perception"}
