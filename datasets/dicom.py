@@ -8,24 +8,21 @@ import math
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from pydicom.charset import convert_encodings, default_encoding
-from pydicom.datadict import tag_for_keyword
-from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
-from pydicom.tag import BaseTag
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGExtended12Bit, generate_uid
 
+from datasets.dicom_header import Elements, read_elements
 from utils.errors import VolumeError, one_line
 from utils.files import atomic_folder, is_dangling
 
@@ -49,23 +46,6 @@ _HIGHEST_HU = 3071
 
 _AIR_HU = -1024
 _THREADS = 4
-
-
-Elements = Mapping[str, Any]
-"""Values of a header by keyword."""
-
-_NAMES = (
-    *("SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "PatientID", "PatientName", "PatientBirthDate"),
-    *("StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ProtocolName", "BodyPartExamined"),
-    *("AcquisitionNumber", "AcquisitionTime", "AcquisitionDateTime", "ImagesInAcquisition", "InstanceNumber"),
-    *("ConvolutionKernel", "TemporalPositionIdentifier", "SliceThickness", "SamplesPerPixel"),
-    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "PixelRepresentation"),
-    *("RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "SpecificCharacterSet"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-)
-_TAGS = {BaseTag(tag_for_keyword(name)): name for name in _NAMES}
-_PIXELS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")  # the tag of PixelData in both byte orders
-
 
 _TEXTS = {
     "instance": "SOPInstanceUID",
@@ -166,38 +146,6 @@ def value_in(path: Path, name: str) -> Any:
             return header.get(name)
     except Exception:  # pydicom raises whatever it comes across
         return None
-
-
-def read_elements(file: BinaryIO) -> tuple[Elements, Elements, bool]:
-    """Read the elements that the index needs.
-
-    Most are alike in all slices of a series, and are converted once: a header takes less than half of pydicom's time.
-
-    Returns:
-        Values of the data set and of the file meta header, as pydicom converts them; and whether pixels follow.
-
-    Raises:
-        Exception: whatever pydicom raises if the file is damaged.
-    """
-    header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS), force=True)
-    has_pixels, values = file.read(4) in _PIXELS, {}
-    charset = tuple(map(str, _several(header.get("SpecificCharacterSet"))))
-    for tag in header.keys() & _TAGS.keys():
-        element, name = header.get_item(tag), _TAGS[tag]
-        if name.endswith(("Sequence", "PaddingValue")) or not isinstance(element, RawDataElement):
-            values[name] = header[tag].value  # depends on other elements
-        else:
-            vr, raw, little = element.VR, element.value, element.is_little_endian
-            values[name] = _value(tag, vr, raw, little, charset)
-    return values, getattr(header, "file_meta", {}), has_pixels
-
-
-@lru_cache(maxsize=1 << 13)
-def _value(tag: BaseTag, vr: str | None, raw: bytes | None, little_endian: bool, charset: tuple[str, ...]) -> Any:
-    """A value as pydicom converts it."""
-    encodings = convert_encodings(list(charset)) if charset else default_encoding
-    element = RawDataElement(tag, vr, len(raw or b""), raw, 0, vr is None, little_endian)
-    return convert_raw_data_element(element, encoding=encodings).value
 
 
 def read_slices(path: Path) -> list[Slice | Other]:

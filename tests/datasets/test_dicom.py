@@ -1,7 +1,5 @@
-import io
 import shutil
 import subprocess
-import warnings
 
 import numpy as np
 import pydicom
@@ -9,14 +7,11 @@ import pytest
 import SimpleITK as sitk
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
     RLELossless,
 )
 from scipy import ndimage
 
-from datasets.dicom import read_elements, write_series
+from datasets.dicom import write_series
 from datasets.phantom import write_phantoms
 from datasets.scans import open_scan, read_ct
 from tests.volumes import changed_slice, geometry, image_of, pixels, refused, rotation, write_dicom, write_enhanced
@@ -171,76 +166,6 @@ def test_scaling_without_a_decoder_stays_within_16_bits(tmp_path):
     for slope, intercept in ((1, -1024), (-1, 0), (2, -40000), (2, 0)):
         folder = write_dicom(tmp_path / f"{slope}_{intercept}", stored, slope=slope, intercept=intercept)
         np.testing.assert_array_equal(pixels(open_scan(folder).read()), slope * stored.astype(int) + intercept)
-
-
-# -------------------------------------------------------------------------------------------- headers
-
-
-def sequences(undefined):
-    inner, item, empty = (pydicom.Dataset() for _ in range(3))
-    inner.PatientID, item.SeriesInstanceUID, item.IconImageSequence = "another", "1.2.3", [inner, empty]
-    item["IconImageSequence"].is_undefined_length = undefined
-    item.is_undefined_length_sequence_item = empty.is_undefined_length_sequence_item = undefined
-    data = pydicom.Dataset()
-    data.ReferencedImageSequence, data.ProcedureCodeSequence = [item, item], []
-    for one in data:
-        one.is_undefined_length = undefined
-    block = data.private_block(0x0029, "A VENDOR", create=True)
-    for number, (vr, value) in enumerate((("OB", bytes(70_000)), ("UN", b"\1\2"), ("LO", "text"), ("SQ", [inner]))):
-        block.add_new(number, vr, value)
-    return data
-
-
-def tags(padding=None, **values):
-    data = pydicom.Dataset()
-    for name, value in values.items():
-        setattr(data, name, value)
-    if padding is not None:
-        data.add_new("PixelPaddingValue", "SS" if data.PixelRepresentation else "US", padding)
-    return data
-
-
-KINDS = {
-    "plain": tags(),
-    "sequences": sequences(False),
-    "sequences of undefined length": sequences(True),
-    "Latin": tags(SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Jörg", SeriesDescription="  Lunge  "),
-    "UTF-8": tags(SpecificCharacterSet="ISO_IR 192", PatientName="Wang^XiaoDong=王^小東"),
-    "Japanese": tags(SpecificCharacterSet=["", "ISO 2022 IR 87"], PatientName="Yamada^Tarou=山田^太郎"),
-    "signed padding": tags(PixelRepresentation=1, padding=-2000),
-    "unsigned padding": tags(PixelRepresentation=0, padding=63536),
-    "empty": tags(**dict.fromkeys(("PatientName", "SeriesNumber", "SliceThickness", "ImageType", "AcquisitionTime"))),
-    "several values": tags(
-        ImageType=["ORIGINAL", "PRIMARY", "AXIAL"], ConvolutionKernel=["Br40d", "3"], SeriesNumber="7",
-        AcquisitionDateTime="20200102101112.5+0100",
-    ),
-}  # fmt: skip
-"""What a slice holds besides the usual."""
-
-
-@pytest.mark.fault("any of it at random")
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless])
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_values_of_headers_are_pydicoms(tmp_path, kind, syntax):
-    path = min(write_dicom(tmp_path / "a", np.zeros((2, 7, 8), np.int16), PatientName="Doe^J").iterdir())
-    data = pydicom.dcmread(path)
-    data.update(KINDS[kind])
-    if syntax == RLELossless:
-        data.compress(RLELossless)
-    data.file_meta.TransferSyntaxUID = syntax
-    data["PixelData"].VR = "OW"
-    with warnings.catch_warnings(action="ignore"):
-        implicit, little = syntax == ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
-        pydicom.dcmwrite(path, data, implicit_vr=implicit, little_endian=little, force_encoding=True)
-        theirs = pydicom.dcmread(path)
-        for _ in range(2):  # the second time, values are remembered
-            found, meta, has_pixels = read_elements(io.BytesIO(path.read_bytes()))
-            assert has_pixels
-            assert meta.TransferSyntaxUID == syntax
-            assert len(found) > 15
-            for name, value in found.items():
-                assert type(value) is type(theirs.get(name))
-                assert repr(value) == repr(theirs.get(name))
 
 
 # -------------------------------------------------------------------------------------------- writing
