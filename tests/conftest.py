@@ -2,11 +2,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 from scipy import ndimage
 
 from datasets.phantom import write_phantoms
 from tests.faults import case_of, cases
+from tests.volumes import write
 
 SPLITS = {
     "train_id_L": ["sick_0"],
@@ -46,19 +46,11 @@ def no_cache_of_the_user(tmp_path_factory):
         yield
 
 
-def write(path, array):
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing((2.0, 1.5, 6.0))
-    image.SetOrigin((-60.0, -40.0, 10.0))
-    path.parent.mkdir(exist_ok=True)
-    sitk.WriteImage(image, str(path))
-
-
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory):
     """A cohort of nine tiny crops: noisy dark lungs, and bright blobs in the sick ones."""
     root = tmp_path_factory.mktemp("cohort with a space")
-    rng = np.random.default_rng(0)
+    rng, place = np.random.default_rng(0), {"spacing": (2.0, 1.5, 6.0), "origin": (-60.0, -40.0, 10.0)}
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in (20, 64, 64)), indexing="ij")
     lung = (((np.abs(x) - 0.5) / 0.4) ** 2 + (y / 0.9) ** 2 + (z / 1.1) ** 2 < 1).astype(np.uint8)
     for ids in SPLITS.values():
@@ -68,11 +60,11 @@ def cohort(tmp_path_factory):
                 centre = rng.uniform(-0.3, 0.3, 3) + np.array([0, 0, rng.choice([-0.5, 0.5])])
                 distance = np.sqrt(((np.stack([z, y, x], -1) - centre) ** 2).sum(-1))
                 lesion = ((distance < 0.25) & (lung == 1)).astype(np.uint8)
-                write(root / "lesion" / f"{case_id}.nii.gz", lesion)
+                write(root / "lesion" / f"{case_id}.nii.gz", lesion, **place)
             noise = ndimage.gaussian_filter(rng.normal(size=lung.shape), 1) * 40
             image = np.clip(200 - 120.0 * lung + 80 * lesion + noise, 0, 255).astype(np.float32)
-            write(root / "images" / f"{case_id}.nii.gz", image)
-            write(root / "lung" / f"{case_id}.nii.gz", lung)
+            write(root / "images" / f"{case_id}.nii.gz", image, **place)
+            write(root / "lung" / f"{case_id}.nii.gz", lung, **place)
     (root / "id_txt").mkdir()
     for name, ids in SPLITS.items():
         (root / "id_txt" / f"{name}.txt").write_text("\n".join(ids))

@@ -19,6 +19,7 @@ import random
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
@@ -84,13 +85,10 @@ class Job:
         return self.files()
 
 
-@dataclass
-class Tally:
-    """Counts for one script."""
-
-    kills: int = 0
-    in_saves: int = 0
-    runs: int = 0
+def require(condition: bool, message: str) -> None:
+    """Raise `Lost` unless a condition holds."""
+    if not condition:
+        raise Lost(message)
 
 
 def become(script: str, arguments: list[str]) -> int:
@@ -136,7 +134,7 @@ def make_jobs(folder: Path, iterations: int) -> dict[str, Job]:
     return {job.script: job for job in jobs}
 
 
-def kill_often(job: Job, kills: int, rng: random.Random) -> Tally:
+def kill_often(job: Job, kills: int, rng: random.Random) -> Counter[str]:
     """Kill a job repeatedly, restarting it each time, and from the beginning when it has finished.
 
     Args:
@@ -144,49 +142,45 @@ def kill_often(job: Job, kills: int, rng: random.Random) -> Tally:
         kills: number of kills, at least 1.
         rng: random generator of the moments.
 
+    Returns:
+        Numbers of ``kills``, of kills ``in saves``, and of ``runs`` that it finished.
+
     Raises:
         Lost: a file was lost or damaged.
     """
     reference = job.output.with_suffix(".undisturbed")
     life = _undisturbed(job)
     job.output.rename(reference)
-    tally = Tally()
+    tally: Counter[str] = Counter()
     done = False
-    while not done or tally.kills < kills:
+    while not done or tally["kills"] < kills:
         if done:
             shutil.rmtree(job.output)
         process = job.start()
-        if tally.kills < kills:
+        if tally["kills"] < kills:
             _wait(process, job, rng, life)
             process.kill()
         process.join()
         done = process.exitcode == 0
         if not done:
-            if process.exitcode != -9:
-                raise Lost(f"{job.script} ended with exit code {process.exitcode}: {job.errors()}")
-            tally.kills += 1
+            require(process.exitcode == -9, f"{job.script} ended with exit code {process.exitcode}: {job.errors()}")
+            tally["kills"] += 1
             ours = {path for path in job.begun() if path.name.startswith(f".{process.pid}.")}
-            tally.in_saves += bool(ours)
-            if ours and job.begun() - ours:
-                raise Lost(f"{job.script} did not remove what an earlier kill left: {job.begun() - ours}")
-        tally.runs += done
+            tally["in saves"] += bool(ours)
+            earlier = job.begun() - ours
+            require(not (ours and earlier), f"{job.script} did not remove what an earlier kill left: {earlier}")
+        tally["runs"] += done
         if job.output.exists():
             job.check(job.output, reference, done)
     return tally
-
-
-_OF_A_RUN = ("report.html",)
-"""Files that record when and how often a script ran, beside the ledger."""
 
 
 def check_files(folder: Path, reference: Path, done: bool) -> None:
     """Files equal those of the undisturbed run; when finished, none is missing or left over."""
     _compare_names(folder, reference, done)
     for path in _files(folder):
-        if path.name in _OF_A_RUN:
-            continue
-        if path.read_bytes() != (reference / path.relative_to(folder)).read_bytes():
-            raise Lost(f"{path} differs")
+        if path.name != "report.html":  # which tells when and how often a script ran
+            require(path.read_bytes() == (reference / path.relative_to(folder)).read_bytes(), f"{path} differs")
 
 
 def check_prediction(folder: Path, reference: Path, done: bool) -> None:
@@ -196,10 +190,9 @@ def check_prediction(folder: Path, reference: Path, done: bool) -> None:
     table, expected = (place / "summary.csv" for place in (folder, reference))
     rows = table.read_text().splitlines() if table.exists() else []
     whole = not done or table.read_bytes() == expected.read_bytes()
-    if not (whole and set(rows) <= set(expected.read_text().splitlines())):
-        raise Lost(f"{table} differs")
-    if missing := [row for row in rows[1:] if not (folder / "masks" / f"{row.split(',')[0]}.nii.gz").exists()]:
-        raise Lost(f"{table} has rows without masks: {missing}")
+    require(whole and set(rows) <= set(expected.read_text().splitlines()), f"{table} differs")
+    for row in rows[1:]:
+        require((folder / "masks" / f"{row.split(',')[0]}.nii.gz").exists(), f"{table} has a row without a mask: {row}")
 
 
 def check_training(folder: Path, reference: Path, done: bool) -> None:
@@ -208,28 +201,28 @@ def check_training(folder: Path, reference: Path, done: bool) -> None:
         twin = reference / path.relative_to(folder)
         if path.suffix == ".pth":
             content = load(path)  # compares the checksums of its parts
-            if (done and twin.exists()) and not states_equal(content, load(twin)):
-                raise Lost(f"{path} differs")
-        elif path.suffix in (".png", ".yaml") and path.read_bytes() != twin.read_bytes():
-            raise Lost(f"{path} differs")
+            require(not (done and twin.exists()) or states_equal(content, load(twin)), f"{path} differs")
+        elif path.suffix in (".png", ".yaml"):
+            require(path.read_bytes() == twin.read_bytes(), f"{path} differs")
     log = folder / "metrics.jsonl"
     entries = _entries(log, done) if log.exists() else []
-    if entries != _entries(reference / "metrics.jsonl", True)[: None if done else len(entries)]:
-        raise Lost(f"{log} differs")
-    # Both end with the latest two states, plus one if the last kill prevented the clean-up.
-    if done and find_states(folder)[:2] != [folder / path.name for path in find_states(reference)]:
-        raise Lost(f"{folder} lacks its last states")
-    if done and not all((folder / f"segmenter_{name}.pth").exists() for name in ("best", "last")):
-        raise Lost(f"{folder} lacks its segmenters")
+    expected = _entries(reference / "metrics.jsonl", True)
+    require(entries == expected[: None if done else len(entries)], f"{log} differs")
+    if done:
+        # Both end with the latest two states, plus one if the last kill prevented the clean-up.
+        last = [folder / path.name for path in find_states(reference)]
+        require(find_states(folder)[:2] == last, f"{folder} lacks its last states")
+        best = (folder / f"segmenter_{name}.pth" for name in ("best", "last"))
+        require(all(path.exists() for path in best), f"{folder} lacks its segmenters")
     _compare_names(folder / "pictures", reference / "pictures", done)
 
 
 def _compare_names(folder: Path, reference: Path, done: bool) -> None:
     there, expected = ({path.relative_to(place) for path in _files(place)} for place in (folder, reference))
-    if not (there == expected if done else there <= expected):
-        raise Lost(f"{folder} holds {sorted(map(str, there))} instead of {sorted(map(str, expected))}")
-    if done and (left := list(folder.rglob(".*.partial.*"))):
-        raise Lost(f"{left[0]} was left")
+    right = there == expected if done else there <= expected
+    require(right, f"{folder} holds {sorted(map(str, there))} instead of {sorted(map(str, expected))}")
+    left = list(folder.rglob(".*.partial.*")) if done else []
+    require(not left, f"{left} were left")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -241,8 +234,7 @@ def _files(folder: Path) -> list[Path]:
 def _entries(path: Path, done: bool) -> list[dict]:
     """Log entries without times; the last line may be incomplete while the run is unfinished."""
     *lines, last = path.read_text().split("\n")
-    if done and last:
-        raise Lost(f"{path} ends with {last}")
+    require(not (done and last), f"{path} ends with {last}")
     entries = [json.loads(line) for line in lines]
     return [{key: value for key, value in entry.items() if key != "seconds_per_iteration"} for entry in entries]
 
@@ -255,8 +247,7 @@ def _undisturbed(job: Job) -> float:
         time.sleep(0.01)
     first = time.monotonic() - start
     process.join()
-    if process.exitcode:
-        raise Lost(f"exit code {process.exitcode}: {job.errors()}")
+    require(process.exitcode == 0, f"exit code {process.exitcode}: {job.errors()}")
     return min(time.monotonic() - start, first + _PROGRESS)
 
 
@@ -288,12 +279,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         jobs = make_jobs(Path(folder), iterations=2 * options.kills)
         for script in options.scripts:
-            tally, result, start = Tally(), "nothing lost", time.monotonic()
+            tally, result, start = Counter(), "nothing lost", time.monotonic()
             try:
                 tally = kill_often(jobs[script], options.kills, rng)
             except (Lost, CheckpointError) as error:
                 result, lost = f"LOST: {error}", True
-            counts = f"{tally.kills:5} {tally.in_saves:8} {tally.kills:8} {tally.runs:5}"
+            counts = f"{tally['kills']:5} {tally['in saves']:8} {tally['kills']:8} {tally['runs']:5}"
             print(f"{script:16} {counts} {time.monotonic() - start:5.0f}  {result}", flush=True)
     return int(lost)
 

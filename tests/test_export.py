@@ -18,14 +18,8 @@ from training.states import save_state
 from utils.cli import run
 
 TRAINED_ON = SegmenterInput(size=(20, 64, 64), window=(-1000.0, 400.0), normalization="window")
-TRAINING = Training(
-    cohort="covid",
-    scans={"LABELED": 1, "VALID": 2},
-    settings="EXP: {ID: mine}\nDATASET: {ROOT: covid}\n",
-    device="CPU",
-    versions={},
-)
-NOWHERE = SegmenterInput(size=(4, 4, 4), window=(0.0, 1.0), normalization="minmax")
+SETTINGS = "EXP: {ID: mine}\nDATASET: {ROOT: covid}\n"
+TRAINING = Training(cohort="covid", scans={"LABELED": 1, "VALID": 2}, settings=SETTINGS, device="CPU", versions={})
 NAMES = ("segmenter.onnx", "segmenter.pt2")
 
 
@@ -35,9 +29,8 @@ def run_file(tmp_path_factory):
     segmenter = Segmenter(4)
     load_published(segmenter, reference.published_state(reference.load("segmenter_base4")))
     path = tmp_path_factory.mktemp("run") / "segmenter_best.pth"
-    save_segmenter(
-        path, segmenter, SegmenterFacts(trained_on=TRAINED_ON, iteration=1234, valid_dice=0.5, training=TRAINING)
-    )
+    facts = SegmenterFacts(trained_on=TRAINED_ON, iteration=1234, valid_dice=0.5, training=TRAINING)
+    save_segmenter(path, segmenter, facts)
     return path
 
 
@@ -45,7 +38,6 @@ def run_file(tmp_path_factory):
 def exported(run_file, tmp_path_factory):
     """A folder with both exported files of that run."""
     folder = tmp_path_factory.mktemp("exported")
-    torch.set_num_threads(1)
     files = [str(folder / name) for name in NAMES]
     assert export.main([str(run_file.parent), "--output", *files, "--quiet"]) == 0
     return folder
@@ -60,18 +52,12 @@ def run_exported(path, volume):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_exported_files_give_the_published_numbers(exported, name):
+def test_exported_files_give_the_published_numbers_and_agree_with_the_segmenter_at_any_size(run_file, exported, name):
     arrays = reference.load("segmenter_base4")
     volume = reference.wave(tuple(arrays["input_shape"]), float(arrays["input_phase"]))
-    found = run_exported(exported / name, volume)
-    assert found.shape == arrays["output"].shape
-    np.testing.assert_allclose(found, arrays["output"], atol=2e-5)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_exported_files_agree_with_the_segmenter_at_any_size(run_file, exported, name):
-    segmenter, _ = load_segmenter(run_file, NOWHERE)
-    for batch, *size in ((1, 8, 8, 8), (1, 16, 64, 64), (3, 24, 32, 40), (2, 40, 32, 32)):
+    np.testing.assert_allclose(run_exported(exported / name, volume), arrays["output"], atol=2e-5)
+    segmenter, _ = load_segmenter(run_file)
+    for batch, *size in ((1, 8, 8, 8), (3, 24, 32, 40)):
         volume = torch.rand(batch, 1, *size, generator=torch.Generator().manual_seed(5)) * 2 - 1
         with torch.no_grad():
             expected = torch.sigmoid(segmenter(volume)).numpy()
@@ -96,12 +82,6 @@ def test_exported_files_say_what_they_take(exported):
         program.module()(torch.zeros(1, 1, 18, 32, 32))  # no multiple of 4
 
 
-def test_a_published_checkpoint_takes_the_published_input():
-    told = export.metadata(SegmenterFacts())
-    found = [told[key] for key in ("crop_size", "window_hu", "normalization", "iteration", "valid_dice")]
-    assert found == ["[40, 160, 160]", "[-1250.0, 250.0]", "minmax", "null", "null"]
-
-
 def test_exported_files_tell_nothing_of_the_machine_that_made_them(exported):
     contents = [(exported / name).read_bytes() for name in NAMES]
     with zipfile.ZipFile(exported / "segmenter.pt2") as archive:
@@ -121,6 +101,9 @@ def test_without_output_what_is_known_of_the_segmenter_is_printed(run_file, tmp_
     assert export.main([str(tmp_path / "checkpointU_1.pth")]) == 0
     told = yaml.safe_load(capsys.readouterr().out)
     assert (told["input"], told["training"]) == (None, None)
+    told = export.metadata(SegmenterFacts())
+    found = [told[key] for key in ("crop_size", "window_hu", "normalization", "iteration", "valid_dice")]
+    assert found == ["[40, 160, 160]", "[-1250.0, 250.0]", "minmax", "null", "null"]
 
 
 @pytest.fixture
@@ -163,10 +146,9 @@ def test_a_file_that_does_not_agree_is_not_kept(run_file, tmp_path, quick, capsy
     assert not list(tmp_path.rglob("*.onnx"))
 
 
-def test_another_file_type_is_refused(run_file, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
+def test_another_file_type_is_a_usage_error(run_file, tmp_path, capsys):
+    with pytest.raises(SystemExit):
         export.main([str(run_file), "--output", str(tmp_path / "s.onnx"), str(tmp_path / "s.pt")])
-    assert stopped.value.code == 2
     assert "expected files that end with .onnx or .pt2" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

@@ -11,6 +11,7 @@ import lungCrop
 from datasets import lungmask_model
 from datasets.crop import LungMaskCrop, recorded_window
 from datasets.lungs import segment_by_threshold
+from tests.outputs import written
 from tests.several import noting_who_indexes, on_processes
 from tests.utils.test_files import holder
 from tests.volumes import geometry, pixels, write, write_dicom
@@ -19,10 +20,17 @@ from utils.cli import run
 from utils.errors import FolderError
 from utils.ledger import Ledger
 
+IDS = ("diseased_000", "diseased_001", "healthy_000")
+
 
 @pytest.fixture
 def scans(phantoms, tmp_path):
     return shutil.copytree(phantoms, tmp_path / "scans")
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "cohort"
 
 
 def cropped(scans, output, *arguments, size=(8, 16, 16)):
@@ -30,18 +38,11 @@ def cropped(scans, output, *arguments, size=(8, 16, 16)):
     return lungCrop.main([str(scans), "--output", str(output), *options])
 
 
-def written(output):
-    paths = [path.relative_to(output) for path in output.rglob("*") if path.is_file()]
-    return sorted(str(path) for path in paths if path.parts[0] != "ledger" and path.name[0] != ".")
-
-
-def test_a_folder_of_scans_becomes_a_cohort(scans, tmp_path, capsys):
-    output = tmp_path / "cohort"
+def test_a_folder_of_scans_becomes_a_cohort(scans, output, capsys):
     assert cropped(scans / "ct", output, "--labels", str(scans / "lesion"), size=(16, 40, 40)) == 0
-    ids = ("diseased_000", "diseased_001", "healthy_000")
-    assert written(output) == [f"{f}/{i}.nii.gz" for f in ("images", "lesion", "lung") for i in ids]
+    assert written(output) == [f"{f}/{i}.nii.gz" for f in ("images", "lesion", "lung") for i in IDS]
     assert "3 of 3 scans are in" in capsys.readouterr().out
-    for case_id in ids:
+    for case_id in IDS:
         image, lung, lesion = (output / f / f"{case_id}.nii.gz" for f in ("images", "lung", "lesion"))
         assert geometry(image) == geometry(lung) == geometry(lesion)
         assert pixels(image).shape == (16, 40, 40)
@@ -52,45 +53,37 @@ def test_a_folder_of_scans_becomes_a_cohort(scans, tmp_path, capsys):
         assert set(np.unique(pixels(lesion))) == ({0, 1} if case_id.startswith("diseased") else {0})
 
 
-def test_what_is_done_is_skipped_unless_it_is_of_another_size_or_lacks_its_lesion(scans, tmp_path):
-    output = tmp_path / "cohort"
+def test_what_is_done_is_skipped_unless_it_is_of_another_size_or_window_or_lacks_its_lesion(scans, output, capsys):
+    image, lung = output / "images" / "diseased_000.nii.gz", output / "lung" / "diseased_000.nii.gz"
+
+    def is_done_again(*arguments, **size):
+        before = image.stat().st_mtime_ns
+        assert cropped(scans / "ct", output, *arguments, **size) == 0
+        return image.stat().st_mtime_ns > before
+
     assert cropped(scans / "ct", output) == 0
-    image = output / "images" / "diseased_000.nii.gz"
-    before = image.stat().st_mtime_ns
-    assert cropped(scans / "ct", output) == 0
-    assert image.stat().st_mtime_ns == before
-    assert cropped(scans / "ct", output, "--labels", str(scans / "lesion")) == 0
+    assert not is_done_again()
+    assert is_done_again("--labels", str(scans / "lesion"))
     assert (output / "lesion" / "diseased_000.nii.gz").is_file()
-    before = image.stat().st_mtime_ns
-    assert cropped(scans / "ct", output, "--overwrite") == 0
-    assert image.stat().st_mtime_ns > before
-    assert cropped(scans / "ct", output, size=(6, 16, 16)) == 0
-    assert pixels(image).shape == (6, 16, 16)
-
-
-def test_the_window_of_the_crops_is_recorded_with_them_and_another_one_makes_them_anew(scans, tmp_path, capsys):
-    output = tmp_path / "cohort"
-    assert cropped(scans / "ct", output) == 0
-    image = output / "images" / "diseased_000.nii.gz"
-    published, lung = pixels(image), pixels(output / "lung" / "diseased_000.nii.gz")
+    assert is_done_again("--overwrite")
+    published, box = pixels(image), pixels(lung)
     assert recorded_window(image) == (-1250, 250)
-    assert cropped(scans / "ct", output, "--window", "-1000.5", "400") == 0
+    assert is_done_again("--window", "-1000.5", "400")
     assert recorded_window(image) == (-1000.5, 400)
     # HU inside both windows, from either crop.
     hu = published / 255 * 1500 - 1250
     inside = (hu > -1000) & (hu < 249)
     np.testing.assert_allclose(pixels(image)[inside], (hu[inside] + 1000.5) / 1400.5 * 255, atol=0.05)
-    np.testing.assert_array_equal(pixels(output / "lung" / "diseased_000.nii.gz"), lung)
-    before = image.stat().st_mtime_ns
-    assert cropped(scans / "ct", output, "--window", "-1000.5", "400") == 0
-    assert image.stat().st_mtime_ns == before
+    np.testing.assert_array_equal(pixels(lung), box)
+    assert not is_done_again("--window", "-1000.5", "400")
+    assert is_done_again(size=(6, 16, 16))
+    assert pixels(image).shape == (6, 16, 16)
     with pytest.raises(SystemExit):
         cropped(scans / "ct", output, "--window", "250", "-1250")
     assert "--window needs the lower HU first" in capsys.readouterr().err
 
 
-def test_what_a_kill_left_behind_is_no_result(scans, tmp_path):
-    output = tmp_path / "cohort"
+def test_what_a_kill_left_behind_is_no_result(scans, output):
     partial = output / "images" / ".123.partial.diseased_000.nii.gz"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(b"half")
@@ -106,22 +99,16 @@ def test_what_a_kill_left_behind_is_no_result(scans, tmp_path):
     assert (output / "images" / "diseased_000.nii.gz").is_file()
 
 
-def test_bad_scans_are_named_and_the_others_are_done(scans, tmp_path, capsys):
+def test_bad_scans_are_named_and_the_others_are_done(scans, output, capsys):
     (scans / "ct" / "broken.nii.gz").write_bytes(b"no gzip")
     write(scans / "ct" / "water.nii.gz", np.zeros((8, 16, 16), np.int16))
     whole = (scans / "ct" / "healthy_000.nii.gz").read_bytes()
     (scans / "ct" / "healthy_000.nii.gz").write_bytes(whole[: len(whole) // 2])
-    output = tmp_path / "cohort"
     assert cropped(scans / "ct", output) == 1
     out = capsys.readouterr().out
     assert "2 of 5 scans are in" in out
-    for case_id, reason in (
-        ("broken", "cut short"),
-        ("water", "not HU"),
-        ("healthy_000", "cut short"),
-    ):
-        line = next(line for line in out.splitlines() if line.startswith(f"failed: {case_id}: "))
-        assert reason in line
+    for case_id, reason in (("broken", "cut short"), ("water", "not HU"), ("healthy_000", "cut short")):
+        assert reason in next(line for line in out.splitlines() if line.startswith(f"failed: {case_id}: "))
     assert written(output) == [f"{f}/diseased_00{k}.nii.gz" for f in ("images", "lung") for k in (0, 1)]
 
 
@@ -133,7 +120,7 @@ def test_one_file_and_ids_with_dots_spaces_and_letters_of_any_kind(scans, tmp_pa
     assert written(tmp_path / "a cohort") == [f"{f}/Größe 1.5 mm.nii.gz" for f in ("images", "lung")]
 
 
-def test_dicom_series_in_sub_folders_and_other_file_types(scans, tmp_path):
+def test_dicom_series_in_sub_folders_and_other_file_types(scans, output, tmp_path):
     image = sitk.ReadImage(str(scans / "ct" / "healthy_000.nii.gz"))
     mixed = tmp_path / "mixed"
     for name in ("a.nrrd", "b.mha", "c.mhd", "d.nii"):
@@ -141,32 +128,32 @@ def test_dicom_series_in_sub_folders_and_other_file_types(scans, tmp_path):
     (mixed / "notes.txt").write_text("not a scan")
     stored = np.clip(pixels(image), -1024, 3000).astype(np.int16) + 1024
     write_dicom(mixed / "e", stored, spacing=image.GetSpacing(), origin=image.GetOrigin())
-    assert cropped(mixed, tmp_path / "cohort") == 0
-    assert written(tmp_path / "cohort") == [f"{f}/{i}.nii.gz" for f in ("images", "lung") for i in "abcde"]
-    reference = pixels(tmp_path / "cohort" / "images" / "a.nii.gz")
+    assert cropped(mixed, output) == 0
+    assert written(output) == [f"{f}/{i}.nii.gz" for f in ("images", "lung") for i in "abcde"]
+    reference = pixels(output / "images" / "a.nii.gz")
     for other in "bcde":
         # DICOM holds decimal geometry and no value below -1024 HU.
-        np.testing.assert_allclose(pixels(tmp_path / "cohort" / "images" / f"{other}.nii.gz"), reference, atol=0.1)
+        np.testing.assert_allclose(pixels(output / "images" / f"{other}.nii.gz"), reference, atol=0.1)
 
 
-def test_labels_are_matched_by_name_and_the_rest_is_warned_of(scans, tmp_path, capsys):
+def test_labels_are_matched_by_name_and_the_rest_is_warned_of(scans, output, capsys):
     labels = scans / "lesion"
     (labels / "diseased_000.nii.gz").rename(labels / "diseased_000_label.nii.gz")
     (labels / "healthy_000.nii.gz").rename(labels / "nobody.nii.gz")
-    assert cropped(scans / "ct", tmp_path / "cohort", "--labels", str(labels)) == 0
+    assert cropped(scans / "ct", output, "--labels", str(labels)) == 0
     captured = capsys.readouterr()
     assert "2 with a lesion label" in captured.out
     assert "1 label file(s) match no scan, the first" in captured.err
     assert "1 scan(s) have no label, the first healthy_000" in captured.err
-    assert written(tmp_path / "cohort" / "lesion") == ["diseased_000.nii.gz", "diseased_001.nii.gz"]
+    assert written(output / "lesion") == ["diseased_000.nii.gz", "diseased_001.nii.gz"]
 
 
-def test_lung_masks_can_be_given(scans, tmp_path, capsys):
+def test_lung_masks_can_be_given(scans, output, capsys):
     (scans / "lung" / "healthy_000.nii.gz").unlink()
-    assert cropped(scans / "ct", tmp_path / "cohort", "--lungs", str(scans / "lung")) == 1
+    assert cropped(scans / "ct", output, "--lungs", str(scans / "lung")) == 1
     assert "failed: healthy_000: " in capsys.readouterr().out
     lung = pixels(scans / "lung" / "diseased_000.nii.gz") > 0
-    crop = sitk.ReadImage(str(tmp_path / "cohort" / "lung" / "diseased_000.nii.gz"))
+    crop = sitk.ReadImage(str(output / "lung" / "diseased_000.nii.gz"))
     scan = sitk.ReadImage(str(scans / "ct" / "diseased_000.nii.gz"))
     first = scan.TransformPhysicalPointToIndex(crop.GetOrigin())
     last = scan.TransformPhysicalPointToIndex(crop.TransformIndexToPhysicalPoint([n - 1 for n in crop.GetSize()]))
@@ -175,56 +162,46 @@ def test_lung_masks_can_be_given(scans, tmp_path, capsys):
     assert last[::-1] == tuple(axis.max() for axis in filled)
 
 
-def test_without_weights_and_network_one_line_names_the_ways_out(scans, tmp_path, monkeypatch, capsys):
+def test_without_weights_and_network_one_line_names_the_ways_out(scans, output, tmp_path, monkeypatch, capsys):
     def no_network(*_, **__):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    arguments = [str(scans / "ct"), "--output", str(tmp_path / "cohort"), "--quiet"]
+    arguments = [str(scans / "ct"), "--output", str(output), "--quiet"]
     assert run(lambda: lungCrop.main(arguments)) == 1
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 1
     assert "--weights" in errors[0]
     assert "--lungs threshold" in errors[0]
-    assert written(tmp_path / "cohort") == []
+    assert written(output) == []
 
 
-def test_with_everything_done_no_weights_are_needed(scans, tmp_path, monkeypatch):
+def test_with_everything_done_no_weights_are_needed(scans, output, monkeypatch):
     monkeypatch.setattr(lungmask_model, "load_lungmask", lambda *_, **__: segment_by_threshold)
-    assert cropped(scans / "ct", tmp_path / "cohort", "--lungs", "lungmask") == 0
+    assert cropped(scans / "ct", output, "--lungs", "lungmask") == 0
     monkeypatch.setattr(lungmask_model, "load_lungmask", lambda *_, **__: pytest.fail("not needed"))
-    assert cropped(scans / "ct", tmp_path / "cohort", "--lungs", "lungmask") == 0
+    assert cropped(scans / "ct", output, "--lungs", "lungmask") == 0
 
 
 @pytest.mark.fault("output that is input")
-def test_crops_are_never_written_over_their_scans(scans, tmp_path, capsys):
-    (scans / "ct").rename(scans / "images")
-    assert run(lambda: cropped(scans / "images", scans)) == 1
+@pytest.mark.parametrize(("option", "folder"), [(None, "images"), ("--labels", "lesion"), ("--lungs", "lung")])
+def test_crops_are_never_written_over_what_they_are_made_from(scans, option, folder, capsys):
+    ct = (scans / "ct").rename(scans / "images") if option is None else scans / "ct"
+    file = scans / folder / "diseased_000.nii.gz"
+    before = file.read_bytes()
+    assert run(lambda: cropped(ct, scans, *([option, str(scans / folder)] if option else []))) == 1
     assert "lies where the crops would be written" in capsys.readouterr().err
-
-
-@pytest.mark.fault("output that is input")
-@pytest.mark.parametrize(("option", "folder"), [("--labels", "lesion"), ("--lungs", "lung")])
-def test_crops_are_never_written_over_the_masks_they_are_made_from(scans, option, folder, capsys):
-    mask = scans / folder / "diseased_000.nii.gz"
-    before = mask.read_bytes()
-    assert run(lambda: cropped(scans / "ct", scans, option, str(scans / folder))) == 1
-    assert f"{folder}/diseased_000.nii.gz: lies where the crops" in capsys.readouterr().err
-    assert mask.read_bytes() == before
+    assert file.read_bytes() == before
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["nowhere"], "nowhere: no such file or folder"),
-        (["scans/ct", "--labels", "nowhere"], "nowhere: no such folder"),
-    ],
+    ("arguments", "message"), [(["nowhere"], "file or folder"), (["scans/ct", "--labels", "nowhere"], "folder")]
 )
 def test_a_missing_input_is_one_line(scans, tmp_path, monkeypatch, arguments, message, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(lambda: lungCrop.main([*arguments, "--output", "cohort", "--lungs", "threshold"])) == 1
-    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert capsys.readouterr().err.startswith(f"error: nowhere: no such {message}")
 
 
 @pytest.mark.fault("header of gigabytes")
@@ -232,16 +209,9 @@ def test_a_missing_input_is_one_line(scans, tmp_path, monkeypatch, arguments, me
 def test_a_series_is_picked_and_large_scans_are_refused(scans, tmp_path, capsys):
     image = sitk.ReadImage(str(scans / "ct" / "healthy_000.nii.gz"))
     stored = (pixels(image) + 1024).astype(np.int16)
-    spacing = image.GetSpacing()
-    folder = write_dicom(tmp_path / "series", stored, spacing=spacing, SeriesDescription="Lung", StudyInstanceUID="1.2")
-    write_dicom(
-        folder,
-        np.full((30, 48, 48), 1000, np.int16),
-        spacing=spacing,
-        name="b",
-        SeriesDescription="Phantom",
-        StudyInstanceUID="1.2",
-    )
+    common = {"spacing": image.GetSpacing(), "StudyInstanceUID": "1.2"}
+    folder = write_dicom(tmp_path / "series", stored, SeriesDescription="Lung", **common)
+    write_dicom(folder, np.full((30, 48, 48), 1000, np.int16), name="b", SeriesDescription="Phantom", **common)
     # The longer series shows nothing.
     assert cropped(folder, tmp_path / "a", "--series", "phantom") == 1
     assert "all are the same" in capsys.readouterr().out
@@ -307,8 +277,7 @@ def test_an_archive_that_cannot_be_indexed_is_one_line_of_all_processes(tmp_path
 
 
 @pytest.mark.fault("results of a replaced scan")
-def test_crops_of_other_inputs_or_options_are_made_again_and_others_are_not_read(scans, tmp_path, capsys, monkeypatch):
-    output = tmp_path / "cohort"
+def test_crops_of_other_inputs_or_options_are_made_again_and_others_are_not_read(scans, output, capsys, monkeypatch):
     arguments = (scans / "ct", output, "--labels", str(scans / "lesion"))
     assert cropped(*arguments) == 0
     capsys.readouterr()
@@ -323,12 +292,14 @@ def test_crops_of_other_inputs_or_options_are_made_again_and_others_are_not_read
     assert pixels(output / "lesion" / "diseased_000.nii.gz").sum() == 0
     assert cropped(*arguments, "--lungs", str(scans / "lung")) == 0
     assert "3 result(s) are redone, the first diseased_000: other lung mask" in capsys.readouterr().err
+    monkeypatch.setattr(ledger, "project_version", lambda: "99.0.0")
+    assert cropped(*arguments, "--lungs", str(scans / "lung")) == 0
+    assert "3 result(s) are redone, the first diseased_000: made by version" in capsys.readouterr().err
 
 
 @pytest.mark.fault("labels that were withdrawn")
 @pytest.mark.fault("scans that were removed or renamed")
-def test_crops_follow_what_was_removed_renamed_and_withdrawn(scans, tmp_path, capsys):
-    output = tmp_path / "cohort"
+def test_crops_follow_what_was_removed_renamed_and_withdrawn(scans, output, capsys):
     arguments = (scans / "ct", output, "--labels", str(scans / "lesion"))
     assert cropped(*arguments) == 0
     for folder in ("ct", "lesion"):
@@ -343,8 +314,7 @@ def test_crops_follow_what_was_removed_renamed_and_withdrawn(scans, tmp_path, ca
 
 
 @pytest.mark.fault("two scans of one name, from two folders")
-def test_crops_from_another_folder_stay_and_two_scans_of_one_name_are_refused(scans, tmp_path, capsys):
-    output = tmp_path / "cohort"
+def test_crops_from_another_folder_stay_and_two_scans_of_one_name_are_refused(scans, output, tmp_path, capsys):
     assert cropped(scans / "ct", output) == 0
     other = tmp_path / "site_b"
     other.mkdir()
@@ -358,13 +328,6 @@ def test_crops_from_another_folder_stay_and_two_scans_of_one_name_are_refused(sc
     assert "choose another --output" in err
 
 
-def test_results_of_another_version_are_redone(scans, tmp_path, capsys, monkeypatch):
-    assert cropped(scans / "ct", tmp_path / "cohort") == 0
-    monkeypatch.setattr(ledger, "project_version", lambda: "99.0.0")
-    assert cropped(scans / "ct", tmp_path / "cohort") == 0
-    assert "3 result(s) are redone, the first diseased_000: made by version" in capsys.readouterr().err
-
-
 def test_parts_write_beside_each_other_what_one_run_writes(scans, tmp_path):
     assert cropped(scans / "ct", tmp_path / "whole") == 0
     with holder(tmp_path / "parts", (3, 3)):  # another part is at work
@@ -375,34 +338,33 @@ def test_parts_write_beside_each_other_what_one_run_writes(scans, tmp_path):
     assert written(tmp_path / "parts") == written(tmp_path / "whole")
 
 
-def test_several_inputs_and_folders_of_labels(scans, tmp_path):
+def test_several_inputs_and_folders_of_labels(scans, output, tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     (scans / "ct" / "healthy_000.nii.gz").rename(tmp_path / "one" / "healthy_000.nii.gz")
     (scans / "lesion" / "diseased_000.nii.gz").rename(tmp_path / "two" / "diseased_000.nii.gz")
     labels = ["--labels", str(scans / "lesion"), str(tmp_path / "two"), "--lungs", "threshold", "--quiet"]
     inputs = [str(path) for path in sorted((scans / "ct").iterdir())]
-    size = ["--size", "8", "16", "16", "--output", str(tmp_path / "cohort")]
+    size = ["--size", "8", "16", "16", "--output", str(output)]
     assert lungCrop.main([*inputs, str(tmp_path / "one"), *labels, *size]) == 0
-    assert len(written(tmp_path / "cohort")) == 9
+    assert len(written(output)) == 9
 
 
 @pytest.mark.fault("own masks where results are written")
 @pytest.mark.fault("a lesion label that lies outside")
-def test_a_label_outside_the_lungs_is_refused_unless_it_is_asked_for(scans, tmp_path, capsys):
+def test_a_label_outside_the_lungs_is_refused_unless_it_is_asked_for(scans, output, capsys):
     label = scans / "lesion" / "diseased_000.nii.gz"
     lungs = sitk.ReadImage(str(scans / "lung" / "diseased_000.nii.gz"))
     sitk.WriteImage(sitk.Cast(lungs == 0, sitk.sitkUInt8), str(label))
-    arguments = [scans / "ct" / "diseased_000.nii.gz", tmp_path / "cohort", "--labels", str(label.parent)]
+    arguments = [scans / "ct" / "diseased_000.nii.gz", output, "--labels", str(label.parent)]
     assert cropped(*arguments) == 1
     assert "of the lesion mask lie outside the lungs" in capsys.readouterr().err
-    assert not (tmp_path / "cohort" / "images" / "diseased_000.nii.gz").exists()
+    assert not (output / "images" / "diseased_000.nii.gz").exists()
     assert cropped(*arguments, "--lesions-anywhere") == 0
-    assert pixels(tmp_path / "cohort" / "lesion" / "diseased_000.nii.gz").any()
+    assert pixels(output / "lesion" / "diseased_000.nii.gz").any()
 
 
-def test_files_of_the_user_in_the_cohort_are_not_replaced(scans, tmp_path, capsys):
-    output = tmp_path / "cohort"
+def test_files_of_the_user_in_the_cohort_are_not_replaced(scans, output, capsys):
     mine = output / "lung" / "healthy_000.nii.gz"
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"mine")

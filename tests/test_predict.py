@@ -2,7 +2,6 @@ import io
 import json
 import re
 import shutil
-from argparse import Namespace
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +20,11 @@ from datasets import lungmask_model
 from datasets.cohort import checksum_of_voxels
 from datasets.crop import CROP_SIZE
 from datasets.lungs import segment_by_threshold
-from evaluation import lesion_segmenter, predicting, results
+from evaluation import lesion_segmenter, predicting
 from evaluation.burden import NOTICE
+from evaluation.lesion_segmenter import LesionSegmenter
 from models import engine
+from models.checkpoint import SegmenterInput
 from tests import reference
 from tests.outputs import save_model, summary, table, written
 from tests.several import noting_who_indexes, on_processes
@@ -42,6 +43,11 @@ IDS = ["diseased_000", "diseased_001", "healthy_000"]
 @pytest.fixture
 def scans(phantoms, tmp_path):
     return shutil.copytree(phantoms / "ct", tmp_path / "scans")
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "out"
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +131,7 @@ def test_masks_are_those_of_the_three_scripts_byte_for_byte(phantoms, tmp_path):
         assert float(rows(output)[case_id]["lesion_ml"]) == pytest.approx(mask.sum() * voxel_ml, rel=1e-5)
 
 
-def test_the_numbers_are_those_of_masks_lungs_and_scans(phantoms, scans, model, tmp_path):
-    output = tmp_path / "out"
+def test_the_numbers_are_those_of_masks_lungs_and_scans(phantoms, scans, model, output, tmp_path):
     (tmp_path / "b").mkdir()
     shutil.copy(scans / "healthy_000.nii.gz", tmp_path / "b")
     inputs = [scans / f"{IDS[0]}.nii.gz", scans / f"{IDS[1]}.nii.gz", tmp_path / "b"]
@@ -149,9 +154,7 @@ def test_the_numbers_are_those_of_masks_lungs_and_scans(phantoms, scans, model, 
         for key, value in expected.items():
             assert float(row[key]) == pytest.approx(value, rel=1e-5), key
         worse = max(right, left)
-        assert row["severity"] == (
-            "CT-1" if worse <= 25 else "CT-2" if worse <= 50 else "CT-3" if worse <= 75 else "CT-4"
-        )
+        assert row["severity"] == f"CT-{1 + int(np.searchsorted([25, 50, 75], worse))}"
     whole = summary(output)
     assert whole["notice"] == NOTICE
     assert "Morozov" in whole["grading"]
@@ -162,9 +165,9 @@ def test_the_numbers_are_those_of_masks_lungs_and_scans(phantoms, scans, model, 
     assert whole["failed"] == {}
 
 
-def test_what_it_prints_names_the_scans_the_grades_and_what_it_is_not(scans, model, tmp_path, capsys):
+def test_what_it_prints_names_the_scans_the_grades_and_what_it_is_not(scans, model, output, tmp_path, capsys):
     scan = scans / "diseased_000.nii.gz"
-    command = [str(scan), "--model-path", str(model), "--output", str(tmp_path / "out"), "--lungs", "threshold"]
+    command = [str(scan), "--model-path", str(model), "--output", str(output), "--lungs", "threshold"]
     assert predict.main([*command, "--device", "cpu", "--no-report"]) == 0
     out, err = capsys.readouterr()
     assert f"1 of 1 scans have a mask in {tmp_path / 'out'}, 0 had it before" in out
@@ -174,8 +177,8 @@ def test_what_it_prints_names_the_scans_the_grades_and_what_it_is_not(scans, mod
     assert re.search(r"info: diseased_000: [\d.]+ ml, [\d.]+ % of the lungs, CT-\d; [\d.]+ s", err)
 
 
-def test_scans_of_the_same_model_and_options_are_skipped(scans, model, tmp_path, capsys):
-    output, ids = tmp_path / "out", IDS[:2]
+def test_scans_of_the_same_model_and_options_are_skipped(scans, model, output, tmp_path, capsys):
+    ids = IDS[:2]
     (scans / f"{IDS[2]}.nii.gz").unlink()
     assert predicted(scans, model, output) == 0
     masks = [output / "masks" / f"{case_id}.nii.gz" for case_id in ids]
@@ -201,8 +204,7 @@ def test_scans_of_the_same_model_and_options_are_skipped(scans, model, tmp_path,
 
 
 @pytest.mark.fault("results of a replaced scan")
-def test_a_folder_has_the_masks_of_one_model(scans, model, tmp_path, capsys):
-    output = tmp_path / "out"
+def test_a_folder_has_the_masks_of_one_model(scans, model, output, tmp_path, capsys):
     assert predicted(scans / "healthy_000.nii.gz", model, output) == 0
     other = save_model(tmp_path / "other.pth", SIZE, seed=2)
     assert run(lambda: predicted(scans / "diseased_000.nii.gz", other, output)) == 1
@@ -214,8 +216,7 @@ def test_a_folder_has_the_masks_of_one_model(scans, model, tmp_path, capsys):
 
 
 @pytest.mark.fault("scans that were removed or renamed")
-def test_the_summary_is_of_the_input_and_other_masks_are_named(scans, model, tmp_path, capsys):
-    output = tmp_path / "out"
+def test_the_summary_is_of_the_input_and_other_masks_are_named(scans, model, output, capsys):
     assert predicted(scans, model, output) == 0
     (scans / "healthy_000.nii.gz").unlink()
     (scans / "diseased_001.nii.gz").rename(scans / "patient_b.nii.gz")
@@ -228,8 +229,7 @@ def test_the_summary_is_of_the_input_and_other_masks_are_named(scans, model, tmp
 
 
 @pytest.mark.fault("parts of a task")
-def test_parts_write_beside_each_other_and_the_last_one_joins_them(some_broken, whole, model, tmp_path, capsys):
-    output = tmp_path / "out"
+def test_parts_write_beside_each_other_and_the_last_one_joins_them(some_broken, whole, model, output, capsys):
     with holder(output, (9, 9)):  # another part is at work
         codes = [predicted(some_broken, model, output, "--part", f"{part}/3", report=True) for part in (1, 2, 3)]
         assert 1 in codes
@@ -241,27 +241,16 @@ def test_parts_write_beside_each_other_and_the_last_one_joins_them(some_broken, 
 
 
 @pytest.mark.fault("scans that a segmenter was trained on")
-def test_scans_that_the_model_has_seen_are_marked(scans, model, tmp_path, monkeypatch, capsys):
-    checksum = checksum_of_voxels(sitk.ReadImage(str(scans / "diseased_001.nii.gz")))
-    init = lesion_segmenter.LesionSegmenter.__init__
-
-    def trained(self, *arguments, **options):
-        init(self, *arguments, **options)
-        self.seen = frozenset({checksum})
-
-    monkeypatch.setattr(lesion_segmenter.LesionSegmenter, "__init__", trained)
-    assert predicted(scans, model, tmp_path / "out") == 0
-    assert {case_id: row["seen"] for case_id, row in rows(tmp_path / "out").items()} == {
-        "diseased_000": "", "diseased_001": "yes", "healthy_000": ""
-    }  # fmt: skip
-    assert summary(tmp_path / "out")["seen"] == 1
+def test_scans_that_the_model_has_seen_are_marked(scans, output, tmp_path, capsys):
+    seen = [checksum_of_voxels(sitk.ReadImage(str(scans / "diseased_001.nii.gz")))]
+    assert predicted(scans, save_model(tmp_path / "segmenter.pth", SIZE, seen=seen), output) == 0
+    assert [row["seen"] for row in rows(output).values()] == ["", "yes", ""]
+    assert summary(output)["seen"] == 1
     assert "was trained on, or chosen by, 1 scan(s), the first diseased_001" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_loses_nothing_and_the_next_one_completes_it(
-    some_broken, whole, model, tmp_path, monkeypatch
-):
-    output, work = tmp_path / "out", predicting.Predictor.predict
+def test_an_interrupted_run_loses_nothing_and_the_next_one_completes_it(some_broken, whole, model, output, monkeypatch):
+    work = predicting.Predictor.predict
 
     def interrupted(self, case_id, *rest):
         if case_id == "diseased_001":
@@ -309,7 +298,7 @@ def test_bad_scans_are_named_and_the_others_are_done_and_in_the_report(some_brok
     assert summary(output)["failed"] == {}
 
 
-def test_a_full_disk_is_told_of_every_scan(scans, model, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_told_of_every_scan(scans, model, output, monkeypatch, capsys):
     write_text = ledger.write_text
 
     def full(path, text):
@@ -318,7 +307,7 @@ def test_a_full_disk_is_told_of_every_scan(scans, model, tmp_path, monkeypatch, 
         write_text(path, text)
 
     monkeypatch.setattr(ledger, "write_text", full)
-    assert run(lambda: predicted(scans / "healthy_000.nii.gz", model, tmp_path / "out")) == 1
+    assert run(lambda: predicted(scans / "healthy_000.nii.gz", model, output)) == 1
     assert "No space left on device" in capsys.readouterr().err
 
 
@@ -393,45 +382,33 @@ def test_an_export_of_patients_studies_and_series_is_done_series_by_series(phant
     assert sorted(path.name for path in (tmp_path / "cohort" / "images").iterdir()) == [f"{i}.nii.gz" for i in ids]
 
 
-def test_a_dicom_seg_that_cannot_be_made_does_not_cost_the_mask(phantoms, model, tmp_path, capsys):
+def test_a_dicom_seg_that_cannot_be_made_does_not_cost_the_mask(phantoms, model, output, tmp_path, capsys):
     raw = tmp_path / "raw"
     mixed_scans(phantoms, raw)
     path = next((raw / "three").iterdir())
     data = pydicom.dcmread(path)
     del data.FrameOfReferenceUID
     data.save_as(path)
-    assert predicted(raw / "three", model, tmp_path / "out", "--dicom-seg") == 1
+    assert predicted(raw / "three", model, output, "--dicom-seg") == 1
     out = capsys.readouterr().out
     assert f"failed: three: mask written, DICOM SEG not: {path}: has no valid FrameOfReferenceUID" in out
     assert "1 of 1 scans have a mask" in out
-    assert (tmp_path / "out" / "masks" / "three.nii.gz").is_file()
-    assert not (tmp_path / "out" / "dicom_seg").exists()
-    assert predicted(raw / "three", model, tmp_path / "out") == 0
+    assert (output / "masks" / "three.nii.gz").is_file()
+    assert not (output / "dicom_seg").exists()
+    assert predicted(raw / "three", model, output) == 0
     assert "1 had it before" in capsys.readouterr().out
 
 
-def test_a_published_segmenter_has_the_published_defaults_and_options_for_others(scans, tmp_path, monkeypatch, capsys):
+def test_a_published_segmenter_has_the_published_defaults_and_options_for_others(scans, output, tmp_path):
     path = tmp_path / "checkpointU_1.pth"
     torch.save(reference.published_state(reference.load("segmenter_base4")), path)
-    seen = []
-    prepare = lesion_segmenter.prepare_scan
-    monkeypatch.setattr(
-        lesion_segmenter,
-        "prepare_scan",
-        lambda scan, cropper, *rest: seen.append(cropper) or prepare(scan, cropper, *rest),
+    assert LesionSegmenter(path).trained_on == SegmenterInput(
+        size=CROP_SIZE, window=(-1250, 250), normalization="minmax"
     )
-    scan = scans / "healthy_000.nii.gz"
     options = ["--size", 16, 32, 32, "--window", -1000, 100, "--normalization", "window"]
-    assert predicted(scan, path, tmp_path / "a", *options) == 0
-    assert (seen[0].size, seen[0].window) == ((16, 32, 32), (-1000, 100))
-    made_by = summary(tmp_path / "a")["made_by"]
+    assert predicted(scans / "healthy_000.nii.gz", path, output, *options) == 0
+    made_by = summary(output)["made_by"]
     assert (made_by["size"], made_by["window"], made_by["normalization"]) == ([16, 32, 32], [-1000, 100], "window")
-    monkeypatch.setattr(results, "do_left", lambda *_, **__: {})
-    monkeypatch.setattr(predicting, "Predictor", lambda segmenter, *rest: seen.append(segmenter.cropper) or Namespace())
-    monkeypatch.setattr(Namespace, "prepare", None, raising=False)
-    predicted(scan, path, tmp_path / "b")
-    assert (seen[1].size, seen[1].window) == (CROP_SIZE, (-1250, 250))
-    assert summary(tmp_path / "b")["made_by"]["normalization"] == "minmax"
 
 
 @pytest.mark.parametrize(
@@ -465,14 +442,13 @@ def test_what_a_user_got_wrong_is_one_line_before_any_scan_is_read(
     "arguments",
     [["--threshold", "1"], ["--size", "16", "30", "32"], ["--window", "250", "-1250"], ["--grey-window", "1", "0"]],
 )
-def test_impossible_options_are_usage_errors(scans, model, tmp_path, arguments):
+def test_impossible_options_are_usage_errors(scans, model, output, arguments):
     with pytest.raises(SystemExit) as stopped:
-        predicted(scans, model, tmp_path / "out", *arguments)
+        predicted(scans, model, output, *arguments)
     assert stopped.value.code == 2
 
 
-def test_results_are_never_written_over_scans_or_lung_masks(phantoms, scans, model, tmp_path, capsys):
-    output = tmp_path / "out"
+def test_results_are_never_written_over_scans_or_lung_masks(phantoms, scans, model, output, capsys):
     masks = shutil.copytree(phantoms / "lung", output / "masks")
     before = {path: path.read_bytes() for path in masks.iterdir()}
     assert run(lambda: predicted(scans, model, output, lungs=masks)) == 1
@@ -480,17 +456,17 @@ def test_results_are_never_written_over_scans_or_lung_masks(phantoms, scans, mod
     assert {path: path.read_bytes() for path in masks.iterdir()} == before
 
 
-def test_a_scan_without_its_lung_mask_is_named(phantoms, scans, model, tmp_path, capsys):
+def test_a_scan_without_its_lung_mask_is_named(phantoms, scans, model, output, tmp_path, capsys):
     lungs = shutil.copytree(phantoms / "lung", tmp_path / "lungs")
     (lungs / "diseased_001.nii.gz").unlink()
-    assert predicted(scans, model, tmp_path / "out", lungs=lungs) == 1
+    assert predicted(scans, model, output, lungs=lungs) == 1
     assert "diseased_001.nii.gz: no lung mask of this name" in capsys.readouterr().out
-    assert list(rows(tmp_path / "out")) == ["diseased_000", "healthy_000"]
+    assert list(rows(output)) == ["diseased_000", "healthy_000"]
 
 
-def test_with_everything_done_no_weights_are_needed(scans, model, tmp_path, monkeypatch):
+def test_with_everything_done_no_weights_are_needed(scans, model, output, monkeypatch):
     monkeypatch.setattr(lungmask_model, "load_lungmask", lambda *_, **__: segment_by_threshold)
-    scan, output = scans / "healthy_000.nii.gz", tmp_path / "out"
+    scan = scans / "healthy_000.nii.gz"
     assert predicted(scan, model, output, lungs="lungmask") == 0
     monkeypatch.setattr(lungmask_model, "load_lungmask", lambda *_, **__: pytest.fail("not needed"))
     assert predicted(scan, model, output, lungs="lungmask") == 0
@@ -509,10 +485,7 @@ def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed
     same_files(output, whole[0])
 
 
-def test_another_precision_is_predicted_again_and_what_computed_is_on_record(
-    scans, model, tmp_path, monkeypatch, capsys
-):
-    output = tmp_path / "out"
+def test_another_precision_is_predicted_again_and_what_computed_is_on_record(scans, model, output, monkeypatch, capsys):
     (scans / f"{IDS[1]}.nii.gz").unlink()
     assert predicted(scans, model, output, report=True) == 0
     way = f"segmenter by OpenVINO {version('openvino')} in float32"

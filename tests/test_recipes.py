@@ -15,7 +15,7 @@ import pytest
 from tests.test_readme import ROOT, environment_for
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-LEFT_OUT = (".git", ".venv", "demo", "data", "output", "example", "__pycache__", ".pytest_cache", ".hypothesis")
+LEFT_OUT = {".git", ".venv", "demo", "data", "output", "example", ".pytest_cache", ".hypothesis"}
 
 
 def recipes():
@@ -47,17 +47,6 @@ def apply(block, folder):
     return name
 
 
-@pytest.fixture
-def copy(tmp_path):
-    folder = tmp_path / "project"
-    shutil.copytree(
-        ROOT,
-        folder,
-        ignore=lambda at, names: [n for n in names if n == "__pycache__" or (Path(at) == ROOT and n in LEFT_OUT)],
-    )
-    return folder
-
-
 def test_ten_recipes_fit_the_files_and_every_one_says_how_many_it_changes(tmp_path):
     assert len(recipes()) == 10
     for name, recipe in recipes().items():
@@ -73,17 +62,18 @@ def test_ten_recipes_fit_the_files_and_every_one_says_how_many_it_changes(tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", recipes())
-def test_a_recipe_can_be_followed_to_the_letter(name, copy):
-    recipe = recipes()[name]
-    changed = [apply(block, copy) for block in blocks(recipe, "diff")]
-    commands = blocks(recipe, "sh")
+def test_a_recipe_can_be_followed_to_the_letter(name, tmp_path):
+    copy = tmp_path / "project"
+    shutil.copytree(ROOT, copy, ignore=lambda at, names: {"__pycache__", *(LEFT_OUT if Path(at) == ROOT else ())})
+    changed = [apply(block, copy) for block in blocks(recipes()[name], "diff")]
+    commands = blocks(recipes()[name], "sh")
     assert commands
-    checks = "".join(f"python -m ruff check {file} && python -m ruff format --check {file}\n" for file in changed
-                     if file.endswith(".py"))  # fmt: skip
+    files = " ".join(file for file in changed if file.endswith(".py"))
+    checks = f"python -m ruff check {files}\npython -m ruff format --check {files}\n"
     done = subprocess.run(
         ["sh", "-euc", checks + "\n".join(commands)],
         cwd=copy,
-        env=environment_for(copy.parent),
+        env=environment_for(tmp_path),
         capture_output=True,
         text=True,
         timeout=1200,
