@@ -35,28 +35,22 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3
 """Largest difference of probabilities from those of S."""
 
-METADATA = "metadata.json"
-"""Name of the metadata in a .pt2 file: ``torch.export.load(path, extra_files={"metadata.json": ""})``."""
-
 
 def metadata(facts: SegmenterFacts) -> dict[str, str]:
     """What an exported file says about itself; everything but words as JSON."""
     from models.checkpoint import PUBLISHED_INPUT
 
     given = facts.trained_on or PUBLISHED_INPUT
-    values = {
-        "crop_size": given.size,
-        "window_hu": given.window,
-        "iteration": facts.iteration,
-        "valid_dice": facts.valid_dice,
-    }
     return {
         "model": "GASNet segmenter: lesions of COVID-19 in chest CT; for research only, not a medical device",
         "input": "volume: float32 (batch, 1, depth, height, width) in [-1, 1], sizes multiples of 4 from 8 on",
         "output": "probability: of lesion, of the shape of the input; set it to 0 outside the lungs",
         "normalization": given.normalization,
         "gasnet_version": project_version(),
-        **{name: json.dumps(value) for name, value in values.items()},
+        "crop_size": json.dumps(given.size),
+        "window_hu": json.dumps(given.window),
+        "iteration": json.dumps(facts.iteration),
+        "valid_dice": json.dumps(facts.valid_dice),
     }
 
 
@@ -76,14 +70,13 @@ def trace(segmenter: nn.Module) -> ExportedProgram:
 
 
 def write_torch_export(program: ExportedProgram, told: dict[str, str], path: Path) -> Callable[[Tensor], Tensor]:
-    """Write a .pt2 file; return a function that runs it."""
+    """Write a .pt2 file with metadata in its extra file ``metadata.json``; return a function that runs it."""
     import torch
 
     file = io.BytesIO()  # torch would name a folder in the archive after the path
-    torch.export.save(program, file, extra_files={METADATA: json.dumps(told, indent=2)})
+    torch.export.save(program, file, extra_files={"metadata.json": json.dumps(told, indent=2)})
     path.write_bytes(file.getvalue())
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # from torch's own code
-        return torch.export.load(path).module()
+    return torch.export.load(path).module()
 
 
 def write_onnx(program: ExportedProgram, told: dict[str, str], path: Path) -> Callable[[Tensor], Tensor]:
@@ -94,10 +87,9 @@ def write_onnx(program: ExportedProgram, told: dict[str, str], path: Path) -> Ca
 
     for name in ("onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they log every node
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # from torch's own code
-        model = torch.onnx.export(
-            program, dynamo=True, input_names=["volume"], output_names=["probability"], verbose=False
-        ).model_proto
+    model = torch.onnx.export(
+        program, dynamo=True, input_names=["volume"], output_names=["probability"], verbose=False
+    ).model_proto
     for item in (model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
         del item.metadata_props[:]  # contains paths of this machine
     onnx.helper.set_model_props(model, told)
@@ -109,42 +101,28 @@ def write_onnx(program: ExportedProgram, told: dict[str, str], path: Path) -> Ca
 WRITERS = {".onnx": write_onnx, ".pt2": write_torch_export}
 
 
-def export(segmenter: nn.Module, facts: SegmenterFacts, files: Sequence[Path]) -> dict[Path, float]:
-    """Export a segmenter and compare each file with it on random input.
-
-    Args:
-        segmenter: S on the CPU.
-        facts: what its file says about it.
-        files: files to write, .onnx or .pt2.
-
-    Returns:
-        The largest difference of probabilities, by file.
+def export(segmenter: nn.Module, facts: SegmenterFacts, path: Path) -> float:
+    """Export S, on the CPU, and return the largest difference of probabilities on random input.
 
     Raises:
-        GasnetError: a file does not agree with S; it is not kept.
-        OSError: a file cannot be written.
+        GasnetError: the file does not agree with S; it is not kept.
     """
     import torch
 
-    from models.checkpoint import PUBLISHED_INPUT
-
-    program, size = trace(segmenter), (facts.trained_on or PUBLISHED_INPUT).size
-    random, differences = torch.Generator().manual_seed(0), {}
-    for path in files:
-        with atomic_write(path) as temporary:
-            exported = WRITERS[path.suffix](program, metadata(facts), temporary)
-            found = []
-            for shape in ((1, 1, *size), (2, 1, size[0] + 4, 32, 64)):
-                volume = torch.rand(*shape, generator=random) * 2 - 1
-                with torch.no_grad():
-                    found.append((exported(volume) - segmenter(volume).sigmoid()).abs().max())
-            differences[path] = torch.stack(found).max().item()  # NaN stays NaN
-            if not differences[path] <= TOLERANCE:
-                raise GasnetError(
-                    f"{path}: probabilities differ by up to {differences[path]:.2g} from those of S; not kept. Update "
-                    "torch, onnx and onnxscript"
-                )
-    return differences
+    depth, height, width = json.loads(metadata(facts)["crop_size"])
+    random, found = torch.Generator().manual_seed(0), []
+    with atomic_write(path) as temporary, warnings.catch_warnings(action="ignore"), torch.no_grad():  # of torch's own
+        exported = WRITERS[path.suffix](trace(segmenter), metadata(facts), temporary)
+        for shape in ((1, 1, depth, height, width), (2, 1, depth + 4, 32, 64)):
+            volume = torch.rand(*shape, generator=random) * 2 - 1
+            found.append((exported(volume) - segmenter(volume).sigmoid()).abs().max())
+        difference = torch.stack(found).max().item()  # NaN stays NaN
+        if not difference <= TOLERANCE:
+            raise GasnetError(
+                f"{path}: probabilities differ by up to {difference:.2g} from those of S; not kept. Update torch, onnx "
+                "and onnxscript"
+            )
+    return difference
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -172,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with lock_folder(folder), recording(folder, model=path), ExitStack() as stack:
             for file in files:
                 stack.enter_context(Ledger(folder, "exported").writing(file.name, [file]))
-            for file, difference in export(segmenter, facts, files).items():
+            for file in files:
+                difference = export(segmenter, facts, file)
                 print(f"{file}: on random input, probabilities differ by at most {difference:.1g} from those of S")
     return 0
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datasets.scan_options import add_scan_options, chosen_reading
 from evaluation import THRESHOLD
@@ -24,6 +25,12 @@ from utils.errors import VolumeError
 from utils.files import lock_folder
 from utils.ledger import Ledger, Recipe, recording
 from utils.progress import for_each, print_failures
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+    from datasets.scan import Scan
+    from datasets.volumes import Reading
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -44,6 +51,35 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def restore_mask(scan: Scan, mask: Path, threshold: float, reading: Reading) -> sitk.Image:
+    """Paste a cropped mask or probability back onto the grid of its scan.
+
+    Args:
+        scan: the raw CT; only its geometry is used.
+        mask: probabilities if the file holds floats, otherwise labels.
+        threshold: probabilities above it are lesion.
+        reading: how the scan is read.
+
+    Returns:
+        uint8 with exactly the geometry of the scan.
+
+    Raises:
+        VolumeError: a file cannot be read, or the mask was not cut from this scan.
+    """
+    import SimpleITK as sitk
+
+    from datasets.crop import lay_over
+    from datasets.volumes import as_labels, read_volume
+
+    crop = read_volume(mask)
+    if crop.GetPixelID() not in (sitk.sitkFloat32, sitk.sitkFloat64):
+        return lay_over(scan, scan.geometry(reading), as_labels(mask, crop), mask)
+    values = sitk.GetArrayViewFromImage(crop)
+    if values.min() < 0 or values.max() > 1:
+        raise VolumeError(f"{mask}: values of {values.min():g}..{values.max():g} are not probabilities")
+    return lay_over(scan, scan.geometry(reading), crop, mask, threshold)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     options = parse(arguments)
@@ -51,7 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from datasets.pairs import match_masks
     from datasets.scans import files_of, find_scans, result_name
     from datasets.volumes import write_volume
-    from evaluation.paste_back import restore_mask
 
     start_logging(options.quiet)
     scans = find_scans(*options.images, series=options.series, progress=not options.quiet)

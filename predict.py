@@ -91,6 +91,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--threshold must be at least 0 and below 1")
     if options.size is not None and (min(options.size) < 4 or any(n % 4 for n in options.size)):
         parser.error("--size needs multiples of 4")
+    options.size = options.size and tuple(options.size)
     if options.window is not None:
         options.window = check_window(parser, "--window", options.window)
     options.reading = chosen_reading(parser, options)

@@ -354,14 +354,12 @@ def _explain(error: ValidationError, source: str) -> str:
     findings = []
     for item in error.errors():
         key = ".".join(_shorten(str(part)) for part in item["loc"])
+        expected = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
         if item["type"] == "extra_forbidden":
-            finding = f"{key}: unknown setting{_known_keys(item['loc'])}"
-        else:
-            expected = item["msg"].removeprefix("Value error, ")
-            expected = expected[0].lower() + expected[1:] if expected.startswith("Input") else expected
-            given = "" if item["type"] in ("value_error", "missing") else f", got {_shorten(repr(item['input']))}"
-            finding = f"{key}: {expected.replace('input should be', 'expected')}{given}".lstrip(": ")
-        findings.append(finding)
+            expected = f"unknown setting{_known_keys(item['loc'])}"
+        elif item["type"] not in ("value_error", "missing"):
+            expected += f", got {_shorten(repr(item['input']))}"
+        findings.append(f"{key}: {expected}".lstrip(": "))
     if len(findings) > _MOST_FINDINGS:
         findings[_MOST_FINDINGS:] = [f"and {len(findings) - _MOST_FINDINGS} more"]
     return f"{source}: " + "; ".join(findings)

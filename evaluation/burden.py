@@ -8,7 +8,7 @@ smallest false finding makes CT-1 of a CT-0.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -51,28 +51,12 @@ class Burden:
     lesion_mean_hu: float | None
     severity: str | None
 
-    def row(self, case_id: str) -> dict[str, str | float | None]:
-        """A row of summary.csv."""
-        return {"id": case_id, **asdict(self)}
-
-
-def percent(part: int, whole: int) -> float | None:
-    """100 part / whole; None of nothing."""
-    return 100 * part / whole if whole else None
-
 
 def severity(percent_of_lung: float | None) -> str | None:
-    """The class CT-0 to CT-4 of a share of lung.
+    """The class CT-0 to CT-4 of a share of lung, 0..100; None without lungs.
 
-    CT-0 is 0 %, CT-1 above 0 and up to 25 %, CT-2 up to 50 %, CT-3 up to 75 %, CT-4 above 75 % (Morozov et al., 2020,
-    MosMedData: Chest CT scans with COVID-19 related findings dataset, arXiv:2005.06465; on which side the limits
-    themselves lie is our choice).
-
-    Args:
-        percent_of_lung: 0..100, None without lungs.
-
-    Returns:
-        The class, None without lungs.
+    CT-0 is 0 %, CT-1 above 0 and up to 25 %, CT-2 up to 50 %, CT-3 up to 75 %, CT-4 above 75 %; on which side the
+    limits themselves lie is our choice.
     """
     if percent_of_lung is None:
         return None
@@ -94,10 +78,10 @@ def measure_burden(lesion: np.ndarray, lungs: np.ndarray, hu: np.ndarray, voxel_
         voxel_ml: volume of a voxel in millilitres.
     """
     involved = np.bincount(lungs[lesion], minlength=NO_SIDE + 1)
-    right, left = np.count_nonzero(lungs == RIGHT), np.count_nonzero(lungs == LEFT)
-    whole = np.count_nonzero(lungs)
-    right_percent, left_percent = percent(int(involved[RIGHT]), right), percent(int(involved[LEFT]), left)
-    of_both = percent(int(involved[RIGHT:].sum()), whole)
+    right, left, whole = (np.count_nonzero(part) for part in (lungs == RIGHT, lungs == LEFT, lungs))
+    right_percent = 100 * int(involved[RIGHT]) / right if right else None
+    left_percent = 100 * int(involved[LEFT]) / left if left else None
+    of_both = 100 * int(involved[RIGHT:].sum()) / whole if whole else None
     sides = [side for side in (right_percent, left_percent) if side is not None]
     voxels = np.count_nonzero(lesion)
     return Burden(

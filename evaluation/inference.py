@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,12 @@ from torch import nn
 from datasets.cohort import HEALTHY, WITH_LESION, Case, Volumes, read_volumes
 from datasets.samples import as_input, normalise
 from evaluation import THRESHOLD
-from evaluation.metrics import Row, score_scan
+from evaluation.metrics import Row, score_scan, summarise
 from models.layers import autocast
+from utils import distributed
+
+DICE = "valid/dice"
+"""Log name of the mean Dice on VALID."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +67,10 @@ def segment(
     return logits[0, 0].float().sigmoid().cpu().numpy() * lung
 
 
-def predict_cohort(
-    segmenter: nn.Module,
-    cases: Iterable[Case],
-    split: str,
-    normalization: str,
-    precision: str = "fp32",
-    threshold: float = THRESHOLD,
-) -> Iterator[Prediction]:
-    """Run the segmenter on the scans of a split, one after the other; arguments and errors as for `predict_case`."""
+def predict_cohort(segmenter: nn.Module, cases: Iterable[Case], *options: Any, **named: Any) -> Iterator[Prediction]:
+    """Run the segmenter on the scans of a split, one after the other; options and errors as for `predict_case`."""
     for case in cases:
-        yield predict_case(segmenter, case, split, normalization, precision, threshold)
+        yield predict_case(segmenter, case, *options, **named)
 
 
 def predict_case(
@@ -111,3 +109,26 @@ def predict_case(
         tolerance_mm=tolerance_mm,
     )
     return Prediction(case, volumes, probability, threshold, score)
+
+
+def validate(
+    segmenter: nn.Module, cohort: Mapping[str, Sequence[Case]], normalization: str, precision: str
+) -> dict[str, float]:
+    """Score a segmenter on those of VALID, VALIDH and VALIDWL that a cohort has; all ranks must call this.
+
+    Returns:
+        By log name: mean Dice of scans with lesion, mean false positive volume in ml of scans without, and mean
+        predicted volume in ml of scans without voxel label.
+    """
+    values: dict[str, float] = {}
+    for split in ("VALID", "VALIDH", "VALIDWL"):
+        mine = distributed.shard(cohort.get(split, ()))
+        predictions = predict_cohort(segmenter, mine, split, normalization, precision)
+        summary = summarise(distributed.unshard([prediction.score for prediction in predictions]))
+        if summary["lesion"]["scans"]:
+            values[DICE] = summary["lesion"]["dice"]["mean"]
+        if summary["no_lesion"]["scans"]:
+            values[f"{split.lower()}/false_positive_ml"] = summary["no_lesion"]["false_positive_ml"]["mean"]
+        if summary["unknown"]["scans"]:
+            values[f"{split.lower()}/predicted_ml"] = summary["unknown"]["predicted_ml"]["mean"]
+    return values

@@ -61,13 +61,7 @@ class RawScan:
 
 @dataclass(frozen=True)
 class FullSize:
-    """The prediction for a raw scan, on the scan's grid.
-
-    Attributes:
-        mask: uint8, 0 or 1.
-        probabilities: float32, from which the mask is cut; None if not requested.
-        burden: volumes and shares of the mask.
-    """
+    """The prediction for a raw scan: mask, uint8, and probabilities, float32, if requested, on the scan's grid."""
 
     mask: sitk.Image
     probabilities: sitk.Image | None
@@ -77,12 +71,7 @@ class FullSize:
 def prepare_scan(
     source: Path | str | Scan | sitk.Image, cropper: LungMaskCrop, lungs: Path | str | sitk.Image | None = None
 ) -> RawScan:
-    """Read a CT, find its lungs and crop it.
-
-    Args:
-        source: CT in HU in any orientation: a file, a folder with a DICOM series, or an image.
-        cropper: reads, finds lungs, and sets the size and window of the crop.
-        lungs: lung labels on the CT's grid; None finds the lungs.
+    """Read a CT in HU, in any orientation; find its lungs, unless labels on its grid are given, and crop it.
 
     Raises:
         VolumeError: as `LungMaskCrop.crop`, or all voxels of the crop have one value.
@@ -106,15 +95,7 @@ def predict_scan(
     threshold: float = THRESHOLD,
     with_probabilities: bool = False,
 ) -> FullSize:
-    """Run S on the crop of a scan and paste its output back onto the scan's grid.
-
-    Args:
-        segmenter: S, on its device, or an `Engine` of it.
-        scan: the prepared scan.
-        normalization: IMAGE.NORMALIZATION of the training.
-        threshold: probabilities above it are lesion.
-        with_probabilities: return the probabilities, too (4 bytes per voxel).
-    """
+    """Run S, or an `Engine` of it, on the crop of a scan and paste its output back onto the scan's grid."""
     image, lung = (sitk.GetArrayViewFromImage(crop) for crop in (scan.image, scan.lung))
     crop = image_like(scan.image, segment(segmenter, image, lung, normalization))
     mask = paste_back(crop, scan.ct, threshold)

@@ -8,7 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,14 @@ from evaluation.results import (
     PREDICTED,
     PROBABILITIES,
     make_results,
-    read_views,
     view_path,
     ways_of,
+    write_report,
     write_view,
 )
 from models.checkpoint import PUBLISHED_INPUT, fingerprint
-from reports.cases import Column, ReportCase, encode_case, write_case_report
-from reports.page import made_with
+from reports.cases import Column
+from reports.views import ReportCase, encode_case
 from utils import distributed
 from utils.errors import CheckpointError, VolumeError, one_line
 from utils.files import as_csv, atomic_write, write_text
@@ -104,24 +104,22 @@ class Predictor:
         """Predict a prepared scan; write its files and its entry in the ledger.
 
         Raises:
-            VolumeError: a file cannot be written, or there can be no DICOM SEG; the mask is written then.
+            VolumeError: there can be no DICOM SEG; the mask is written then.
             FolderError: a file of that name is there and was not written by predict.py.
         """
         start = time.monotonic()
         output, wanted, segmenter, scan = self.ledger.folder, recipe.wanted, self.segmenter, self.scans[case_id]
         found = segmenter.predict(raw, PROBABILITIES in wanted)
         seen = bool(segmenter.seen) and checksum_of_voxels(raw.ct) in segmenter.seen
-        row = {**found.burden.row(case_id), "seen": "yes" if seen else None}
+        row = {"id": case_id, **asdict(found.burden), "seen": "yes" if seen else None}
         lesion = sitk.GetArrayViewFromImage(found.mask)
         segmentation = problem = None
         if DICOM_SEG in wanted and scan.is_dicom and lesion.any():
             try:
                 source, model = read_source(scan, segmenter.reading), recipe.options["model"][:16]
                 segmentation = make_dicom_seg(lesion, source, project_version(), model, segmenter.threshold)
-            except VolumeError as error:
-                problem = f"mask written, DICOM SEG not: {error}"
-            except (TypeError, ValueError) as error:  # of headers that are more unusual than what was checked
-                problem = f"mask written, DICOM SEG not: its headers do not allow it ({one_line(error)})"
+            except (VolumeError, TypeError, ValueError) as error:  # of highdicom, for unusual headers
+                problem = f"mask written, DICOM SEG not: {one_line(error, 1000)}"
         name = result_name(case_id, scan)
         seg_path = output / DICOM_SEG / f"{case_id}.dcm"
         images = {output / MASKS / name: found.mask}
@@ -153,15 +151,7 @@ class Predictor:
 def write_summary(
     done: Mapping[str, Entry], failed: Mapping[str, str], options: Mapping[str, Any], model: Path, output: Path
 ) -> None:
-    """Write summary.csv, one row per scan, and summary.json.
-
-    Args:
-        done: entries of the results, by id.
-        failed: id to reason.
-        options: what the results depend on.
-        model: checkpoint of the segmenter.
-        output: folder of the results.
-    """
+    """Write summary.csv, one row per scan, and summary.json, from the entries of results and reasons of failures."""
     rows = [entry.facts["row"] for entry in done.values()]
     numbers = [key for key in COLUMNS if key not in ("id", "severity", "seen")]
     summary = {
@@ -182,13 +172,7 @@ def write_summary(
 
 
 def predict_scans(options: argparse.Namespace) -> int:
-    """Segment the lesions of raw scans.
-
-    Args:
-        options: of predict.py.
-
-    Returns:
-        The exit code: 1 if a scan failed.
+    """Segment the lesions of raw scans, by the options of predict.py; return the exit code, 1 if a scan failed.
 
     Raises:
         GasnetError: the model, the scans, the device or the output folder cannot be used.
@@ -224,10 +208,8 @@ def predict_scans(options: argparse.Namespace) -> int:
         write_summary(done, failed, made_by, segmenter.model, output)
         if options.report:
             about = {"model": str(segmenter.model), "lungs": segmenter.lungs.source}
-            about |= {"threshold": f"{segmenter.threshold:g}", **made_with(segmenter.device)}
-            about["computed_by"] = ", ".join(ways_of(done))
-            views = read_views(output, done)
-            write_case_report(output / "report.html", "Lesions found in chest CTs", REPORT_COLUMNS, views, about)
+            about["threshold"] = f"{segmenter.threshold:g}"
+            write_report(output, "Lesions found in chest CTs", REPORT_COLUMNS, done, about, segmenter.device)
 
     before = ledger.entries()
     done, failed = make_results(
@@ -257,11 +239,7 @@ def predict_scans(options: argparse.Namespace) -> int:
 
 def _load_segmenter(options: argparse.Namespace) -> LesionSegmenter:
     """Load the segmenter; its file, or else the options, say what it was trained on."""
-    given = {
-        "size": None if options.size is None else tuple(options.size),
-        "window": options.window,
-        "normalization": options.normalization,
-    }
+    given = {name: getattr(options, name) for name in ("size", "window", "normalization")}
     given = {name: value for name, value in given.items() if value is not None}
     segmenter = LesionSegmenter(
         options.model_path,

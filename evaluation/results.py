@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from reports.cases import Column, write_case_report
+from reports.page import made_with
 from reports.views import View, read_view
 from utils import distributed
 from utils.files import wait_for_lock, write_text
@@ -37,20 +41,28 @@ def write_view(view: View, output: Path) -> None:
     write_text(view_path(output, view["id"]), json.dumps(view, separators=(",", ":")))
 
 
-def read_views(output: Path, ids: Iterable[str]) -> list[View]:
-    """What the report shows of scans; those without a readable view are left out."""
+def ways_of(done: Mapping[str, Entry]) -> dict[str, int]:
+    """Number of scans by what computed them, such as ``segmenter by OpenVINO 2026.4.1 in float32``."""
+    return dict(Counter(entry.facts.get("computed_by", "not recorded") for entry in done.values()))
+
+
+def write_report(
+    output: Path,
+    title: str,
+    columns: Sequence[Column],
+    done: Mapping[str, Entry],
+    facts: Mapping[str, str],
+    device: torch.device,
+) -> None:
+    """Write report.html about results, from their stored views; those without a readable view are left out."""
     views = []
-    for case_id in ids:
+    for case_id in done:
         try:
             views.append(read_view(view_path(output, case_id).read_bytes()))
         except (OSError, ValueError):
             log.warning("%s: not readable, and not in the report", view_path(output, case_id))
-    return views
-
-
-def ways_of(done: Mapping[str, Entry]) -> dict[str, int]:
-    """Number of scans by what computed them, such as ``segmenter by OpenVINO 2026.4.1 in float32``."""
-    return dict(Counter(entry.facts.get("computed_by", "not recorded") for entry in done.values()))
+    facts = {**facts, **made_with(device), "computed_by": ", ".join(ways_of(done))}
+    write_case_report(output / "report.html", title, columns, views, facts)
 
 
 def make_results(
@@ -74,7 +86,7 @@ def make_results(
     Args:
         ledger: of the results.
         recipes: of all results, by id; other results in the folder are named in a warning.
-        begin: as for `do_left`, and so are `doing`, `prepare` and `progress`.
+        begin: as for `do_left`, and so are `doing`, `part`, `prepare` and `progress`.
         doing: label of the progress bar.
         names: files that `write` writes.
         write: called with the entries of the results that were made, and with the reasons of those that failed, by id.

@@ -37,9 +37,9 @@ from evaluation.results import (
     PROBABILITIES,
     TESTED,
     make_results,
-    read_views,
     view_path,
     ways_of,
+    write_report,
     write_view,
 )
 from models import Generator
@@ -48,8 +48,8 @@ from models.engine import Engine
 from models.generator import generate_scan
 from models.layers import place
 from models.objectives import synthesise
-from reports.cases import Column, ReportCase, encode_case, write_case_report
-from reports.page import made_with
+from reports.cases import Column
+from reports.views import ReportCase, encode_case
 from utils import distributed
 from utils.errors import CheckpointError, CohortError, GasnetError, VolumeError
 from utils.files import as_csv, atomic_write, write_text
@@ -85,13 +85,7 @@ REPORT_COLUMNS = (
 
 @dataclass(frozen=True)
 class RawScans:
-    """The raw scans of a cohort and their lesion labels.
-
-    Attributes:
-        scans: id to CT; only the geometry is used.
-        labels: id to lesion label.
-        reading: how the files are read.
-    """
+    """The raw scans of a cohort, of which only the geometry is used, and their lesion labels, by id."""
 
     scans: Mapping[str, Scan]
     labels: Mapping[str, Path]
@@ -102,31 +96,11 @@ class RawScans:
         return Masks(self.labels).sources(case_id, self.scans[case_id]) if case_id in self.scans else {}
 
 
-def find_raw_scans(folders: Sequence[Path], label_folders: Sequence[Path] = (), reading: Reading = DEFAULT) -> RawScans:
-    """Find raw scans and their lesion labels.
-
-    Args:
-        folders: CTs and folders of CTs, see `find_scans`.
-        label_folders: folders of labels.
-        reading: how the files are read.
-
-    Raises:
-        VolumeError: no scan was found, or two files belong to one id.
-    """
-    scans = find_scans(*folders, series=reading.series)
-    return RawScans(scans, masks_of_scans(label_folders, scans, "label", of_all=False), reading)
-
-
 def score_on_raw_scan(prediction: Prediction, raw: RawScans, tolerance_mm: float) -> Row:
     """Score a prediction on the grid of its raw scan.
 
     Probabilities are pasted back by linear interpolation and then thresholded. The lung mask, for the percentages, is
     that of the crop, pasted back by nearest neighbour.
-
-    Args:
-        prediction: prediction on the crop; its split says whether the truth is a mask, no lesion, or unknown.
-        raw: raw scans.
-        tolerance_mm: tolerance of the surface Dice.
 
     Raises:
         VolumeError: the scan or its label is missing, cannot be read, or does not fit.
@@ -153,16 +127,7 @@ def score_on_raw_scan(prediction: Prediction, raw: RawScans, tolerance_mm: float
 class Tester:
     """Tests a segmenter on scans of a cohort and writes the results of each.
 
-    Attributes:
-        segmenter: S.
-        normalization: IMAGE.NORMALIZATION of its training.
-        window: HU mapped to 0 and 255 in the crops.
-        threshold: probabilities above it are lesion.
-        tolerance_mm: tolerance of the surface Dice.
-        raw: the raw scans, to score on their grids; None scores crops only.
-        generator: G for the figures, on its device; None leaves out I_g and I_s.
-        slices: slices that G takes.
-        ledger: of the results.
+    With raw scans, it also scores on their grids; with G, which takes `slices` slices, figures show I_g and I_s.
     """
 
     segmenter: Engine
@@ -185,8 +150,8 @@ class Tester:
         """Predict and score a scan; write its files and its entry in the ledger.
 
         Raises:
-            VolumeError: a file cannot be read or written, or the scan cannot be scored at its native resolution; its
-                other results are written then.
+            VolumeError: a file cannot be read, or the scan cannot be scored at its native resolution; its other
+                results are written then.
             FolderError: a file of that name is there and was not written by test.py.
         """
         settings = self.normalization, "fp32", self.threshold, self.tolerance_mm
@@ -210,68 +175,41 @@ class Tester:
             for path, array in arrays.items():
                 write_volume(image_like(prediction.volumes.geometry, array), path)
             if FIGURES in recipe.wanted:
-                save_prediction_figure(prediction, self.normalization, self.generator, self.slices, figure)
+                self._save_figure(prediction, figure)
             if "report" in recipe.wanted:
-                write_view(encode_case(self._shown(prediction)), output)
+                volumes, score = prediction.volumes, prediction.score
+                hu, values = unmap_window(volumes.image, self.window), {key: score[key] for key in COLUMNS}
+                true = None if score["true_ml"] is None else volumes.lesion > 0
+                shown = ReportCase(case.id, volumes.geometry, hu, prediction.mask, true, volumes.lung, values)
+                write_view(encode_case(shown), output)
         if "problem" in facts:
             raise VolumeError(facts["problem"])
 
-    def _shown(self, prediction: Prediction) -> ReportCase:
-        """What the report shows of a scan."""
+    def _save_figure(self, prediction: Prediction, path: Path) -> None:
+        """Save the figure of a scan: input, M, predicted and true label and, if G is given, I_g and I_s."""
         volumes = prediction.volumes
-        return ReportCase(
-            id=prediction.case.id,
-            geometry=volumes.geometry,
-            hu=unmap_window(volumes.image, self.window),
-            predicted=prediction.mask,
-            true=volumes.lesion > 0 if prediction.score["true_ml"] is not None else None,
-            lung=volumes.lung,
-            values={key: prediction.score[key] for key in COLUMNS},
-        )
-
-
-def save_prediction_figure(
-    prediction: Prediction, normalization: str, generator: Generator | None, slices: int, path: Path
-) -> None:
-    """Save the figure of a scan: input, M, predicted and true label and, if G is given, I_g and I_s.
-
-    Args:
-        prediction: prediction on the crop.
-        normalization: IMAGE.NORMALIZATION of the training.
-        generator: G.
-        slices: slices that G takes.
-        path: path of the picture.
-    """
-    volumes = prediction.volumes
-    columns = {
-        "input": normalise(volumes.image, normalization),
-        "M": prediction.probability,
-        "predicted": prediction.mask,
-    }
-    if prediction.score["true_ml"] is not None:
-        columns["true"] = volumes.lesion
-    if generator is not None:
-        scan = scan_input(volumes, normalization).to(next(generator.parameters()).device)
-        generated = generate_scan(generator, scan, slices)
-        lesion = torch.from_numpy(prediction.probability).to(scan)[None, None]
-        # The probabilities are 0 outside the lungs already.
-        synthetic = synthesise(scan, lesion, torch.ones_like(lesion), generated)
-        for title, volume in (("I_g", generated), ("I_s", synthetic)):
-            columns[title] = ((volume[0, 0] + 1) / 2).cpu().numpy()
-    x, y, _ = volumes.geometry.GetSpacing()
-    most = np.sum(volumes.lesion if volumes.lesion.any() else prediction.mask, (1, 2))
-    save_case_figure(columns, int(most.argmax()) if most.any() else len(most) // 2, y / x, path)
+        columns = {
+            "input": normalise(volumes.image, self.normalization),
+            "M": prediction.probability,
+            "predicted": prediction.mask,
+        }
+        if prediction.score["true_ml"] is not None:
+            columns["true"] = volumes.lesion
+        if self.generator is not None:
+            scan = scan_input(volumes, self.normalization).to(next(self.generator.parameters()).device)
+            generated = generate_scan(self.generator, scan, self.slices)
+            lesion = torch.from_numpy(prediction.probability).to(scan)[None, None]
+            # The probabilities are 0 outside the lungs already.
+            synthetic = synthesise(scan, lesion, torch.ones_like(lesion), generated)
+            for title, volume in (("I_g", generated), ("I_s", synthetic)):
+                columns[title] = ((volume[0, 0] + 1) / 2).cpu().numpy()
+        x, y, _ = volumes.geometry.GetSpacing()
+        most = np.sum(volumes.lesion if volumes.lesion.any() else prediction.mask, (1, 2))
+        save_case_figure(columns, int(most.argmax()) if most.any() else len(most) // 2, y / x, path)
 
 
 def save_case_figure(columns: Mapping[str, np.ndarray], index: int, aspect: float, path: Path) -> None:
-    """Save one axial slice of several volumes side by side, with the columns of the paper's result figure.
-
-    Args:
-        columns: title to volume, (z, y, x) in [0, 1].
-        index: of the slice.
-        aspect: height of a pixel over its width.
-        path: of the picture.
-    """
+    """Save one axial slice of volumes, by title, (z, y, x) in [0, 1], side by side; aspect: pixel height over width."""
     figure = Figure(figsize=(2.4 * len(columns), 2.4 * aspect + 0.4))
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
     for axis, (title, volume) in zip(axes, columns.items(), strict=True):
@@ -286,18 +224,9 @@ def save_case_figure(columns: Mapping[str, np.ndarray], index: int, aspect: floa
 def write_scores(
     done: Mapping[str, Entry], output: Path, model: Path, with_raw: bool, seen: Sequence[str], notes: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Write metrics.csv, one row per scan, and summary.json; with raw scans, also metrics_raw.csv.
+    """Write metrics.csv, one row per scan, and summary.json, see `summarise`; return the summary.
 
-    Args:
-        done: entries of the results, by id.
-        output: folder of the results.
-        model: checkpoint of the segmenter, for the summary.
-        with_raw: whether raw scans were given; their scores are in the part ``raw`` of the summary.
-        seen: ids of the scans that the segmenter was trained on or chosen by.
-        notes: of the cohort, such as which labels count as lesion.
-
-    Returns:
-        The summary, see `summarise`.
+    If raw scans were given, their scores are in metrics_raw.csv and in the part ``raw`` of the summary.
     """
     rows = [entry.facts["row"] for entry in done.values()]
     summary = {"model": str(model), "computed_by": ways_of(done), "notes": list(notes), "seen": list(seen)}
@@ -323,13 +252,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
 
 
 def test_cohort(options: argparse.Namespace) -> int:
-    """Test a segmenter on a cohort.
-
-    Args:
-        options: of test.py.
-
-    Returns:
-        The exit code: 1 if a scan failed.
+    """Test a segmenter on a cohort, by the options of test.py; return the exit code, 1 if a scan failed.
 
     Raises:
         GasnetError: settings, networks, cohort, raw scans or output cannot be used, or do not fit each other.
@@ -352,13 +275,15 @@ def test_cohort(options: argparse.Namespace) -> int:
                 f"{name} and set IMAGE.{name.upper()}"
             )
     cohort = read_cohort_of(settings, _splits(settings, options.split), not options.quiet, options.published_crops)
-    splits = _split_by_id(cohort)
-    cases = {case.id: case for of_split in cohort.values() for case in of_split}
+    cases, splits = _by_id(cohort)
     seen = _check_unseen(cases, model, frozenset(facts.seen or ()), options.allow_seen)
     threshold = facts.threshold if options.threshold is None else options.threshold
-    raw = None
-    if options.images is not None:
-        raw = distributed.on_rank_zero(lambda: find_raw_scans(options.images, options.labels or (), options.reading))
+
+    def find_raw_scans() -> RawScans:
+        scans = find_scans(*options.images, series=options.series)
+        return RawScans(scans, masks_of_scans(options.labels or (), scans, "label", of_all=False), options.reading)
+
+    raw = distributed.on_rank_zero(find_raw_scans) if options.images is not None else None
     generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
     output = options.output or model.parent / "test"
     ledger = Ledger(output, TESTED)
@@ -391,10 +316,8 @@ def test_cohort(options: argparse.Namespace) -> int:
         print(as_text(write_scores(done, output, model, raw is not None, seen, notes)))
         if options.report:
             about = {"model": str(model), "cohort": settings.dataset.root, "splits": ", ".join(options.split)}
-            about |= {**made_with(device), **({"lesion": "; ".join(notes)} if notes else {})}
-            about["computed_by"] = ", ".join(ways_of(done))
-            views = read_views(output, done)
-            write_case_report(output / "report.html", "Test of a segmenter", REPORT_COLUMNS, views, about)
+            about |= {"lesion": "; ".join(notes)} if notes else {}
+            write_report(output, "Test of a segmenter", REPORT_COLUMNS, done, about, device)
 
     _, failed = make_results(
         ledger,
@@ -414,48 +337,35 @@ def test_cohort(options: argparse.Namespace) -> int:
     return print_failures(failed)
 
 
-def _split_by_id(cohort: dict[str, tuple[Case, ...]]) -> dict[str, str]:
-    """The split of each scan.
-
-    Raises:
-        CohortError: a scan is in two of them.
-    """
-    splits: dict[str, str] = {}
-    for split, cases in cohort.items():
-        for case in cases:
-            if splits.setdefault(case.id, split) != split:
-                raise CohortError(f"{case.id}: is in {splits[case.id]} and in {split}; test one of these splits")
-    return splits
-
-
-def _check_unseen(cases: dict[str, Case], model: Path, seen: frozenset[str], allowed: bool) -> list[str]:
-    """The ids of the scans that a model was trained on or chosen by.
-
-    Raises:
-        CohortError: there are some, and that is not allowed.
-    """
-    found = [case.id for case in cases.values() if case.content in seen]
-    if found and not allowed:
-        names = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "")
-        raise CohortError(
-            f"{model}: was trained on, or chosen by, {len(found)} of these scans: {names}; test other scans, or give "
-            "--allow-seen"
-        )
-    if found:
-        log.warning("%s: was trained on, or chosen by, %d of these scans, the first %s", model, len(found), found[0])
-    return found
-
-
 def _splits(settings: Settings, keys: Sequence[str]) -> dict[str, str]:
-    """The lists of these keys of DATASET.SPLIT.
-
-    Raises:
-        CohortError: a key names no list.
-    """
+    """The lists of these keys of DATASET.SPLIT."""
     splits = {key: getattr(settings.dataset.split, key.lower()) for key in keys}
-    unset = [key for key, name in splits.items() if name is None]
-    if unset:
+    if unset := [key for key, name in splits.items() if name is None]:
         raise CohortError(
             f"--split {unset[0]}: DATASET.SPLIT.{unset[0]} names no list; set it, or choose another split"
         )
     return splits
+
+
+def _by_id(cohort: Mapping[str, Sequence[Case]]) -> tuple[dict[str, Case], dict[str, str]]:
+    """The scans and their splits by id."""
+    cases: dict[str, Case] = {}
+    splits: dict[str, str] = {}
+    for split, of_split in cohort.items():
+        for case in of_split:
+            cases[case.id] = case
+            if splits.setdefault(case.id, split) != split:
+                raise CohortError(f"{case.id}: is in {splits[case.id]} and in {split}; test one of these splits")
+    return cases, splits
+
+
+def _check_unseen(cases: Mapping[str, Case], model: Path, seen: frozenset[str], allowed: bool) -> list[str]:
+    """The ids of the scans that a model was trained on or chosen by; they are refused, or named if they are allowed."""
+    found = [case.id for case in cases.values() if case.content in seen]
+    if found:
+        names = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "")
+        finding = f"{model}: was trained on, or chosen by, {len(found)} of these scans: {names}"
+        if not allowed:
+            raise CohortError(f"{finding}; test other scans, or give --allow-seen")
+        log.warning("%s", finding)
+    return found

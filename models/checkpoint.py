@@ -45,13 +45,7 @@ class _Entries(BaseModel):
 
 
 class SegmenterInput(_Entries):
-    """The input that a segmenter was trained on, so that it can be used without the settings of its training.
-
-    Attributes:
-        size: (z, y, x) of the crops.
-        window: HU that became 0 and 255 in the crops.
-        normalization: IMAGE.NORMALIZATION.
-    """
+    """The input that a segmenter was trained on: size (z, y, x) and window (HU that became 0 and 255) of its crops."""
 
     size: tuple[PositiveInt, PositiveInt, PositiveInt]
     window: tuple[float, float]
@@ -59,15 +53,7 @@ class SegmenterInput(_Entries):
 
 
 class Training(_Entries):
-    """How a segmenter was trained. Contains no ids of scans and no paths.
-
-    Attributes:
-        cohort: name of the cohort's folder.
-        scans: number of scans by key of DATASET.SPLIT.
-        settings: settings of the experiment, as YAML.
-        device: device of the training.
-        versions: version by package.
-    """
+    """How a segmenter was trained: number of scans by split, settings as YAML, ...; no ids of scans and no paths."""
 
     cohort: str
     scans: dict[str, NonNegativeInt]
@@ -241,10 +227,7 @@ def load(path: Path) -> dict[str, Any]:
 def save_segmenter(path: Path, segmenter: nn.Module, facts: SegmenterFacts) -> None:
     """Write a segmenter for use.
 
-    Args:
-        path: path of the file.
-        segmenter: S.
-        facts: stored with it; its input is required, and its width unless S has an attribute of that name.
+    Of its facts, the input is required, and the width unless S has an attribute of that name.
     """
     content = {"format": SEGMENTER_FORMAT, "version": VERSION, **facts.model_dump(by_alias=True)}
     save({**content, "width": facts.width or segmenter.width, "weights": segmenter.state_dict()}, path)

@@ -8,16 +8,8 @@ from torch import Tensor, nn
 from models.layers import check_input, concatenate, normalise, upsample
 
 
-def _encode(
-    inputs: int,
-    outputs: int,
-    kernel: int | tuple[int, int, int] = 3,
-    stride: int | tuple[int, int, int] = 2,
-    padding: int | tuple[int, int, int] = 1,
-) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv3d(inputs, outputs, kernel, stride=stride, padding=padding), *normalise(outputs, slope=0.01)
-    )
+def _encode(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv3d(inputs, outputs, 3, stride=2, padding=1), *normalise(outputs, slope=0.01))
 
 
 def _decode(inputs: int, outputs: int) -> nn.Sequential:
@@ -34,7 +26,8 @@ class Generator(nn.Module):
     def __init__(self, width: int = 32) -> None:
         super().__init__()
         self.width = width
-        self.encode1 = _encode(1, width, kernel=(1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1))
+        in_plane = nn.Conv3d(1, width, (1, 4, 4), stride=(1, 2, 2), padding=(0, 1, 1))
+        self.encode1 = nn.Sequential(in_plane, *normalise(width, slope=0.01))
         self.encode2 = _encode(width, 2 * width)
         self.encode3 = _encode(2 * width, 4 * width)
         self.encode4 = _encode(4 * width, 8 * width)
@@ -69,7 +62,7 @@ class Generator(nn.Module):
 
 @torch.no_grad()
 def generate_scan(generator: Generator, scan: Tensor, slices: int) -> Tensor:
-    """Generate the volume of a scan with more slices than G takes.
+    """Generate the volume of a scan with more slices than G takes, float32 of the shape of `scan`.
 
     G runs on stacks of `slices` slices that cover the scan; where stacks overlap, the results are averaged.
 
@@ -77,9 +70,6 @@ def generate_scan(generator: Generator, scan: Tensor, slices: int) -> Tensor:
         generator: G.
         scan: (1, 1, depth, height, width) in [-1, 1], depth at least `slices`.
         slices: depth of a stack, a multiple of 16.
-
-    Returns:
-        The generated volume, float32 of the shape of `scan`.
     """
     depth = scan.shape[2]
     starts = [*range(0, depth - slices, slices), depth - slices]

@@ -115,12 +115,7 @@ class ThroughSlices(nn.Conv3d):
     """A convolution of (n, 1, 1) voxels that a single CPU thread computes as a 2D convolution of (n, 1) pixels.
 
     For (n, 1, 1), PyTorch on a single thread falls back to a loop that is six times slower. Viewing each slice as one
-    long row needs no copy; results differ by rounding only.
-
-    Args:
-        inputs: input channels.
-        outputs: output channels.
-        slices: n, odd.
+    long row needs no copy; results differ by rounding only. n is `slices`, odd.
     """
 
     def __init__(self, inputs: int, outputs: int, slices: int = 3) -> None:
@@ -147,12 +142,7 @@ def upsample(scale: int | tuple[int, int, int] = 2) -> nn.Upsample:
 
 
 def check_input(x: Tensor, network: str, multiples: tuple[int, int, int]) -> None:
-    """Check the shape of a batch of volumes.
-
-    Args:
-        x: (batch, 1, depth, height, width).
-        network: name of the network, for the message.
-        multiples: depth, height and width must be multiples of these.
+    """Check that a batch is (batch, 1, depth, height, width), with sizes that are multiples of these.
 
     Raises:
         ValueError: the shape does not fit.

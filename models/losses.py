@@ -1,8 +1,11 @@
 """The losses of GASNet as pure functions on logits.
 
 Computed from the logit x instead of the probability p = sigmoid(x), log p = logsigmoid(x) and log(1 - p) =
-logsigmoid(-x) stay exact where p rounds to 0 or 1. All losses compute in float32, whatever the input type. The
-equations are those of the published code of GASNet (arXiv 2010.09456), unless stated otherwise.
+logsigmoid(-x) stay exact where p rounds to 0 or 1. The equations are those of the published code of GASNet (arXiv
+2010.09456), unless stated otherwise.
+
+Logits are (batch, 1, depth, height, width); targets (1 lesion, 0 background, anything else ignored) and lung masks (0
+or 1) have the same shape. All losses compute in float32, whatever the input type, and return a scalar.
 
 With several ranks, each has an equal share of the batch. Voxels are counted over the whole batch, so that the mean of a
 loss over ranks is the loss of the whole batch.
@@ -87,13 +90,6 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
 
     F(p, y) = -[y (2-p)^2 log p + (1-y) (1+p)^2 log(1-p)], summed over the voxels with y in {0, 1} and divided
     by their number (0 if there are none).
-
-    Args:
-        logits: any shape.
-        target: 1 lesion, 0 background, anything else ignored; of the shape of `logits`.
-
-    Returns:
-        A scalar, float32.
     """
     logits = logits.float()
     p = logits.sigmoid()
@@ -108,13 +104,6 @@ def weighted_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
 
     FL(p, y) = 2 mean(-[w y (1-p)^2 log p + (1-y) p^2 log(1-p)]) with w = N(y=0) / (N(y=1) + 1), mean and numbers over
     the voxels with y in {0, 1}.
-
-    Args:
-        logits: any shape.
-        target: 1 lesion, 0 background, anything else ignored; of the shape of `logits`.
-
-    Returns:
-        A scalar, float32.
     """
     logits = logits.float()
     p = logits.sigmoid()
@@ -132,16 +121,13 @@ def adversarial_loss(logits: Tensor | Sequence[Tensor], label: float) -> Tensor:
         logits: logits of any shape, or a sequence with those of each head. The losses of the heads, each a mean over
             its elements, are added.
         label: the target class of all volumes.
-
-    Returns:
-        A scalar, float32.
     """
     heads = [head.float() for head in ((logits,) if isinstance(logits, Tensor) else logits)]
     return sum(binary_cross_entropy_with_logits(head, torch.full_like(head, label)) for head in heads)
 
 
 def reconstruction_loss(generated: Tensor, volume: Tensor) -> Tensor:
-    """Mean absolute difference between a generated volume and its input, float32."""
+    """Mean absolute difference between a generated volume and its input."""
     return (generated.float() - volume.float()).abs().mean()
 
 
@@ -149,30 +135,14 @@ def multiple_instance_loss(logits: Tensor, lung: Tensor) -> Tensor:
     """MIL: a diseased volume has a lesion somewhere in its lungs.
 
     Binary cross-entropy of max over voxels of (M * L) against 1, with M = sigmoid(logits) and L the lung mask:
-    -log of the highest probability inside the lungs, at most 100.
-
-    Args:
-        logits: (batch, 1, depth, height, width).
-        lung: 0 or 1, of the shape of `logits`.
-
-    Returns:
-        The mean over the batch, float32.
+    -log of the highest probability inside the lungs, at most 100; the mean over the batch.
     """
     inside = logits.float().masked_fill(lung == 0, _LOGIT_FLOOR).flatten(1)
     return softplus(-inside.amax(dim=1).clamp(min=_LOGIT_FLOOR)).mean()
 
 
 def lung_cross_entropy(logits: Tensor, target: Tensor, lung: Tensor) -> Tensor:
-    """Cross-entropy, a mean over the voxels inside the lungs with y in {0, 1} (0 if there are none).
-
-    Args:
-        logits: any shape.
-        target: 1 lesion, 0 background, anything else ignored; of the shape of `logits`.
-        lung: 0 or 1, of the shape of `logits`.
-
-    Returns:
-        A scalar, float32.
-    """
+    """Cross-entropy, a mean over the voxels inside the lungs with y in {0, 1} (0 if there are none)."""
     counted = _counted(target, lung)
     losses = binary_cross_entropy_with_logits(logits.float(), (target == 1).float(), reduction="none")
     voxels = distributed.sum_over_ranks(counted.sum())
@@ -182,15 +152,8 @@ def lung_cross_entropy(logits: Tensor, target: Tensor, lung: Tensor) -> Tensor:
 def lung_dice_loss(logits: Tensor, target: Tensor, lung: Tensor) -> Tensor:
     """Soft Dice loss inside the lungs: 1 - (2 sum(p y) + 1) / (sum(p) + sum(y) + 1), p = sigmoid(logits).
 
-    After Milletari et al., V-Net (arXiv 1606.04797). Sums are over the voxels of a volume that count.
-
-    Args:
-        logits: (batch, 1, depth, height, width).
-        target: 1 lesion, 0 background, anything else ignored; of the shape of `logits`.
-        lung: 0 or 1, of the shape of `logits`.
-
-    Returns:
-        The mean over the volumes in which a voxel counts, float32.
+    After Milletari et al., V-Net (arXiv 1606.04797). Sums are over the voxels of a volume that count; the mean is over
+    the volumes that have any.
     """
     counted = _counted(target, lung)
     p, y = ((x * counted).flatten(1) for x in (logits.float().sigmoid(), target))
@@ -207,15 +170,8 @@ def _counted(target: Tensor, lung: Tensor) -> Tensor:
 def consistency_loss(logits: Tensor, taught: Tensor, lung: Tensor) -> Tensor:
     """Mean squared difference between probabilities of S and those of its teacher inside the lungs.
 
-    After Tarvainen and Valpola, mean teachers (arXiv 1703.01780).
-
-    Args:
-        logits: of S, (batch, 1, depth, height, width).
-        taught: probabilities of the teacher, of the shape of `logits`; no gradient flows through them.
-        lung: 0 or 1, of the shape of `logits`.
-
-    Returns:
-        The mean over the batch, float32.
+    After Tarvainen and Valpola, mean teachers (arXiv 1703.01780). No gradient flows through the teacher's. The mean
+    over the batch.
     """
     squares = ((logits.float().sigmoid() - taught.detach()) ** 2 * lung).flatten(1).sum(dim=1)
     return (squares / lung.flatten(1).sum(dim=1).clamp(min=1)).mean()

@@ -1,7 +1,8 @@
 """The objective of each training step: how networks and losses are combined.
 
 Symbols: I a diseased volume, I_h a healthy one, I_l a voxel-labelled one with lesion mask Y, M = S(I), I_g = G(I),
-L the lung mask, I_s the synthetic volume.
+L the lung mask, I_s the synthetic volume. All objectives take the networks, two batches of as many volumes, with lung
+masks, the method, and the iteration t.
 """
 
 from __future__ import annotations
@@ -52,13 +53,7 @@ class Networks(NamedTuple):
 
 
 def build_networks(widths: tuple[int, int, int], input_size: tuple[int, int, int], heads: int = 1) -> Networks:
-    """Build the networks with random weights.
-
-    Args:
-        widths: channels of the first layer of S, G and D.
-        input_size: depth, height and width of the volumes that D takes.
-        heads: heads of D.
-    """
+    """Build the networks with random weights, by the widths of S, G and D, and the input size and heads of D."""
     segmenter, generator, discriminator = widths
     return Networks(build_segmenter(segmenter), Generator(generator), Discriminator(discriminator, input_size, heads))
 
@@ -106,13 +101,7 @@ class Objective:
 def synthesise(image: Tensor, lesion: Tensor, lung: Tensor, generated: Tensor) -> Tensor:
     """Compose the synthetic volume: the generated volume inside the lesion, the original elsewhere.
 
-    I_s = M L I_g + (1 - M L) I
-
-    Args:
-        image: I, in [-1, 1].
-        lesion: M, probability in [0, 1].
-        lung: L, 0 or 1.
-        generated: I_g, in [-1, 1].
+    I_s = M L I_g + (1 - M L) I, volumes in [-1, 1]
     """
     inside = lesion * lung
     return inside * generated + (1 - inside) * image
@@ -124,10 +113,7 @@ def paste_lesions(
     """Paste predicted lesions into healthy lungs, and derive the labels of the result.
 
     m = M L_h; I_a = I_h (1 - m) + I m; Y_a = 1 where m > perception_lesion, ignored where
-    perception_background < m <= perception_lesion, 0 elsewhere. No gradient flows through m.
-
-    Returns:
-        I_a and Y_a.
+    perception_background < m <= perception_lesion, 0 elsewhere. No gradient flows through m. Returns I_a and Y_a.
     """
     m = lesion.detach() * healthy_lung
     label = (m > loss.perception_lesion).float()
@@ -163,13 +149,6 @@ def joint_objective(networks: Networks, diseased: Batch, healthy: Batch, method:
       + recons:     mean|G(I_h) - I_h|
       + MIL:        a diseased volume has a lesion somewhere; after `loss.mil_start`
       + perception: F(S(I_a), Y_a); after `loss.perception_start`, rising over `loss.perception_ramp`
-
-    Args:
-        networks: S, G and D; the parameters of D should not require gradients.
-        diseased: I, with lung masks.
-        healthy: I_h, with lung masks, as many volumes as `diseased`.
-        method: constraints, weights and gates.
-        iteration: t.
     """
     loss = method.loss
     logits = networks.segmenter(diseased.image).float()
@@ -179,11 +158,8 @@ def joint_objective(networks: Networks, diseased: Batch, healthy: Batch, method:
     else:
         generated, repeated = networks.generator(diseased.image), None
     generated = generated.float()
-    judged = {
-        "adversarial": synthesise(
-            diseased.image, _scale_gradient(lesion, loss.adversarial_segmenter), diseased.lung, generated
-        )
-    }
+    inside = _scale_gradient(lesion, loss.adversarial_segmenter)
+    judged = {"adversarial": synthesise(diseased.image, inside, diseased.lung, generated)}
     if "genImgToD" in method.constraints:
         judged["genImgToD"] = generated
 
@@ -219,14 +195,7 @@ def segmenter_objective(
     segmentation * [healthy * F(S(I_h), 0) + labelled * FL(S(I_l), Y)]
 
     With the segmentation loss ``cross_entropy_dice``, F is the cross-entropy inside the lungs, and FL the sum of that
-    and the Dice loss.
-
-    Args:
-        networks: S is used.
-        healthy: I_h, with lung masks; not used if its weight is 0.
-        labelled: I_l, with lung and lesion masks.
-        method: segmentation loss, weights and gates.
-        iteration: t; this objective does not depend on it.
+    and the Dice loss. I_h is not used if its weight is 0.
     """
     loss = method.loss
     focal = loss.segmentation_loss == "focal"
@@ -248,18 +217,12 @@ def segmenter_objective(
 
 
 def teacher_objective(networks: Networks, taught: Batch, nothing: Batch, method: Method, iteration: int) -> Objective:
-    """Objective of the segmenter on volumes without voxel labels: the answer of its moving average, the teacher.
+    """Objective of the segmenter on volumes without voxel labels: the output of its moving average, the teacher.
 
     Not part of GASNet: it is the rival that needs no generator and no discriminator.
 
-    teacher * mean (S(I') - M')^2 inside the lungs, M' = teacher(I), I' the disturbed volume; rising over `teacher_ramp`
-
-    Args:
-        networks: S is used.
-        taught: I', with lung masks, and M' as lesion.
-        nothing: not used.
-        method: weights and gates.
-        iteration: t.
+    teacher * mean (S(I') - M')^2 inside the lungs, M' = teacher(I) as the lesion of the batch, I' the disturbed volume;
+    rising over `teacher_ramp`
     """
     objective = Objective("teacher")
     term = consistency_loss(networks.segmenter(taught.image), taught.lesion, taught.lung)
@@ -268,17 +231,10 @@ def teacher_objective(networks: Networks, taught: Batch, nothing: Batch, method:
 
 
 def disturb(image: Tensor, strength: float) -> Tensor:
-    """Change the intensities of each volume at random: gain, offset and noise.
+    """Change the intensities of each volume, in [-1, 1], at random: gain, offset and noise; they may leave the range.
 
     I' = (1 + a) (I + 1) - 1 + b + |c| n, with a, b and c normal with SD `strength`, one each per volume, and n normal
     with SD 1, one per voxel. Drawn from PyTorch's global generator.
-
-    Args:
-        image: (batch, 1, depth, height, width) in [-1, 1].
-        strength: 0 changes nothing.
-
-    Returns:
-        The changed volumes; they may leave [-1, 1].
     """
     if not strength:
         return image
@@ -296,13 +252,6 @@ def discriminator_objective(
       + genImgToD:  (1 - t/T) BCE(D(I_g), other), T the last iteration
 
     M and I_g are computed without gradients.
-
-    Args:
-        networks: S, G and D.
-        diseased: I, with lung masks.
-        healthy: I_h, as many volumes as `diseased`.
-        method: constraints and gates.
-        iteration: t.
     """
     with torch.no_grad():
         lesion = networks.segmenter(diseased.image).float().sigmoid()

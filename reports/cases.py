@@ -6,15 +6,23 @@ write_case_report(Path("report.html"), "Test", columns, views, {"model": "segmen
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from reports.page import MINUS, write_page
-from reports.plots import cohort_plots
-from reports.views import ReportCase, View, encode_case
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
 
-__all__ = ["Column", "ReportCase", "View", "encode_case", "write_case_report"]
+from reports.page import INK, MINUS, Plot, draw, write_page
+from reports.views import View
+
+PREDICTED, TRUE, OTHER = "#e0761a", "#2f8fd0", "#14a37b"
+"""Orange, blue and green, distinguishable with colour blindness (after Okabe and Ito) on light and dark pages."""
+
+LIMITS = 1.96
+"""Standard deviations from the mean difference to the limits of agreement."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,6 @@ def write_case_report(
         columns: columns of the table, in order.
         views: cases, in their initial order.
         facts: value by name for the footer: model, device, versions.
-
-    Raises:
-        OSError: it cannot be written.
     """
     given = {column.key: column for column in columns}
     used = [given.get("id", Column("id", "Case"))]
@@ -93,3 +98,132 @@ def _cell(column: Column, value: str | float | None) -> dict[str, object]:
         return {"text": value, "value": value, "numeric": False}
     digits = 0 if isinstance(value, int) else column.digits
     return {"text": f"{value:.{digits}f}".replace("-", MINUS), "value": repr(value), "numeric": True}
+
+
+def agreement(differences: np.ndarray) -> tuple[float, float | None, float | None]:
+    """Bias and limits of agreement of paired measurements (Bland & Altman, Lancet 1986).
+
+    Returns:
+        The mean, and the mean minus and plus 1.96 sample standard deviations; None for the limits of a single pair.
+    """
+    bias = float(differences.mean())
+    if len(differences) < 2:
+        return bias, None, None
+    spread = LIMITS * float(differences.std(ddof=1))
+    return bias, bias - spread, bias + spread
+
+
+def cohort_plots(rows: Sequence[Mapping[str, str | float | None]]) -> list[Plot]:
+    """Draw the plots for which the rows of the table have values: Dice, volumes, shares of the lungs, severity."""
+    plots = []
+    for key, title, unit, digits, of in (
+        ("dice", "Dice", "Dice", 3, " with lesion"),
+        ("lesion_ml", "Lesion volume", "ml", 1, ""),
+        ("lesion_percent_of_lung", "Lesion in percent of the lung", "%", 1, ""),
+    ):
+        if len(values := _numbers(rows, key)):
+            caption = f"{_cases(values)}{of}: {_spread(values, digits, '' if key == 'dice' else f' {unit}')}."
+            plots.append(draw(key, title, caption, lambda axes, v=values, u=unit: _strips(axes, {"": v}, u), left=0.2))
+    volumes = {name: values for name in ("predicted", "true") if len(values := _numbers(rows, f"{name}_ml"))}
+    if volumes:
+        caption = " ".join(f"{name.capitalize()}, {_cases(v)}: {_spread(v, 1, ' ml')}." for name, v in volumes.items())
+        plots.append(draw("volumes", "Lesion volume", caption, lambda axes: _strips(axes, volumes, "ml"), left=0.75))
+    # A scan without lesion cannot be underestimated, and many of them would hide how far the others are off.
+    pairs = [(row["predicted_ml"], row["true_ml"]) for row in rows if row.get("true_ml")]
+    if pairs:
+        plots.append(_bland_altman(*np.array(pairs).T))
+    if any(row.get("severity") for row in rows):
+        plots.append(_severity(rows))
+    return plots
+
+
+def _bland_altman(predicted: np.ndarray, true: np.ndarray) -> Plot:
+    differences = predicted - true
+    lines = dict(zip(("mean", "lower", "upper"), agreement(differences), strict=True))
+    caption = (
+        f"{_cases(predicted)} with lesion: the predicted volume differs from the true one by "
+        f"{_signed(lines['mean'])} ml on average"
+    )
+    if lines["lower"] is not None:
+        caption += (
+            f"; limits of agreement (mean ± {LIMITS} standard deviations) {_signed(lines['lower'])} to "
+            f"{_signed(lines['upper'])} ml (Bland and Altman 1986)"
+        )
+
+    def paint(axes: Axes) -> None:
+        axes.axhline(0, color=INK, linewidth=0.6, alpha=0.5)
+        axes.scatter((predicted + true) / 2, differences, s=18, color=OTHER, alpha=0.8, linewidths=0)
+        for what, value in lines.items():
+            if value is not None:
+                axes.axhline(value, color=PREDICTED, linewidth=1.2, linestyle="-" if what == "mean" else "--")
+                text = f"{what} {_signed(value)}"
+                axes.annotate(text, (1, value), (-2, 2), ("axes fraction", "data"), "offset points", ha="right")
+        axes.set_xlabel("mean of predicted and true volume, ml")
+        axes.set_ylabel(f"predicted {MINUS} true, ml")
+        axes.margins(y=0.18)
+
+    return draw("bland-altman", "Agreement of volumes (Bland-Altman)", caption + ".", paint, left=0.95)
+
+
+def _severity(rows: Sequence[Mapping[str, str | float | None]]) -> Plot:
+    counts = Counter(str(row["severity"]) for row in rows if row.get("severity"))
+
+    def extent(grade: str) -> float:
+        shares = _numbers([row for row in rows if row.get("severity") == grade], "lesion_percent_of_lung")
+        return float(shares.mean()) if len(shares) else 0.0
+
+    grades = sorted(counts, key=lambda grade: (extent(grade), grade))
+
+    def paint(axes: Axes) -> None:
+        bars = axes.barh(grades, [counts[grade] for grade in grades], color=OTHER, height=0.6)
+        axes.bar_label(bars, padding=3)
+        axes.set_ylim(max(len(grades), 3) - 0.5, -0.5)  # from the top; few grades are no thicker
+        axes.margins(x=0.12)
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+        axes.set_xlabel("scans")
+
+    caption = "Scans by severity: " + ", ".join(f"{grade} {counts[grade]}" for grade in grades) + "."
+    longest = max(map(len, grades))
+    return draw("severity", "Severity", caption, paint, left=0.2 + 0.075 * longest)
+
+
+def _strips(axes: Axes, groups: Mapping[str, np.ndarray], unit: str) -> None:
+    """All values as dots, with quartiles; the scale is logarithmic above 1 if values are far apart."""
+    colours = {"predicted": PREDICTED, "true": TRUE}
+    for number, (name, values) in enumerate(groups.items()):
+        # Fixed shifts, so that dots side by side are seen and the same page comes out every time.
+        shifts = ((np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.5
+        axes.scatter(values, number + shifts, s=16, color=colours.get(name, OTHER), alpha=0.7, linewidths=0)
+        low, middle, high = np.percentile(values, (25, 50, 75))
+        axes.plot([low, high], [number, number], color=INK, linewidth=1)
+        axes.plot([middle, middle], [number - 0.32, number + 0.32], color=INK, linewidth=1.8)
+    largest = max(float(values.max()) for values in groups.values())
+    smallest = min(float(np.median(values)) for values in groups.values())
+    if largest > 30 * max(smallest, 1.0):
+        axes.set_xscale("symlog", linthresh=1.0)
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yticks(range(len(groups)), list(groups))
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(len(groups) - 0.5, -0.5)
+    axes.set_xlabel(f"{unit}; bars: median and quartiles")
+
+
+def _numbers(rows: Sequence[Mapping[str, str | float | None]], key: str) -> np.ndarray:
+    """The finite numbers of a column."""
+    values = (row.get(key) for row in rows)
+    return np.array([value for value in values if isinstance(value, int | float) and np.isfinite(value)], float)
+
+
+def _cases(values: Sequence[float]) -> str:
+    return "1 scan" if len(values) == 1 else f"{len(values)} scans"
+
+
+def _spread(values: np.ndarray, digits: int, unit: str = "") -> str:
+    low, middle, high = np.percentile(values, (25, 50, 75))
+    mean = f"{values.mean():.{digits}f} ± {values.std():.{digits}f}{unit}"
+    return f"mean {mean}, median {middle:.{digits}f} (quartiles {low:.{digits}f} and {high:.{digits}f}){unit}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", MINUS)

@@ -23,8 +23,7 @@ from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 from configs.settings import Settings, read_settings
-from reports.page import write_page
-from reports.plots import Plot, draw
+from reports.page import Plot, draw, write_page
 from utils.cli import new_parser, run
 from utils.errors import GasnetError, SettingsError
 from utils.ledger import read_runs
@@ -47,19 +46,12 @@ _VALIDATION = ("valid/", "validh/", "validwl/")
 
 
 def write_training_report(folder: Path) -> Path:
-    """Write the page of a run atomically.
+    """Write the page of a run, from metrics.jsonl, pictures/, settings.yaml and ledger/ in its folder; return its path.
 
     Missing or damaged parts are left out, so that an interrupted run has a page, too.
 
-    Args:
-        folder: folder of the run, with metrics.jsonl and, if present, pictures/, settings.yaml and ledger/.
-
-    Returns:
-        Path of the page.
-
     Raises:
         GasnetError: the folder holds no run.
-        OSError: the page cannot be written.
     """
     if not (folder / "metrics.jsonl").is_file() and not (folder / "settings.yaml").is_file():
         raise GasnetError(f"{folder}: holds no training run (no metrics.jsonl); name its EXP.OUTPUT_DIR/EXP.ID")
@@ -88,11 +80,7 @@ def write_training_report(folder: Path) -> Path:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Read the entries of a metrics.jsonl in order; incomplete lines, as a killed run leaves, are skipped.
-
-    Raises:
-        OSError: the file exists and cannot be read.
-    """
+    """Read the entries of a metrics.jsonl in order; incomplete lines, as a killed run leaves, are skipped."""
     entries = []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
@@ -120,7 +108,7 @@ def training_plots(entries: Sequence[Mapping[str, float]]) -> list[Plot]:
         plots.append(_validation_dice(curves["valid/dice"]))
     found = {n: c for n, c in curves.items() if n.startswith(_VALIDATION) and n.endswith("_ml")}
     if found:
-        plots.append(_plot("found", "Lesion found in unlabelled scans", found, "ml", prefix=""))
+        plots.append(_plot("found", "Lesion found in unlabelled scans", found, "ml"))
     for objective in objectives:
         terms = {n: c for n, c in curves.items() if n.startswith(f"{objective}/")}
         plots.append(_plot(objective, f"Losses of the {objective} objective", terms, "loss", prefix=f"{objective}/"))
@@ -129,7 +117,7 @@ def training_plots(entries: Sequence[Mapping[str, float]]) -> list[Plot]:
         plots.append(_plot("rates", "Learning rates", rates, "learning rate", prefix="lr/"))
     if "seconds_per_iteration" in curves:
         speed = {"seconds_per_iteration": curves["seconds_per_iteration"]}
-        plots.append(_plot("seconds", "Seconds per iteration", speed, "seconds", prefix=""))
+        plots.append(_plot("seconds", "Seconds per iteration", speed, "seconds"))
     return plots
 
 
@@ -156,7 +144,7 @@ def averaged(curve: Curve, most: int = MOST_POINTS) -> tuple[Curve, int]:
     return (np.add.reduceat(iterations, starts) / counts, np.add.reduceat(values, starts) / counts), every
 
 
-def _plot(name: str, title: str, curves: Mapping[str, Curve], label: str, prefix: str) -> Plot:
+def _plot(name: str, title: str, curves: Mapping[str, Curve], label: str, prefix: str = "") -> Plot:
     short = {key: key.removeprefix(prefix) for key in curves}
     shown = {key: averaged(curve) for key, curve in curves.items()}
     last = ", ".join(f"{short[key]} {values[-1]:.3g}" for key, (_, values) in curves.items())

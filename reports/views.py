@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from datasets.crop import Box, bounding_box
-from datasets.geometry import lps_geometry, lps_view, shape_of
+from datasets.geometry import lps_geometry, lps_view
 
 LEVELS = ((-1350.0, 0), (-160.0, 112), (240.0, 255))
 """HU and their grey values, linear in between, from the lower end of the lung window to the upper end of the
@@ -90,11 +90,7 @@ View = dict[str, Any]
 
 
 def read_view(content: bytes) -> View:
-    """Read a view that was stored as JSON.
-
-    Raises:
-        ValueError: the content is damaged or of another version.
-    """
+    """Read a view that was stored as JSON; ValueError if it is damaged or of another version."""
     view = json.loads(content)
     if not isinstance(view, dict) or view.get("format") != _FORMAT or "planes" not in view:
         raise ValueError("not a view of a case")
@@ -128,14 +124,8 @@ def encode_case(case: ReportCase) -> View:
     """Encode axial and coronal slices of a scan, within the box around its lungs and lesions.
 
     Without a lung mask, the box is that of the body. A crop is shown whole, since its box is the crop itself.
-
-    Raises:
-        ValueError: the arrays differ in shape from the geometry.
     """
     arrays = {name: getattr(case, name) for name in ("hu", "predicted", "true", "lung")}
-    for name, array in arrays.items():
-        if array is not None and array.shape != shape_of(case.geometry):
-            raise ValueError(f"{case.id}: {name} has the shape {array.shape}, not {shape_of(case.geometry)}")
     upright = {name: array if array is None else lps_view(array, case.geometry) for name, array in arrays.items()}
     case = replace(case, geometry=lps_geometry(case.geometry), **upright)
     box = _box(case)
@@ -169,13 +159,14 @@ def _plane(case: ReportCase, box: Box, label: np.ndarray, name: str) -> View:
         region = tuple(s.start + k if number == axis else s for number, s in enumerate(box))
         index = box[axis].start + k
         middle[2 - axis] = index
+        position = case.geometry.TransformContinuousIndexToPhysicalPoint(middle)[coordinate]
         slices.append(
-            dict(
-                index=index,
-                position=round(float(case.geometry.TransformContinuousIndexToPhysicalPoint(middle)[coordinate]), 2),
-                image=_picture(case.hu[region][::step], pixels),
-                mask=_webp(plane * np.uint8(MASK_STEP), lossless=True) if plane.any() else None,
-            )
+            {
+                "index": index,
+                "position": round(float(position), 2),
+                "image": _picture(case.hu[region][::step], pixels),
+                "mask": _webp(plane * np.uint8(MASK_STEP), lossless=True) if plane.any() else None,
+            }
         )
     start = int(np.argmax(lesion[picked])) if lesion.any() else len(picked) // 2
     return {
@@ -185,12 +176,7 @@ def _plane(case: ReportCase, box: Box, label: np.ndarray, name: str) -> View:
 
 
 def picture_size(size: tuple[int, int], spacing: tuple[float, float]) -> tuple[int, int]:
-    """Width and height of the picture of a slice in pixels: at most its voxels; scaled-down pixels are about square.
-
-    Args:
-        size: width and height in voxels.
-        spacing: width and height of a voxel in mm.
-    """
+    """Width and height of the picture of a slice in pixels: at most its voxels; scaled-down pixels are about square."""
     mm_per_pixel = max(n * mm for n, mm in zip(size, spacing, strict=True)) / LARGEST_SIDE
     width, height = (min(n, max(round(n * mm / mm_per_pixel), 1)) for n, mm in zip(size, spacing, strict=True))
     return width, height

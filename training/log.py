@@ -34,13 +34,7 @@ class RunningMeans:
         self._counts: dict[str, Tensor] = {}
 
     def add(self, objective: str, terms: Mapping[str, Tensor], counted: Tensor) -> None:
-        """Add the terms of a step.
-
-        Args:
-            objective: name of the objective, the prefix of the term names.
-            terms: scalars on the device, by name.
-            counted: boolean scalar; False for a step that was skipped.
-        """
+        """Add the terms of a step, scalars on the device by name; `counted` is False for a step that was skipped."""
         for name, value in terms.items():
             name = f"{objective}/{name}"
             value = torch.where(counted, value, 0.0)
@@ -61,14 +55,8 @@ class RunningMeans:
 def discriminator_balance(entry: Mapping[str, float], heads: int) -> dict[str, float]:
     """The discriminator's probability of the correct class, on healthy and on synthetic volumes, for the log.
 
-    Near 1 on both, D dominates; near 0.5 on both, it has collapsed. Either teaches S and G little.
-
-    Args:
-        entry: mean terms of the objectives by name.
-        heads: heads of D, over which its terms are summed.
-
-    Returns:
-        The geometric means exp(-BCE), BCE being the mean over the heads; nothing without a step of D.
+    Near 1 on both, D dominates; near 0.5 on both, it has collapsed. It is the geometric mean exp(-BCE), BCE being the
+    mean over the heads, over which the terms in `entry` are summed; nothing without a step of D.
     """
     terms = {kind: entry.get(f"discriminator/{kind}") for kind in ("healthy", "synthetic")}
     return {f"right/{kind}": math.exp(-term / heads) for kind, term in terms.items() if term is not None}
@@ -152,15 +140,12 @@ def _drop_after(path: Path, done: int) -> None:
 
 @torch.no_grad()
 def picture_grid(networks: Networks, image: Tensor, lung: Tensor) -> Tensor:
-    """Draw the middle slice of each volume, one row per volume: I, M, I_s, I_g.
+    """Draw the middle slice of each volume, one row per volume: I, M, I_s, I_g; (3, height, width) in [0, 1].
 
     Args:
-        networks: S, G and D; S and G are used.
+        networks: S and G are used.
         image: (n, 1, depth, height, width) in [-1, 1].
         lung: lung masks, 0 or 1, of the same shape.
-
-    Returns:
-        (3, height, width) in [0, 1].
     """
     lesion = networks.segmenter(image).float().sigmoid()
     generated = networks.generator(image).float()

@@ -103,14 +103,8 @@ def _parameters(optimizers: Sequence[Optimizer]) -> list[Tensor]:
 
 
 def _tensors(optimizers: Sequence[Optimizer], parameters: Sequence[Tensor]) -> list[Tensor]:
-    states = [
-        value
-        for optimizer in optimizers
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, Tensor)
-    ]
-    return [*parameters, *states]
+    values = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+    return [*parameters, *(value for value in values if isinstance(value, Tensor))]
 
 
 @dataclass

@@ -7,10 +7,15 @@ ranks, each processes its share of every batch and of the validation scans; grad
 from __future__ import annotations
 
 import logging
+import os
 import random
+import signal
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,19 +23,16 @@ from torch import Tensor
 from configs.settings import Settings
 from datasets.cohort import Case, read_volumes
 from datasets.samples import Batch, BatchStream, Samples, batch_size, scan_input
-from models.checkpoint import BEST, LAST, SegmenterFacts, SegmenterInput, Training, save_segmenter
+from evaluation.inference import DICE, validate
 from models.layers import autocast, describe_precision
 from models.objectives import Method, Objective, disturb
 from training.log import RunLog, RunningMeans, discriminator_balance, picture_grid
 from training.optimise import gradients, guarded_step, set_learning_rates
-from training.signals import StopSignal
-from training.states import TrainingState, save_state, state_to_resume
-from training.validation import DICE, validate
+from training.states import TrainingState, save_segmenters, save_state, state_to_resume
 from utils import distributed
 from utils.distributed import keep_freed_memory
 from utils.errors import SettingsError
 from utils.files import write_text
-from utils.ledger import environment, project_version
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,6 @@ class TrainingRun:
         TrainingError: the output folder already holds files of a run, and `resume` is False; or a list of scans has
             changed since the run began.
         CheckpointError: a checkpoint to start or resume from cannot be read or does not fit.
-        OSError: the output folder cannot be written.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class TrainingRun:
         self.state = TrainingState(settings, device, initialise=saved is None)
         position = {} if saved is None else self.state.restore(saved, self.ids, self.folder)
         if saved is not None and distributed.is_rank_zero():
-            self._save_segmenters()  # a run that was killed after it saved this state may lack them
+            save_segmenters(self.state, cohort)  # a run that was killed after it saved this state may lack them
         self.networks, self.optimizers = self.state.networks, self.state.optimizers
         if settings.speed.compile:
             self.networks.segmenter.compile()
@@ -136,7 +137,7 @@ class TrainingRun:
         return unlabelled._replace(image=disturb(unlabelled.image, self.method.loss.disturbance), lesion=lesion)
 
     def minimise(self, objective: Callable[..., Objective], first: Batch, second: Batch, trains: Sequence[str]) -> None:
-        """Take one optimiser step on some networks; the others are frozen.
+        """Take one optimiser step on the networks named in `trains`; the others are frozen.
 
         Args:
             objective: a function of `models.objectives`.
@@ -175,7 +176,10 @@ class TrainingRun:
         if distributed.is_rank_zero() and (done % interval.picture == 0 or finished):
             self.log.picture(done, self._pictures())
         if distributed.is_rank_zero() and save:
-            self._save()
+            # The state first: from it, a run that is killed here writes the segmenters again.
+            position = {split: stream.position for split, stream in self._streams.items()}
+            save_state(self.folder, self.state.content(position, self.ids), done)
+            save_segmenters(self.state, self.cohort)
             self.log.page(now=bool(stop))
         if stop:
             log.warning("stopped at iteration %d, state saved; continue with --resume", done)
@@ -183,7 +187,8 @@ class TrainingRun:
 
     def validated(self) -> bool:
         """Validate; return whether this is the best segmenter so far."""
-        values = validate(self.state.segmenter, self.cohort, self.settings)
+        normalization, precision = self.settings.image.normalization, self.settings.solver.precision
+        values = validate(self.state.segmenter, self.cohort, normalization, precision)
         self.log.scalars(self.iteration, values)
         dice, best = values.get(DICE), self.state.best_dice
         if dice is None or (best is not None and dice <= best):
@@ -218,29 +223,6 @@ class TrainingRun:
         with autocast(self.device, self.settings.solver.precision):
             return picture_grid(self.networks, torch.cat(images).to(self.device), torch.cat(lungs).to(self.device))
 
-    def _save_segmenter(self, name: str, dice: float | None) -> None:
-        image = self.settings.image
-        facts = SegmenterFacts(
-            trained_on=SegmenterInput(size=image.size, window=image.window, normalization=image.normalization),
-            width=self.settings.model.width.unet,
-            iteration=self.iteration,
-            valid_dice=dice,
-            training=_describe(self.settings, self.cohort, self.device),
-            seen=sorted({case.content for cases in self.cohort.values() for case in cases if case.content}),
-        )
-        save_segmenter(self.folder / name, self.state.segmenter, facts)
-
-    def _save_segmenters(self) -> None:
-        self._save_segmenter(LAST, None)
-        if self.state.best_iteration == self.iteration:
-            self._save_segmenter(BEST, self.state.best_dice)
-
-    def _save(self) -> None:
-        # The state first: from it, a run that is killed here writes the segmenters again.
-        position = {split: stream.position for split, stream in self._streams.items()}
-        save_state(self.folder, self.state.content(position, self.ids), self.iteration)
-        self._save_segmenters()
-
 
 def _prepare_torch(settings: Settings, device: torch.device) -> None:
     if device.type == "cpu":
@@ -251,21 +233,51 @@ def _prepare_torch(settings: Settings, device: torch.device) -> None:
     torch.backends.cudnn.allow_tf32 = settings.solver.precision != "fp32"
 
 
-def _describe(settings: Settings, cohort: Mapping[str, Sequence[Case]], device: torch.device) -> Training:
-    """How a segmenter is trained, for its file: no ids of scans, and of folders only the last part."""
-    start = {name: None if path is None else Path(path).name for name, path in settings.init_model}
-    root = Path(settings.dataset.root).resolve().name or "data"
-    shared = settings.model_copy(
-        update={
-            "exp": settings.exp.model_copy(update={"output_dir": "output"}),
-            "dataset": settings.dataset.model_copy(update={"root": root}),
-            "init_model": settings.init_model.model_copy(update=start),
-        }
-    )
-    return Training(
-        cohort=root,
-        scans={split: len(cases) for split, cases in cohort.items()},
-        settings=shared.to_yaml(),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        versions={"GASNet": project_version(), **environment()["versions"]},
-    )
+class StopSignal:
+    """Remembers that SIGINT, SIGTERM, SIGHUP (a closed terminal) or SIGUSR1 (a time limit) arrived.
+
+    Attributes:
+        number: the signal that arrived; 0 if none did.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._handlers: dict[int, Any] = {}
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Catch the signals inside the block; not SIGHUP under nohup."""
+        caught = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            caught.append(signal.SIGHUP)
+        self._handlers = {number: signal.signal(number, self.receive) for number in caught}
+        try:
+            yield
+        finally:
+            self._restore_handlers()
+
+    def receive(self, number: int, _: FrameType | None = None) -> None:
+        """Handle a signal."""
+        self.number = number
+        if number == signal.SIGHUP:
+            _leave_terminal()
+        # A second signal has its usual effect, so that nobody has to wait for a loader that hangs. Under torchrun, a
+        # second one may be the same signal passed on, and torchrun itself kills what hangs.
+        if distributed.world_size() == 1:
+            self._restore_handlers()
+
+    def on_any_rank(self) -> int:
+        """The signal that arrived on any rank, 0 if none did; all ranks must call this."""
+        return max(distributed.gather(self.number))
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+
+def _leave_terminal() -> None:
+    """Discard output to a terminal: once it is closed, writing to it fails."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

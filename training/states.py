@@ -1,4 +1,4 @@
-"""Training states: what a run saves, and resumes from bit for bit."""
+"""What a run saves: states, from which it resumes bit for bit, and segmenters."""
 
 from __future__ import annotations
 
@@ -14,10 +14,24 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from configs.settings import Settings, read_settings_text
-from models.checkpoint import STATE_FORMAT, VERSION, load, load_weights, save
+from datasets.cohort import Case
+from models.checkpoint import (
+    BEST,
+    LAST,
+    STATE_FORMAT,
+    VERSION,
+    SegmenterFacts,
+    SegmenterInput,
+    Training,
+    load,
+    load_weights,
+    save,
+    save_segmenter,
+)
 from models.objectives import build_networks
 from training.optimise import SkippedSteps, build_optimizers
 from utils.errors import CheckpointError, SettingsError, TrainingError, one_line
+from utils.ledger import environment, project_version
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +85,7 @@ class TrainingState:
         return self.networks.segmenter if self.average is None else self.average.module
 
     def content(self, position: Mapping[str, int], ids: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """What to write to a file.
-
-        Args:
-            position: sample position by split.
-            ids: the scans of each split, in their order.
-        """
+        """What to write to a file, with the sample position and the scans, in their order, of each split."""
         content = {
             "networks": {name: network.state_dict() for name, network in self.networks._asdict().items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
@@ -97,15 +106,12 @@ class TrainingState:
         return content if self.average is None else {**content, "average": self.average.state_dict()}
 
     def restore(self, content: Mapping[str, Any], ids: Mapping[str, Sequence[str]], folder: Path) -> dict[str, int]:
-        """Continue from what was written.
+        """Continue from what `content` returned; return the sample position by split.
 
         Args:
-            content: as `content` returned it.
+            content: as it was written.
             ids: the scans of each split today.
             folder: folder of the run, for messages.
-
-        Returns:
-            The sample position by split.
 
         Raises:
             CheckpointError: the content does not fit these settings.
@@ -135,9 +141,8 @@ class TrainingState:
             self.skipped.count = content["skipped"]
             position = dict(content["position"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = one_line(error)
             raise CheckpointError(
-                f"{folder}: its state does not fit these settings ({reason}); resume with its settings.yaml"
+                f"{folder}: its state does not fit these settings ({one_line(error)}); resume with its settings.yaml"
             ) from None
         if not _recorded_as(content["settings"], self.settings):
             log.warning("resuming with settings that differ from those of the saved run")
@@ -163,12 +168,45 @@ def _recorded_as(recorded: str, settings: Settings) -> bool:
         return False
 
 
-def save_state(folder: Path, content: Mapping[str, Any], iteration: int) -> Path:
-    """Write a training state as ``state_<iteration>.pth`` and remove all but the last two states.
+def save_segmenters(state: TrainingState, cohort: Mapping[str, Sequence[Case]]) -> None:
+    """Write the segmenter of a run for use, and as the best one if the last validation found it to be."""
+    settings, iteration = state.settings, state.iteration
+    image = settings.image
+    facts = SegmenterFacts(
+        trained_on=SegmenterInput(size=image.size, window=image.window, normalization=image.normalization),
+        width=settings.model.width.unet,
+        iteration=iteration,
+        training=_describe(settings, cohort, state.device),
+        seen=sorted({case.content for cases in cohort.values() for case in cases if case.content}),
+    )
+    save_segmenter(settings.exp.folder / LAST, state.segmenter, facts)
+    if state.best_iteration == iteration:
+        best = facts.model_copy(update={"valid_dice": state.best_dice})
+        save_segmenter(settings.exp.folder / BEST, state.segmenter, best)
 
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
+
+def _describe(settings: Settings, cohort: Mapping[str, Sequence[Case]], device: torch.device) -> Training:
+    """How a segmenter is trained, for its file: no ids of scans, and of folders only the last part."""
+    start = {name: None if path is None else Path(path).name for name, path in settings.init_model}
+    root = Path(settings.dataset.root).resolve().name or "data"
+    shared = settings.model_copy(
+        update={
+            "exp": settings.exp.model_copy(update={"output_dir": "output"}),
+            "dataset": settings.dataset.model_copy(update={"root": root}),
+            "init_model": settings.init_model.model_copy(update=start),
+        }
+    )
+    return Training(
+        cohort=root,
+        scans={split: len(cases) for split, cases in cohort.items()},
+        settings=shared.to_yaml(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        versions={"GASNet": project_version(), **environment()["versions"]},
+    )
+
+
+def save_state(folder: Path, content: Mapping[str, Any], iteration: int) -> Path:
+    """Write a training state as ``state_<iteration>.pth`` and remove all but the last two states."""
     path = folder / f"state_{iteration:07d}.pth"
     save({"format": STATE_FORMAT, "version": VERSION, **content, "iteration": iteration}, path)
     for old in find_states(folder)[_KEPT_STATES:]:

@@ -87,11 +87,7 @@ def sha256(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all; bytes of names that are no UTF-8 are escaped.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write a text file in UTF-8, whole or not at all; bytes of names that are no UTF-8 are escaped."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -99,9 +95,7 @@ def write_text(path: Path, text: str) -> None:
 def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     """Format rows as CSV with a header line; floats have six significant digits, None is an empty cell.
 
-    Args:
-        columns: keys of the rows, in the order of the table; other keys are left out.
-        rows: one mapping per line.
+    The columns are keys of the rows, in the order of the table; other keys are left out.
     """
     table = io.StringIO()
     writer = csv.DictWriter(table, columns, lineterminator="\n", extrasaction="ignore")

@@ -30,15 +30,6 @@ def test_numbers_of_a_scan_counted_by_hand():
     assert burden.severity == "CT-3"  # of the left lung
 
 
-def test_a_row_has_the_id_and_every_number():
-    row = measure_burden(*scan(), voxel_ml=0.5).row("a")
-    assert list(row) == [
-        *("id", "lesion_ml", "lung_ml", "lesion_percent_of_lung", "right_lung_percent", "left_lung_percent"),
-        *("lesion_mean_hu", "severity"),
-    ]
-    assert row["id"] == "a"
-
-
 def test_no_lesion():
     _, lungs, hu = scan()
     burden = measure_burden(np.zeros(lungs.shape, bool), lungs, hu, 0.5)

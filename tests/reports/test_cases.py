@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from reports.cases import Column, ReportCase, encode_case, first_to_show, write_case_report
+from reports.cases import Column, first_to_show, write_case_report
+from reports.views import ReportCase, encode_case
 from tests.volumes import image_of
 
 SHAPE = (20, 48, 64)

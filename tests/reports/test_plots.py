@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from reports.plots import agreement, cohort_plots
+from reports.cases import agreement, cohort_plots
 
 
 def titles(plots):
