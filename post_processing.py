@@ -29,8 +29,7 @@ from utils.progress import for_each, print_failures
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-    from datasets.scan import Scan
-    from datasets.volumes import Reading
+    from datasets.volumes import Reading, Scan
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
-from torch import nn
 
 from datasets.crop import LungMaskCrop, crop_to_lungs, paste_back, paste_probabilities_back
 from datasets.geometry import image_like, voxel_ml
@@ -24,7 +23,6 @@ from datasets.lung_finders import FindLungs, Lungs
 from datasets.lungs import with_sides
 from datasets.scans import open_scan
 from datasets.volumes import DEFAULT, Reading, Scan
-from evaluation import THRESHOLD
 from evaluation.burden import Burden, measure_burden
 from evaluation.inference import segment
 from models.checkpoint import PUBLISHED_INPUT, SegmenterInput, find_segmenter, load_segmenter
@@ -86,25 +84,6 @@ def prepare_scan(
     # A lung finder labels the sides; given masks may not.
     labels = labels if lungs is None else with_sides(labels, ct, scan)
     return RawScan(ct, labels, image, lung, time.monotonic() - start)
-
-
-def predict_scan(
-    segmenter: nn.Module,
-    scan: RawScan,
-    normalization: str,
-    threshold: float = THRESHOLD,
-    with_probabilities: bool = False,
-) -> FullSize:
-    """Run S, or an `Engine` of it, on the crop of a scan and paste its output back onto the scan's grid."""
-    image, lung = (sitk.GetArrayViewFromImage(crop) for crop in (scan.image, scan.lung))
-    crop = image_like(scan.image, segment(segmenter, image, lung, normalization))
-    mask = paste_back(crop, scan.ct, threshold)
-    lesion = sitk.GetArrayViewFromImage(mask) > 0
-    return FullSize(
-        mask,
-        paste_probabilities_back(crop, scan.ct) if with_probabilities else None,
-        measure_burden(lesion, scan.lungs, scan.hu, voxel_ml(scan.ct)),
-    )
 
 
 class LesionSegmenter:
@@ -183,5 +162,13 @@ class LesionSegmenter:
         return prepare_scan(scan, self.cropper, lungs)
 
     def predict(self, scan: RawScan, with_probabilities: bool = False) -> FullSize:
-        """Run S on a prepared scan; returns mask, burden and, on request, probabilities on the scan's grid."""
-        return predict_scan(self.engine, scan, self.trained_on.normalization, self.threshold, with_probabilities)
+        """Run S on the crop of a scan; returns mask, burden and, on request, probabilities on the scan's grid."""
+        image, lung = (sitk.GetArrayViewFromImage(crop) for crop in (scan.image, scan.lung))
+        crop = image_like(scan.image, segment(self.engine, image, lung, self.trained_on.normalization))
+        mask = paste_back(crop, scan.ct, self.threshold)
+        lesion = sitk.GetArrayViewFromImage(mask) > 0
+        return FullSize(
+            mask,
+            paste_probabilities_back(crop, scan.ct) if with_probabilities else None,
+            measure_burden(lesion, scan.lungs, scan.hu, voxel_ml(scan.ct)),
+        )

@@ -5,7 +5,7 @@ import torch
 
 from datasets.crop import LungMaskCrop
 from datasets.phantom import write_phantoms
-from evaluation.lesion_segmenter import LesionSegmenter, predict_scan, prepare_scan
+from evaluation.lesion_segmenter import LesionSegmenter, prepare_scan
 from models import Segmenter
 from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from tests.volumes import geometry, pixels, write
@@ -19,11 +19,10 @@ def phantom(tmp_path_factory):
     return folder
 
 
-def test_probabilities_and_mask_agree_and_the_numbers_are_those_of_the_files(phantom):
+def test_probabilities_and_mask_agree_and_the_numbers_are_those_of_the_files(phantom, model):
     path, lungpath = (phantom / kind / "diseased_000.nii.gz" for kind in ("ct", "lung"))
-    torch.manual_seed(1)
-    scan = prepare_scan(path, LungMaskCrop(lambda ct: pytest.fail("given"), (16, 32, 32)), lungpath)
-    found = predict_scan(Segmenter(2), scan, "minmax", threshold=0.45, with_probabilities=True)
+    segmenter = LesionSegmenter(model, lungs="threshold", device="cpu", threshold=0.45)
+    found = segmenter.predict(segmenter.prepare(path, lungpath), with_probabilities=True)
     assert geometry(found.mask) == geometry(found.probabilities) == geometry(path)
     mask, probabilities, lung, hu = pixels(found.mask), pixels(found.probabilities), pixels(lungpath), pixels(path)
     np.testing.assert_array_equal(mask, probabilities > np.float32(0.45))

@@ -1,7 +1,3 @@
-import os
-import pickle
-import zipfile
-
 import pytest
 import torch
 from monai.networks.nets import UNet
@@ -78,19 +74,6 @@ def test_a_network_compiled_in_part_loads_but_not_one_that_is_given_twice(tmp_pa
     save({**weights, **segmenter.state_dict()}, tmp_path / "twice.pth")
     with pytest.raises(CheckpointError, match=r"twice\.pth: holds the same weights twice"):
         load_segmenter(tmp_path / "twice.pth", OTHER)
-
-
-@pytest.mark.fault("NaN or Inf in weights")
-@pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
-def test_weights_that_are_not_finite_are_refused(tmp_path, bad):
-    segmenter = Segmenter(2)
-    segmenter.stem[0].weight.data[0] = bad
-    save_segmenter(tmp_path / "ours.pth", segmenter, SegmenterFacts(trained_on=TRAINED_ON, iteration=0))
-    state = reference.published_state(reference.load("segmenter_base4"))
-    save({**state, "conv.weight": state["conv.weight"] * bad}, tmp_path / "published.pth")
-    for name, entry in (("ours.pth", "stem.0.weight"), ("published.pth", "conv.weight")):
-        with pytest.raises(CheckpointError, match=f"{name}: NaN or Inf in its entry '{entry}'"):
-            load_segmenter(tmp_path / name, OTHER)
 
 
 @pytest.mark.fault("another architecture, missing")
@@ -203,46 +186,6 @@ def test_a_state_with_nan_in_it_is_passed_over(tmp_path, caplog, where, bad):
     assert "state_0000002.pth: NaN or Inf in its entry" in caplog.text
 
 
-def damaged_files(path):
-    content = path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        # A byte in the middle of the largest tensor: torch.load alone reads it without a word.
-        largest = max(archive.infolist(), key=lambda info: info.file_size)
-    flipped = bytearray(content)
-    flipped[largest.header_offset + 200 + largest.file_size // 2] ^= 0xFF
-    return {
-        "half": content[: len(content) // 2],
-        "empty": b"",
-        "text": b"this is not a checkpoint\n",
-        "flipped": bytes(flipped),
-        "pickle": pickle.dumps([1, 2]),
-    }
-
-
-@pytest.mark.fault("flipped bytes, cut")
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("damage", ["half", "empty", "text", "flipped", "pickle"])
-def test_a_damaged_checkpoint_is_noticed(tmp_path, damage):
-    save_segmenter(tmp_path / "good.pth", Segmenter(4), SegmenterFacts(trained_on=TRAINED_ON, iteration=0))
-    path = tmp_path / "bad.pth"
-    path.write_bytes(damaged_files(tmp_path / "good.pth")[damage])
-    with pytest.raises(CheckpointError, match=r"bad\.pth: ") as caught:
-        load(path)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.fault("a pickle that would")
-def test_a_checkpoint_that_would_run_something_is_refused(tmp_path):
-    class Payload:
-        def __reduce__(self):
-            return (os.mkdir, (str(tmp_path / "owned"),))
-
-    torch.save({"weights": Payload()}, tmp_path / "evil.pth")
-    with pytest.raises(CheckpointError, match="never run"):
-        load(tmp_path / "evil.pth")
-    assert not (tmp_path / "owned").exists()
-
-
 @pytest.mark.fault("a newer or impossible")
 def test_a_missing_file_and_a_newer_version_are_one_line(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
@@ -252,22 +195,6 @@ def test_a_missing_file_and_a_newer_version_are_one_line(tmp_path):
         with pytest.raises(CheckpointError, match=r"has version .*, this code reads 1") as caught:
             load(tmp_path / "new.pth")
         assert f"version {version}," in str(caught.value)
-
-
-@pytest.mark.fault("a save that fails: full")
-def test_a_save_that_fails_leaves_the_file_that_was_there(tmp_path, monkeypatch):
-    path = tmp_path / "s.pth"
-    save({"value": 1}, path)
-
-    def full_disk(content, path):
-        path.write_bytes(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(CheckpointError, match="No space left on device"):
-        save({"value": 2}, path)
-    assert load(path)["value"] == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["s.pth"]
 
 
 @pytest.mark.fault("a damaged last state")
