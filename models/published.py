@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.discriminator import Discriminator
 from models.generator import Generator
 from models.segmenter import Segmenter
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -119,14 +119,10 @@ def published_heads(state_dict: Mapping[str, Tensor]) -> int | None:
 
 
 def load_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
-    """Load weights of the published code into a network.
+    """Load weights of the published code into a Segmenter, Generator or Discriminator.
 
     Entries of layers that the published forward pass does not use are ignored, and prefixes of wrappers are stripped. A
     spectral norm may be stored in the old form (``weight_orig``) or as a parametrization.
-
-    Args:
-        network: a Segmenter, Generator or Discriminator; unchanged unless all weights fit.
-        state_dict: tensors by published name.
 
     Returns:
         What the weights are: ``segmenter``, ``generator``, ``discriminator with one head`` or ``... two heads``.
@@ -142,25 +138,16 @@ def load_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
             f"the weights of a published {_HEADS[heads]}, this network has {network.heads}; "
             f"set MODEL.DISCRIMINATOR_HEADS={heads}"
         )
+    ours = {_published_name(modules, name): name for name in network.state_dict()}
     given: dict[str, Tensor] = {}
     for name, tensor in without_wrappers(state_dict).items():
         if name.split(".")[0] not in unused:
-            for ours, theirs in _SPECTRAL_NORM.items():
-                name = name.replace(ours, theirs)
-            given[name] = tensor
-    own = network.state_dict()
-    wanted = {_published_name(modules, name): name for name in own}
-    for names, what in ((wanted.keys() - given.keys(), "missing"), (given.keys() - wanted.keys(), "unknown")):
-        if names:
-            raise CheckpointError(
-                f"not the weights of a published {title}: {len(names)} entries {what}, the first {min(names)}"
-            )
-    for name, ours in wanted.items():
-        if given[name].shape != own[ours].shape:
-            raise CheckpointError(
-                f"{name} of the published {title} has shape {tuple(given[name].shape)}, this network needs "
-                f"{tuple(own[ours].shape)}; build the network with the width (and input size) of the weights"
-            )
-    network.load_state_dict({ours: given[name] for name, ours in wanted.items()})
+            for new, old in _SPECTRAL_NORM.items():
+                name = name.replace(new, old)
+            given[ours.get(name, name)] = tensor
+    try:
+        network.load_state_dict(given)
+    except RuntimeError as error:
+        raise CheckpointError(f"not the weights of a published {title} of this size ({one_line(error)})") from None
     log.info("loaded the weights of a published %s", title)
     return title
