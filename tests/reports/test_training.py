@@ -136,13 +136,6 @@ def test_the_page_shows_curves_pictures_and_settings(run_folder, opened):
         assert "earlier" not in facts
 
 
-def test_on_a_phone_nothing_scrolls_sideways(run_folder, opened):
-    with opened(write_training_report(run_folder), 390, 844, has_touch=True, is_mobile=True) as page:
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
-        page.locator("#only-changed").uncheck()
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
-
-
 def test_a_run_that_has_logged_nothing_yet_has_a_page_and_another_folder_none(tmp_path, capsys):
     (tmp_path / "settings.yaml").write_text("EXP: {ID: young}\n")
     page = write_training_report(tmp_path).read_text(encoding="utf-8")
