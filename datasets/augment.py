@@ -43,18 +43,9 @@ def build_affine() -> iaa.Augmenter:
     Beyond its border, the image is continued with black, its edge, a mirror image or its other side, drawn anew for
     each sample. Masks are always continued with 0, so mirrored tissue carries no label.
     """
-    return iaa.Affine(
-        scale={"x": SCALE, "y": SCALE},
-        translate_percent=None,
-        translate_px=None,
-        rotate=ROTATION,
-        shear=None,
-        order=[0, 1],
-        cval=0,
-        mode=imgaug.ALL,
-        fit_output=False,
-        backend="auto",
-    )
+    scale, unused = {"x": SCALE, "y": SCALE}, dict.fromkeys(("translate_percent", "translate_px", "shear"))
+    continued = {"order": [0, 1], "cval": 0, "mode": imgaug.ALL, "fit_output": False, "backend": "auto"}
+    return iaa.Affine(scale=scale, rotate=ROTATION, **unused, **continued)
 
 
 def build_blur() -> iaa.Augmenter:
@@ -63,13 +54,12 @@ def build_blur() -> iaa.Augmenter:
     A square of two voxels would move the image by half a voxel along each axis. It is replaced by a centred kernel of
     the same variance.
     """
-    gaussian = iaa.GaussianBlur(sigma=BLUR_SD)
-    return iaa.OneOf([gaussian, iaa.Convolve(lambda image, channels, random_state: _draw_kernel(random_state))])
 
+    def draw_kernel(image: np.ndarray, channels: int, random_state: imgaug.random.RNG) -> np.ndarray:
+        line = BLUR_KERNELS[random_state.integers(len(BLUR_KERNELS))]
+        return np.outer(line, line)
 
-def _draw_kernel(random_state: imgaug.random.RNG) -> np.ndarray:
-    line = BLUR_KERNELS[random_state.integers(len(BLUR_KERNELS))]
-    return np.outer(line, line)
+    return iaa.OneOf([iaa.GaussianBlur(sigma=BLUR_SD), iaa.Convolve(draw_kernel)])
 
 
 def build_elastic() -> iaa.Augmenter:

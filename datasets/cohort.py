@@ -56,44 +56,26 @@ _LONGEST_ID = 240  # bytes; file systems take names of 255
 
 @dataclass(frozen=True)
 class Case:
-    """Files of one scan of a cohort.
-
-    Attributes:
-        id: id of the scan.
-        image: the crop of the CT.
-        lung: its lung mask.
-        lesion: its lesion mask; None if the scan has no voxel label.
-        turned: turn all volumes along y when reading them.
-        highest_lesion: lesion labels from 1 to this one are lesion, higher ones an error.
-        content: checksum of the CT's voxels or, of a crop that is not in the ledger, of the crop's.
-        note: what tests on the scan should say.
-    """
+    """Files of one scan of a cohort."""
 
     id: str
     image: Path
     lung: Path
-    lesion: Path | None
-    turned: bool = False
-    highest_lesion: int = 1
-    content: str = ""
-    note: str | None = None
+    lesion: Path | None  # None if the scan has no voxel label
+    turned: bool = False  # turn all volumes along y when reading them
+    highest_lesion: int = 1  # lesion labels from 1 to this one are lesion, higher ones an error
+    content: str = ""  # checksum of the CT's voxels or, of a crop that is not in the ledger, of the crop's
+    note: str | None = None  # what tests on the scan should say
 
 
 @dataclass(frozen=True)
 class Volumes:
-    """The arrays of one case, (z, y, x).
+    """The arrays of one case, (z, y, x)."""
 
-    Attributes:
-        image: float32, 0..255.
-        lung: uint8, 0 or 1.
-        lesion: uint8, 0 or 1; all 0 if the case has no voxel label.
-        geometry: the image as it was read: size, spacing, origin and direction of the arrays.
-    """
-
-    image: np.ndarray
-    lung: np.ndarray
-    lesion: np.ndarray
-    geometry: sitk.Image
+    image: np.ndarray  # float32, 0..255
+    lung: np.ndarray  # uint8, 0 or 1
+    lesion: np.ndarray  # uint8, 0 or 1; all 0 if the case has no voxel label
+    geometry: sitk.Image  # the image as it was read: size, spacing, origin and direction of the arrays
 
 
 def lesion_folder(root: Path) -> Path:

@@ -23,19 +23,12 @@ LUNG_FINDERS = ("lungmask", "threshold")
 
 @dataclass(frozen=True)
 class Lungs:
-    """Where lung masks come from.
+    """Where lung masks come from."""
 
-    Attributes:
-        source: one of `LUNG_FINDERS`, or a folder of lung masks.
-        model: model of lungmask.
-        weights: file with the weights of that model; None downloads them on first use.
-        precision: of its network, ``auto``, ``fp32`` or ``bf16``, see `models.engine.precision_of_lungs`.
-    """
-
-    source: str = "lungmask"
-    model: str = "R231"
-    weights: Path | None = None
-    precision: str = "auto"
+    source: str = "lungmask"  # one of `LUNG_FINDERS`, or a folder of lung masks
+    model: str = "R231"  # of lungmask
+    weights: Path | None = None  # file with the weights of that model; None downloads them on first use
+    precision: str = "auto"  # of its network: auto, fp32 or bf16, see `models.engine.precision_of_lungs`
 
     @property
     def folder(self) -> Path | None:

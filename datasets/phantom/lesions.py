@@ -31,19 +31,12 @@ MIN_LESION_ML = 2.0
 
 @dataclass(frozen=True)
 class Filling:
-    """How a kind of lesion fills the airspace.
+    """How a kind of lesion fills the airspace."""
 
-    Attributes:
-        share: range of the share of the airspace that is filled, up to soft tissue.
-        texture: relative SD of the share within a lesion.
-        septa: additional share in thin sheets.
-        flat: ratio of the lesion's shortest to its other axes.
-    """
-
-    share: tuple[float, float]
-    texture: float
-    septa: float = 0.0
-    flat: float = 1.0
+    share: tuple[float, float]  # range of the share that is filled, up to soft tissue
+    texture: float  # relative SD of the share within a lesion
+    septa: float = 0.0  # additional share in thin sheets
+    flat: float = 1.0  # ratio of the lesion's shortest to its other axes
 
 
 FILLINGS: Mapping[str, Filling] = {
@@ -66,17 +59,11 @@ STAGES: Mapping[str, tuple[float, Mapping[str, float]]] = {
 
 @dataclass(frozen=True)
 class Patient:
-    """The lesions of one patient.
+    """The lesions of one patient."""
 
-    Attributes:
-        stage: key of `STAGES`, or None.
-        kinds: share by lesion kind.
-        level: where in the ranges of `FILLINGS` this patient's lesions lie, 0..1.
-    """
-
-    stage: str | None
-    kinds: Mapping[str, float]
-    level: float
+    stage: str | None  # key of `STAGES`
+    kinds: Mapping[str, float]  # share by lesion kind
+    level: float  # where in the ranges of `FILLINGS` the lesions lie, 0..1
 
 
 def draw_patient(rng: np.random.Generator, stages: bool = True) -> Patient:

@@ -32,15 +32,7 @@ MURRAY_EXPONENT = 2.6
 
 
 def lung_distance(cavity: Array, above: Array, body: Anatomy, g: Frame, tubes: Array) -> Array:
-    """Distance to the lungs in mm: the cavity above the diaphragm without mediastinum, heart and spine.
-
-    Args:
-        cavity: distance to the chest cavity.
-        above: height above the diaphragm in mm.
-        body: anatomy.
-        g: voxel grid.
-        tubes: voxel fractions of great vessels and central airways with their walls.
-    """
+    """Distance to the lungs in mm: the cavity above the diaphragm without mediastinum, heart, spine and great tubes."""
     lung = intersect(cavity + 2.5, -0.75 * above, 3)
     lung = intersect(lung, -mediastinum_distance(body, g), 8)
     heart = g.box(HEART, HEART_REACH)
@@ -115,23 +107,14 @@ def lung_trees(
 
 @dataclass(frozen=True)
 class Lung:
-    """What confounders change and need; arrays are (z, y, x).
-
-    Attributes:
-        frame: voxel grid.
-        body: anatomy.
-        tissue: HU of the lungs; changed in place.
-        mask: lungs, non-zero inside.
-        depth: distance to the pleura in mm, 0 outside.
-        above: height above the diaphragm in mm.
-    """
+    """What confounders change and need; arrays are (z, y, x)."""
 
     frame: Frame
     body: Anatomy
-    tissue: Array
-    mask: Array
-    depth: Array
-    above: Array
+    tissue: Array  # HU of the lungs; changed in place
+    mask: Array  # non-zero inside
+    depth: Array  # distance to the pleura in mm, 0 outside
+    above: Array  # height above the diaphragm in mm
 
 
 def _dependent(rng: np.random.Generator, lung: Lung, strength: float) -> None:

@@ -39,19 +39,12 @@ PLAIN_SITE = "A"
 
 @dataclass(frozen=True)
 class Hardness:
-    """What makes scans hard; each can be switched off. Everything but the lesions is independent of the disease.
+    """What makes scans hard; each can be switched off. Everything but the lesions is independent of the disease."""
 
-    Attributes:
-        sites: different scanners; otherwise `PLAIN_SITE`.
-        inspiration: lungs from deep inspiration to expiration.
-        confounders: strength of the confounders, 0 to 1; 0 is off.
-        stages: different stages of the disease; otherwise one mixture.
-    """
-
-    sites: bool = True
-    inspiration: bool = True
-    confounders: float = 1.0
-    stages: bool = True
+    sites: bool = True  # different scanners; otherwise `PLAIN_SITE`
+    inspiration: bool = True  # lungs from deep inspiration to expiration
+    confounders: float = 1.0  # their strength; 0 is off
+    stages: bool = True  # different stages of the disease; otherwise one mixture
 
 
 HARD, EASY = Hardness(), Hardness(sites=False, inspiration=False, confounders=0.0, stages=False)

@@ -86,29 +86,17 @@ def draw_crop_frame(rng: np.random.Generator, body: Anatomy, size: tuple[int, in
 
 @dataclass(frozen=True)
 class Site:
-    """A scanner; ranges are uniform over scans.
+    """A scanner; ranges are uniform over scans."""
 
-    Attributes:
-        slices: slice thickness and distance, in mm.
-        blur: sigma of the in-plane point spread, in mm.
-        edges: strength of the edge enhancement.
-        noise: SD of the noise in tissue, in HU; half of it in air.
-        correlation: sigma of the noise's in-plane correlation, in pixels.
-        gain: maximum relative error of the HU scale, relative to air.
-        offset: maximum HU offset.
-        streaks: whether part of the noise forms streaks along x.
-        levels: grey levels of the window of 1500 HU, for scans stored with 8 bits; None for HU.
-    """
-
-    slices: Range
-    blur: Range
-    edges: Range
-    noise: Range
-    correlation: float
-    gain: float
-    offset: float
-    streaks: bool = False
-    levels: int | None = None
+    slices: Range  # slice thickness and distance, in mm
+    blur: Range  # sigma of the in-plane point spread, in mm
+    edges: Range  # strength of the edge enhancement
+    noise: Range  # SD in tissue, in HU; half of it in air
+    correlation: float  # sigma of the noise's in-plane correlation, in pixels
+    gain: float  # maximum relative error of the HU scale, relative to air
+    offset: float  # maximum HU offset
+    streaks: bool = False  # whether part of the noise forms streaks along x
+    levels: int | None = None  # grey levels of the window of 1500 HU, for scans stored with 8 bits
 
 
 SITES: Mapping[str, Site] = {

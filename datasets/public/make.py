@@ -44,42 +44,25 @@ class Mask(NamedTuple):
 
 @dataclass(frozen=True)
 class PublicScan:
-    """A scan of a public set.
+    """A scan of a public set."""
 
-    Attributes:
-        id: id, unique over all sets.
-        group: its list, unless it is labelled or held out.
-        patient: equal for scans of the same patient.
-        ct: the CT.
-        lesion: lesion mask; None if the set has none for this scan.
-        lung: lung mask; None if lungs are to be found.
-        grey: whether the CT is distributed as grey values 0..255.
-    """
-
-    id: str
-    group: str
-    patient: str
+    id: str  # unique over all sets
+    group: str  # its list, unless it is labelled or held out
+    patient: str  # equal for scans of the same patient
     ct: Scan
-    lesion: Mask | None = None
-    lung: Mask | None = None
-    grey: bool = False
+    lesion: Mask | None = None  # None if the set has none for this scan
+    lung: Mask | None = None  # None if lungs are to be found
+    grey: bool = False  # whether the CT is distributed as grey values 0..255
 
 
 @dataclass
 class Found:
-    """The content of an unpacked download.
+    """The content of an unpacked download."""
 
-    Attributes:
-        scans: complete scans by id.
-        failed: reason by id of the incomplete ones.
-        counts: number of files found and number in the complete set, by kind of file.
-        odd: other findings, one line each.
-    """
-
-    scans: dict[str, PublicScan] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    counts: dict[str, tuple[int, int]] = field(default_factory=dict)
-    odd: list[str] = field(default_factory=list)
+    scans: dict[str, PublicScan] = field(default_factory=dict)  # complete scans by id
+    failed: dict[str, str] = field(default_factory=dict)  # reason by id of the incomplete ones
+    counts: dict[str, tuple[int, int]] = field(default_factory=dict)  # files found and in the complete set, by kind
+    odd: list[str] = field(default_factory=list)  # other findings, one line each
 
 
 def find_public_scans(public_set: PublicSet, download: Path, skip: Path | None = None) -> Found:

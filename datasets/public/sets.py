@@ -36,23 +36,14 @@ class Labels:
 
 @dataclass(frozen=True)
 class Names:
-    """How the files of some of a set's scans are called, and what follows from that.
+    """How the files of some of a set's scans are called, and what follows from that."""
 
-    Attributes:
-        pattern: of the whole name, in lower case and without extension; its groups are numbers.
-        case: format of the scan's name with these numbers, the same for all spellings.
-        group: group of the scans, unless one of their files decides it (`PublicSet.group_of_kind`).
-        patient: format of the patient with the numbers; by default every scan is a patient.
-        grey: whether these CTs are distributed as grey values 0..255.
-        label_note: remark if such a scan is the labelled one.
-    """
-
-    pattern: str
-    case: str
-    group: str
-    patient: str | None = None
-    grey: bool = False
-    label_note: str | None = None
+    pattern: str  # of the whole name, in lower case and without extension; its groups are numbers
+    case: str  # format of the scan's name with these numbers, the same for all spellings
+    group: str  # of the scans, unless one of their files decides it (`PublicSet.group_of_kind`)
+    patient: str | None = None  # format of the patient with the numbers; by default every scan is a patient
+    grey: bool = False  # whether these CTs are distributed as grey values 0..255
+    label_note: str | None = None  # remark if such a scan is the labelled one
 
 
 @dataclass(frozen=True)

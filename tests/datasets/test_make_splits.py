@@ -6,7 +6,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from datasets.make_splits import LISTS, amount, cohort_ids, main, make_splits
+from datasets.make_splits import amount, cohort_ids, main, make_splits
 from tests.volumes import write
 from utils.cli import run
 from utils.errors import CohortError
@@ -202,11 +202,11 @@ def test_a_cohort_that_is_being_made_is_refused(root, capsys):
     assert "a0 is not finished; run lungCrop.py again" in capsys.readouterr().err
 
 
-def test_the_command_writes_the_lists(root, capsys):
-    assert main([str(root), "--healthy", "h*", "--valid", "2", "--validh", "0.25", "--test", "3"]) == 0
-    lists = {path.stem: path.read_text().splitlines() for path in (root / "id_txt").iterdir()}
-    assert set(lists) == set(LISTS.values())
-    assert {name: len(ids) for name, ids in lists.items()} == {
+def test_the_command_writes_the_lists(root, tmp_path, capsys):
+    path = tmp_path / "healthy.txt"
+    path.write_text("\n".join(HEALTHY))
+    assert main([str(root), "--healthy-list", str(path), "--valid", "2", "--validh", "0.25", "--test", "3"]) == 0
+    assert {name: len(ids) for name, ids in lists(root).items()} == {
         "train_id_L": 1, "train_id_WL": 12, "train_id_H": 9, "valid_id_L": 2, "valid_id_WL": 0, "valid_id_H": 3,
         "test_id_L": 3, "test_id_H": 0,
     }  # fmt: skip
@@ -230,18 +230,6 @@ def test_lists_of_the_user_are_not_replaced(root, capsys):
     assert main(arguments) == 0
     assert run(lambda: main([*anew, "--seed", "3"])) == 1
     assert "was not written by this command" in capsys.readouterr().err
-
-
-def test_healthy_scans_by_a_list(root, tmp_path):
-    path = tmp_path / "healthy.txt"
-    path.write_text("\n".join(HEALTHY[:4]))
-    labelled, unlabelled, healthy = cohort_ids(root, HEALTHY[:4])
-    assert healthy == HEALTHY[:4]
-    # The other healthy ones now count as diseased: nothing says that they are not.
-    assert set(unlabelled) == set(UNLABELLED + HEALTHY[4:])
-    assert labelled == LABELLED
-    assert main([str(root), "--healthy-list", str(path)]) == 0
-    assert len((root / "id_txt" / "train_id_H.txt").read_text().splitlines()) == 4 - round(0.2 * 4)
 
 
 @pytest.mark.parametrize(
