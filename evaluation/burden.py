@@ -31,16 +31,10 @@ _LIMITS = (0.0, 25.0, 50.0, 75.0)
 
 @dataclass(frozen=True)
 class Burden:
-    """What a lesion mask says of one scan, at the scan's own resolution; None where a number has no meaning.
+    """What a lesion mask says of one scan, at its native resolution; None where a number has no meaning.
 
-    Attributes:
-        lesion_ml: volume of the mask.
-        lung_ml: volume of the lungs.
-        lesion_percent_of_lung: share of the lungs that is lesion; None without lungs.
-        right_lung_percent: of the right lung; None where there is none, or sides are not known.
-        left_lung_percent: likewise.
-        lesion_mean_hu: mean HU of the mask's voxels; None where it is empty.
-        severity: ``CT-0`` to ``CT-4``, see `severity`; None without lungs.
+    Volumes of the mask and the lungs, the share of the lungs and of each lung that is lesion, the mean HU of the mask,
+    and the grade, see `severity`.
     """
 
     lesion_ml: float

@@ -23,15 +23,7 @@ DICE = "valid/dice"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the segmenter finds in one scan.
-
-    Attributes:
-        case: the scan.
-        volumes: its arrays.
-        probability: float32, (z, y, x), 0 outside the lungs.
-        threshold: probabilities above it are lesion.
-        score: row of scores of `mask`, see `evaluation.metrics`.
-    """
+    """What the segmenter finds in one scan: probabilities, float32 (z, y, x), 0 outside the lungs, and their scores."""
 
     case: Case
     volumes: Volumes
@@ -82,16 +74,9 @@ def predict_case(
     threshold: float = THRESHOLD,
     tolerance_mm: float | None = None,
 ) -> Prediction:
-    """Run the segmenter on a scan of a cohort, and score what it finds.
+    """Run the segmenter on a scan of a cohort, as `segment`, and score what it finds, as `score_scan`.
 
-    Args:
-        segmenter: S, on its device.
-        case: the scan.
-        split: key in DATASET.SPLIT; says whether the truth is a mask, no lesion, or unknown.
-        normalization: IMAGE.NORMALIZATION of the training.
-        precision: SOLVER.PRECISION.
-        threshold: probabilities above it are lesion.
-        tolerance_mm: of the surface Dice; None leaves out the scores of surfaces and lesions.
+    The split says whether the truth is a mask, no lesion, or unknown.
 
     Raises:
         VolumeError: the scan cannot be read.

@@ -81,20 +81,10 @@ def make_results(
 ) -> tuple[dict[str, Entry], dict[str, str]]:
     """Make the results that are missing or not up to date, and write the files about all scans.
 
-    All ranks must call this. The files are about the results of other parts, too; parts wait for each other.
-
-    Args:
-        ledger: of the results.
-        recipes: of all results, by id; other results in the folder are named in a warning.
-        begin: as for `do_left`, and so are `doing`, `part`, `prepare` and `progress`.
-        doing: label of the progress bar.
-        names: files that `write` writes.
-        write: called with the entries of the results that were made, and with the reasons of those that failed, by id.
-        part: make results of this part only.
-        overwrite: make all, and remove the results of other models.
-        prepare: prepares a scan.
-        progress: show a progress bar.
-        facts: of the run, for the ledger, see `recording`.
+    All ranks must call this; arguments as for `do_left` and, with the facts of the run, `recording`. The files, whose
+    names are given, are about the results of other parts, too; parts wait for each other. `write` is called with the
+    entries of the results that were made, and with the reasons of those that failed, by id. Results that are not among
+    `recipes` are named in a warning; `overwrite` removes those of other models.
 
     Returns:
         On rank 0 the entries of all results that are there; and the reason by id of those that could not be made now.

@@ -27,15 +27,7 @@ LIMITS = 1.96
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table.
-
-    Attributes:
-        key: key in the values of a `View`.
-        title: heading.
-        unit: unit, shown beside the heading.
-        digits: decimal places.
-        help: explanation, one sentence.
-    """
+    """A column of the table: key in the values of a `View`, heading, unit, decimal places, and an explanation."""
 
     key: str
     title: str

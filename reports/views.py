@@ -52,14 +52,8 @@ Values = Mapping[str, str | float | None]
 class ReportCase:
     """A scan and its prediction, for a page.
 
-    Attributes:
-        id: any text.
-        geometry: image with the geometry of the arrays, in any orientation; its voxels are not used.
-        hu: (z, y, x), HU.
-        predicted: predicted lesion, bool, of the same shape.
-        true: reference lesion, bool, of the same shape; None if unknown.
-        lung: lung mask, non-zero inside, of the same shape; None if unknown.
-        values: row of the table; missing values are None or NaN.
+    Arrays are (z, y, x): HU, predicted and reference lesion (bool), and a lung mask, not 0 inside; None if unknown. The
+    geometry is that of an image in any orientation. Missing values of the table are None or NaN.
     """
 
     id: str

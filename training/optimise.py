@@ -109,12 +109,7 @@ def _tensors(optimizers: Sequence[Optimizer], parameters: Sequence[Tensor]) -> l
 
 @dataclass
 class SkippedSteps:
-    """Counts the steps that were reverted, with their batches; synchronises with the device only in `check`.
-
-    Args:
-        limit: skipped steps that a run tolerates.
-        count: steps skipped so far.
-    """
+    """Counts the steps that were reverted, up to a limit; synchronises with the device only in `check`."""
 
     limit: int
     count: int = 0
