@@ -90,13 +90,16 @@ def same_files(output, whole):
         assert (output / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+def as_dicom(folder, image):
+    place = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
+    return write_dicom(folder, (pixels(image) + 1024).astype(np.int16), **place)
+
+
 def mixed_scans(phantoms, folder):
     """The phantoms as three types of file, in three orientations: NIfTI, NRRD and DICOM."""
     write(folder / "one.nii.gz", sitk.DICOMOrient(sitk.ReadImage(str(phantoms / "ct" / f"{IDS[0]}.nii.gz")), "RAI"))
     write(folder / "two.nrrd", sitk.DICOMOrient(sitk.ReadImage(str(phantoms / "ct" / f"{IDS[1]}.nii.gz")), "PIR"))
-    image = sitk.DICOMOrient(sitk.ReadImage(str(phantoms / "ct" / f"{IDS[2]}.nii.gz")), "RPI")
-    place = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
-    write_dicom(folder / "three", (pixels(image) + 1024).astype(np.int16), **place)
+    as_dicom(folder / "three", sitk.DICOMOrient(sitk.ReadImage(str(phantoms / "ct" / f"{IDS[2]}.nii.gz")), "RPI"))
     return {"one": "one.nii.gz", "two": "two.nrrd", "three": "three.nii.gz"}
 
 
@@ -341,23 +344,22 @@ def test_dicom_in_dicom_seg_out(phantoms, model, tmp_path, capsys):
     # Without lesion there is none, and that is done.
     output = tmp_path / "none"
     path, mask = output / "dicom_seg" / "three.dcm", output / "masks" / "three.nii.gz"
-    assert predicted(raw / "three", model, output, "--dicom-seg") == 0
+    assert predicted(raw, model, output, "--dicom-seg") == 0
     assert path.is_file()
-    assert predicted(raw / "three", model, output, "--dicom-seg", "--threshold", "0.99") == 0
+    assert predicted(raw, model, output, "--dicom-seg", "--threshold", "0.99") == 0
     assert not path.exists()
     row = rows(output)["three"]
     assert (row["lesion_ml"], row["lesion_mean_hu"], row["severity"]) == ("0", "", "CT-0")
     before = mask.stat().st_mtime_ns
-    assert predicted(raw / "three", model, output, "--dicom-seg", "--threshold", "0.99") == 0
+    assert predicted(raw, model, output, "--dicom-seg", "--threshold", "0.99") == 0
     assert mask.stat().st_mtime_ns == before
 
 
 def test_an_export_of_patients_studies_and_series_is_done_series_by_series(phantoms, model, tmp_path, capsys):
     export, output, lungs = tmp_path / "export", tmp_path / "out", tmp_path / "lungs"
     for case_id, series in (("diseased_000", "1.2.3"), ("diseased_001", "1.2.4")):
-        image = sitk.ReadImage(str(phantoms / "ct" / f"{case_id}.nii.gz"))
-        place = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
-        write_dicom(export / "patient" / "study" / series, (pixels(image) + 1024).astype(np.int16), **place)
+        ct = sitk.ReadImage(str(phantoms / "ct" / f"{case_id}.nii.gz"))
+        as_dicom(export / "patient" / "study" / series, ct)
         lungs.mkdir(exist_ok=True)
         shutil.copy(phantoms / "lung" / f"{case_id}.nii.gz", lungs / f"patient_study_{series}.nii.gz")
     ids = ["patient_study_1.2.3", "patient_study_1.2.4"]
@@ -383,19 +385,18 @@ def test_an_export_of_patients_studies_and_series_is_done_series_by_series(phant
 
 
 def test_a_dicom_seg_that_cannot_be_made_does_not_cost_the_mask(phantoms, model, output, tmp_path, capsys):
-    raw = tmp_path / "raw"
-    mixed_scans(phantoms, raw)
-    path = next((raw / "three").iterdir())
+    scan = as_dicom(tmp_path / "three", sitk.ReadImage(str(phantoms / "ct" / f"{IDS[0]}.nii.gz")))
+    path = next(scan.iterdir())
     data = pydicom.dcmread(path)
     del data.FrameOfReferenceUID
     data.save_as(path)
-    assert predicted(raw / "three", model, output, "--dicom-seg") == 1
+    assert predicted(scan, model, output, "--dicom-seg") == 1
     out = capsys.readouterr().out
     assert f"failed: three: mask written, DICOM SEG not: {path}: has no valid FrameOfReferenceUID" in out
     assert "1 of 1 scans have a mask" in out
     assert (output / "masks" / "three.nii.gz").is_file()
     assert not (output / "dicom_seg").exists()
-    assert predicted(raw / "three", model, output) == 0
+    assert predicted(scan, model, output) == 0
     assert "1 had it before" in capsys.readouterr().out
 
 
