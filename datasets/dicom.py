@@ -244,9 +244,7 @@ def _slice_of(path: Path, header: Elements, image_type: tuple[str, ...]) -> Slic
     rescale = tuple(_text(header, name) or None for name in ("RescaleSlope", "RescaleIntercept"))
     for value in rescale:
         _number(value or 0)
-    padding, spacing, count = (
-        header.get(name) for name in ("PixelPaddingValue", "PixelSpacing", "ImagesInAcquisition")
-    )
+    padding, spacing, count = map(header.get, ("PixelPaddingValue", "PixelSpacing", "ImagesInAcquisition"))
     return Slice(
         path=path,
         frame=None,

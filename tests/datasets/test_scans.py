@@ -236,6 +236,11 @@ def test_other_objects_are_passed_over_by_what_they_are_even_with_the_series_own
         ImagePositionPatient=None,
         Rows=None,
     )
+    plain = pydicom.dcmread(first)
+    plain.SOPClassUID, plain.InstanceNumber = "1.2.840.10008.5.1.4.1.1.7", "12"
+    del plain.ImagePositionPatient
+    plain.save_as(folder / "odd")
+    (folder / "odd").write_bytes((folder / "odd").read_bytes().replace(b"IS\x02\x0012", b"IS\x02\x00x2"))
     changed_slice(first, folder / "dose.dcm", ImageType=["DERIVED", "SECONDARY"], ImagePositionPatient=None)
     changed_slice(first, folder / "screen", SOPClassUID="1.2.840.10008.5.1.4.1.1.7", ImagePositionPatient=None)
     changed_slice(first, folder / "scout.dcm", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
@@ -252,8 +257,14 @@ def test_other_objects_are_passed_over_by_what_they_are_even_with_the_series_own
     (folder / "preview").mkdir()
     np.testing.assert_array_equal(taken(tmp_path), STORED)
     summary = index_scans(tmp_path).summary()
-    for kind in ("X-Ray Radiation Dose SR", "scout view", "MR Image", "DICOM directory", "Secondary Capture Image"):
+    for kind in (
+        "X-Ray Radiation Dose SR",
+        "scout view",
+        "MR Image",
+        "DICOM directory",
+    ):
         assert f"passed over: {kind} (1)" in summary
+    assert "passed over: Secondary Capture Image (2)" in summary
 
 
 @pytest.mark.fault("no file meta header")
