@@ -165,6 +165,8 @@ def _slices_of(path: Path, header: Elements, meta: Elements, has_pixels: bool) -
     sop_class, modality = str(header.get("SOPClassUID") or stored), str(header.get("Modality") or "")
     if _DIRECTORY in (sop_class, stored):
         return [Other(path, "DICOM directory")]
+    if sop_class and not UID(sop_class).is_valid:
+        raise ValueError("no kind of object")
     if "SOPClassUID" not in header and not modality and "Rows" not in header:
         raise ValueError("no image and no kind of object")
     image_type = tuple(str(word).upper() for word in _several(header.get("ImageType")))
