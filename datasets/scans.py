@@ -78,8 +78,6 @@ _LONGEST_ID = 150
 """Bytes of an id, which leaves room for suffixes in the 255 of a file name."""
 
 _THREADS = 8
-_BATCH = 32
-"""Files that a thread reads at a time: handing over takes as long as reading a header."""
 
 _NAMED = 3
 _PACKED, _FORMAT = "packed file", "file of a type that is not read"
@@ -381,10 +379,9 @@ def _fitting(name: str) -> str:
 
 def _dicom_scans(found: _Found, choice: str | None, progress: bool) -> list[tuple[Scan, str]]:
     """The scans among the DICOM files below a root, one per patient and study, as `_with_ids` takes them."""
-    batches = [found.dicom[k : k + _BATCH] for k in range(0, len(found.dicom), _BATCH)]
     with ThreadPoolExecutor(_THREADS) as pool, warnings.catch_warnings(action="ignore"):  # of pydicom, in all threads
         reading = progress_bar(
-            chain.from_iterable(pool.map(lambda paths: [read_slices(path) for path in paths], batches)),
+            pool.map(read_slices, found.dicom),
             "reading headers",
             unit="file",
             total=len(found.dicom),

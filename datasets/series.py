@@ -406,6 +406,8 @@ def _complete(series: Series, others: Mapping[Path, Sequence[Other]], lone: Sequ
     """
     problem = None
     for other in chain.from_iterable(others.get(folder, ()) for folder in {s.path.parent for s in series.slices}):
+        if problem is not None:
+            break
         if other.damaged:
             problem = f"{other.path}: {other.kind}"
         elif series.problem is None and other.like is not None and other.like.series == series.first.series != "":

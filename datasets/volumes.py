@@ -238,7 +238,7 @@ def read_mask_on(path: Path, reference_name: object, reference: sitk.Image, read
     Raises:
         VolumeError: as `read_labels`, or the mask does not lie on the voxels of the CT.
     """
-    _check_exists(path)
+    _check_file(path, ("",))
     if is_segmentation(path):
         return read_segments(path, reference_name, reference, reading.max_voxels, reading.segments)
     return mask_onto(path, read_labels(path, reading), reference_name, reference)
@@ -283,15 +283,12 @@ def _write_nifti(image: sitk.Image, path: Path) -> None:
     nib.save(nifti, path)
 
 
-def _check_file(path: Path) -> None:
-    _check_exists(path)
-    if not path.name.lower().endswith(EXTENSIONS):
-        hint = "name the .hdr beside an .img" if ".img" in path.suffixes else "convert it"
-        raise VolumeError(f"{path}: is none of {', '.join(EXTENSIONS)}; {hint}, or name the folder of a DICOM series")
-
-
-def _check_exists(path: Path) -> None:
+def _check_file(path: Path, extensions: tuple[str, ...] = EXTENSIONS) -> None:
+    known = ", ".join(EXTENSIONS)
     if is_dangling(path):
         raise VolumeError(f"{path}: a link to a file that is not there; fetch the file or remove the link")
     if not path.is_file():
-        raise VolumeError(f"{path}: no such file; expected a CT or mask ({', '.join(EXTENSIONS)}) or a DICOM folder")
+        raise VolumeError(f"{path}: no such file; expected a CT or mask ({known}) or a DICOM folder")
+    if not path.name.lower().endswith(extensions):
+        hint = "name the .hdr beside an .img" if ".img" in path.suffixes else "convert it"
+        raise VolumeError(f"{path}: is none of {known}; {hint}, or name the folder of a DICOM series")

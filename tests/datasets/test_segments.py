@@ -73,21 +73,25 @@ def test_layers_and_label_values_say_what_a_segment_is(tmp_path):
     refused(path, lambda: read_mask_on(path, "ct", CT, Reading(segments=("liver",))), "it has GGO, Left lung")
 
 
-def test_segments_of_which_none_says_lesion_are_asked_for(tmp_path):
-    labels = np.ones((3, 4, 2), np.uint8)
-    path = segmentation(tmp_path / "a.seg.nrrd", [labels], [("Segment_1", 0, 1), ("Segment_2", 0, 2)])
-    refused(path, lambda: read_mask_on(path, "ct", CT), "has the segments Segment_1, Segment_2; name those that count")
+LESION = [("Lesion", 0, 1)]
 
 
-def test_a_segmentation_of_another_ct_is_refused(tmp_path):
-    labels = np.ones((3, 4, 2), np.uint8)
-    off = segmentation(tmp_path / "off.seg.nrrd", [labels], [("Lesion", 0, 1)], shift=0.3)
-    refused(off, lambda: read_mask_on(off, "ct", CT), "are not those of ct")
-    outside = segmentation(tmp_path / "out.seg.nrrd", [labels], [("Lesion", 0, 1)], start=np.array([6, 5, 5]))
-    refused(outside, lambda: read_mask_on(outside, "ct", CT), "segments lie outside ct")
-    damaged = tmp_path / "damaged.seg.nrrd"
-    damaged.write_bytes(off.read_bytes()[:200])
-    refused(damaged, lambda: read_mask_on(damaged, "ct", CT), "damaged or contradictory header")
+@pytest.mark.parametrize(
+    ("names", "place", "match"),
+    [
+        (
+            [("Segment_1", 0, 1), ("Segment_2", 0, 2)],
+            {},
+            "the segments Segment_1, Segment_2; name those that count",
+        ),
+        (LESION, {"shift": 0.3}, "are not those of ct"),
+        (LESION, {"start": np.array([6, 5, 5])}, "segments lie outside ct"),
+        ([("Lesion", 1, 1)], {}, "not a readable segmentation"),  # in a layer that is missing
+    ],
+)
+def test_segmentations_that_are_refused(tmp_path, names, place, match):
+    path = segmentation(tmp_path / "a.seg.nrrd", [np.ones((3, 4, 2), np.uint8)], names, **place)
+    refused(path, lambda: read_mask_on(path, "ct", CT), match)
 
 
 @pytest.mark.fault("a mask in another axis order")
