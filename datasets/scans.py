@@ -44,23 +44,10 @@ _MASK_FOLDER = re.compile(
 )
 """Names of folders below INPUT that hold masks and no CTs; ``Lung 1.0`` and ``lung_ct`` are none."""
 
-_RESULT_FOLDERS = (LEDGER, "images", "lung", "lesion", "masks", "probabilities", "dicom_seg", "figures", "pictures")
+_RESULTS = (LEDGER, "images", "lung", "lesion", "masks", "probabilities", "dicom_seg", "figures", "pictures")
 """Folders of results in an output folder of this project; they are no inputs."""
 
-_GENERIC_NAMES = (
-    "ct",
-    "image",
-    "img",
-    "imaging",
-    "scan",
-    "volume",
-    "vol",
-    "data",
-    "series",
-    "chest",
-    "thorax",
-    "input",
-)
+_GENERIC = ("ct", "image", "img", "imaging", "scan", "volume", "vol", "data", "series", "chest", "thorax", "input")
 """File names that are alike in every patient's folder; the folder then names the scan."""
 
 _PACKED_NAME = re.compile(
@@ -229,7 +216,7 @@ def find_scans(*paths: Path, series: str | None = None, progress: bool = False) 
 
 def _look(found: _Found) -> None:
     def is_result(folder: Path) -> bool:
-        if folder == found.root or folder.name not in _RESULT_FOLDERS or not is_output(folder.parent):
+        if folder == found.root or folder.name not in _RESULTS or not is_output(folder.parent):
             return False
         found.passed.append(PassedOver(folder, "folder of results of this project"))
         return True
@@ -330,7 +317,7 @@ def _straightened(stem: str, beside: Iterable[str]) -> tuple[str, list[str]]:
 def _volume_id(root: Path, path: Path, stem: str) -> str:
     """The id of a volume file: its path below the root, or its folder's if the name is generic."""
     *folders, _ = path.relative_to(root).parts
-    if folders and re.sub(r"_0000$", "", stem).lower() in _GENERIC_NAMES:
+    if folders and re.sub(r"_0000$", "", stem).lower() in _GENERIC:
         return "_".join(folders)
     return "_".join([*folders, stem])
 
