@@ -240,6 +240,8 @@ def _cosines(*values: float) -> np.ndarray:  # the slices of a series share one 
 
 def _slice_of(path: Path, header: Elements, image_type: tuple[str, ...]) -> Slice:
     """The slice of a header; raises whatever a missing or impossible element does."""
+    if errors := [value for value in header.values() if isinstance(value, Exception)]:
+        raise errors[0]
     for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"):
         if not header.get(name):
             raise ValueError(f"a slice of a CT without {name}")

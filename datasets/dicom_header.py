@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import pydicom
 from pydicom.charset import convert_encodings, default_encoding
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.tag import BaseTag
 from pydicom.uid import (
@@ -83,7 +83,8 @@ def read_elements(file: BinaryIO) -> tuple[Elements, Elements, bool]:
     """Read `NAMES` of a DICOM file that was opened.
 
     Returns:
-        Values of the data set and of the file meta header, as pydicom converts them; and whether pixels follow.
+        Values of the data set and of the file meta header, as pydicom converts them, or its errors; and whether pixels
+        follow.
 
     Raises:
         Exception: whatever pydicom raises if the file is damaged.
@@ -102,8 +103,13 @@ def read_elements(file: BinaryIO) -> tuple[Elements, Elements, bool]:
     file.seek(0)
     header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(NAMES), force=True)
     has_pixels = file.read(4) in _PIXELS
-    values, meta = ({element.keyword: element.value for element in part} for part in (header, header.file_meta))
-    return values, meta, has_pixels
+    values = {}
+    for tag in sorted(header.keys()):
+        try:
+            values[keyword_for_tag(tag)] = header[tag].value
+        except Exception as error:  # such as of a report's number, which nothing needs
+            values[keyword_for_tag(tag)] = error
+    return values, header.file_meta, has_pixels
 
 
 def _usual_values(data: bytes) -> dict[str, Any]:
