@@ -33,8 +33,12 @@ _PUBLISHED = re.compile(r"^[^#\n]*\b(N_CLASSES|IGNORE_LABEL|ITER_SIZE|TRAIN|step
 
 class _Section(BaseModel):
     model_config = ConfigDict(
-        **{"frozen": True, "extra": "forbid", "strict": True, "allow_inf_nan": False},
-        **{"alias_generator": str.upper, "populate_by_name": True},
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        alias_generator=str.upper,
+        populate_by_name=True,
     )
 
 

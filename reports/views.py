@@ -164,8 +164,16 @@ def _plane(case: ReportCase, box: Box, label: np.ndarray, name: str) -> View:
         )
     start = int(np.argmax(lesion[picked])) if lesion.any() else len(picked) // 2
     return {
-        **{"name": name, "size": size, "spacing": spacing, "first": first, "step": step},
-        **{"total": case.hu.shape[axis], "count": len(lesion), "every": every, "start": start, "slices": slices},
+        "name": name,
+        "size": size,
+        "spacing": spacing,
+        "first": first,
+        "step": step,
+        "total": case.hu.shape[axis],
+        "count": len(lesion),
+        "every": every,
+        "start": start,
+        "slices": slices,
     }
 
 

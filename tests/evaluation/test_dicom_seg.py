@@ -225,7 +225,7 @@ def test_a_name_whose_bytes_are_not_of_its_character_set_is_left_empty(tmp_path,
     judged_valid(path)
 
 
-@pytest.mark.fault("DICOM SEG of values")
+@pytest.mark.fault("DICOM SEG of a CT whose header")
 @pytest.mark.parametrize(
     ("name", "value", "kept"),
     [
