@@ -230,15 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--seed must be at least 0, --processes at least 1, --confounders 0 to 1")
     start_logging(options.quiet)
     hardness = Hardness(options.sites, options.inspiration, options.confounders, options.stages)
-    write_cohort(
-        options.output,
-        SIZES[options.size],
-        options.seed,
-        hardness,
-        raw=options.raw,
-        processes=options.processes,
-        progress=not options.quiet,
-    )
+    more = (options.raw, options.processes, not options.quiet)
+    write_cohort(options.output, SIZES[options.size], options.seed, hardness, *more)
     print(f"cohort in {options.output}")
     return 0
 
