@@ -104,7 +104,7 @@ def read_header(path: Path, max_voxels: int, layered: bool = False) -> Header:
     """
     name = path.name.lower()
     try:
-        with _opened(path) as file:
+        with _opened(path, name.endswith(NIFTI)) as file:
             if name.endswith(NIFTI):
                 header = _nifti(path, file)
             else:
@@ -183,7 +183,11 @@ def _decoded(file: BinaryIO, header: Header, most: int) -> BinaryIO:
     if header.encoding in ("nifti", "raw"):
         return file
     if header.encoding == "text":
-        return io.BytesIO(np.array(file.read().split(), header.voxel).tobytes())
+        try:
+            return io.BytesIO(np.array(file.read().split(), header.voxel).tobytes())
+        except (ValueError, OverflowError) as error:
+            reason = f"holds other values than {header.voxel} ({one_line(error)})"
+            raise VolumeError(f"{header.data}: {reason}; export it again") from None
     inflate = bz2.BZ2Decompressor() if header.encoding == "bzip2" else isal_zlib.decompressobj(wbits=32 + 15)
     content = inflate.decompress(file.read(), most)
     if len(content) < most and not inflate.eof:

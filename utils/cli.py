@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from pathlib import Path
 
 from utils import distributed
 from utils.errors import GasnetError
@@ -88,6 +90,8 @@ def run(main: Callable[[], int]) -> int:
     Returns:
         The exit code: what `main` returned, 1 after an error, 130 after Ctrl-C.
     """
+    if sys.stderr is None:  # closed by the shell
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # characters that the terminal's encoding lacks
     try:

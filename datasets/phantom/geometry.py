@@ -143,11 +143,6 @@ def smooth_step(x: Array, low: float, high: float) -> Array:
     return t * t * (3 - 2 * t)
 
 
-def sigmoid_below(values: Array, level: float, blur: float) -> Array:
-    """Sigmoid from 1 far below ``level`` to 0 far above."""
-    return 1 / (1 + np.exp(np.clip((values - level) / blur, -20, 20)))
-
-
 def paint(hu: Array, distance: Array, value: Array | float, width: float) -> None:
     """Blend HU into ``hu`` inside a shape, in place; ``width`` in mm is that of the partial volume at its border."""
     hu += np.clip(0.5 - distance / width, 0, 1) * (value - hu)

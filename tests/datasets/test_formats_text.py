@@ -37,6 +37,15 @@ def test_encodings_of_nrrd(tmp_path, hu, encoding):
     refused(path, lambda: read_volume(path), "damaged|cut short")
 
 
+@pytest.mark.parametrize("value", [b"x", b"0.5", b"70000"])
+def test_numbers_of_nrrd_as_text_that_are_none_of_its_type(tmp_path, hu, value):
+    path = tmp_path / "scan.nrrd"
+    pynrrd.write(str(path), hu.T, {"encoding": "text", "spacings": [1, 2, 3]})
+    header, _, voxels = path.read_bytes().partition(b"\n\n")
+    path.write_bytes(header + b"\n\n" + value + b" " + voxels.split(maxsplit=1)[1])
+    refused(path, lambda: read_volume(path), "holds other values than int16")
+
+
 @pytest.mark.fault("MetaImage and NRRD")
 def test_metaimage_in_two_files(tmp_path, hu):
     path = write(tmp_path / "scan.mhd", hu)

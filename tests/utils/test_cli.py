@@ -102,6 +102,12 @@ def test_quiet_leaves_warnings(quiet, expected, capsys):
     assert capsys.readouterr().err == expected
 
 
+def test_standard_error_may_be_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run(lambda: int(sys.stderr.isatty())) == 0
+    assert run(lambda: raising(VolumeError("scan.nii: cut short"))) == 1
+
+
 @pytest.mark.fault("a terminal that knows ASCII only")
 def test_characters_that_the_encoding_lacks_are_escaped():
     prints = r"from utils.cli import run; run(lambda: print('2 \u00b1 1', '\udcff'))"
