@@ -15,11 +15,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import CheckpointError, GasnetError

@@ -24,9 +24,12 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 from datasets.scan_options import add_scan_options, check_size, check_window, chosen_lungs, chosen_reading
 from utils import distributed

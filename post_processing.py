@@ -14,9 +14,12 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 from datasets.scan_options import add_scan_options, chosen_reading
 from evaluation import THRESHOLD

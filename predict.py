@@ -28,8 +28,11 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 from datasets import CROP_SIZE, WINDOW
 from datasets.scan_options import add_scan_options, check_window, chosen_reading

@@ -22,8 +22,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 from datasets import HELD_OUT, TRAINING, WITH_LESION
 from datasets.scan_options import add_scan_options, chosen_reading

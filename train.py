@@ -15,9 +15,12 @@ Examples:
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 from utils import distributed
 from utils.cli import add_device, add_published_crops, add_quiet, new_parser, run, start_logging

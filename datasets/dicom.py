@@ -90,6 +90,7 @@ class Slice:
     size: tuple[int, int]  # columns and rows
     rescale: tuple[str | None, str | None]  # RescaleSlope and RescaleIntercept as written; None if missing
     padding: int | None  # PixelPaddingValue; None if missing
+    unsigned_16_bits: bool  # whether stored values are unsigned and have 16 bits
 
     @property
     def scaling(self) -> tuple[float, float]:
@@ -268,6 +269,7 @@ def _slice_of(path: Path, header: Elements, image_type: tuple[str, ...]) -> Slic
         size=(int(header.get("Columns")), int(header.get("Rows"))),
         rescale=rescale,
         padding=padding if isinstance(padding, int) else None,
+        unsigned_16_bits=header.get("BitsStored") == 16 and header.get("PixelRepresentation") == 0,
     )
 
 

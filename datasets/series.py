@@ -390,10 +390,11 @@ def _step_problem(slices: Sequence[Slice], heights: np.ndarray, normal: np.ndarr
     sideways = np.linalg.norm(drift[-1]) / (heights[-1] - heights[0])
     wobble = np.linalg.norm(drift - np.outer(count, drift[-1] / (len(slices) - 1)), axis=1).max()
     if sideways > _TILT:
-        return (
-            f"its slices are shifted sideways, as by a gantry tilt of {np.degrees(np.arctan(sideways)):.1f} degrees; "
-            "resample the series, or convert it with dcm2niix and take the file that ends in _Tilt (or _Tilt_Eq)"
-        )
+        advice = "convert the series with dcm2niix and take the file that ends in _Tilt (or _Tilt_Eq)"
+        if slices[0].unsigned_16_bits:
+            advice = "resample the series onto a straight grid; dcm2niix straightens none of 16 unsigned bits"
+        angle = np.degrees(np.arctan(sideways))
+        return f"its slices are shifted sideways, as by a gantry tilt of {angle:.1f} degrees; {advice}"
     if wobble > _UNEVEN * step:
         return "its slices are shifted sideways by different distances; export the series again"
     return None
@@ -418,8 +419,15 @@ def _complete(series: Series, others: Mapping[Path, Sequence[Other]], lone: Sequ
         ends = np.array(origin) - normal, series.slices[-1].position + normal
         for one in lone:
             near = any(np.linalg.norm(one.position - end) < _UNEVEN * spacing[2] for end in ends)
-            if near and _same_shape(one, series.first):
+            if (near or _fills_a_number(one, series)) and _same_shape(one, series.first):
                 problem = f"{one.path}: continues the series of {series.first.name}, but as another series or object"
     if problem is None:
         return series
     return replace(series, geometry=None, problem=f"{problem}; copy it again, or move it out of the folder")
+
+
+def _fills_a_number(lone: Slice, series: Series) -> bool:
+    """Whether a slice beside a series has all of its names but the UID, and an InstanceNumber that it lacks."""
+    numbers = {s.place_in_series for s in series.slices}
+    names = [(s.path.parent, s.number, s.description, s.kernel, s.acquisition) for s in (lone, series.first)]
+    return names[0] == names[1] and bool(lone.place_in_series) and lone.place_in_series not in numbers

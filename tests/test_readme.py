@@ -185,3 +185,11 @@ def test_help_is_quick_from_any_folder(command, tmp_path):
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "argparse" in imported
     assert imported & LARGE == set()
+
+
+@pytest.mark.fault("PYTHONSAFEPATH=1")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_find_their_modules_from_any_folder(script, tmp_path):
+    command, environment = [sys.executable, str(ROOT / script), "--help"], os.environ | {"PYTHONSAFEPATH": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import logging
 import os
 import re
 import shutil
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from utils.errors import FolderError
+
+log = logging.getLogger(__name__)
 
 LEDGER = "ledger"
 """Folder of the ledger in an output folder."""
@@ -175,13 +178,14 @@ def lock_folder(folder: Path, *subfolders: str, part: tuple[int, int] | None = N
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+", encoding="utf-8") as whole:
-        _lock(whole, folder, shared=part is not None)
+        locked = _lock(whole, folder, shared=part is not None)
         if part is not None:
             with (folder / f".lock.{part[0]}-of-{part[1]}").open("a+", encoding="utf-8") as file:
                 _lock(file, folder)
                 yield
             return
-        for place in (folder, *(folder / name for name in subfolders), *folder.glob(f"{LEDGER}/*")):
+        places = (folder, *(folder / name for name in subfolders), *folder.glob(f"{LEDGER}/*"))
+        for place in places if locked else ():
             for left in place.glob(".[0-9]*.partial.*"):
                 left.unlink(missing_ok=True)
         yield
@@ -189,15 +193,16 @@ def lock_folder(folder: Path, *subfolders: str, part: tuple[int, int] | None = N
 
 @contextmanager
 def wait_for_lock(path: Path) -> Iterator[None]:
-    """Lock a file, once no other process has it locked."""
+    """Lock a file, once no other process has it locked; no lock where the file system has none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
+        with suppress(OSError):
+            fcntl.lockf(file, fcntl.LOCK_EX)
         yield
 
 
-def _lock(file: TextIO, folder: Path, shared: bool = False) -> None:
-    """Lock the file and, unless the lock is shared, write down who did."""
+def _lock(file: TextIO, folder: Path, shared: bool = False) -> bool:
+    """Lock the file and, unless the lock is shared, write down who did; False where the file system has no locks."""
     try:
         # Unlike those of flock, these locks belong to the process, and not to the file that its children share.
         fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -207,10 +212,14 @@ def _lock(file: TextIO, folder: Path, shared: bool = False) -> None:
             f"{folder}: {file.read().strip() or 'another process'} is writing here; wait for its end, choose "
             "another folder, or give each task of a job its --part"
         ) from None
+    except OSError as error:
+        log.warning("%s: cannot be locked (%s); see to it that no other run writes here", folder, error.strerror)
+        return False
     file.truncate(0)
     if not shared:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
+    return True
 
 
 def _to_disk(path: Path) -> None:

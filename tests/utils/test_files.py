@@ -15,6 +15,7 @@ import torch
 from datasets.volumes import write_volume
 from models.checkpoint import save
 from tests.volumes import image_of
+from utils import files
 from utils.errors import FolderError, GasnetError
 from utils.files import atomic_folder, atomic_write, lock_folder, write_text
 
@@ -233,6 +234,20 @@ def test_what_was_left_half_written_is_removed_where_the_command_writes_and_nowh
     with lock_folder(tmp_path, "masks", "nowhere"):
         assert not any(path.exists() for path in left)
         assert all(path.exists() for path in kept)
+
+
+@pytest.mark.fault("a file system without")
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    left = tmp_path / ".123.partial.a.pth"
+    left.touch()
+    monkeypatch.setattr(files.fcntl, "lockf", lockf)
+    with lock_folder(tmp_path):
+        write_text(tmp_path / "file.txt", "text")
+    assert f"{tmp_path}: cannot be locked (No locks available)" in caplog.text
+    assert left.exists()  # it may be another run's
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path):
