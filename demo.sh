@@ -47,10 +47,17 @@ echo "5/5 other CTs, segmented in one step by the segmenter of pretrained/: pred
 "$python" -m datasets.phantom "$folder/other" --healthy 1 --diseased 3 --size 64 192 192 --seed 5
 "$python" predict.py "$folder/other/ct" --lungs threshold --output "$folder/found" --device cpu
 "$python" -m benchmarks.patients "$folder/other" --model-path pretrained --device cpu --quiet > "$folder/pretrained.txt"
+mkdir "$folder/raw/lists"
+cp "$folder/raw/id_txt/test.txt" "$folder/raw/id_txt/testh.txt" "$folder/raw/lists"
+states=benchmarks/weak_supervision/states
+"$python" -m benchmarks.patients "$folder/raw" --model-path $states/s-1.pth $states/gasnet-1.pth --device cpu --quiet \
+    > "$folder/long.txt"
 
 echo
 echo "GASNet after a minute, one labelled scan:"
 cat "$folder/gasnet.txt"
+echo "S and GASNet of the size long of benchmarks/weak_supervision, one labelled scan, on the same test scans:"
+cat "$folder/long.txt"
 echo "the segmenter of pretrained/ on the other CTs, lungs given:"
 cat "$folder/pretrained.txt"
 cat <<END
