@@ -43,9 +43,18 @@ def build_affine() -> iaa.Augmenter:
     Beyond its border, the image is continued with black, its edge, a mirror image or its other side, drawn anew for
     each sample. Masks are always continued with 0, so mirrored tissue carries no label.
     """
-    scale, unused = {"x": SCALE, "y": SCALE}, dict.fromkeys(("translate_percent", "translate_px", "shear"))
-    continued = {"order": [0, 1], "cval": 0, "mode": imgaug.ALL, "fit_output": False, "backend": "auto"}
-    return iaa.Affine(scale=scale, rotate=ROTATION, **unused, **continued)
+    return iaa.Affine(
+        scale={"x": SCALE, "y": SCALE},
+        translate_percent=None,
+        translate_px=None,
+        rotate=ROTATION,
+        shear=None,
+        order=[0, 1],
+        cval=0,
+        mode=imgaug.ALL,
+        fit_output=False,
+        backend="auto",
+    )
 
 
 def build_blur() -> iaa.Augmenter:

@@ -300,8 +300,10 @@ def read_cohort(
     distinct = {case.image: case for case in sorted(_all(cohort), key=lambda case: case.lesion is not None)}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         checked = pool.map(lambda case: _problem(case, size, window), distinct.values())
-        shown = {"unit": "scan", "shown": progress, "total": len(distinct), "leave": False}
-        problems += filter(None, progress_bar(checked, "checking the cohort", **shown))
+        bar = progress_bar(
+            checked, "checking the cohort", unit="scan", shown=progress, total=len(distinct), leave=False
+        )
+        problems += filter(None, bar)
     if not problems:
         problems += _implausible_labels(cohort, folders["lesion"])
     if not problems:

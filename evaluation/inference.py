@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -59,10 +58,17 @@ def segment(
     return logits[0, 0].float().sigmoid().cpu().numpy() * lung
 
 
-def predict_cohort(segmenter: nn.Module, cases: Iterable[Case], *options: Any, **named: Any) -> Iterator[Prediction]:
-    """Run the segmenter on the scans of a split, one after the other; options and errors as for `predict_case`."""
+def predict_cohort(
+    segmenter: nn.Module,
+    cases: Iterable[Case],
+    split: str,
+    normalization: str,
+    precision: str = "fp32",
+    threshold: float = THRESHOLD,
+) -> Iterator[Prediction]:
+    """Run the segmenter on the scans of a split, one after the other; arguments and errors as for `predict_case`."""
     for case in cases:
-        yield predict_case(segmenter, case, *options, **named)
+        yield predict_case(segmenter, case, split, normalization, precision, threshold)
 
 
 def predict_case(

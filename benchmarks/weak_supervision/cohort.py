@@ -230,8 +230,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--seed must be at least 0, --processes at least 1, --confounders 0 to 1")
     start_logging(options.quiet)
     hardness = Hardness(options.sites, options.inspiration, options.confounders, options.stages)
-    more = (options.raw, options.processes, not options.quiet)
-    write_cohort(options.output, SIZES[options.size], options.seed, hardness, *more)
+    write_cohort(
+        options.output,
+        SIZES[options.size],
+        options.seed,
+        hardness,
+        raw=options.raw,
+        processes=options.processes,
+        progress=not options.quiet,
+    )
     print(f"cohort in {options.output}")
     return 0
 
