@@ -12,7 +12,7 @@ import numpy as np
 from datasets.dicom import read_hu
 from datasets.geometry import located
 from datasets.lungs import segment_by_threshold
-from datasets.series import Series
+from datasets.series import NOT_HU, Series
 from utils.errors import VolumeError
 
 AXIAL, LUNGS_MM, THIN_MM = 0.8, 200.0, 5.0
@@ -96,6 +96,7 @@ def whole_lungs(series: Series) -> int:
 
 
 RULES: tuple[tuple[str, Callable[[Series], Any]], ...] = (
+    ("in HU", lambda s: s.first.quantity not in NOT_HU),
     ("not another part of the body", lambda s: shows_chest(s) >= 0),
     ("original before derived", lambda s: s.first.image_type[:2] in ((), ("ORIGINAL", "PRIMARY"))),
     ("axial before others", lambda s: abs(np.cross(s.first.rows[:3], s.first.rows[3:])[2]) >= AXIAL),

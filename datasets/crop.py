@@ -22,7 +22,7 @@ from datasets import CROP_SIZE, WINDOW
 from datasets.formats import read_header
 from datasets.geometry import image_like, located, lps_geometry, lps_view, mask_onto, shape_of
 from datasets.lungmask_model import load_lungmask
-from datasets.plausibility import check_lesion, check_lungs, check_surroundings
+from datasets.plausibility import check_gas, check_lesion, check_lungs, check_surroundings
 from datasets.scans import open_scan, read_ct
 from datasets.volumes import DEFAULT, NOTES, Reading, Scan, as_labels, read_mask_on
 from datasets.window import map_window
@@ -363,6 +363,7 @@ class LungMaskCrop:
                 raise VolumeError(f"{scan}: {error}") from None
         voxels, spacing = sitk.GetArrayViewFromImage(ct), ct.GetSpacing()[::-1]
         check_lungs(scan, labels, spacing)
+        check_gas(scan, voxels, labels)
         check_surroundings(scan, voxels, labels, spacing)
         return ct, labels
 

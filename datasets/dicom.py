@@ -58,6 +58,7 @@ _TEXTS = {
     "acquisition": "AcquisitionNumber",
     "place_in_series": "InstanceNumber",
     "temporal": "TemporalPositionIdentifier",
+    "quantity": "RescaleType",
 }
 """Elements that a slice keeps as text."""
 
@@ -82,6 +83,7 @@ class Slice:
     of_acquisition: int  # ImagesInAcquisition, 0 if unknown
     place_in_series: str
     temporal: str
+    quantity: str
     image_type: tuple[str, ...]
     position: np.ndarray  # centre of the first pixel in mm, (3,)
     rows: np.ndarray  # direction cosines along a row and along a column, (6,)
@@ -280,6 +282,7 @@ _OF_FRAMES = (
     ("PixelMeasuresSequence", "SliceThickness"),
     ("PixelValueTransformationSequence", "RescaleSlope"),
     ("PixelValueTransformationSequence", "RescaleIntercept"),
+    ("PixelValueTransformationSequence", "RescaleType"),
     ("CTReconstructionSequence", "ConvolutionKernel"),
     ("FrameContentSequence", "TemporalPositionIndex"),
 )

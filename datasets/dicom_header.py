@@ -36,7 +36,7 @@ NAMES = (
     *("AcquisitionNumber", "AcquisitionTime", "AcquisitionDateTime", "ImagesInAcquisition", "InstanceNumber"),
     *("ConvolutionKernel", "TemporalPositionIdentifier", "SliceThickness", "SamplesPerPixel", "BitsStored"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "PixelRepresentation"),
-    *("RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "SpecificCharacterSet"),
+    *("RescaleSlope", "RescaleIntercept", "RescaleType", "PixelPaddingValue", "SpecificCharacterSet"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 """Elements that are read."""

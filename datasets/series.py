@@ -34,6 +34,9 @@ _SAME_SPACING = 1e-3
 _OWN_VOLUME = 4
 """Fewest slices that are a volume of their own among slices of other sizes, orientations, acquisitions or UIDs."""
 
+NOT_HU = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")
+"""RescaleTypes that are no HU, as of spectral CTs: densities, iodine, effective atomic number, percent."""
+
 _SKIPS = 1.5
 """Acquisitions alternate if the slices of each are on average this many times as far apart as those of all."""
 
@@ -347,7 +350,9 @@ def _missing(slices: Sequence[Slice]) -> list[str]:
 
 
 def _rescale_problem(slices: Sequence[Slice]) -> str | None:
-    """Slope and intercept must be in all slices or in none."""
+    """Slope and intercept must be in all slices or in none, and give HU."""
+    if (quantity := slices[0].quantity) in NOT_HU:
+        return f"its values are {quantity} (RescaleType), not HU; leave the series out"
     for index, name in enumerate(("RescaleSlope", "RescaleIntercept")):
         without = [s.name for s in slices if s.rescale[index] is None]
         if 0 < len(without) < len(slices):

@@ -145,7 +145,7 @@ def test_sides_are_separate_components_and_lobes_are_not():
 
 @pytest.mark.fault("a given lung mask with small")
 def test_given_lungs_are_taken_as_they_are_with_a_warning(tmp_path, caplog):
-    ct = np.random.default_rng(0).integers(-1000, 0, (12, 30, 30)).astype(np.int16)
+    ct = np.random.default_rng(0).integers(-1000, -300, (12, 30, 30)).astype(np.int16)
     lungs = np.zeros(ct.shape, np.uint8)
     lungs[1:5, 1:6, 1:6], lungs[1:5, 1:6, 10:15], lungs[10, 20, 20] = 1, 2, 2
     scan, given = write(tmp_path / "scan.nii.gz", ct), write(tmp_path / "lungs.nii.gz", lungs)

@@ -9,6 +9,7 @@ from datasets.crop import LungMaskCrop
 from datasets.lungs import with_sides
 from datasets.phantom import write_phantoms
 from datasets.plausibility import (
+    check_gas,
     check_label_values,
     check_lesion,
     check_lungs,
@@ -41,8 +42,9 @@ def messages(caplog):
 def test_a_plausible_scan_has_no_finding(phantom, caplog):
     _, ct, lungs, lesion, spacing = phantom
     check_lungs("scan", lungs, spacing)
-    check_surroundings("scan", ct, lungs, spacing)
-    check_surroundings("scan", ct, np.zeros_like(lungs), spacing)
+    for labels in (lungs, np.zeros_like(lungs)):
+        check_gas("scan", ct, labels)
+        check_surroundings("scan", ct, labels, spacing)
     check_lesion("scan", lesion, lungs, [1])
     check_lesion("scan", np.zeros_like(lesion), lungs)
     assert label_sides("scan", lungs) is lungs
@@ -113,6 +115,27 @@ def test_a_ct_that_was_erased_outside_the_lungs(phantom, caplog, value):
     _, ct, lungs, _, spacing = phantom
     check_surroundings("scan", np.where(lungs > 0, ct, value), lungs, spacing)
     assert f"scan: 100% of what surrounds the lungs is {value} HU" in caplog.text
+
+
+@pytest.mark.fault("a given lung mask that is flipped")
+def test_lungs_without_gas(tmp_path, phantom, caplog):
+    _, ct, lungs, *_ = phantom
+    cropper = LungMaskCrop(size=(16, 32, 32))
+
+    def crop(ct, lungs):
+        cropper.crop(write(tmp_path / "scan.nii.gz", ct), None, write(tmp_path / "lungs.nii.gz", lungs))
+        return [message for message in messages(caplog) if "the lungs have -1200 to -300 HU" in message]
+
+    assert crop(ct, lungs) == []
+    for moved in (lungs[::-1], lungs[:, ::-1], np.roll(lungs, 8, axis=1)):
+        share = np.mean(ct[moved > 0] < -300)
+        (message,) = crop(ct, moved)
+        assert f"scan.nii.gz: {share:.0%} of" in message
+    # An intercept that was lost behind a padding of -2000 or applied twice, and a wrong sign.
+    padded = np.where(np.arange(ct.shape[2]) < 3, -2000, ct + 1024)
+    for wrong in (padded, ct - 1024, -ct):
+        with pytest.raises(VolumeError, match="is the CT in HU"):
+            crop(wrong.astype(np.int16), lungs)
 
 
 @pytest.mark.fault("probabilities stored as whole")

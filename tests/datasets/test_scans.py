@@ -343,6 +343,7 @@ ONE_STUDY = {"StudyInstanceUID": "1.2"}
 @pytest.mark.parametrize(
     ("better", "worse", "rule"),
     [
+        ({"slices": 4, "RescaleType": "HU"}, {"RescaleType": "Z_EFF"}, "in HU"),
         ({"slices": 4, "ImageType": ["ORIGINAL", "PRIMARY"]}, {"ImageType": ["DERIVED", "SECONDARY"]}, "original"),
         ({"slices": 4}, {"direction": [[1, 0, 0], [0, 0, 1], [0, -1, 0]]}, "axial"),
         ({"slices": 4, "spacing": (0.7, 0.8, 60)}, {}, "length of lungs"),
@@ -371,6 +372,20 @@ def test_the_series_of_a_study_is_chosen_by_the_first_rule_that_tells_two_apart(
     assert passed.path == other
     assert rule in passed.reason
     assert [scan.path for scan in find_scans(tmp_path, series="2").values()] == [other]
+
+
+@pytest.mark.fault("a spectral CT's maps")
+def test_quantities_that_are_no_hu_are_refused(tmp_path):
+    folder = series(tmp_path / "plain", RescaleType="EDW")
+    enhanced = tmp_path / "enhanced" / "all"
+    write_enhanced(folder, enhanced, STORED, range(6))
+    changed = pydicom.dcmread(enhanced)
+    changed.StudyInstanceUID, changed.SeriesInstanceUID = "1.8", "1.9"
+    changed.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0].RescaleType = "MGML"
+    changed.save_as(enhanced)
+    problems = {case_id: scan.problem for case_id, scan in find_scans(tmp_path).items()}
+    assert "its values are EDW (RescaleType), not HU" in problems["plain"]
+    assert "its values are MGML (RescaleType), not HU" in problems["enhanced"]
 
 
 @pytest.mark.fault("several series of as")
