@@ -10,7 +10,9 @@ from scipy import ndimage
 
 PADDING_HU = -1024.0  # constant outside a round field of view, after clipping
 PADDING_MM = 8.0  # width of the narrowest padding
-FREE_AIR_BELOW_HU = -940.0
+FREE_AIR_BELOW_HU = -940.0  # or FREE_AIR_HU above the darkest voxels, as HU may be estimated
+FREE_AIR_HU = 60.0
+DARKEST = 0.5  # percentile
 FREE_AIR_SHARE = 0.4  # of lung may be as dark as free air (emphysema)
 VESSEL_ABOVE_HU = -700.0
 VESSEL_SHARE = 0.01  # of lung is vessels, at least
@@ -36,9 +38,10 @@ def find_cut_lung(hu: Array, body: Array, spacing: Array) -> tuple[Array, Array]
     found, behind = np.zeros(body.shape, bool), np.zeros(body.shape, bool)
     back = _back(body.shape[1:])
     rim = np.ones(2 * np.maximum(1, np.rint(RIM_MM / spacing[1:])).astype(int) + 1)
+    free_air = max(FREE_AIR_BELOW_HU, np.percentile(hu, DARKEST) + FREE_AIR_HU)
     for k, plane in enumerate(hu):
         if body[k].any():
-            found[k], behind[k] = _open_lung(plane, body[k], back, rim, spacing)
+            found[k], behind[k] = _open_lung(plane, body[k], back, rim, spacing, free_air)
     return _with_vessels(found, hu, rim), _with_vessels(behind, hu, rim)
 
 
@@ -67,7 +70,7 @@ def _back(shape: tuple[int, ...]) -> Array:
     return y >= np.abs(x)
 
 
-def _open_lung(hu: Array, body: Array, back: Array, rim: Array, spacing: Array) -> tuple[Array, Array]:
+def _open_lung(hu: Array, body: Array, back: Array, rim: Array, spacing: Array, free_air: float) -> tuple[Array, Array]:
     """What looks like lung in one slice and is open to the edge: to the front or a side, and to the back."""
     found, at_back = np.zeros(body.shape, bool), np.zeros(body.shape, bool)
     padding = _padding(hu, spacing) & ~body
@@ -80,6 +83,6 @@ def _open_lung(hu: Array, body: Array, back: Array, rim: Array, spacing: Array) 
     for part in 1 + np.flatnonzero((large & (cut > 0))[1:]):
         air = labels == part
         inside = hu[ndimage.binary_erosion(air, rim, border_value=1)]
-        if inside.size and (inside < FREE_AIR_BELOW_HU).mean() < FREE_AIR_SHARE:
+        if inside.size and (inside < free_air).mean() < FREE_AIR_SHARE:
             (found if behind[part] <= BACK_SHARE * cut[part] else at_back)[air] = True
     return found, at_back

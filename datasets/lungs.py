@@ -27,6 +27,7 @@ LESION_MARGIN_MM = 3.0  # distance of lesions from trachea and bowel gas
 BONE_ABOVE_HU = 150
 SPINE_MM = 40.0  # width
 COUCH_GAP_MM = 4.0  # parts connected to the body by a narrower bridge are not body
+FILLING_MM = 4.0  # half-width of the narrowest filling of one value, and width of its rim
 MIN_LUNG_ML = 300.0
 MIN_CUT_LUNG_ML = 50.0  # of a lung that the edge of the image cuts
 AIRWAY_MM2 = (30.0, 1200.0)  # cross-section of the trachea and of both main bronchi at the carina
@@ -115,6 +116,7 @@ def _segment_upright(hu: Array, spacing: Array, out: Array) -> None:
     steps = tuple(int(s) for s in np.maximum(1, np.rint(COARSE_MM / spacing)))
     small = _shrink(hu, steps)
     coarse = spacing * steps
+    _continue_into_filling(small, coarse)
     body = _body(small, coarse)
     if not body.any():
         raise VolumeError("no lung found in the CT: it shows no body; is it in HU?")
@@ -177,6 +179,24 @@ def _shrink(hu: Array, steps: tuple[int, int, int]) -> Array:
                 total += plane[y :: steps[1], x :: steps[2]]
         mean[:] = total / np.prod(steps)
     return small
+
+
+def _continue_into_filling(hu: Array, spacing: Array) -> None:
+    """Replace what fills the image around a cut-out or rotated CT, and its rim, by the air or tissue beside it.
+
+    The filling is the value of most corners of slices, if it is above that of air; its rim is often dark.
+    """
+    values, counts = np.unique(hu[:, [0, 0, -1, -1], [0, -1, 0, -1]], return_counts=True)
+    if values[counts.argmax()] <= AIR_BELOW_HU:
+        return
+    disc = _disc(FILLING_MM, spacing)
+    pad = [(0, 0), *[(n, n) for n in disc.shape[1:]]]
+    inner = tuple(slice(before, -before or None) for before, _ in pad)
+    filling = ndimage.binary_opening(np.pad(hu == values[counts.argmax()], pad, mode="edge"), disc)
+    covered = ndimage.binary_dilation(filling, disc)
+    border = ndimage.binary_dilation(covered, disc)[inner] & ~covered[inner]
+    if border.any():
+        hu[covered[inner]] = np.median(hu[border])
 
 
 def _grow_back(coarse: Array, steps: tuple[int, int, int], shape: tuple[int, int, int]) -> Array:

@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from datasets.lungs import segment_by_threshold
 from tests.datasets.gas_phantoms import healthy, in_round_field, with_noise
@@ -63,3 +66,27 @@ def test_couch_and_air_around_the_body_are_no_lung():
     # The couch reaches the edges of this image; the body nearly does.
     tight = scan.cut(ALL, slice(8, -8), slice(max(0, outline[0] - 1), outline[-1] + 2))
     check(tight, 0.975)
+
+
+@pytest.mark.fault("a CT cut out around the lungs")
+@pytest.mark.parametrize("margin", [2, 5])
+def test_filling_around_a_cut_out_is_no_chest_wall(margin):
+    scan = healthy(3)
+    hu = np.full_like(scan.hu, 40)
+    for k in np.flatnonzero(scan.lung.any((1, 2))):
+        y, x = (slice(i.min() - margin, i.max() + margin + 1) for i in np.nonzero(scan.lung[k]))
+        hu[k, y, x] = np.pad(scan.hu[k, y, x][1:-1, 1:-1], 1, constant_values=-900)  # interpolated rims are dark
+    check(replace(scan, hu=hu), 0.97)
+
+
+@pytest.mark.fault("a CT cut out around the lungs")
+def test_corners_of_a_rotated_ct_filled_with_0():
+    scan = healthy(3)
+    hu = ndimage.rotate(scan.hu, 25, (1, 2), reshape=False, order=1, cval=0)
+    check(replace(scan, hu=hu, lung=ndimage.rotate(scan.lung, 25, (1, 2), reshape=False, order=0)), 0.97)
+
+
+@pytest.mark.fault("HU that were estimated")
+def test_air_around_the_body_is_no_lung_where_hu_are_estimated():
+    scan = healthy(3)
+    check(replace(scan, hu=0.93 * scan.hu), 0.98)  # air at -930
