@@ -92,8 +92,9 @@ def split_left_right(lung: Array, spacing: tuple[float, float, float] = (1.0, 1.
 def with_sides(labels: Array, ct: sitk.Image, name: object = "the lung mask") -> Array:
     """Convert any lung labels to right and left lung.
 
-    Labels that include 1 and 2 and none above 3 are two sides, which follow the geometry (see `label_sides`). Any other
-    labels (a binary mask, lobes) are merged, and :func:`split_left_right` separates the sides.
+    Labels that include 1 and 2, side by side, and none above 3 are two sides, which follow the geometry (see
+    `label_sides`). Any other labels (a binary mask, lobes) are merged, and :func:`split_left_right` separates the
+    sides.
 
     Args:
         labels: uint8 (z, y, x), in any orientation; every label above 0 is lung.
@@ -103,11 +104,12 @@ def with_sides(labels: Array, ct: sitk.Image, name: object = "the lung mask") ->
     Returns:
         uint8: 0 outside, 1 right, 2 left, 3 lung of unknown side.
     """
-    sides = np.zeros(labels.shape, np.uint8)
+    sides, upright, labelled = np.zeros(labels.shape, np.uint8), lps_view(labels, ct), None
     if labels.max(initial=0) <= 3 and (labels == 1).any() and (labels == 2).any():
-        lps_view(sides, ct)[:] = label_sides(name, lps_view(labels, ct))
-        return sides
-    lps_view(sides, ct)[:] = split_left_right(lps_view(labels, ct), lps_geometry(ct).GetSpacing())
+        labelled = label_sides(name, upright)
+    if labelled is None:
+        labelled = split_left_right(upright, lps_geometry(ct).GetSpacing())
+    lps_view(sides, ct)[:] = labelled
     return sides
 
 

@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 MOST_LUNG_ML = 12_000
 """Larger lungs come from a wrong spacing: the total lung capacity of the tallest adults is 9 to 10 l."""
 
+ACROSS = 0.25
+"""Share of a lung that may lie on the other lung's side of the middle between both."""
+
 OUTSIDE_WARNED, OUTSIDE_REFUSED = 0.2, 0.8
 """Shares of a lesion outside of the lungs."""
 
@@ -40,21 +43,24 @@ _SLICES = 32  # looked at, over the height of the lungs
 _GRADED_VALUES = 10  # so many values that pass into others: no labels
 
 
-def label_sides(name: object, labels: np.ndarray) -> np.ndarray:
+def label_sides(name: object, labels: np.ndarray) -> np.ndarray | None:
     """Right lung 1 and left lung 2 by where they lie, with a warning if the labels say otherwise.
 
     The labels include 1 and 2; higher ones belong to the side they lie in. Returns uint8 labels, 0 to 2; the same array
-    if they are right.
+    if they are right, and None if they are no sides: lung and infection, or lobes, do not lie side by side.
     """
     columns = [np.bincount(np.nonzero(labels == side)[2], minlength=labels.shape[2]) for side in (1, 2)]
     places = np.arange(labels.shape[2])
     first, second = (float(column @ places / column.sum()) for column in columns)
-    swapped = first > second
+    swapped, middle = first > second, (first + second) / 2
+    shares_to_the_left = [column[places > middle].sum() / column.sum() for column in columns]
+    if np.abs(np.subtract(shares_to_the_left, (1, 0) if swapped else (0, 1))).max() > ACROSS:
+        log.warning("%s: labels 1 and 2 of the lung mask are not right and left; sides are told by shape", name)
+        return None
     if swapped:
         log.warning("%s: label 1 of the lung mask lies to the left of label 2; sides follow the geometry", name)
     elif labels.max() <= 2:
         return labels
-    middle = (first + second) / 2
     sides = np.where(places <= middle, np.uint8(1), np.uint8(2)) * (labels > 2).astype(np.uint8)
     sides[labels == 1], sides[labels == 2] = (2, 1) if swapped else (1, 2)
     return sides

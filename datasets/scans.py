@@ -14,6 +14,7 @@ if __name__ == "__main__":  # before the imports below, which --help does not ne
     raise SystemExit(run(main))
 
 import logging
+import os
 import re
 import unicodedata
 import warnings
@@ -170,6 +171,7 @@ def index_scans(*paths: Path, series: str | None = None, progress: bool = False,
         VolumeError: a path does not exist, no CT was found, or two scans of different paths share an id.
     """
     found_scans: list[tuple[Scan, str]] = []
+    named: dict[Path, list[Path]] = defaultdict(list)  # DICOM files by folder
     passed: list[PassedOver] = []
     unreadable: dict[str, str] = {}
     for path in paths:
@@ -180,11 +182,14 @@ def index_scans(*paths: Path, series: str | None = None, progress: bool = False,
         if path.is_dir():
             _look(found)
         elif is_dicom_file(path) and not is_volume_file(path):
-            found.dicom.append(root)
+            named[root.parent].append(root)
         else:
             found_scans.append((Scan(volume_id(root), root), root.name))
         for volume, stem in _without_masks(found):
             found_scans.append((Scan(_volume_id(root, volume, stem), volume), str(volume.relative_to(root))))
+        found_scans += _dicom_scans(found, series, progress)
+    for folder, files in named.items():
+        found = _Found(folder if len(files) > 1 else files[0], passed, unreadable, dicom=files)
         found_scans += _dicom_scans(found, series, progress)
     index = Index(dict(sorted(_with_ids(found_scans).items())), tuple(passed), unreadable)
     if not index.scans and not empty:
@@ -338,13 +343,17 @@ def _with_ids(found: Iterable[tuple[Scan, str]]) -> dict[str, Scan]:
     Raises:
         VolumeError: nothing tells two scans apart, as with files of one name in two folders that were both named.
     """
-    by_name: dict[str, dict[object, tuple[Scan, str]]] = defaultdict(dict)
+    by_name: dict[str, list[tuple[Scan, str]]] = defaultdict(list)
+    known: set[tuple[str, ...]] = set()
     for scan, distinct in found:
-        # A file may be named twice. Which other files a volume consists of takes reading it, and is not asked.
-        by_name[_fitting(scan.id)][scan.path, scan.series and scan.series.files] = scan, distinct
+        # Which other files a volume consists of takes reading it, and is not asked.
+        files = tuple(map(os.path.abspath, [scan.path] if scan.series is None else scan.series.files))
+        if files not in known:  # a scan may lie below several of the paths that were named
+            by_name[_fitting(scan.id)].append((scan, distinct))
+        known.add(files)
     scans: dict[str, Scan] = {}
     for name, sharing in by_name.items():
-        for scan, distinct in sharing.values():
+        for scan, distinct in sharing:
             case_id = name if len(sharing) == 1 else f"{name}_{short_hash(distinct)}"
             if case_id in scans:
                 raise VolumeError(f"{scan} and {scans[case_id]} have the same id; rename one of them")

@@ -65,6 +65,20 @@ def test_sides_follow_the_geometry(phantom, caplog):
         assert all("sides follow the geometry" in message for message in found)
 
 
+@pytest.mark.fault("a lung mask with 1 lung and 2 infection")
+def test_labels_that_are_no_sides(phantom, caplog):
+    folder, _, lungs, lesion, _ = phantom
+    ct = sitk.ReadImage(str(folder / "ct" / "diseased_000.nii.gz"))
+    infection = np.where((lesion > 0) & (lungs > 0), 2, lungs > 0)
+    upper = np.arange(len(lungs))[:, None, None] >= np.median(np.nonzero(lungs)[0])
+    lobes = np.where(lungs == 1, 3, np.where(upper, 1, 2) * (lungs == 2))
+    for labels in (infection, lobes):
+        np.testing.assert_array_equal(with_sides(labels.astype(np.uint8), ct, "scan"), lungs)
+        assert messages(caplog) == [
+            "scan: labels 1 and 2 of the lung mask are not right and left; sides are told by shape"
+        ]
+
+
 @pytest.mark.parametrize("orientation", ["LPS", "RAS", "PIR"])
 def test_swapped_lung_masks_are_turned_in_any_orientation(phantom, caplog, orientation):
     folder, _, lungs, *_ = phantom

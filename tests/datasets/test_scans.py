@@ -336,6 +336,23 @@ def test_volumes_under_one_uid_are_told_apart_and_selectable(tmp_path, tag):
 ONE_STUDY = {"StudyInstanceUID": "1.2"}
 
 
+@pytest.mark.fault("the slices of a series that are named one by one")
+def test_slices_that_are_named_one_by_one_are_a_series(tmp_path):
+    slices = sorted(series(tmp_path / "a").iterdir())
+    other = series(tmp_path / "b")
+    assert paths(*slices, other) == {"a": tmp_path / "a", "b": other}
+
+
+@pytest.mark.fault("a scan that lies below two of the paths")
+def test_a_scan_below_two_of_the_paths_is_one_scan(tmp_path):
+    folder = series(tmp_path / "site" / "a")
+    file = touched(tmp_path / "site", "b.nii.gz") / "b.nii.gz"
+    assert paths(tmp_path, tmp_path / "site", folder, tmp_path / "site" / ".." / "site" / "b.nii.gz") == {
+        "site_a": folder,
+        "site_b": file,
+    }
+
+
 @pytest.mark.fault("a derived series with more slices")
 @pytest.mark.fault("several series in one study")
 @pytest.mark.fault("chest and abdomen in one study")
