@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ class Slice:
     rescale: tuple[str | None, str | None]  # RescaleSlope and RescaleIntercept as written; None if missing
     padding: int | None  # PixelPaddingValue; None if missing
     unsigned_16_bits: bool  # whether stored values are unsigned and have 16 bits
+    # start, type and unused high bits of uncompressed pixels of 16 bits at the end of the file; None: pydicom decodes
+    plain: tuple[int, str, int] | None
 
     @property
     def scaling(self) -> tuple[float, float]:
@@ -155,7 +158,7 @@ def read_slices(path: Path) -> list[Slice | Other]:
     """The slices in a DICOM file: one, or one per frame; or what else the file is. Damage is a kind of `Other`."""
     try:
         with path.open("rb") as file:
-            return _slices_of(path, *read_elements(file))
+            return _slices_of(path, read_elements(file))
     except OSError as error:
         reason = "a link to a file that is not there" if is_dangling(path) else f"cannot be read ({error.strerror})"
         return [Other(path, reason, damaged=True)]
@@ -163,8 +166,8 @@ def read_slices(path: Path) -> list[Slice | Other]:
         return [Other(path, f"damaged, or not DICOM ({one_line(error)})", damaged=True)]
 
 
-def _slices_of(path: Path, header: Elements, meta: Elements, has_pixels: bool) -> list[Slice | Other]:
-    stored = str(meta.get("MediaStorageSOPClassUID", ""))
+def _slices_of(path: Path, header: Elements) -> list[Slice | Other]:
+    stored, has_pixels = str(header.get("MediaStorageSOPClassUID", "")), "PixelData" in header
     sop_class, modality = str(header.get("SOPClassUID") or stored), str(header.get("Modality") or "")
     if _DIRECTORY in (sop_class, stored):
         return [Other(path, "DICOM directory")]
@@ -186,7 +189,7 @@ def _slices_of(path: Path, header: Elements, meta: Elements, has_pixels: bool) -
         return [Other(path, kind, like, damaged=like is None and (has_place or broken) and kind != SCOUT)]
     if sop_class in _MULTI_FRAME:
         return _frames(path, header, image_type)
-    if not has_pixels and not getattr(meta.get("TransferSyntaxUID"), "is_deflated", False):
+    if not has_pixels and not getattr(header.get("TransferSyntaxUID"), "is_deflated", False):
         raise ValueError("no pixels")
     return [_slice_of(path, header, image_type)]
 
@@ -272,7 +275,22 @@ def _slice_of(path: Path, header: Elements, image_type: tuple[str, ...]) -> Slic
         rescale=rescale,
         padding=padding if isinstance(padding, int) else None,
         unsigned_16_bits=header.get("BitsStored") == 16 and header.get("PixelRepresentation") == 0,
+        plain=_plain(header),
     )
+
+
+def _plain(header: Elements) -> tuple[int, str, int] | None:
+    bits, sign = header.get("BitsStored"), header.get("PixelRepresentation")
+    start, length = header.get("PixelData", (0, 0))
+    usual = (
+        header.get("TransferSyntaxUID") in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+        and header.get("PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2")
+        and (header.get("SamplesPerPixel"), header.get("BitsAllocated"), header.get("NumberOfFrames", 1)) == (1, 16, 1)
+        and bits in range(1, 17)
+        and sign in (0, 1)
+        and length == 2 * header["Rows"] * header["Columns"]
+    )
+    return (start, "<i2" if sign else "<u2", 16 - bits) if usual else None
 
 
 _OF_FRAMES = (
@@ -326,40 +344,45 @@ def read_hu(slices: Sequence[Slice]) -> np.ndarray:
     Raises:
         VolumeError: a file cannot be decoded; the message names the plug-ins that may help.
     """
-    whole = not any(number % 1 or abs(number) > 32767 for one in slices for number in one.scaling)
     by_file: dict[Path, list[int]] = defaultdict(list)
     for k, one in enumerate(slices):
         by_file[one.path].append(k)
-    voxels = np.empty((len(slices), *slices[0].size[::-1]), np.int16 if whole else np.float32)
+    voxels = np.empty((len(slices), *slices[0].size[::-1]), np.int16)
     with ThreadPoolExecutor(_THREADS) as pool, warnings.catch_warnings(action="ignore"):
-        fits = list(pool.map(lambda group: _fill(voxels, slices, group), by_file.values()))
-    if not all(fits):  # beyond 16 bits
+        wide = list(chain.from_iterable(pool.map(lambda group: _fill(voxels, slices, group), by_file.values())))
+    if wide:
         voxels = voxels.astype(np.float32)
-        for group in by_file.values():
-            _fill(voxels, slices, group)
+    for k, plane in wide:
+        voxels[k] = plane
     return _padding_to_air(slices, voxels)
 
 
-def _fill(voxels: np.ndarray, slices: Sequence[Slice], group: Sequence[int]) -> bool:
-    """Fill in the slices of one file; returns whether the values fit into the array."""
-    stored = _pixels(slices[group[0]].path)
+def _fill(voxels: np.ndarray, slices: Sequence[Slice], group: Sequence[int]) -> list[tuple[int, np.ndarray]]:
+    """Fill in the slices of one file; returns those that int16 does not hold, as float32, by their number."""
+    stored, wide = _pixels(slices[group[0]]), []
     for k in group:
-        slope, intercept = slices[k].scaling
-        plane = stored[slices[k].frame or 0]
+        plane, (slope, intercept) = stored[slices[k].frame or 0], slices[k].scaling
         if plane.shape != voxels.shape[1:]:
             raise VolumeError(f"{slices[k].path}: holds {plane.shape} pixels, its header says {voxels.shape[1:]}")
-        whole = voxels.dtype == np.int16
-        values = plane.astype(np.int32 if whole else np.float64)
-        values = values * (int(slope) if whole else slope) + (int(intercept) if whole else intercept)
-        if whole and (values.min() < -32768 or values.max() > 32767):
-            return False
-        voxels[k] = values
-    return True
+        ends = slope, intercept, *(int(end) * slope + intercept for end in (plane.min(), plane.max()))
+        if all(number % 1 == 0 and -32768 <= number <= 32767 for number in ends):
+            # What overflows on the way is right in the end.
+            voxels[k] = plane.astype(np.int16) * np.int16(slope) + np.int16(intercept)
+        else:
+            wide.append((k, (plane.astype(np.float64) * slope + intercept).astype(np.float32)))
+    return wide
 
 
-def _pixels(path: Path) -> np.ndarray:
-    """Stored values, (frame, row, column)."""
+def _pixels(one: Slice) -> np.ndarray:
+    """Stored values of the file of a slice, (frame, row, column)."""
+    path = one.path
     try:
+        if one.plain is not None:
+            start, kind, unused = one.plain
+            content, shape = path.read_bytes(), (1, *one.size[::-1])
+            if len(content) == start + 2 * math.prod(shape):
+                stored = np.frombuffer(content, kind, offset=start).reshape(shape)
+                return stored << unused >> unused if unused else stored
         data = pydicom.dcmread(path, force=True)
         if "TransferSyntaxUID" not in getattr(data, "file_meta", Dataset()):
             data.file_meta = FileMetaDataset()

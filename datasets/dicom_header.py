@@ -28,7 +28,7 @@ from pydicom.uid import (
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 Elements = Mapping[str, Any]
-"""Values of a header by keyword."""
+"""Values by keyword; of PixelData, where its value begins and its bytes, which are 0 in files that pydicom read."""
 
 NAMES = (
     *("SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "PatientID", "PatientName", "PatientBirthDate"),
@@ -37,9 +37,12 @@ NAMES = (
     *("ConvolutionKernel", "TemporalPositionIdentifier", "SliceThickness", "SamplesPerPixel", "BitsStored"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "PixelRepresentation"),
     *("RescaleSlope", "RescaleIntercept", "RescaleType", "PixelPaddingValue", "SpecificCharacterSet"),
+    *("BitsAllocated", "PhotometricInterpretation", "NumberOfFrames"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 """Elements that are read."""
+
+_META = ("MediaStorageSOPClassUID", "TransferSyntaxUID")
 
 _BLOCKS = (1 << 14, 1 << 17, 1 << 20)
 """Bytes that are read of a file, block after block, until its pixels begin."""
@@ -68,10 +71,7 @@ def _swapped(tag: int) -> int:
 _FOR_PYDICOM = ("FloatPixelData", "DoubleFloatPixelData", "ItemDelimitationItem", *NAMES[-2:])
 """Where pydicom ends a data set, and what makes a file a multi-frame one."""
 
-_KNOWN = {
-    _swapped(tag_for_keyword(name)): name
-    for name in (*NAMES, "MediaStorageSOPClassUID", "TransferSyntaxUID", "PixelData", *_FOR_PYDICOM)
-}
+_KNOWN = {_swapped(tag_for_keyword(name)): name for name in (*NAMES, *_META, "PixelData", *_FOR_PYDICOM)}
 _ITEM, _END_OF_ITEM, _END_OF_SEQUENCE = (_swapped(tag) for tag in (0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD))
 
 
@@ -79,37 +79,35 @@ class _Unusual(Exception):
     """A file is left to pydicom."""
 
 
-def read_elements(file: BinaryIO) -> tuple[Elements, Elements, bool]:
-    """Read `NAMES` of a DICOM file that was opened.
+def read_elements(file: BinaryIO) -> Elements:
+    """Read `NAMES`, and what `_META` names of the file meta header, of a DICOM file that was opened.
 
     Returns:
-        Values of the data set and of the file meta header, as pydicom converts them, or its errors; and whether pixels
-        follow.
+        Values as pydicom converts them, or its errors; PixelData if pixels follow.
 
     Raises:
         Exception: whatever pydicom raises if the file is damaged.
     """
     data = b""
     for size in _BLOCKS:
-        data += (block := file.read(size))
+        data += file.read(size)
         try:
-            values = _usual_values(data)
-            return values, values, True
+            return _usual_values(data)
         except struct.error:  # the header is longer
-            if len(block) < size:
-                break
+            continue
         except Exception:  # it is unusual, or pydicom raises whatever it comes across
             break
     file.seek(0)
     header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(NAMES), force=True)
-    has_pixels = file.read(4) in _PIXELS
-    values = {}
+    values: dict[str, Any] = {name: header.file_meta[name].value for name in _META if name in header.file_meta}
+    if file.read(4) in _PIXELS:
+        values["PixelData"] = file.tell(), 0
     for tag in sorted(header.keys()):
         try:
             values[keyword_for_tag(tag)] = header[tag].value
         except Exception as error:  # such as of a report's number, which nothing needs
             values[keyword_for_tag(tag)] = error
-    return values, header.file_meta, has_pixels
+    return values
 
 
 def _usual_values(data: bytes) -> dict[str, Any]:
@@ -147,7 +145,8 @@ def _usual_values(data: bytes) -> dict[str, Any]:
             raise struct.error
         found[name] = vr, data[place : place + length]
     charset, padding = found.get("SpecificCharacterSet"), found.pop("PixelPaddingValue", None)
-    values = {name: _value(name, vr, raw, charset) for name, (vr, raw) in found.items()}
+    values: dict[str, Any] = {name: _value(name, vr, raw, charset) for name, (vr, raw) in found.items()}
+    values["PixelData"] = place, length
     if padding is not None:
         vr, raw = padding
         signed = values.get("PixelRepresentation", 0) != 0

@@ -48,6 +48,7 @@ def make_body(shape: tuple[int, int, int], seed: int = 0) -> tuple[sitk.Image, n
         lungs[(z / 0.85) ** 2 + (y / 0.5) ** 2 + ((x - middle) / 0.32) ** 2 < 1] = label
     hu[lungs > 0] -= 890
     hu[(z > 0.1) & (y**2 + x**2 < 0.05**2)] = -990
+    np.maximum(hu, -1024, out=hu)  # the lowest of 12 bits
     image = sitk.GetImageFromArray(hu)
     image.SetSpacing([mm / n for mm, n in zip(reversed(EXTENT_MM), reversed(shape), strict=True)])
     return image, lungs

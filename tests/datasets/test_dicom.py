@@ -7,6 +7,8 @@ import pytest
 import SimpleITK as sitk
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     RLELossless,
 )
 from scipy import ndimage
@@ -159,6 +161,23 @@ def test_uncompressed_pixels_are_those_of_simpleitk(tmp_path, signed, bits, abov
     image = open_scan(folder).read()
     np.testing.assert_array_equal(pixels(image), pixels(theirs))
     np.testing.assert_array_equal(pixels(image), stored - 1024)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_pixels_at_the_end_of_a_file_need_no_pydicom(tmp_path, monkeypatch, syntax):
+    stored = np.random.default_rng(0).integers(0, 1400, (6, 7, 8)).astype(np.int16)
+    folder = write_dicom(tmp_path / "case", stored)
+    for path in folder.iterdir():
+        data = pydicom.dcmread(path)
+        data.file_meta.TransferSyntaxUID = syntax
+        data.save_as(path, implicit_vr=syntax.is_implicit_VR, little_endian=True)
+    first = min(folder.iterdir())
+    changed_slice(first, DataSetTrailingPadding=bytes(10))
+    np.testing.assert_array_equal(pixels(open_scan(folder).read()), stored - 1024)
+    padded, read = [], pydicom.dcmread
+    monkeypatch.setattr(pydicom, "dcmread", lambda path, **options: padded.append(path) or read(path, **options))
+    np.testing.assert_array_equal(pixels(open_scan(folder).read()), stored - 1024)
+    assert padded == [first]
 
 
 def test_scaling_without_a_decoder_stays_within_16_bits(tmp_path):
