@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from datasets.crop import CROP_SIZE, LINEAR, NEAREST, resize
+from datasets.crop import CROP_SIZE
 from datasets.window import map_window
 from tests.reference import DATA
 
@@ -25,14 +25,6 @@ def test_the_last_plane_of_a_published_crop_is_0_for_some_lengths():
     assert map_window(np.zeros(1))[0] == 212.5
     kept = [1 - len(black[new]) / 698 for new in CROP_SIZE]
     assert 1 - np.prod(kept) == pytest.approx(0.24, abs=0.005)
-
-
-@pytest.mark.parametrize("order", [NEAREST, LINEAR])
-def test_the_last_plane_of_our_crop_is_the_last_of_the_scan(order):
-    for new in (40, 160):
-        for n in IN_2020["crop_last_plane"][str(new)][:12]:
-            ramp = np.arange(n, dtype=np.int16)[:, None, None].repeat(2, 1).repeat(2, 2)
-            assert (resize(ramp, (new, 2, 2), order)[-1] == n - 1).all()
 
 
 def test_the_first_step_of_adam():

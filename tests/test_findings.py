@@ -21,8 +21,3 @@ def test_a_finding_about_gradients_is_as_it_was_found(name, capsys):
         exec(code, {})
     out = capsys.readouterr().out
     assert "as found" in out or "cannot show it" in out
-
-
-def test_every_finding_is_listed():
-    listed = re.findall(r"^\| `(\w+\.sh)` \|", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert listed == sorted(path.name for path in FOLDER.glob("*.sh"))

@@ -15,7 +15,6 @@ ORIGIN = (-12.3, 45.6, 789.1)
 
 
 def image_of(array, spacing=SPACING, origin=ORIGIN, direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)):
-    """An image of a (z, y, x) array."""
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(spacing)
     image.SetOrigin(origin)
@@ -58,13 +57,11 @@ def crop_to_box(image, box, size, order):
 
 
 def dice(a, b):
-    """The Dice of two masks."""
     a, b = np.asarray(a) > 0, np.asarray(b) > 0
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
 def rotation(x, y, z):
-    """A 3x3 rotation by three angles."""
     c, s = np.cos, np.sin
     about_x = np.array([[1, 0, 0], [0, c(x), -s(x)], [0, s(x), c(x)]])
     about_y = np.array([[c(y), 0, s(y)], [0, 1, 0], [-s(y), 0, c(y)]])
@@ -86,17 +83,8 @@ def write_dicom(
 ):
     """Write a CT series, one file a slice, named so that the names do not follow the positions.
 
-    Args:
-        folder: made if need be.
-        stored: (z, y, x), int16, the values before slope and intercept.
-        slope: RescaleSlope.
-        intercept: RescaleIntercept; None leaves both out.
-        spacing: (x, y, z) in mm.
-        origin: of the first slice.
-        direction: 3x3, its columns are the axes.
-        shift: mm from slice to slice, besides the step along the third axis: a gantry tilt.
-        name: of the files, before their number.
-        tags: more DICOM tags of all slices.
+    `stored` are the values (z, y, x) before slope and intercept (None leaves both out); `shift` is a gantry tilt, in mm
+    from slice to slice; `name` begins the names of the files; `tags` are more DICOM tags of all slices.
     """
     folder.mkdir(parents=True, exist_ok=True)
     series, study, frame = generate_uid(), generate_uid(), generate_uid()
@@ -149,16 +137,7 @@ def changed_slice(path, to=None, **tags):
 
 
 def write_enhanced(folder, path, stored, order, slope=2.0, intercept=-1000.0):
-    """Write a series of `write_dicom` as one enhanced CT, with its slices as frames in any order.
-
-    Args:
-        folder: the series, along z.
-        path: of the file.
-        stored: its pixels, (z, y, x).
-        order: index of the slice of each frame.
-        slope: of all frames.
-        intercept: of all frames.
-    """
+    """Write a series of `write_dicom` as one enhanced CT; `order` has the index of the slice of each frame."""
     sources = sorted((pydicom.dcmread(file) for file in folder.iterdir()), key=lambda s: s.ImagePositionPatient[2])
     first = sources[0]
     data = pydicom.Dataset()

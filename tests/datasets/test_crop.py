@@ -22,6 +22,7 @@ from tests.volumes import crop_to_box, geometry, image_of, pixels, refused, rota
 from utils.errors import VolumeError
 
 SIZE = (6, 9, 8)
+ORIENTATION = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines
 
 
 @pytest.fixture
@@ -132,13 +133,9 @@ def test_no_copy_of_a_whole_scan_is_made(orientation):
     np.testing.assert_array_equal(pixels(back), given)
 
 
-def test_sides_are_separate_components_and_lobes_are_not():
+def test_lobes_are_no_components_of_their_own():
     labels = np.zeros((10, 10, 20), np.uint8)
-    labels[1:5, 1:5, 1:5] = 1
-    labels[1:5, 1:5, 10:15] = 2
-    labels[2, 2, 12] = 1  # a voxel of the other side inside a lung
-    assert remove_small_components(labels)[2, 2, 12] == 0
-    labels[6, 6, 6] = 3  # touches nothing
+    labels[1:5, 1:5, 1:5], labels[1:5, 1:5, 10:15], labels[2, 2, 12], labels[6, 6, 6] = 1, 2, 1, 3
     kept = remove_small_components(labels)
     assert (kept[2, 2, 12], kept[6, 6, 6]) == (1, 0)
 
@@ -192,29 +189,24 @@ def orientations():
 def test_any_orientation_gives_the_same_crop_and_masks_come_back_voxel_for_voxel(case, direction):
     folder, ct, lungs, lesion = case
     oblique = not np.isin(direction, (-1, 0, 1)).all()
-    files = {}
-    for name, array in (("ct", ct), ("lungs", lungs), ("lesion", lesion)):
+    turned, straight = [], []
+    for name, array in (("ct", ct), ("lesion", lesion), ("lungs", lungs)):
         image = image_of(array, spacing=(2.0, 3.0, 4.0), direction=direction if oblique else np.eye(3))
         if not oblique:
-            code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines([float(v) for v in direction.ravel()])
-            image = sitk.DICOMOrient(image, code)
+            image = sitk.DICOMOrient(image, ORIENTATION(direction.ravel().astype(float).tolist()))
             np.testing.assert_allclose(image.GetDirection(), direction.ravel(), atol=1e-12)
-        files[name] = write(folder / f"{name}.nrrd", image)
-    straight = write(folder / "straight.nrrd", ct, spacing=(2.0, 3.0, 4.0))
-    straight_lesion = write(folder / "straight_lesion.nrrd", lesion, spacing=(2.0, 3.0, 4.0))
-    straight_lungs = write(folder / "straight_lungs.nrrd", lungs, spacing=(2.0, 3.0, 4.0))
+        turned.append(write(folder / f"{name}.nrrd", image))
+        straight.append(write(folder / f"straight_{name}.nrrd", array, spacing=(2.0, 3.0, 4.0)))
 
     # The box's own size: nothing is interpolated.
     cropper = LungMaskCrop(lambda _: pytest.fail("lungs are given"), size=(9, 13, 14))
-    crops = cropper.crop(files["ct"], files["lesion"], files["lungs"])
-    expected = cropper.crop(straight, straight_lesion, straight_lungs)
-    for crop, other in zip(crops, expected, strict=True):
+    crops = cropper.crop(*turned)
+    for crop, other in zip(crops, cropper.crop(*straight), strict=True):
         np.testing.assert_array_equal(pixels(crop), pixels(other))
-        assert sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(crop.GetDirection()) == "LPS"
-    scan = sitk.ReadImage(str(files["ct"]))
-    back = paste_back(crops[2], scan)
-    assert geometry(back) == geometry(scan)
-    np.testing.assert_array_equal(pixels(back), pixels(files["lesion"]) > 0)
+        assert ORIENTATION(crop.GetDirection()) == "LPS"
+    back = paste_back(crops[2], sitk.ReadImage(str(turned[0])))
+    assert geometry(back) == geometry(turned[0])
+    np.testing.assert_array_equal(pixels(back), pixels(turned[1]) > 0)
 
 
 def test_a_scan_in_single_precision_geometry_is_matched_too(tmp_path):
@@ -229,7 +221,7 @@ def test_a_scan_in_single_precision_geometry_is_matched_too(tmp_path):
 
 @pytest.mark.fault("a mask that was cut")
 @pytest.mark.parametrize(
-    "scan",
+    "change",
     [
         {"origin": (-12.3, 45.6, 790.0)},
         {"spacing": (0.7, 0.8, 2.6)},
@@ -237,10 +229,10 @@ def test_a_scan_in_single_precision_geometry_is_matched_too(tmp_path):
         {"shape": (10, 20, 18)},
     ],
 )
-def test_a_crop_of_another_scan_is_refused(scan):
-    image = image_of(np.zeros((14, 20, 18), np.uint8))
-    crop = crop_to_box(image, (slice(3, 12), slice(4, 17), slice(2, 16)), SIZE, NEAREST)
-    other = image_of(np.zeros(scan.pop("shape", (14, 20, 18)), np.uint8), **scan)
+def test_a_crop_of_another_scan_is_refused(change):
+    shape = (14, 20, 18)
+    crop = crop_to_box(image_of(np.zeros(shape, np.uint8)), (slice(3, 12), slice(4, 17), slice(2, 16)), SIZE, NEAREST)
+    other = image_of(np.zeros(change.pop("shape", shape), np.uint8), **change)
     with pytest.raises(VolumeError, match=r"expected a crop that lungCrop\.py made from this very scan"):
         paste_back(crop, other)
 

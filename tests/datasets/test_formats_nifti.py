@@ -45,9 +45,6 @@ def refuses(path, match):
     return refused(path, lambda: read_nifti(path), match)
 
 
-# ------------------------------------------------------------------------------------------- good files
-
-
 @pytest.mark.fault("big-endian files, all")
 @pytest.mark.fault("NIfTI-2 and pairs")
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
@@ -77,14 +74,9 @@ def test_the_geometry_is_simpleitks(tmp_path, hu, forms, handedness):
     image.set_sform(affine, forms[1])
     nib.save(image, tmp_path / "scan.nii.gz")
     grid = read_header(tmp_path / "scan.nii.gz", MAX_VOXELS)
-    theirs = sitk.ReadImage(str(tmp_path / "scan.nii.gz"))
-    assert grid.size == theirs.GetSize()
-    for ours, others in (
-        (grid.spacing, theirs.GetSpacing()),
-        (grid.origin, theirs.GetOrigin()),
-        (grid.direction, theirs.GetDirection()),
-    ):
-        np.testing.assert_allclose(ours, others, rtol=1e-6, atol=1e-6)
+    ours = grid.size, grid.spacing, grid.origin, grid.direction
+    for one, other in zip(ours, geometry(tmp_path / "scan.nii.gz"), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_a_factor_of_handedness_that_was_left_out_is_1(tmp_path, hu):
@@ -138,9 +130,6 @@ def test_a_header_of_extensions_and_zeros_behind_a_compressed_file_are_passed_ov
     np.testing.assert_array_equal(voxels(path), hu)
 
 
-# ------------------------------------------------------------------------------- versions, pairs, names
-
-
 @pytest.mark.fault("a plain file named .nii.gz")
 def test_a_file_is_read_by_its_first_bytes(tmp_path, hu):
     plain = nifti(tmp_path / "scan.nii", hu)
@@ -157,16 +146,15 @@ def test_a_file_is_read_by_its_first_bytes(tmp_path, hu):
 @pytest.mark.parametrize("kind", [nib.Nifti1Pair, nib.Nifti2Pair])
 @pytest.mark.parametrize("extension", ["", ".gz"])
 def test_a_header_and_its_voxels_in_two_files(tmp_path, hu, kind, extension):
-    nib.save(kind(hu.T, np.diag([-1, -1, 2, 1])), tmp_path / f"scan.img{extension}")
-    path = tmp_path / f"scan.hdr{extension}"
+    path, image = tmp_path / f"scan.hdr{extension}", tmp_path / f"scan.img{extension}"
+    nib.save(kind(hu.T, np.diag([-1, -1, 2, 1])), image)
     assert is_volume_file(path)
     assert volume_id(path) == "scan"
     grid, found = read_nifti(path)
     np.testing.assert_array_equal(found, hu)
     assert grid.spacing == (1, 1, 2)
-    assert read_header(path, MAX_VOXELS).data.name == f"scan.img{extension}"
-    refused(tmp_path / f"scan.img{extension}", lambda: read_volume(tmp_path / f"scan.img{extension}"), "name the .hdr")
-    image = tmp_path / f"scan.img{extension}"
+    assert grid.data.name == image.name
+    refused(image, lambda: read_volume(image), "name the .hdr")
     content = gzip.decompress(image.read_bytes()) if extension else image.read_bytes()
     for wrong, match in ((content[:-2], "cut short"), (content + b"xx", "holds more than")):
         image.write_bytes(gzip.compress(wrong) if extension else wrong)
@@ -207,16 +195,11 @@ def test_axes_that_lean_a_little_are_straightened(tmp_path, hu, qform, leaning, 
     np.testing.assert_allclose(direction, np.eye(3), atol=1.01 * max(leaning / 2, 1e-4))  # half of the angle each
 
 
-# ----------------------------------------------------------------------------------------------- length
-
-
 @pytest.mark.fault("NIfTI cut short, header")
 @pytest.mark.parametrize("kept", [0, 4, 347, 352, 352 + 300, -1])
 def test_a_file_cut_short(tmp_path, hu, kept):
     path = nifti(tmp_path / "scan.nii", hu)
     path.write_bytes(path.read_bytes()[:kept])
-    if kept not in (0, 4, 347):  # SimpleITK fills in zeros
-        assert sitk.ReadImage(str(path)).GetSize() == hu.shape[::-1]
     refuses(path, "cut short")
 
 
@@ -239,10 +222,7 @@ def test_a_file_that_is_too_long(tmp_path, hu):
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
-        *(
-            (lambda packed, whole, share=share: packed[: int(share * len(packed))], "cut short")
-            for share in (0.02, 0.5, 0.98)
-        ),
+        *((lambda packed, whole, end=end: packed[: int(end * len(packed))], "cut short") for end in (0.02, 0.5, 0.98)),
         *((lambda packed, whole, place=place: flipped(packed, place), "damaged") for place in (0.3, 0.6, -2, -6)),
         (lambda packed, whole: packed + b"something", "damaged"),
         (lambda packed, whole: gzip.compress(whole[:352]), "cut short: 352 of 1024 bytes"),
@@ -266,12 +246,9 @@ def flipped(content, place):
 def test_where_the_voxels_begin(tmp_path, hu):
     path = nifti(tmp_path / "scan.nii", hu)
     whole = path.read_bytes()
+    refuses(changed(path, (108, "f", 400)), "cut short: 1024 of 1072 bytes")
     path.write_bytes(whole[:352] + bytes(48) + whole[352:])
     np.testing.assert_array_equal(voxels(changed(path, (108, "f", 400))), hu)
-    path.write_bytes(whole)
-    refuses(changed(path, (108, "f", 400)), "cut short: 1024 of 1072 bytes")
-    changed(path, (108, "f", 0))  # readers disagree
-    assert not np.array_equal(np.asanyarray(nib.load(path).dataobj).T, pixels(path))
 
 
 @pytest.mark.fault("big-endian files, all")
@@ -293,9 +270,6 @@ def test_a_large_volume_in_a_small_file_is_refused_before_memory_is_taken(tmp_pa
     changed(path, (42, "3h", 1024, 1024, 8))
     bomb.write_bytes(gzip.compress(path.read_bytes()[:352] + bytes(2**26)))
     refuses(bomb, "holds more than")
-
-
-# ------------------------------------------------------------------------------------- what is contradictory
 
 
 @pytest.mark.fault("qform and sform that")
@@ -352,9 +326,6 @@ def test_headers_that_cannot_be(tmp_path, hu, changes, match):
     refuses(changed(tmp_path / "scan.nii", *changes), match)
 
 
-# ---------------------------------------------------------------------------------------------- writing
-
-
 @pytest.mark.parametrize("kind", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "f4", "f8"])
 @pytest.mark.parametrize("handedness", [1, -1])
 def test_what_is_written_is_read_by_others_as_what_itk_writes(tmp_path, hu, kind, handedness):
@@ -369,10 +340,9 @@ def test_what_is_written_is_read_by_others_as_what_itk_writes(tmp_path, hu, kind
         for one, other in zip(geometry(ours), geometry(theirs), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(nib.load(ours).affine, nib.load(theirs).affine, rtol=1e-6, atol=1e-6)
-        np.testing.assert_array_equal(pixels(ours), hu.astype(kind))
         header, found = read_nifti(ours)
-        np.testing.assert_array_equal(found, hu.astype(kind))
-        assert header.size == image.GetSize()
+        for array in (pixels(ours), found):
+            np.testing.assert_array_equal(array, hu.astype(kind))
         assert header.voxel == kind
 
 

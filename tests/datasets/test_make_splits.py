@@ -76,9 +76,15 @@ OPTIONS = ["--healthy", "h*", "--labeled", "1", "--valid", "2", "--validh", "2",
 
 
 @pytest.mark.fault("lists that exist when")
-def test_lists_that_exist_are_kept_and_new_scans_are_trained_on(root, capsys):
-    assert main([str(root), *OPTIONS]) == 0
+def test_lists_that_exist_are_kept_and_new_scans_are_trained_on(root, tmp_path, capsys):
+    (tmp_path / "healthy.txt").write_text("\n".join(HEALTHY))
+    assert main([str(root), "--healthy-list", str(tmp_path / "healthy.txt"), *OPTIONS[2:]]) == 0
     before = lists(root)
+    assert {name: len(ids) for name, ids in before.items()} == {
+        "train_id_L": 1, "train_id_WL": 13, "train_id_H": 9, "valid_id_L": 2, "valid_id_H": 2, "test_id_L": 2,
+        "test_id_H": 1, "valid_id_WL": 0,
+    }  # fmt: skip
+    assert "LABELED       1" in capsys.readouterr().out
     for case_id in ("a90", "a91", "b90", "h90"):
         touch(root / "images" / f"{case_id}.nii.gz")
     touch(root / "lesion" / "a90.nii.gz")
@@ -101,11 +107,9 @@ def test_new_scans_fill_what_the_options_ask_for_beyond_the_lists(root):
     assert main([str(root), *OPTIONS]) == 0
     before = lists(root)
     for case_id in ("a90", "a91"):
-        touch(root / "images" / f"{case_id}.nii.gz")
-        touch(root / "lesion" / f"{case_id}.nii.gz")
-    more = [*OPTIONS]
-    more[more.index("--test") + 1] = "3"
-    assert main([str(root), *more]) == 0
+        for folder in ("images", "lesion"):
+            touch(root / folder / f"{case_id}.nii.gz")
+    assert main([str(root), *OPTIONS, "--test", "3"]) == 0
     (added,) = set(lists(root)["test_id_L"]) - set(before["test_id_L"])
     assert added in ("a90", "a91")
 
@@ -117,9 +121,7 @@ def test_scans_that_are_gone_and_labels_that_were_withdrawn_leave_the_lists(root
     (root / "images" / f"{gone}.nii.gz").unlink()
     for case_id in (valid, test):
         (root / "lesion" / f"{case_id}.nii.gz").unlink()
-    options = [*OPTIONS, "--quiet"]
-    for name in ("--valid", "--test"):
-        options[options.index(name) + 1] = "1"
+    options = [*OPTIONS, "--valid", "1", "--test", "1", "--quiet"]
     assert main([str(root), *options]) == 0
     after = lists(root)
     assert gone not in after["train_id_WL"]
@@ -133,7 +135,6 @@ def test_scans_that_are_gone_and_labels_that_were_withdrawn_leave_the_lists(root
 
 
 def sides(root):
-    """Side of each scan."""
     found = {"train": "training", "valid": "validation", "test_": "testing", "left_": "testing"}
     return {case_id: found[name[:5]] for name, ids in lists(root).items() for case_id in ids}
 
@@ -202,17 +203,6 @@ def test_a_cohort_that_is_being_made_is_refused(root, capsys):
     assert "a0 is not finished; run lungCrop.py again" in capsys.readouterr().err
 
 
-def test_the_command_writes_the_lists(root, tmp_path, capsys):
-    path = tmp_path / "healthy.txt"
-    path.write_text("\n".join(HEALTHY))
-    assert main([str(root), "--healthy-list", str(path), "--valid", "2", "--validh", "0.25", "--test", "3"]) == 0
-    assert {name: len(ids) for name, ids in lists(root).items()} == {
-        "train_id_L": 1, "train_id_WL": 12, "train_id_H": 9, "valid_id_L": 2, "valid_id_WL": 0, "valid_id_H": 3,
-        "test_id_L": 3, "test_id_H": 0,
-    }  # fmt: skip
-    assert "LABELED       1" in capsys.readouterr().out
-
-
 @pytest.mark.fault("lists of ids that were written or edited by hand")
 def test_lists_of_the_user_are_not_replaced(root, capsys):
     edited, arguments = root / "id_txt" / "train_id_WL.txt", [str(root), "--healthy", "h*", "--quiet"]
@@ -225,7 +215,6 @@ def test_lists_of_the_user_are_not_replaced(root, capsys):
     assert f"{edited}: was changed since this command wrote it, and is not replaced" in capsys.readouterr().err
     assert edited.read_text() == before.split("\n", 1)[1]
     edited.write_text(before)  # what would be written is no reason to stop
-    assert main(arguments) == 0
     (root / "ledger" / "id_txt" / "make_splits.json").unlink()
     assert main(arguments) == 0
     assert run(lambda: main([*anew, "--seed", "3"])) == 1

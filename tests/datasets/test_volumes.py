@@ -1,5 +1,4 @@
 import os
-import resource
 
 import nibabel as nib
 import numpy as np
@@ -22,9 +21,6 @@ from tests.volumes import ORIGIN, SPACING, geometry, image_of, pixels, refused, 
 SHAPE = (6, 7, 8)
 
 
-# ------------------------------------------------------------------------------------------- good files
-
-
 @pytest.mark.fault("spaces, letters of")
 @pytest.mark.parametrize("extension", EXTENSIONS)
 def test_every_file_type_keeps_voxels_and_geometry(tmp_path, hu, extension):
@@ -44,9 +40,6 @@ def test_what_is_written_is_read_by_others(tmp_path, hu, extension):
     write_volume(image_of(hu), path)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     np.testing.assert_array_equal(pixels(path), hu)
-
-
-# -------------------------------------------------------------------------------------------- bad files
 
 
 @pytest.mark.fault("empty file, text, random")
@@ -86,17 +79,16 @@ def test_a_file_that_may_not_be_read(tmp_path, hu, extension):
 @pytest.mark.fault("2D, 4D, one slice, several")
 @pytest.mark.parametrize("extension", [".nii.gz", ".nrrd", ".mha"])
 def test_volumes_of_other_shapes(tmp_path, hu, extension):
-    shapes = {
-        "2D": sitk.GetImageFromArray(hu[0]),
-        "4D": sitk.GetImageFromArray(np.stack([hu, hu]), isVector=False),
-        "RGB": sitk.GetImageFromArray(np.stack([hu] * 3, -1), isVector=True),
-        "slice": sitk.GetImageFromArray(hu[:1]),
-        "complex": sitk.GetImageFromArray(hu.astype(np.complex64)),
-    }
-    for name, image in shapes.items():
-        path = tmp_path / f"{name}{extension}"
+    path = tmp_path / f"scan{extension}"
+    for image in (
+        sitk.GetImageFromArray(hu[0]),
+        sitk.GetImageFromArray(np.stack([hu, hu]), isVector=False),
+        sitk.GetImageFromArray(np.stack([hu] * 3, -1), isVector=True),
+        sitk.GetImageFromArray(hu[:1]),
+        sitk.GetImageFromArray(hu.astype(np.complex64)),
+    ):
         sitk.WriteImage(image, str(path))
-        refused(path, lambda path=path: read_volume(path), "expected one|cannot be decoded")
+        refused(path, lambda: read_volume(path), "expected one|cannot be decoded")
 
 
 @pytest.mark.fault("NaN or infinite voxels")
@@ -109,9 +101,6 @@ def test_voxels_that_are_no_numbers(tmp_path, hu, value, dtype):
     for name in ("scan.nii.gz", "scan.nii", "scan.nrrd", "scan.mha"):
         path = write(tmp_path / name, array.astype(dtype))
         refused(path, lambda path=path: read_volume(path), "NaN or infinite")
-
-
-# ----------------------------------------------------------------------------------------- CTs and labels
 
 
 @pytest.mark.fault("scaled values; slope")
@@ -183,25 +172,6 @@ def test_other_values_are_not_labels(tmp_path, value, dtype):
     array[1, 2, 3] = value
     path = write(tmp_path / "mask.nii.gz", array)
     refused(path, lambda: read_labels(path), "not labels")
-
-
-# ---------------------------------------------------------------------------------------------- writing
-
-
-@pytest.mark.fault("a save that fails: full")
-@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nii", "scan.nrrd", "scan.mha"])
-def test_a_disk_that_fills_up_leaves_the_old_file_and_nothing_else(tmp_path, hu, name):
-    path = write(tmp_path / name, hu)
-    before = path.read_bytes()
-    noise = image_of(np.random.default_rng(0).integers(0, 250, (20, 64, 64)).astype(np.uint8))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    try:
-        refused(path, lambda: write_volume(noise, path), "cannot be written .*; check the")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.fault("a disk that fails, a")

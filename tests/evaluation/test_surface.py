@@ -38,16 +38,6 @@ def test_two_voxels_are_as_far_apart_as_their_centres():
     assert surface_dice(distances, expected) == 1
 
 
-def test_a_plate_that_is_shifted_by_a_slice():
-    prediction, truth = np.zeros((2, 8, 6, 6), bool)
-    truth[2], prediction[3] = True, True  # all of a plate is boundary: every voxel has its partner 5 mm below or above
-    distances = surface_distances(prediction, truth, SPACING)
-    assert distances[0].tolist() == [5.0] * 36
-    assert distances[1].tolist() == [5.0] * 36
-    assert hd95(distances) == 5
-    assert (surface_dice(distances, 4.99), surface_dice(distances, 5)) == (0, 1)
-
-
 def test_the_larger_of_the_two_directed_percentiles_counts():
     truth = np.zeros((3, 3, 30), bool)
     truth[1, 1, :10] = True  # ten voxels in a row

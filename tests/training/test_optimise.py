@@ -7,13 +7,7 @@ from configs.settings import SchedulerSettings, SolverSettings
 from models import Discriminator, Generator, Segmenter
 from models.objectives import Networks
 from tests.several import on_processes
-from training.optimise import (
-    SkippedSteps,
-    build_optimizers,
-    guarded_step,
-    learning_rate,
-    set_learning_rates,
-)
+from training.optimise import SkippedSteps, build_optimizers, guarded_step, learning_rate, set_learning_rates
 from utils import distributed
 from utils.errors import TrainingError
 
@@ -35,30 +29,22 @@ def test_every_network_has_its_published_optimiser(networks):
     assert optimizers["discriminator"].defaults["momentum"] == 0
 
 
-@pytest.mark.parametrize(
-    ("iteration", "expected"), [(0, 1e-4), (20_000, 1e-4), (20_001, 5e-5), (60_000, 2.5e-5), (60_001, 1.25e-5)]
-)
-def test_learning_rates_are_halved_one_iteration_after_their_steps(iteration, expected):
-    assert learning_rate(1e-4, SchedulerSettings(step=20_000), iteration) == pytest.approx(expected)
-
-
-def test_learning_rates_may_fall_along_a_cosine(networks):
-    solver = SolverSettings(lr_cosine=True, iter_max=100)
+def rates_at(networks, solver, iteration):
     optimizers = build_optimizers(networks, solver)
-    for iteration, share in ((0, 1), (25, (2 + 2**0.5) / 4), (50, 0.5), (100, 0)):
-        set_learning_rates(optimizers, solver, iteration)
-        rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
-        assert rates == pytest.approx(
-            {"segmenter": 1e-4 * share, "generator": 1e-5 * share, "discriminator": 1e-5 * share}
-        )
+    set_learning_rates(optimizers, solver, iteration)
+    return [optimizers[name].param_groups[0]["lr"] for name in Networks._fields]
 
 
-def test_each_network_follows_its_own_scheduler(networks):
-    solver = SolverSettings()
-    optimizers = build_optimizers(networks, solver)
-    set_learning_rates(optimizers, solver, 25_000)
-    rates = {name: o.param_groups[0]["lr"] for name, o in optimizers.items()}
-    assert rates == {"segmenter": 5e-5, "generator": 1e-5, "discriminator": 1e-5}
+def test_learning_rates_are_halved_one_iteration_after_the_steps_of_their_network(networks):
+    for iteration, expected in ((0, 1e-4), (20_000, 1e-4), (20_001, 5e-5), (60_000, 2.5e-5), (60_001, 1.25e-5)):
+        assert learning_rate(1e-4, SchedulerSettings(step=20_000), iteration) == pytest.approx(expected)
+    assert rates_at(networks, SolverSettings(), 25_000) == [5e-5, 1e-5, 1e-5]
+
+
+@pytest.mark.parametrize(("iteration", "share"), [(0, 1), (25, (2 + 2**0.5) / 4), (50, 0.5), (100, 0)])
+def test_learning_rates_may_fall_along_a_cosine(networks, iteration, share):
+    rates = rates_at(networks, SolverSettings(lr_cosine=True, iter_max=100), iteration)
+    assert rates == pytest.approx([1e-4 * share, 1e-5 * share, 1e-5 * share])
 
 
 @pytest.mark.fault("NaN or Inf in a loss")
@@ -87,18 +73,6 @@ def test_a_step_gone_wrong_leaves_weights_and_optimiser_as_they_were(kind, where
     ours, theirs = optimizer.state[weight], reference.state[reference_weight]
     for name, value in theirs.items():
         assert torch.equal(ours[name], value), name
-
-
-def test_a_good_step_is_the_optimisers_own(networks):
-    other = copy.deepcopy(networks.segmenter)
-    optimizer = build_optimizers(networks, SolverSettings())["segmenter"]
-    plain = torch.optim.Adam(other.parameters(), lr=1e-4, weight_decay=1e-3)
-    for network, step in ((networks.segmenter, lambda total: guarded_step([optimizer], total)), (other, None)):
-        total = network(torch.ones(1, 1, 4, 8, 8)).square().sum()
-        total.backward()
-        step(total.detach()) if step else plain.step()
-    for a, b in zip(networks.segmenter.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a, b)
 
 
 @pytest.mark.fault("NaN or Inf in an optimiser's")
@@ -139,6 +113,7 @@ def test_large_numbers_are_no_infinity():
     assert torch.allclose(weight, torch.tensor(-0.1))
 
 
+@pytest.mark.fault("many of them")
 def test_skipped_steps_are_counted_named_and_limited():
     skipped = SkippedSteps(limit=2)
     assert skipped.check() == []

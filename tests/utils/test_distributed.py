@@ -83,18 +83,14 @@ def test_an_error_in_one_process_is_told_once_and_ends_all(tmp_path, how, codes,
 
 
 FAULTS = """
-import ctypes, resource
+import resource
+import numpy as np
 from utils.distributed import keep_freed_memory
 if {keep}:
     keep_freed_memory()
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
 for turn in range(3):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    memory = libc.malloc(100 * 2**20)
-    libc.memset(memory, 1, 100 * 2**20)
-    libc.free(memory)
+    np.ones(100 * 2**20, np.uint8)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -102,12 +98,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
 @pytest.mark.parametrize("keep", [True, False])
 def test_freed_memory_is_used_again_without_asking_the_kernel(keep):
-    result = subprocess.run(
-        [sys.executable, "-c", FAULTS.format(keep=keep)],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[2],
-    )
+    command, root = [sys.executable, "-c", FAULTS.format(keep=keep)], Path(__file__).parents[2]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     # 100 MiB are 25600 pages, or 50 large ones where the kernel gives those.
     assert (int(result.stdout) < 25) is keep

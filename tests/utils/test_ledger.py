@@ -4,7 +4,7 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -80,6 +80,7 @@ def test_a_change_in_the_middle_of_a_large_source_is_found(tmp_path):
     assert results.difference("a", Recipe({"scan": [scan]}, OPTIONS)) == "other scan"
 
 
+@pytest.mark.fault("two scans of one name, from two folders")
 def test_another_scan_of_the_same_name_is_refused_while_the_first_is_there(made, tmp_path):
     results, _, scan = made
     other = tmp_path / "site_b" / "a.nii"
@@ -97,16 +98,15 @@ def test_only_own_files_that_nobody_changed_are_replaced(made):
     results, path, _ = made
     with results.writing("a", [path], Recipe({}, OPTIONS)):
         path.write_text("its own")
-    path.write_text("corrected by hand")
-    changed = r"a\.nii: was changed since this command wrote it, and is not replaced"
-    with pytest.raises(FolderError, match=changed), results.writing("a", [path], Recipe({}, OPTIONS)):
-        pytest.fail("wrote over it")
     other = path.with_name("b.nii")
-    other.write_text("an expert's")
-    foreign = r"b\.nii: was not written by this command, and is not replaced; move it"
-    with pytest.raises(FolderError, match=foreign), results.writing("b", [other], Recipe({}, OPTIONS)):
-        pytest.fail("wrote over it")
-    assert other.read_text() == "an expert's"
+    for case_id, mine, reason in (
+        ("a", path, r"a\.nii: was changed since this command wrote it, and is not replaced"),
+        ("b", other, r"b\.nii: was not written by this command, and is not replaced; move it"),
+    ):
+        mine.write_text("an expert's")
+        with pytest.raises(FolderError, match=reason), results.writing(case_id, [mine], Recipe({}, OPTIONS)):
+            pytest.fail("wrote over it")
+        assert mine.read_text() == "an expert's"
 
 
 def test_files_that_are_not_written_again_are_removed(made):
@@ -146,11 +146,10 @@ def test_damaged_entries_are_none(made):
 
 def test_results_of_scans_that_are_gone_go(made, tmp_path, caplog):
     results, path, scan = made
+    elsewhere = tmp_path / "elsewhere"
     results.remove_gone([scan.parent], {}, lambda case_id: True)  # it is there, and just not read this time
-    results.remove_gone([tmp_path / "elsewhere"], {}, lambda case_id: True)
-    assert path.exists()
     scan.unlink()
-    results.remove_gone([tmp_path / "elsewhere"], {}, lambda case_id: True)
+    results.remove_gone([elsewhere], {}, lambda case_id: True)
     results.remove_gone([scan.parent], {}, lambda case_id: False)  # of another part
     assert path.exists()
     results.remove_gone([scan.parent], {}, lambda case_id: True)
@@ -160,12 +159,11 @@ def test_results_of_scans_that_are_gone_go(made, tmp_path, caplog):
 
 
 def test_a_scan_that_cannot_be_looked_for_is_not_gone(made, monkeypatch):
-    results, path, scan = made
-    scan.unlink()
-
     def lstat(_):
         raise PermissionError(13, "Permission denied")
 
+    results, path, scan = made
+    scan.unlink()
     with monkeypatch.context() as patch:
         patch.setattr(ledger.os, "lstat", lstat)
         results.remove_gone([scan.parent], {}, lambda case_id: True)
@@ -184,7 +182,6 @@ def test_results_that_were_corrected_stay_when_their_scan_goes(made, caplog):
 def test_a_run_says_what_made_a_result(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), "--config-path", "my config.yaml"])
     settings = read_settings(None, ["EXP.SEED=7"])
-    before = datetime.now().astimezone().replace(microsecond=0)
     assert not is_output(tmp_path)
     with recording(tmp_path, device=torch.device("cpu"), settings=settings, seed=7, model=tmp_path / "S.pth"):
         assert read_runs(tmp_path)[0]["outcome"] == "running"
@@ -192,9 +189,10 @@ def test_a_run_says_what_made_a_result(tmp_path, monkeypatch):
     (record,) = read_runs(tmp_path)
     assert record["command"] == "train.py --config-path 'my config.yaml'"
     assert record["outcome"] == "finished"
-    assert before <= datetime.fromisoformat(record["started"]) <= datetime.fromisoformat(record["ended"])
+    now = datetime.now().astimezone()
+    assert now - timedelta(seconds=60) < datetime.fromisoformat(record["started"]) <= now
     assert 0 <= record["seconds"] < 60
-    assert record["versions"]["torch"] == torch.__version__.split("+")[0] == version("torch").split("+")[0]
+    assert record["versions"]["torch"] == version("torch").split("+")[0]
     assert record["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert (record["device"], record["threads"], record["processes"]) == ("cpu", torch.get_num_threads(), 1)
     assert record["seed"] == record["settings"]["EXP"]["SEED"] == 7
@@ -241,12 +239,11 @@ def test_the_revision_is_that_of_the_checkout(tmp_path, monkeypatch):
 
     def revision(root):
         monkeypatch.setattr(ledger, "ROOT", root)
-        git_revision.cache_clear()
-        return git_revision()
+        return git_revision.__wrapped__()
 
     assert revision(tmp_path) is None
-    git("init")
     (tmp_path / "file").write_text("1")
+    git("init")
     git("add", "file")
     git("commit", "-m", "first")
     clean = revision(tmp_path)
@@ -255,4 +252,3 @@ def test_the_revision_is_that_of_the_checkout(tmp_path, monkeypatch):
     assert revision(tmp_path) == f"{clean}-modified"
     (tmp_path / "copy").mkdir()
     assert revision(tmp_path / "copy") is None
-    git_revision.cache_clear()

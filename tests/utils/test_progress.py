@@ -42,22 +42,28 @@ def test_an_item_that_fails_is_named_and_the_others_are_done(error, capsys, capl
     assert capsys.readouterr().out == f"failed: b: {failed['b']}\n"
 
 
-def raising(error):
+def test_an_item_that_cannot_be_prepared_fails_alone_and_errors_that_name_their_file_are_passed_on():
+    def prepare(case_id, item):
+        if item == 1:
+            raise VolumeError("x.nii: cut short")
+        return item * 10
+
     def work(case_id, item):
-        raise error
+        found.append(item)
 
-    return work
-
-
-def test_errors_that_name_their_file_are_passed_on():
-    failed = for_each({"x": None}, raising(VolumeError("x.nii: cut short")), "trying", progress=False)
-    assert failed == {"x": "x.nii: cut short"}
+    found = []
+    failed = for_each({"a": 0, "b": 1, "c": 2}, work, "trying", prepare=prepare, progress=False)
+    assert (found, failed) == ([0, 20], {"b": "x.nii: cut short"})
+    assert for_each({}, work, "trying", prepare=prepare, progress=False) == {}
 
 
 @pytest.mark.parametrize("error", [AssertionError, TypeError, KeyboardInterrupt, SystemExit])
 def test_faults_of_the_program_and_signals_end_the_run(error):
+    def work(case_id, item):
+        raise error
+
     with pytest.raises(error):
-        for_each({"x": None}, raising(error), "trying", progress=False)
+        for_each({"x": None}, work, "trying", progress=False)
 
 
 class Prepared:
@@ -82,19 +88,6 @@ def test_one_item_is_prepared_ahead_and_no_more_than_two_are_held():
 
     assert for_each({str(k): k for k in range(6)}, work, "trying", prepare=prepare, progress=False) == {}
     assert max(most) == 2
-
-
-def test_an_item_that_cannot_be_prepared_fails_alone():
-    def prepare(case_id, item):
-        if item == 1:
-            raise VolumeError("one is bad")
-        return item * 10
-
-    found = []
-    work = lambda case_id, item: found.append(item)  # noqa: E731
-    failed = for_each({"a": 0, "b": 1, "c": 2}, work, "trying", prepare=prepare, progress=False)
-    assert (found, failed) == ([0, 20], {"b": "one is bad"})
-    assert for_each({}, work, "trying", prepare=prepare, progress=False) == {}
 
 
 def test_an_interruption_ends_the_preparation_of_the_next_item():
