@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from benchmarks.phantom.diseases import add_confluent_lesions, draw_patient
+from benchmarks.phantom.make import Body, Hardness, paint_body
 from datasets.phantom.body import Anatomy
 from datasets.phantom.geometry import Frame
-from datasets.phantom.lesions import add_confluent_lesions, add_stage_lesions, draw_patient
-from datasets.phantom.make import Body, Hardness, paint_body
+from datasets.phantom.lesions import add_lesions
 from datasets.phantom.scanner import Protocol, acquire
 from datasets.window import map_window
 from utils.files import atomic_write
@@ -37,7 +38,7 @@ def _several(
     tissue += rng.uniform(-50, 20)
     patient = draw_patient(rng)
     density, kinds = np.zeros(tissue.shape, np.float32), set()
-    painters: list[Callable] = [partial(add_stage_lesions, patient=patient)] * sets
+    painters: list[Callable] = [partial(add_lesions, patient=patient)] * sets
     for painter in [*painters, *[add_confluent_lesions] * confluent]:
         new, found = painter(rng, tissue, mask, body, g)
         density, kinds = np.maximum(density, new), kinds | set(found)

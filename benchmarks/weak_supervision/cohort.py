@@ -5,7 +5,7 @@
     healthy_*      healthy at volume level
     valid_*, validh_*, test_*, testh_*   held-out diseased and healthy scans
 
-Scans come from four sites and differ in inspiration, confounders and stage of the disease; see `datasets.phantom.make`.
+Scans come from four sites and differ in inspiration, confounders and stage of the disease, see `benchmarks.phantom`.
 Sites are balanced in every list and independent of the disease. facts/<id>.json describes the content of each scan. A
 scan depends only on the seed, its kind, its number and the options. Existing scans are kept. With --raw, the scans are
 CTs in HU in ct/, for lungCrop.py.
@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from datasets.phantom.lesions import draw_patient
-from datasets.phantom.make import HARD, PLAIN_SITE, Hardness, Phantom, label_patient, make_crop, site_of
+from benchmarks.phantom.diseases import draw_patient
+from benchmarks.phantom.make import HARD, PLAIN_SITE, Hardness, label_patient, make_crop, site_of
+from datasets.phantom.make import Phantom
 from datasets.volumes import write_volume
 from datasets.window import map_window
 from utils.cli import add_quiet, new_parser, run, start_logging

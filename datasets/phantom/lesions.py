@@ -1,4 +1,4 @@
-"""Lesions: each patient is in one stage of COVID-19, with its own mixture of lesion kinds; or has confluent lesions.
+"""Lesions of COVID-19: each patient has its own mixture of lesion kinds.
 
 Lesions fill a share of the patient's own airspace, so their HU depend on inspiration and on what they cover.
 """
@@ -18,9 +18,6 @@ Array = np.ndarray
 
 LARGE, REVERSED_HALO = 18.0, 0.12
 """Radius of large lesions in mm, and the share of them with an aerated centre."""
-
-LOADS = (0.01, 0.7)
-"""Share of the lungs in confluent disease; uniform in half of the patients, log-uniform in the others."""
 
 LESION_DENSITY = 0.5
 """A voxel belongs to the lesion where its lesion density exceeds this."""
@@ -46,35 +43,22 @@ FILLINGS: Mapping[str, Filling] = {
     "consolidation": Filling((0.75, 1.0), texture=0.35),
     "bands": Filling((0.45, 0.85), texture=0.4, flat=0.22),
 }
-"""To add a kind of lesion, add a row, and its share in the stages that show it."""
+"""To add a kind of lesion, add a row."""
 
-STAGES: Mapping[str, tuple[float, Mapping[str, float]]] = {
-    "early": (0.3, {"faint": 0.65, "ground glass": 0.35}),
-    "progressive": (0.3, {"ground glass": 0.5, "crazy paving": 0.35, "faint": 0.15}),
-    "peak": (0.2, {"consolidation": 0.55, "crazy paving": 0.25, "ground glass": 0.2}),
-    "absorption": (0.2, {"bands": 0.45, "faint": 0.35, "consolidation": 0.2}),
-}
-"""Share of the patients, and shares of the lesion kinds, by stage."""
+MIXTURE: Mapping[str, float] = {"ground glass": 0.6, "crazy paving": 0.2, "consolidation": 0.2}
+"""Shares of the lesion kinds in a patient in no particular stage."""
 
 
 @dataclass(frozen=True)
 class Patient:
     """The lesions of one patient."""
 
-    stage: str | None  # key of `STAGES`
     kinds: Mapping[str, float]  # share by lesion kind
     level: float  # where in the ranges of `FILLINGS` the lesions lie, 0..1
+    stage: str | None = None  # of the disease
 
 
-def draw_patient(rng: np.random.Generator, stages: bool = True) -> Patient:
-    """Draw the stage of a patient; without stages, every patient has all kinds except faint lesions and bands."""
-    if not stages:
-        return Patient(None, {"ground glass": 0.6, "crazy paving": 0.2, "consolidation": 0.2}, float(rng.random()))
-    stage = str(rng.choice(list(STAGES), p=[share for share, _ in STAGES.values()]))
-    return Patient(stage, STAGES[stage][1], float(rng.random()))
-
-
-def _falling(x: Array) -> Array:
+def falling(x: Array) -> Array:
     """Sigmoid from 1 to 0, one half at 0."""
     return 1 / (1 + np.exp(np.clip(x, -20, 20)))
 
@@ -90,7 +74,7 @@ def _lesion_centres(rng: np.random.Generator, mask: Array, g: Frame, count: int)
     return spots[rng.choice(len(spots), count, p=weight / weight.sum())]
 
 
-def add_stage_lesions(
+def add_lesions(
     rng: np.random.Generator, tissue: Array, mask: Array, body: Anatomy, g: Frame, patient: Patient | None = None
 ) -> tuple[Array, tuple[str, ...]]:
     """Paint the lesions of a patient.
@@ -101,12 +85,12 @@ def add_stage_lesions(
         mask: lungs, non-zero inside.
         body: anatomy.
         g: voxel grid.
-        patient: stage and kinds; None draws a patient in no particular stage.
+        patient: kinds and level; None draws a patient with the `MIXTURE`.
 
     Returns:
         Lesion density, 0..1, and the sorted kinds that were drawn. At least `MIN_LESION_ML` exceed one half.
     """
-    patient = patient or draw_patient(rng, stages=False)
+    patient = patient or Patient(MIXTURE, float(rng.random()))
     shape, spacing = tissue.shape, np.array(g.spacing[::-1])
     lobulation, fray = (smooth_field(rng, shape, g.spacing, knot) for knot in (16, 5))
     texture = filtered_noise(rng, shape, HALF_LENGTH_TO_SIGMA * rng.uniform(1.4, 2.4) / spacing)
@@ -126,7 +110,7 @@ def add_stage_lesions(
         rho = np.sqrt((u / axes[0]) ** 2 + (v / axes[1]) ** 2 + (here[2] / axes[2]) ** 2)
         edge = rho + 0.26 * lobulation[where] + min(0.2, 1.6 / radius) * fray[where]
         blur = rng.uniform(1.5, 4.0) / radius
-        new = _falling((edge - 1) / blur)
+        new = falling((edge - 1) / blur)
         if rng.random() < 0.7:  # fissures stop most lesions
             new *= np.clip(0.5 + np.sign(oblique[tuple(at)]) * oblique[where] / 2, 0, 1)
         low, high = filling.share
@@ -135,7 +119,7 @@ def add_stage_lesions(
         if filling.septa:
             share += filling.septa * (np.exp(-((fray[where] / 0.3) ** 2)) - 0.3)
         if radius > LARGE and rng.random() < REVERSED_HALO:
-            share *= 1 - 0.6 * _falling((edge - 0.6) / blur)
+            share *= 1 - 0.6 * falling((edge - 0.6) / blur)
         tissue[where] += new * np.clip(share, 0, 1) * np.maximum(SOFT - tissue[where], 0)
         density[where] = np.maximum(density[where], new)
 
@@ -150,50 +134,3 @@ def add_stage_lesions(
     while ((density > LESION_DENSITY) & (mask > 0)).sum() < needed:
         add(_lesion_centres(rng, mask, g, 1)[0], 30.0, kinds[0])
     return density, tuple(sorted(set(kinds)))
-
-
-def add_confluent_lesions(
-    rng: np.random.Generator, tissue: Array, mask: Array, body: Anatomy, g: Frame
-) -> tuple[Array, tuple[str, ...]]:
-    """Paint confluent ground glass, with thick septa and consolidated parts in some patients.
-
-    It fills a given share of the lungs, mostly peripheral, posterior and basal. Arguments and result are those of
-    `add_stage_lesions`.
-    """
-
-    def highest(field: Array, inside: Array, share: float, blur: float) -> Array:
-        """Sigmoid of a field, one half where the field is exceeded in ``share`` of the voxels ``inside``."""
-        return _falling((np.quantile(field[inside], 1 - share) - field) / blur)
-
-    shape, spacing, inside = tissue.shape, np.array(g.spacing[::-1]), mask > 0
-    depth = distance_inside(inside, spacing).astype(np.float32)
-    lumps = smooth_field(rng, shape, g.spacing, rng.uniform(12, 45))
-    fray = smooth_field(rng, shape, g.spacing, rng.uniform(5, 8))
-    place = (
-        rng.uniform(0, 2.5) * np.exp(-depth / rng.uniform(6, 30))
-        + rng.uniform(-0.2, 1.5) * g.y / body.half_depth
-        - rng.uniform(-0.4, 1.5) * g.z / body.height
-        + rng.uniform(-0.5, 0.5) * np.sign(g.x)
-        + rng.uniform(0.5, 1.5) * lumps
-        + rng.uniform(0.05, 0.25) * fray
-    )
-    load = rng.uniform(*LOADS) if rng.random() < 0.5 else float(np.exp(rng.uniform(*np.log(LOADS))))
-    density = highest(place, inside, load, rng.uniform(0.03, 0.3))
-    if rng.random() < 0.15:  # the subpleural lung may be spared
-        density *= np.clip(depth / rng.uniform(3, 7) - 0.5, 0, 1)
-    texture = filtered_noise(rng, shape, HALF_LENGTH_TO_SIGMA * np.exp(rng.uniform(np.log(1.2), np.log(9))) / spacing)
-    clouds = smooth_field(rng, shape, g.spacing, rng.uniform(12, 30))
-    share = np.exp(rng.uniform(np.log(0.08), np.log(0.6))) * (
-        1 + rng.uniform(0.08, 0.5) * texture + rng.uniform(0.1, 0.35) * clouds
-    )
-    kinds = ["ground glass"]
-    if rng.random() < 0.35:
-        share += rng.uniform(0.15, 0.4) * (np.exp(-((fray / 0.3) ** 2)) - 0.3)
-        kinds = ["crazy paving"]
-    if rng.random() < 0.5:
-        core = place + rng.uniform(0.4, 1.2) * smooth_field(rng, shape, g.spacing, rng.uniform(10, 25))
-        solid = highest(core, inside & (density > 0.5), rng.uniform(0.05, 0.7), rng.uniform(0.05, 0.25))
-        share += solid * np.maximum(rng.uniform(0.7, 1.0) * (1 + rng.uniform(0.05, 0.35) * texture) - share, 0)
-        kinds.append("consolidation")
-    tissue += density * np.clip(share, 0.03, 1) * np.maximum(SOFT - tissue, 0)
-    return density.astype(np.float32), tuple(sorted(kinds))

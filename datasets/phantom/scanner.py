@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-from datasets.phantom.body import AIR, Anatomy, cavity_distance, height_above_diaphragm, mediastinum_distance
-from datasets.phantom.geometry import (
-    WARP_KNOT,
-    WARP_SD,
-    Frame,
-    filtered_noise,
-    smooth_field,
-    spline_field,
-    spline_weights,
-)
+from datasets.phantom.body import AIR, Anatomy
+from datasets.phantom.geometry import WARP_KNOT, WARP_SD, Frame, filtered_noise, smooth_field
 
 Array = np.ndarray
 Range = tuple[float, float]
@@ -25,11 +16,10 @@ Range = tuple[float, float]
 EDGE_SIGMA = 1.3
 """Sigma in mm of the unsharp mask that enhances edges."""
 
-_COARSE = 4.0  # mm; grid on which the lungs' box is found
 _STEPS = 9  # samples of the mean over a slice
 
 
-def _draw_position(rng: np.random.Generator, body: Anatomy) -> tuple[Array, Array, Array]:
+def draw_position(rng: np.random.Generator, body: Anatomy) -> tuple[Array, Array, Array]:
     """Draw field of view and position of the anatomical origin, (x, y, z) in mm, and the rotation, see `Frame`."""
     view = float(np.clip(2 * (body.half_width + body.wall) + rng.uniform(-10, 30), 300, 380))
     cover = float(np.clip((body.height + 70) * rng.uniform(1.0, 1.18), 240, 320))
@@ -43,45 +33,13 @@ def _draw_position(rng: np.random.Generator, body: Anatomy) -> tuple[Array, Arra
 
 def draw_frame(rng: np.random.Generator, body: Anatomy, size: tuple[int, int, int]) -> Frame:
     """Draw the frame of a whole scan of ``size`` (z, y, x)."""
-    extent, centre, rotation = _draw_position(rng, body)
+    extent, centre, rotation = draw_position(rng, body)
     spacing = tuple((extent / size[::-1]).tolist())
     axes = [np.arange(n, dtype=np.float32) * s for n, s in zip(size, spacing[::-1], strict=True)]
     z, y, x = np.meshgrid(*(a - c for a, c in zip(axes, centre[::-1], strict=True)), indexing="ij", sparse=True)
     turned = (rotation[0, 0] * x + rotation[0, 1] * y, rotation[1, 0] * x + rotation[1, 1] * y, z)
     warped = [(axis + WARP_SD * smooth_field(rng, size, spacing, WARP_KNOT)).astype(np.float32) for axis in turned]
     return Frame(spacing, *warped, centre, rotation)
-
-
-def draw_crop_frame(rng: np.random.Generator, body: Anatomy, size: tuple[int, int, int]) -> Frame:
-    """Draw the frame of a crop of ``size`` (z, y, x): its outer voxel centres lie on the box around the lungs."""
-    extent, centre, rotation = _draw_position(rng, body)
-    knots = tuple(int(n) for n in np.ceil(extent[::-1] / WARP_KNOT) + 3)
-    warp = rng.standard_normal((3, *knots), dtype=np.float32)
-
-    def frame(start: Array, spacing: Array, size: tuple[int, int, int]) -> Frame:
-        """The same body on a grid whose first voxel is at the scan position ``start``, (x, y, z) in mm."""
-        places = [a + np.arange(n) * s for a, n, s in zip(start[::-1], size, spacing[::-1], strict=True)]
-        weights = [
-            spline_weights(np.clip(place / WARP_KNOT, 0, count - 3) + 1, count)
-            for place, count in zip(places, knots, strict=True)
-        ]
-        axes = [(place - c).astype(np.float32) for place, c in zip(places, centre[::-1], strict=True)]
-        z, y, x = np.meshgrid(*axes, indexing="ij", sparse=True)
-        turn = rotation.astype(np.float32)
-        turned = (turn[0, 0] * x + turn[0, 1] * y, turn[1, 0] * x + turn[1, 1] * y, z)
-        warped = [
-            (axis + WARP_SD * spline_field(coefficients, weights)).astype(np.float32)
-            for axis, coefficients in zip(turned, warp, strict=True)
-        ]
-        pitch = 0.8 * float(np.sqrt(spacing[0] * spacing[1]))  # voxels are long along z
-        return Frame(tuple(spacing.tolist()), *warped, centre - start, rotation, pitch)
-
-    g = frame(np.zeros(3), np.full(3, _COARSE), tuple(int(n) for n in np.ceil(extent[::-1] / _COARSE)))
-    lung = np.maximum(cavity_distance(body, g) + 2.5, -0.75 * height_above_diaphragm(body, g))
-    inside = np.maximum(lung, -mediastinum_distance(body, g)) < 0
-    filled = [np.flatnonzero(inside.any(tuple({0, 1, 2} - {axis}))) for axis in (2, 1, 0)]
-    start, stop = (np.array([indices[end] for indices in filled]) * _COARSE for end in (0, -1))
-    return frame(start, (stop - start) / (np.array(size[::-1]) - 1), size)
 
 
 @dataclass(frozen=True)
@@ -98,13 +56,6 @@ class Site:
     streaks: bool = False  # whether part of the noise forms streaks along x
     levels: int | None = None  # grey levels of the window of 1500 HU, for scans stored with 8 bits
 
-
-SITES: Mapping[str, Site] = {
-    "A": Site((1.0, 1.5), (0.65, 0.9), (0.0, 0.0), (12.0, 22.0), 0.9, 0.01, 10.0),
-    "B": Site((5.0, 5.0), (0.35, 0.5), (0.5, 1.0), (35.0, 70.0), 0.35, 0.01, 15.0),
-    "C": Site((8.0, 10.0), (0.5, 0.8), (0.0, 0.3), (25.0, 50.0), 0.6, 0.015, 20.0, streaks=True),
-    "D": Site((3.0, 7.0), (0.8, 1.3), (0.0, 0.3), (10.0, 25.0), 0.8, 0.08, 40.0, levels=256),
-}
 
 SCANNER = Site((1.0, 1.0), (0.5, 0.8), (0.0, 0.0), (14.0, 40.0), 0.55, 0.0, 0.0)
 """Thin slices, and HU as they should be."""

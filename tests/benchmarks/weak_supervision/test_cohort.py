@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.phantom.make import Hardness
 from benchmarks.weak_supervision.cohort import (
     LEAST_LABELLED,
     SIZES,
@@ -19,7 +20,6 @@ from benchmarks.weak_supervision.cohort import (
     write_cohort,
 )
 from datasets.cohort import read_cohort, read_volumes
-from datasets.phantom.make import Hardness
 from tests.volumes import pixels
 from utils.errors import FolderError, SettingsError
 from utils.files import lock_folder
