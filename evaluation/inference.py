@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,19 +58,6 @@ def segment(
     return logits[0, 0].float().sigmoid().cpu().numpy() * lung
 
 
-def predict_cohort(
-    segmenter: nn.Module,
-    cases: Iterable[Case],
-    split: str,
-    normalization: str,
-    precision: str = "fp32",
-    threshold: float = THRESHOLD,
-) -> Iterator[Prediction]:
-    """Run the segmenter on the scans of a split, one after the other; arguments and errors as for `predict_case`."""
-    for case in cases:
-        yield predict_case(segmenter, case, split, normalization, precision, threshold)
-
-
 def predict_case(
     segmenter: nn.Module,
     case: Case,
@@ -114,8 +101,8 @@ def validate(
     values: dict[str, float] = {}
     for split in ("VALID", "VALIDH", "VALIDWL"):
         mine = distributed.shard(cohort.get(split, ()))
-        predictions = predict_cohort(segmenter, mine, split, normalization, precision)
-        summary = summarise(distributed.unshard([prediction.score for prediction in predictions]))
+        scores = [predict_case(segmenter, case, split, normalization, precision).score for case in mine]
+        summary = summarise(distributed.unshard(scores))
         if summary["lesion"]["scans"]:
             values[DICE] = summary["lesion"]["dice"]["mean"]
         if summary["no_lesion"]["scans"]:

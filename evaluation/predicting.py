@@ -19,7 +19,7 @@ from datasets.cohort import checksum_of_voxels
 from datasets.crop_scans import Masks, given_lung_masks, keep_apart
 from datasets.scan_options import chosen_lungs
 from datasets.scans import files_of, find_scans, result_name
-from datasets.volumes import Scan, write_volume
+from datasets.volumes import Scan
 from evaluation.burden import GRADING, NOTICE, Burden
 from evaluation.dicom_seg import make_dicom_seg, read_source
 from evaluation.lesion_segmenter import LesionSegmenter, RawScan
@@ -30,17 +30,16 @@ from evaluation.results import (
     PREDICTED,
     PROBABILITIES,
     make_results,
-    view_path,
     ways_of,
     write_report,
-    write_view,
+    write_result,
 )
 from models.checkpoint import PUBLISHED_INPUT, fingerprint
 from reports.cases import Column
-from reports.views import ReportCase, encode_case
+from reports.views import ReportCase
 from utils import distributed
 from utils.errors import CheckpointError, VolumeError, one_line
-from utils.files import as_csv, atomic_write, write_text
+from utils.files import as_csv, write_text
 from utils.ledger import Entry, Ledger, Recipe, project_version
 from utils.progress import is_in_part, print_failures
 
@@ -81,14 +80,7 @@ def options_of(segmenter: LesionSegmenter) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Predictor:
-    """Predicts scans and writes the results of each.
-
-    Attributes:
-        segmenter: the segmenter.
-        scans: id to CT.
-        masks: given lung masks; if there are any, every scan needs one.
-        ledger: of the results.
-    """
+    """Predicts scans, by id, with their lung masks if such are given, and writes the results of each."""
 
     segmenter: LesionSegmenter
     scans: Mapping[str, Scan]
@@ -101,11 +93,10 @@ class Predictor:
         return self.segmenter.prepare(scan, self.masks.lung_of(case_id, scan))
 
     def predict(self, case_id: str, recipe: Recipe, raw: RawScan) -> None:
-        """Predict a prepared scan; write its files and its entry in the ledger.
+        """Predict a prepared scan and write its results, as `write_result`.
 
         Raises:
             VolumeError: there can be no DICOM SEG; the mask is written then.
-            FolderError: a file of that name is there and was not written by predict.py.
         """
         start = time.monotonic()
         output, wanted, segmenter, scan = self.ledger.folder, recipe.wanted, self.segmenter, self.scans[case_id]
@@ -121,24 +112,15 @@ class Predictor:
             except (VolumeError, TypeError, ValueError) as error:  # of highdicom, for unusual headers
                 problem = f"mask written, DICOM SEG not: {one_line(error, 1000)}"
         name = result_name(case_id, scan)
-        seg_path = output / DICOM_SEG / f"{case_id}.dcm"
         images = {output / MASKS / name: found.mask}
         if found.probabilities is not None:
             images[output / PROBABILITIES / name] = found.probabilities
-        files = [*images, *([seg_path] if segmentation else [])]
-        files += [view_path(output, case_id)] if "report" in wanted else []
-        with self.ledger.writing(case_id, files, recipe) as facts:
-            facts |= {"row": row, "holds": [what for what in wanted if what != DICOM_SEG or problem is None]}
-            facts["computed_by"] = self.segmenter.way
-            facts |= {} if problem is None else {"problem": problem}
-            for path, image in images.items():
-                write_volume(image, path)
-            if segmentation is not None:
-                with atomic_write(seg_path) as temporary:
-                    segmentation.save_as(temporary)
-            if "report" in wanted:
-                shown = ReportCase(case_id, raw.ct, raw.hu, lesion > 0, None, raw.lungs, row)
-                write_view(encode_case(shown), output)
+        others = {} if segmentation is None else {output / DICOM_SEG / f"{case_id}.dcm": segmentation.save_as}
+        facts = {"row": row, "holds": [what for what in wanted if what != DICOM_SEG or problem is None]}
+        facts["computed_by"] = segmenter.way
+        facts |= {} if problem is None else {"problem": problem}
+        shown = ReportCase(case_id, raw.ct, raw.hu, lesion > 0, None, raw.lungs, row)
+        write_result(self.ledger, case_id, recipe, facts, images, shown, others)
         log.info(
             "%s: %.1f ml, %.1f %% of the lungs, %s; %.1f s, after %.1f s of reading it and finding its lungs",
             *(case_id, row["lesion_ml"], row["lesion_percent_of_lung"], row["severity"]),

@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import SimpleITK as sitk
 import torch
 
+from datasets.volumes import write_volume
 from reports.cases import Column, write_case_report
 from reports.page import made_with
-from reports.views import View, read_view
+from reports.views import ReportCase, encode_case, read_view
 from utils import distributed
-from utils.files import wait_for_lock, write_text
+from utils.files import atomic_write, wait_for_lock, write_text
 from utils.ledger import LEDGER, Entry, Ledger, Recipe, recording
 from utils.progress import do_left
 
@@ -36,9 +38,39 @@ def view_path(output: Path, case_id: str) -> Path:
     return output / VIEWS / f"{case_id}.view"
 
 
-def write_view(view: View, output: Path) -> None:
-    """Write what the report shows of a scan."""
-    write_text(view_path(output, view["id"]), json.dumps(view, separators=(",", ":")))
+def write_result(
+    ledger: Ledger,
+    case_id: str,
+    recipe: Recipe,
+    facts: Mapping[str, Any],
+    images: Mapping[Path, sitk.Image],
+    shown: ReportCase,
+    others: Mapping[Path, Callable[[Path], None]],
+) -> None:
+    """Write the files of a scan and its entry in the ledger.
+
+    Args:
+        ledger: of the results.
+        case_id: of the scan.
+        recipe: sources, options and parts that are wanted.
+        facts: of the entry.
+        images: by path.
+        shown: what the report shows, if a report is wanted.
+        others: by path, what writes a file.
+
+    Raises:
+        FolderError: a file of that name is there and was not written by this command.
+    """
+    view = [view_path(ledger.folder, case_id)] if "report" in recipe.wanted else []
+    with ledger.writing(case_id, [*images, *others, *view], recipe) as entered:
+        entered |= facts
+        for path, image in images.items():
+            write_volume(image, path)
+        for path, write in others.items():
+            with atomic_write(path) as temporary:
+                write(temporary)
+        for path in view:
+            write_text(path, json.dumps(encode_case(shown), separators=(",", ":")))
 
 
 def ways_of(done: Mapping[str, Entry]) -> dict[str, int]:

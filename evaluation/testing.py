@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from datasets.crop_scans import Masks, masks_of_scans
 from datasets.geometry import image_like, shape_of
 from datasets.samples import normalise, scan_input
 from datasets.scans import find_scans
-from datasets.volumes import DEFAULT, Reading, Scan, read_mask_on, write_volume
+from datasets.volumes import Reading, Scan, read_mask_on
 from datasets.window import unmap_window
 from evaluation.inference import Prediction, predict_case
 from evaluation.metrics import COLUMNS, Row, as_table, score_scan, summarise
@@ -37,10 +38,9 @@ from evaluation.results import (
     PROBABILITIES,
     TESTED,
     make_results,
-    view_path,
     ways_of,
     write_report,
-    write_view,
+    write_result,
 )
 from models import Generator
 from models.checkpoint import BEST, SegmenterInput, find_segmenter, fingerprint, load_generator, load_segmenter
@@ -49,10 +49,10 @@ from models.generator import generate_scan
 from models.layers import place
 from models.objectives import synthesise
 from reports.cases import Column
-from reports.views import ReportCase, encode_case
+from reports.views import ReportCase
 from utils import distributed
 from utils.errors import CheckpointError, CohortError, GasnetError, VolumeError
-from utils.files import as_csv, atomic_write, write_text
+from utils.files import as_csv, write_text
 from utils.ledger import Entry, Ledger, Recipe
 from utils.progress import print_failures
 
@@ -83,21 +83,10 @@ REPORT_COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class RawScans:
-    """The raw scans of a cohort, of which only the geometry is used, and their lesion labels, by id."""
-
-    scans: Mapping[str, Scan]
-    labels: Mapping[str, Path]
-    reading: Reading = DEFAULT
-
-    def sources(self, case_id: str) -> dict[str, list[Path]]:
-        """The files of a scan and its label, by role; none for a scan that is not there."""
-        return Masks(self.labels).sources(case_id, self.scans[case_id]) if case_id in self.scans else {}
-
-
-def score_on_raw_scan(prediction: Prediction, raw: RawScans, tolerance_mm: float) -> Row:
-    """Score a prediction on the grid of its raw scan.
+def score_on_raw_scan(
+    prediction: Prediction, scan: Scan | None, label: Path | None, reading: Reading, tolerance_mm: float
+) -> Row:
+    """Score a prediction on the grid of its raw scan, of which only the geometry is used.
 
     Probabilities are pasted back by linear interpolation and then thresholded. The lung mask, for the percentages, is
     that of the crop, pasted back by nearest neighbour.
@@ -106,17 +95,17 @@ def score_on_raw_scan(prediction: Prediction, raw: RawScans, tolerance_mm: float
         VolumeError: the scan or its label is missing, cannot be read, or does not fit.
     """
     case, crop = prediction.case, prediction.volumes.geometry
-    split, scan, label = prediction.score["split"], raw.scans.get(case.id), raw.labels.get(case.id)
+    split = prediction.score["split"]
     if scan is None:
         raise VolumeError(f"{case.id}: no raw scan of this name; add it to --images, or leave it out of the split")
     if split in WITH_LESION and label is None:
         raise VolumeError(f"{case.id}: no label of this name; add it to --labels, or leave it out of the split")
-    ct = scan.geometry(raw.reading)
+    ct = scan.geometry(reading)
     lung = lay_over(scan, ct, image_like(crop, prediction.volumes.lung), case.lung)
     mask = lay_over(scan, ct, image_like(crop, prediction.probability), case.image, prediction.threshold)
     truth = None
     if split in WITH_LESION:
-        truth = read_mask_on(label, scan, ct, raw.reading) > 0
+        truth = read_mask_on(label, scan, ct, reading) > 0
     elif split in HEALTHY:
         truth = np.zeros(shape_of(ct), bool)
     found, lung = (sitk.GetArrayViewFromImage(image) > 0 for image in (mask, lung))
@@ -127,7 +116,8 @@ def score_on_raw_scan(prediction: Prediction, raw: RawScans, tolerance_mm: float
 class Tester:
     """Tests a segmenter on scans of a cohort and writes the results of each.
 
-    With raw scans, it also scores on their grids; with G, which takes `slices` slices, figures show I_g and I_s.
+    With raw scans, by id, and their labels, it also scores on their grids; with G, which takes `slices` slices, figures
+    show I_g and I_s.
     """
 
     segmenter: Engine
@@ -135,7 +125,9 @@ class Tester:
     window: tuple[float, float]
     threshold: float
     tolerance_mm: float
-    raw: RawScans | None
+    raw: Mapping[str, Scan] | None
+    labels: Masks
+    reading: Reading
     generator: Generator | None
     slices: int
     ledger: Ledger
@@ -143,16 +135,16 @@ class Tester:
     def recipe(self, case: Case, split: str, options: Mapping[str, Any], wanted: Sequence[str]) -> Recipe:
         """What the results of a scan are made from, and how."""
         sources = {"crop": [case.image], "lung": [case.lung]} | ({"lesion": [case.lesion]} if case.lesion else {})
-        sources |= {} if self.raw is None else self.raw.sources(case.id)
+        if self.raw is not None and case.id in self.raw:
+            sources |= self.labels.sources(case.id, self.raw[case.id])
         return Recipe(sources, {**options, "split": split}, wanted)
 
     def test(self, case: Case, recipe: Recipe) -> None:
-        """Predict and score a scan; write its files and its entry in the ledger.
+        """Predict and score a scan and write its results, as `write_result`.
 
         Raises:
             VolumeError: a file cannot be read, or the scan cannot be scored at its native resolution; its other
                 results are written then.
-            FolderError: a file of that name is there and was not written by test.py.
         """
         settings = self.normalization, "fp32", self.threshold, self.tolerance_mm
         prediction = predict_case(self.segmenter, case, recipe.options["split"], *settings)
@@ -160,28 +152,23 @@ class Tester:
         facts["computed_by"] = f"segmenter by {self.segmenter.way}"
         if self.raw is not None:
             try:
-                facts["raw"] = score_on_raw_scan(prediction, self.raw, self.tolerance_mm)
+                files = self.raw.get(case.id), self.labels.labels.get(case.id)
+                facts["raw"] = score_on_raw_scan(prediction, *files, self.reading, self.tolerance_mm)
             except GasnetError as error:
                 facts["problem"] = str(error)
-        output = self.ledger.folder
-        arrays = {
-            output / MASKS / f"{case.id}.nii.gz": prediction.mask.astype(np.uint8),
-            output / PROBABILITIES / f"{case.id}.nii.gz": prediction.probability.astype(np.float32),
+        output, volumes, score = self.ledger.folder, prediction.volumes, prediction.score
+        arrays = {MASKS: prediction.mask.astype(np.uint8), PROBABILITIES: prediction.probability.astype(np.float32)}
+        images = {
+            output / folder / f"{case.id}.nii.gz": image_like(volumes.geometry, array)
+            for folder, array in arrays.items()
         }
-        figure, view = output / FIGURES / f"{case.id}.png", view_path(output, case.id)
-        more = [path for what, path in ((FIGURES, figure), ("report", view)) if what in recipe.wanted]
-        with self.ledger.writing(case.id, [*arrays, *more], recipe) as entered:
-            entered |= facts
-            for path, array in arrays.items():
-                write_volume(image_like(prediction.volumes.geometry, array), path)
-            if FIGURES in recipe.wanted:
-                self._save_figure(prediction, figure)
-            if "report" in recipe.wanted:
-                volumes, score = prediction.volumes, prediction.score
-                hu, values = unmap_window(volumes.image, self.window), {key: score[key] for key in COLUMNS}
-                true = None if score["true_ml"] is None else volumes.lesion > 0
-                shown = ReportCase(case.id, volumes.geometry, hu, prediction.mask, true, volumes.lung, values)
-                write_view(encode_case(shown), output)
+        others = {}
+        if FIGURES in recipe.wanted:
+            others[output / FIGURES / f"{case.id}.png"] = partial(self._save_figure, prediction)
+        hu, values = unmap_window(volumes.image, self.window), {key: score[key] for key in COLUMNS}
+        true = None if score["true_ml"] is None else volumes.lesion > 0
+        shown = ReportCase(case.id, volumes.geometry, hu, prediction.mask, true, volumes.lung, values)
+        write_result(self.ledger, case.id, recipe, facts, images, shown, others)
         if "problem" in facts:
             raise VolumeError(facts["problem"])
 
@@ -217,8 +204,7 @@ def save_case_figure(columns: Mapping[str, np.ndarray], index: int, aspect: floa
         axis.set_title(title, fontsize=10)
         axis.axis("off")
     figure.tight_layout(pad=0.4)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    figure.savefig(path, dpi=110)
 
 
 def write_scores(
@@ -279,11 +265,13 @@ def test_cohort(options: argparse.Namespace) -> int:
     seen = _check_unseen(cases, model, frozenset(facts.seen or ()), options.allow_seen)
     threshold = facts.threshold if options.threshold is None else options.threshold
 
-    def find_raw_scans() -> RawScans:
+    def find_raw_scans() -> tuple[dict[str, Scan] | None, Masks]:
+        if options.images is None:
+            return None, Masks()
         scans = find_scans(*options.images, series=options.series)
-        return RawScans(scans, masks_of_scans(options.labels or (), scans, "label", of_all=False), options.reading)
+        return scans, Masks(masks_of_scans(options.labels or (), scans, "label", of_all=False))
 
-    raw = distributed.on_rank_zero(find_raw_scans) if options.images is not None else None
+    raw, labels = distributed.on_rank_zero(find_raw_scans)
     generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
     output = options.output or model.parent / "test"
     ledger = Ledger(output, TESTED)
@@ -294,6 +282,8 @@ def test_cohort(options: argparse.Namespace) -> int:
         threshold=threshold,
         tolerance_mm=options.surface_tolerance,
         raw=raw,
+        labels=labels,
+        reading=options.reading,
         generator=generator,
         slices=image.slices,
         ledger=ledger,

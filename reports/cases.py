@@ -6,12 +6,10 @@ write_case_report(Path("report.html"), "Test", columns, views, {"model": "segmen
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -106,7 +104,7 @@ def agreement(differences: np.ndarray) -> tuple[float, float | None, float | Non
 
 
 def cohort_plots(rows: Sequence[Mapping[str, str | float | None]]) -> list[Plot]:
-    """Draw the plots for which the rows of the table have values: Dice, volumes, shares of the lungs, severity."""
+    """Draw the plots for which the rows of the table have values: Dice, volumes, shares of the lungs."""
     plots = []
     for key, title, unit, digits, of in (
         ("dice", "Dice", "Dice", 3, " with lesion"),
@@ -124,8 +122,6 @@ def cohort_plots(rows: Sequence[Mapping[str, str | float | None]]) -> list[Plot]
     pairs = [(row["predicted_ml"], row["true_ml"]) for row in rows if row.get("true_ml")]
     if pairs:
         plots.append(_bland_altman(*np.array(pairs).T))
-    if any(row.get("severity") for row in rows):
-        plots.append(_severity(rows))
     return plots
 
 
@@ -155,28 +151,6 @@ def _bland_altman(predicted: np.ndarray, true: np.ndarray) -> Plot:
         axes.margins(y=0.18)
 
     return draw("bland-altman", "Agreement of volumes (Bland-Altman)", caption + ".", paint, left=0.95)
-
-
-def _severity(rows: Sequence[Mapping[str, str | float | None]]) -> Plot:
-    counts = Counter(str(row["severity"]) for row in rows if row.get("severity"))
-
-    def extent(grade: str) -> float:
-        shares = _numbers([row for row in rows if row.get("severity") == grade], "lesion_percent_of_lung")
-        return float(shares.mean()) if len(shares) else 0.0
-
-    grades = sorted(counts, key=lambda grade: (extent(grade), grade))
-
-    def paint(axes: Axes) -> None:
-        bars = axes.barh(grades, [counts[grade] for grade in grades], color=OTHER, height=0.6)
-        axes.bar_label(bars, padding=3)
-        axes.set_ylim(max(len(grades), 3) - 0.5, -0.5)  # from the top; few grades are no thicker
-        axes.margins(x=0.12)
-        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-        axes.set_xlabel("scans")
-
-    caption = "Scans by severity: " + ", ".join(f"{grade} {counts[grade]}" for grade in grades) + "."
-    longest = max(map(len, grades))
-    return draw("severity", "Severity", caption, paint, left=0.2 + 0.075 * longest)
 
 
 def _strips(axes: Axes, groups: Mapping[str, np.ndarray], unit: str) -> None:

@@ -1,12 +1,4 @@
-"""Writes the report page of a training run: curves, pictures over the iterations, settings.
-
-FOLDER is the folder of the run, EXP.OUTPUT_DIR/EXP.ID, finished or not. The page is FOLDER/report.html, a single file
-that opens without a network. train.py writes it at its end; use this for older or interrupted runs.
-
-Examples:
-    python -m reports.training output/sample1_recons_origImgToD_genImgToD_perception_MIL
-    python -m reports.training output/first output/second
-"""
+"""The report page of a training run, finished or not: curves, pictures over the iterations, settings."""
 
 from __future__ import annotations
 
@@ -24,8 +16,7 @@ from PIL import Image
 
 from configs.settings import Settings, read_settings
 from reports.page import Plot, draw, write_page
-from utils.cli import new_parser, run
-from utils.errors import GasnetError, SettingsError
+from utils.errors import SettingsError
 from utils.ledger import read_runs
 
 PAGE = "report.html"
@@ -49,12 +40,7 @@ def write_training_report(folder: Path) -> Path:
     """Write the page of a run, from metrics.jsonl, pictures/, settings.yaml and ledger/ in its folder; return its path.
 
     Missing or damaged parts are left out, so that an interrupted run has a page, too.
-
-    Raises:
-        GasnetError: the folder holds no run.
     """
-    if not (folder / "metrics.jsonl").is_file() and not (folder / "settings.yaml").is_file():
-        raise GasnetError(f"{folder}: holds no training run (no metrics.jsonl); name its EXP.OUTPUT_DIR/EXP.ID")
     entries = read_log(folder / "metrics.jsonl")
     try:
         settings = read_settings(folder / "settings.yaml")
@@ -259,17 +245,3 @@ def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    parser = new_parser(__doc__, "python -m reports.training")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of a training run")
-    options = parser.parse_args(arguments)
-    for folder in options.folders:
-        print(write_training_report(folder))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(run(main))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from datasets.phantom import write_phantoms
+from datasets.phantom.make import write_phantoms
 from tests.faults import case_of, cases
 from tests.volumes import write
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import lungCrop
 from datasets import make_splits
-from datasets.phantom import write_phantoms
+from datasets.phantom.make import write_phantoms
 from models.checkpoint import load
 from tests.outputs import save_model
 from tests.several import started_process

@@ -8,7 +8,7 @@ import SimpleITK as sitk
 
 import predict
 from datasets.crop import CROP_SIZE, crop_to_lungs
-from datasets.phantom import make_phantom
+from datasets.phantom.make import make_phantom
 from datasets.window import WINDOW
 from evaluation.inference import segment
 from models.checkpoint import load_segmenter

@@ -149,7 +149,7 @@ SCRIPTS = ("lungCrop.py", "train.py", "test.py", "post_processing.py", "predict.
         *SCRIPTS,
         *(f"datasets.{name}" for name in ("phantom", "scans", "make_splits", "public")),
         *(f"benchmarks.weak_supervision.{name}" for name in ("cohort", "public", "run", "table")),
-        *("benchmarks.patients", "benchmarks.pretrain", "reports.training"),
+        *("benchmarks.patients", "benchmarks.pretrain"),
         *("tests.fuzz_volumes", "tests.kill_everything"),
     ],
 )

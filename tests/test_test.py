@@ -164,7 +164,7 @@ def test_figures_have_the_columns_of_the_papers(tested, config, model, tmp_path,
     monkeypatch.setattr(
         testing,
         "save_case_figure",
-        lambda columns, *rest: drawn.update({rest[-1].stem: columns}) or save(columns, *rest),
+        lambda columns, *rest: drawn.update({rest[-1].name.split(".")[-2]: columns}) or save(columns, *rest),
     )
     networks = {"segmenter": Segmenter(2), "generator": Generator(2), "discriminator": Discriminator(2, (16, 64, 64))}
     state = save_state(tmp_path, {"networks": {name: n.state_dict() for name, n in networks.items()}}, 1)

@@ -47,7 +47,7 @@ from benchmarks.weak_supervision.run import (
 )
 from configs.settings import Settings, read_settings
 from datasets.cohort import LIST_FOLDER, find_volume, lesion_folder, notes_of, read_cohort, read_id_list
-from evaluation.inference import predict_cohort
+from evaluation.inference import predict_case
 from models.checkpoint import LAST
 from utils.cli import add_device, add_quiet, new_parser, run, start_logging
 from utils.distributed import choose_device
@@ -114,8 +114,8 @@ def test_segmenter(settings: Settings, lists: Sequence[str], device: torch.devic
         known = any(find_volume(lesion_folder(root), case_id) for case_id in ids)
         split, kind, score = ("TEST", "dice", "dice") if known else ("TESTH", "found_ml", "predicted_ml")
         cases = read_cohort(root, {split: name}, image.size, image.window)[split]
-        predictions = predict_cohort(segmenter, cases, split, normalization)
-        found[kind][name] = {prediction.score["id"]: prediction.score[score] for prediction in predictions}
+        scores = [predict_case(segmenter, case, split, normalization).score for case in cases]
+        found[kind][name] = {one["id"]: one[score] for one in scores}
         tested += cases
     return found | {"protocols": notes_of(tested)}
 

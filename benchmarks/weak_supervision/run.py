@@ -35,7 +35,7 @@ from benchmarks.weak_supervision.rows import ROWS, SCALES, row_settings
 from configs.settings import Settings, read_settings
 from datasets.cohort import read_cohort
 from datasets.window import WINDOW
-from evaluation.inference import predict_cohort
+from evaluation.inference import predict_case
 from evaluation.metrics import COLUMNS, summarise
 from models import Segmenter
 from models.checkpoint import BEST, SegmenterInput, load, load_segmenter
@@ -130,12 +130,12 @@ def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
     segmenter, normalization = load_trained(settings, BEST, device)
     names = {"VALID": split.valid, "TEST": split.test, "TESTH": split.testh}
     cohort = read_cohort(settings.dataset.root, names, settings.image.size)
-    known = list(predict_cohort(segmenter, cohort.pop("VALID"), "VALID", normalization))
+    known = [predict_case(segmenter, case, "VALID", normalization) for case in cohort.pop("VALID")]
     threshold = best_threshold([p.probability for p in known], [p.volumes.lesion > 0 for p in known])
     scores = [
-        prediction.score
+        predict_case(segmenter, case, key, normalization, threshold=threshold).score
         for key, cases in cohort.items()
-        for prediction in predict_cohort(segmenter, cases, key, normalization, threshold=threshold)
+        for case in cases
     ]
     rows = [{name: score[name] for name in COLUMNS if score[name] is not None} for score in scores]
     return {"threshold": round(threshold, 3), **summarise(scores), "rows": rows}

@@ -1,11 +1,7 @@
 """Writes synthetic raw chest CTs in HU, healthy or with COVID-19-like lesions, with exact lung and lesion masks.
 
 The command writes OUTPUT/ct, OUTPUT/lung and OUTPUT/lesion, each with <id>.nii.gz; the ids are healthy_000,
-healthy_001, .. and diseased_000, .. Existing cases are kept. Case k depends only on the seed and k, not on the number
-of cases.
-
-The phantoms are schematic: they show that the path from a raw scan to a mask works and that training learns, not how
-accurate a method is on patients.
+healthy_001, .. and diseased_000, .. Existing cases are kept. Case k depends only on the seed and k.
 
 Examples:
   python -m datasets.phantom phantoms --healthy 4 --diseased 8
@@ -24,11 +20,7 @@ from utils.ledger import recording
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of ``python -m datasets.phantom``.
-
-    Raises:
-        GasnetError: a number is out of range or a file cannot be written.
-    """
+    """Entry point of ``python -m datasets.phantom``."""
     parser = new_parser(__doc__, "python -m datasets.phantom")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for ct/, lung/ and lesion/")
     parser.add_argument("--healthy", type=int, required=True, metavar="N", help="number of cases without lesions")
@@ -49,10 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise SettingsError(f"--{name} {getattr(options, name)}: must not be negative")
     if min(options.size) < SMALLEST_SIDE:
         raise SettingsError(f"--size {options.size}: at least {SMALLEST_SIDE} voxels are needed along each axis")
-    size = tuple(options.size)
-    numbers = options.healthy, options.diseased
     with recording(options.output, seed=options.seed):
-        write_phantoms(options.output, *numbers, size, options.seed, not options.quiet, options.dicom)
+        write_phantoms(
+            options.output,
+            options.healthy,
+            options.diseased,
+            tuple(options.size),
+            options.seed,
+            not options.quiet,
+            options.dicom,
+        )
     return 0
 
 

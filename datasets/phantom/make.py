@@ -123,12 +123,12 @@ def make_phantom(
     """Make one synthetic chest CT.
 
     Args:
-        rng: random generator; the same state gives the same phantom, bit by bit.
+        rng: the same state gives the same phantom, bit by bit.
         size: matrix (z, y, x), each at least 16. The field of view is 300..380 mm in plane and 240..320 mm along z
             for every matrix, so the size determines the voxel size.
         diseased: with lesions (at least 2 ml, one to about two dozen) or without.
-        patient: lesion kinds of a diseased phantom; None draws one in no particular stage.
-        scanner: scanner.
+        patient: lesion kinds of a diseased phantom; None draws one.
+        scanner: of the scan.
 
     Returns:
         The CT in HU and its masks; the lungs have 2.5..6.5 l together.
@@ -184,17 +184,13 @@ def write_phantoms(
         output: folder; created if missing.
         healthy: number of cases healthy_000, healthy_001, .. without lesions (their lesion mask is empty).
         diseased: number of cases diseased_000, ..
-        size: matrix (z, y, x).
+        size: see `make_phantom`.
         seed: random seed of the set, at least 0.
         progress: show a progress bar.
         dicom: write each CT as a DICOM series in the folder OUTPUT/ct/<id>.
 
     Returns:
         The ids, healthy cases first.
-
-    Raises:
-        VolumeError: a file cannot be written.
-        ValueError: see :func:`make_phantom`.
     """
     cases = {f"healthy_{k:03d}": (seed, 0, k) for k in range(healthy)}
     cases |= {f"diseased_{k:03d}": (seed, 1, k) for k in range(diseased)}

@@ -7,7 +7,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from datasets.phantom import make_phantom
+from datasets.phantom.make import make_phantom
 
 SOFT_HU = 40.0
 FINE = 3  # shapes are drawn on a finer grid and averaged, so that walls thinner than a voxel are blurred

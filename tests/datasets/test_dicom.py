@@ -10,7 +10,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossl
 from scipy import ndimage
 
 from datasets.dicom import write_series
-from datasets.phantom import write_phantoms
+from datasets.phantom.make import write_phantoms
 from datasets.scans import open_scan, read_ct
 from tests.volumes import changed_slice, geometry, image_of, pixels, refused, rotation, write_dicom, write_enhanced
 

@@ -7,7 +7,7 @@ import pydicom
 import pytest
 from pydicom.uid import RLELossless, generate_uid
 
-from datasets.phantom import write_phantoms
+from datasets.phantom.make import write_phantoms
 from datasets.scans import find_scans, index_scans, open_scan
 from tests.volumes import changed_slice, pixels, refused, write_dicom
 

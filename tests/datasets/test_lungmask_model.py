@@ -11,7 +11,7 @@ import torch
 from scipy import ndimage
 
 from datasets.lungmask_model import Lungmask, load_lungmask
-from datasets.phantom import make_phantom
+from datasets.phantom.make import make_phantom
 from utils.errors import VolumeError
 
 CPU = torch.device("cpu")

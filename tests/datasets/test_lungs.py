@@ -6,7 +6,7 @@ import pytest
 import SimpleITK as sitk
 
 from datasets.lungs import segment_by_threshold, split_left_right, with_sides
-from datasets.phantom import make_phantom
+from datasets.phantom.make import make_phantom
 from utils.errors import VolumeError
 
 REAL_CTS = Path(__file__).resolve().parents[3] / "shared" / "ct"

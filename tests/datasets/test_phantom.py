@@ -8,9 +8,9 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from datasets.phantom import make_phantom, write_phantoms
 from datasets.phantom.__main__ import main
 from datasets.phantom.lesions import MIN_LESION_ML, Patient
+from datasets.phantom.make import make_phantom, write_phantoms
 from datasets.phantom.scanner import SCANNER, Protocol, acquire, slice_matrices
 from utils.errors import SettingsError
 

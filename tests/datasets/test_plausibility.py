@@ -5,7 +5,7 @@ from scipy import ndimage
 
 from datasets.crop import LungMaskCrop
 from datasets.lungs import with_sides
-from datasets.phantom import write_phantoms
+from datasets.phantom.make import write_phantoms
 from datasets.plausibility import (
     check_gas,
     check_label_values,

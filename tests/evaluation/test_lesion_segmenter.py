@@ -4,7 +4,7 @@ import SimpleITK as sitk
 import torch
 
 from datasets.crop import LungMaskCrop
-from datasets.phantom import write_phantoms
+from datasets.phantom.make import write_phantoms
 from evaluation.lesion_segmenter import LesionSegmenter, prepare_scan
 from models import Segmenter
 from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter

@@ -7,10 +7,7 @@ import pytest
 from PIL import Image
 
 from configs.settings import read_settings
-from reports import training
 from reports.training import averaged, read_log, spread, training_plots, write_training_report
-from utils.cli import run
-from utils.errors import GasnetError
 
 
 @pytest.fixture(scope="module")
@@ -136,15 +133,11 @@ def test_the_page_shows_curves_pictures_and_settings(run_folder, opened):
         assert "earlier" not in facts
 
 
-def test_a_run_that_has_logged_nothing_yet_has_a_page_and_another_folder_none(tmp_path, capsys):
+def test_a_run_that_has_logged_nothing_yet_has_a_page(tmp_path):
     (tmp_path / "settings.yaml").write_text("EXP: {ID: young}\n")
     page = write_training_report(tmp_path).read_text(encoding="utf-8")
     assert "nothing logged yet" in page
     assert "Training young" in page
-    with pytest.raises(GasnetError, match="holds no training run"):
-        write_training_report(tmp_path / "none")
-    assert run(lambda: training.main([str(tmp_path / "none")])) == 1
-    assert "none: holds no training run" in capsys.readouterr().err
 
 
 def test_a_damaged_picture_is_left_out(run_folder, tmp_path):
@@ -160,7 +153,6 @@ def test_a_damaged_picture_is_left_out(run_folder, tmp_path):
 def test_settings_of_another_version_are_left_out(run_folder, tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes((run_folder / "metrics.jsonl").read_bytes())
     (tmp_path / "settings.yaml").write_text("EXP: {OLD: 1}\n")
-    assert training.main([str(tmp_path)]) == 0
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = write_training_report(tmp_path).read_text(encoding="utf-8")
     assert "LOSS" not in page
     assert "best validation Dice 0.600" in page
