@@ -54,16 +54,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def restore_mask(scan: Scan, mask: Path, threshold: float, reading: Reading) -> sitk.Image:
-    """Paste a cropped mask or probability back onto the grid of its scan.
+    """Paste a cropped mask, or probabilities if the file holds floats, back onto the grid of its scan.
 
-    Args:
-        scan: the raw CT; only its geometry is used.
-        mask: probabilities if the file holds floats, otherwise labels.
-        threshold: probabilities above it are lesion.
-        reading: how the scan is read.
-
-    Returns:
-        uint8 with exactly the geometry of the scan.
+    Of the scan, only the geometry is used, which that of the result, uint8, equals exactly.
 
     Raises:
         VolumeError: a file cannot be read, or the mask was not cut from this scan.

@@ -102,11 +102,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point.
-
-    Raises:
-        GasnetError: as `evaluation.predicting.predict_scans`.
-    """
+    """Entry point."""
     options = parse(arguments)
 
     from evaluation.predicting import predict_scans  # after --help, which needs no library

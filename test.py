@@ -104,11 +104,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point.
-
-    Raises:
-        GasnetError: as `evaluation.testing.test_cohort`.
-    """
+    """Entry point."""
     options = parse(arguments)
 
     from evaluation.testing import test_cohort  # after --help, which needs no library

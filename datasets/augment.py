@@ -137,17 +137,10 @@ def augment(
 ) -> tuple[np.ndarray, ...]:
     """Augment a volume together with its masks.
 
-    Noise is added first, and then transformed with the image, as published.
+    Noise is added first, and then transformed with the image, as published. The random state of the augmenter, of
+    `build_augmenter`, is seeded from `rng`, so that the result depends on `rng` alone.
 
-    Args:
-        augmenter: the pipeline of `build_augmenter`. Its random state is seeded from `rng`, so that the result depends
-            on `rng` alone.
-        rng: source of all randomness.
-        image: (z, y, x), float32 in [0, 1].
-        masks: (z, y, x), 0 or 1; at most seven.
-
-    Returns:
-        The image, float32 in [0, 1], and the masks, uint8.
+    Arrays are (z, y, x): the image float32 in [0, 1], at most seven masks of 0 and 1. Returned masks are uint8.
     """
     noisy = (image + rng.uniform(-NOISE, NOISE, image.shape)).astype(np.float32)
     # Some parameters draw from imgaug's global state, so seeding the augmenter alone is not enough.
@@ -170,15 +163,9 @@ def augment(
 
 
 def shift(offsets: Sequence[int], image: np.ndarray, *masks: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Move a volume and its masks by whole voxels.
+    """Move a volume and its masks, (z, y, x), by whole voxels along z, y, x, each shorter than the volume.
 
-    Args:
-        offsets: voxels along z, y, x, each shorter than the volume.
-        image: (z, y, x); continued by its edge.
-        masks: (z, y, x); continued by 0.
-
-    Returns:
-        Image and masks, of the same shape.
+    The image is continued by its edge, masks by 0.
     """
     padding = [(max(n, 0), max(-n, 0)) for n in offsets]
     inside = tuple(slice(after, after + length) for (_, after), length in zip(padding, image.shape, strict=True))

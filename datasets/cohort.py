@@ -98,9 +98,7 @@ def find_volume(folder: Path, case_id: str) -> Path | None:
 def read_id_list(path: Path, repeats: bool = False) -> list[str]:
     """Read a list of ids, one per line, in composed form; blank lines and line ends of any system are ignored.
 
-    Args:
-        path: the list.
-        repeats: keep an id that is listed twice, with a warning.
+    With `repeats`, an id that is listed twice is kept, with a warning.
 
     Raises:
         CohortError: the list cannot be read, or contains an id twice or one that is not a plain file name.
@@ -130,14 +128,10 @@ def read_id_list(path: Path, repeats: bool = False) -> list[str]:
 def write_id_lists(root: Path, lists: Mapping[str, Iterable[str] | None], made_by: str) -> None:
     """Write lists to id_txt/ of a cohort, one id per line.
 
-    Args:
-        root: cohort folder.
-        lists: ids by name of the list; None removes a list, which would contradict the others.
-        made_by: the command, which replaces and removes its own lists only.
+    None removes a list, which would contradict the others. The command replaces and removes its own lists only.
 
     Raises:
         FolderError: a list that differs was written or edited by somebody else.
-        OSError: a list cannot be written.
     """
     ledger, changed = Ledger(root, LIST_FOLDER), _changed_lists(root, lists)
     ledger.check(made_by, changed)
@@ -191,8 +185,7 @@ def _checksum_of_crop(image: sitk.Image) -> str:
 def checksum_of_voxels(ct: sitk.Image) -> str:
     """A checksum of a CT's voxels, the same for all file types and orientations.
 
-    Args:
-        ct: in HU; values are rounded and clipped to -1024..3071.
+    Values are in HU, and are rounded and clipped to -1024..3071.
     """
     values = lps_view(sitk.GetArrayViewFromImage(ct), ct)
     digest = hashlib.sha256(str(values.shape).encode())

@@ -60,13 +60,8 @@ def remove_small_components(lungs: np.ndarray, share: float = SMALLEST_COMPONENT
     Components are 26-connected. With labels 1 (right) and 2 (left), components of the two sides are separate even where
     they touch; with more labels, such as lobes, all labels count as one lung.
 
-    Args:
-        lungs: labels (z, y, x), 0 outside.
-        share: components below this share of all voxels of the volume are removed. For a matrix of 512x512 this is the
-            published rule.
-
-    Returns:
-        The labels without small components; the same array if there are none.
+    Small is below this share of all voxels of the volume; for a matrix of 512x512 this is the published rule. Labels
+    are (z, y, x), 0 outside; the same array is returned if there are no small components.
     """
     sides = [lungs == 1, lungs == 2] if lungs.max(initial=0) == 2 else [lungs != 0]
     found = []
@@ -94,15 +89,9 @@ def bounding_box(mask: np.ndarray) -> Box | None:
 
 
 def resize(array: np.ndarray, size: tuple[int, int, int], order: int) -> np.ndarray:
-    """Resample an array with fixed first and last voxel centres.
+    """Resample an array (z, y, x) to a size of at least 2 along each axis; its first and last voxel centres stay.
 
-    Args:
-        array: (z, y, x).
-        size: shape of the result, at least 2 along each axis.
-        order: `NEAREST` or `LINEAR`.
-
-    Returns:
-        The array's type for nearest; float32 for linear, or float64 if float32 cannot represent the values.
+    The result has the array's type for `NEAREST`; float32 for `LINEAR`, or float64 if float32 cannot hold the values.
     """
     return np.stack(list(_resized_planes(array, size, order)))
 
@@ -122,12 +111,9 @@ def _resized_planes(array: np.ndarray, size: tuple[int, int, int], order: int) -
 
 
 def crop_image(voxels: np.ndarray, scan: sitk.Image, box: Box) -> sitk.Image:
-    """An image of a resized box, with the geometry that overlays it on its scan.
+    """An image of a resized box, with the geometry that overlays it on its scan in LPS, or on that one's geometry.
 
-    Args:
-        voxels: (z, y, x), at least 2 each.
-        scan: the scan in LPS, or its geometry.
-        box: slices of the scan along (z, y, x), at least two voxels each.
+    Voxels are (z, y, x) and, like the box, at least 2 along each axis.
     """
     lengths = [s.stop - s.start for s in reversed(box)]
     sizes = zip(scan.GetSpacing(), lengths, reversed(voxels.shape), strict=True)
@@ -154,7 +140,7 @@ def crop_to_lungs(
         name: of the CT, for errors.
 
     Returns:
-        Like `LungMaskCrop.crop`.
+        As `LungMaskCrop.crop`.
 
     Raises:
         VolumeError: the lung mask is empty.
@@ -184,15 +170,10 @@ def _resized_lesion(lesion: np.ndarray, size: tuple[int, int, int]) -> np.ndarra
 
 
 def paste_back(crop: sitk.Image, scan: sitk.Image, threshold: float | None = None) -> sitk.Image:
-    """Paste a cropped mask onto the voxels of its scan; 0 outside the lungs' box.
+    """Paste a cropped mask onto the voxels of its scan, or of that one's geometry; 0 outside the lungs' box.
 
-    Args:
-        crop: a mask (nearest neighbour), or with a threshold a probability or soft mask (linear interpolation).
-        scan: the scan, or its geometry.
-        threshold: values above it are lesion.
-
-    Returns:
-        uint8, 0 or 1 (with a threshold) or the mask's labels, with exactly the geometry of the scan.
+    Without a threshold, by nearest neighbour. With one, probabilities or soft masks are interpolated linearly, and what
+    is above is lesion. Returns uint8, the mask's labels or 0 and 1, with exactly the geometry of the scan.
 
     Raises:
         VolumeError: the crop does not fit a scan of this geometry.
@@ -307,12 +288,9 @@ class LungMaskCrop:
     def crop(
         self, imagepath: Path | str | Scan, labelpath: Path | str | None = None, lungpath: Path | str | None = None
     ) -> tuple[sitk.Image, ...]:
-        """Crop one CT, and optionally its lesion label.
+        """Crop one CT in HU, a file or a folder with a DICOM series, and optionally its lesion label.
 
-        Args:
-            imagepath: CT in HU, a file or a folder with a DICOM series, in any orientation.
-            labelpath: lesion labels on the CT's voxels.
-            lungpath: lung labels on the CT's voxels, used instead of finding the lungs.
+        Labels lie on the CT's voxels; with lung labels, no lungs are looked for.
 
         Returns:
             image (float32, 0..255), lung and, with a label, lesion (uint8, 0 or 1), in LPS orientation and with a
@@ -338,10 +316,6 @@ class LungMaskCrop:
 
         Small components of lungs that were found are removed, see `remove_small_components`; given labels stay as they
         are, with a warning if small components enlarge their box.
-
-        Args:
-            source: a CT as for `crop`, or an image in HU.
-            lungs: lung labels on the CT's voxels, a path or an image; None finds the lungs.
 
         Returns:
             The CT in HU, and its lung labels, (z, y, x) on the CT's voxels.

@@ -22,15 +22,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks that belong to scans.
+    """The masks that belong to scans, by id."""
 
-    Attributes:
-        labels: lesion label by id; scans without a label get no file in lesion/.
-        lungs: lung mask by id if lung masks are given; then every scan needs one.
-    """
-
-    labels: Mapping[str, Path] = field(default_factory=dict)
-    lungs: Mapping[str, Path] | None = None
+    labels: Mapping[str, Path] = field(default_factory=dict)  # lesions; scans without a label get no file in lesion/
+    lungs: Mapping[str, Path] | None = None  # if lung masks are given; then every scan needs one
 
     def lung_of(self, case_id: str, scan: Scan) -> Path | None:
         """The lung mask given for a scan; None if lungs are found by a method.
@@ -75,16 +70,7 @@ def crop_scan(
     masks: Masks,
     note: str | None = None,
 ) -> None:
-    """Crop a scan into a cohort.
-
-    Args:
-        case_id: id of the scan.
-        scan: the CT.
-        ledger: of the cohort's crops.
-        recipe: sources and options of the crops, see `Masks.sources` and `crop_options`.
-        cropper: crops one scan.
-        masks: labels and lung masks.
-        note: what tests on the scan should say.
+    """Crop a scan into a cohort, and enter it in its ledger; the note is what tests on the scan should say.
 
     Raises:
         VolumeError: a file cannot be read, does not fit the CT, or no lung was found.
@@ -101,13 +87,7 @@ def crop_scan(
 def masks_of_scans(
     folders: Sequence[Path], scans: Mapping[str, Scan], what: str, of_all: bool = True
 ) -> dict[str, Path]:
-    """Masks by the id of their scan; masks without a scan and scans without a mask are warnings.
-
-    Args:
-        folders: of the masks.
-        scans: id to CT.
-        what: kind of mask, for the messages.
-        of_all: warn of scans without a mask.
+    """Masks by the id of their scan; masks without a scan and, with `of_all`, scans without a mask are warnings.
 
     Raises:
         VolumeError: as `match_masks`, or masks in two folders belong to one scan.

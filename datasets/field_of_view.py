@@ -26,14 +26,9 @@ Array = np.ndarray
 def find_cut_lung(hu: Array, body: Array, spacing: Array) -> tuple[Array, Array]:
     """Find lung, with its vessels, that is open to the edge of the image or of a round field of view.
 
-    Args:
-        hu: CT in HU (z, y, x), in LPS order, not below -1024.
-        body: bool, tissue of the body and all that it encloses in an axial slice.
-        spacing: voxel size (z, y, x) in mm.
-
-    Returns:
-        Two bool arrays, outside ``body``: lung that is open to the front or a side, and what looks like lung but is
-        open to the back.
+    Arrays are (z, y, x) in LPS order: HU, not below -1024, and the tissue of the body with all that it encloses in an
+    axial slice. The spacing is (z, y, x) in mm. Returns two masks outside of the body: lung that is open to the front
+    or a side, and what looks like lung but is open to the back.
     """
     found, behind = np.zeros(body.shape, bool), np.zeros(body.shape, bool)
     back = _back(body.shape[1:])

@@ -35,16 +35,10 @@ Box = tuple[slice, slice, slice]
 
 
 def find_gut_gas(hu: Array, air: Array, airway: Array, spacing: Array) -> Array:
-    """Find gas in stomach and bowel.
+    """Find gas in stomach and bowel: the part of the air that is gut gas, up to the crest of the wall to the lung.
 
-    Args:
-        hu: CT in HU (z, y, x) in LPS order, z to the head, on a grid of about 2 mm.
-        air: bool, air inside the body.
-        airway: bool, trachea and main bronchi.
-        spacing: voxel size (z, y, x) in mm.
-
-    Returns:
-        bool, the part of ``air`` that is gut gas, up to the crest of the wall between gas and lung.
+    Arrays are (z, y, x) in LPS order on a grid of about 2 mm: HU, air inside the body, trachea and main bronchi. The
+    spacing is (z, y, x) in mm.
     """
     found = np.zeros(air.shape, bool)
     air = air & ~airway

@@ -106,13 +106,7 @@ def _read_weights(path: Path) -> dict[str, Any]:
 
 
 class Lungmask:
-    """Finds lungs by lungmask's network; the labels are those of `lungmask.LMInferer`.
-
-    Args:
-        network: lungmask's U-Net, with its weights.
-        device: to run it on.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
-    """
+    """Finds lungs by lungmask's network; the labels are those of `lungmask.LMInferer`."""
 
     def __init__(self, network: nn.Module, device: torch.device, precision: str) -> None:
         self.device, self.engine = device, Engine(network.to(device), precision)
@@ -124,13 +118,7 @@ class Lungmask:
         return self.engine.way
 
     def __call__(self, ct: sitk.Image) -> Array:
-        """Label the lungs of a CT.
-
-        Args:
-            ct: in HU, in any orientation.
-
-        Returns:
-            Labels on the CT's grid: uint8 (z, y, x), 0 background, 1 right, 2 left lung.
+        """Label the lungs of a CT in HU, in any orientation: uint8 (z, y, x), 0 background, 1 right, 2 left lung.
 
         Raises:
             VolumeError: no lung was found.
@@ -169,14 +157,11 @@ def load_lungmask(
     """Load lungmask's network.
 
     Args:
-        model: ``R231`` or ``R231CovidWeb``. ``LTRCLobes`` is rejected because it labels lobes, not lungs.
+        model: one of `LUNG_MODELS`. ``LTRCLobes`` is refused because it labels lobes, not lungs.
         weights: local weight file (a state dict saved by torch), which overrides ``model``. By default the weights
             come from torch's cache and are downloaded into it when missing.
         device: to run it on; by default a GPU if there is one.
-        precision: ``fp32``, ``bf16``, or ``auto`` for the fastest one that the device has, see `precision_of_lungs`.
-
-    Returns:
-        A function that maps a CT to its labels.
+        precision: see `precision_of_lungs`.
 
     Raises:
         VolumeError: the model is unknown or labels lobes, the weights cannot be downloaded, or the weight file is

@@ -76,11 +76,7 @@ def _shrink(mask: Array) -> Array:
 
 
 def body_boxes(hu: Array) -> list[Box]:
-    """The box around the body in each slice; the whole slice where there is none.
-
-    Args:
-        hu: (z, y, x).
-    """
+    """The box around the body in each slice of a CT (z, y, x) in HU; the whole slice where there is none."""
     body = np.stack([resize_nearest(plane, (BODY_SIZE, BODY_SIZE)) for plane in hu]) > BODY_ABOVE_HU
     body = _shrink(_grow(body))
     outside, _ = ndimage.label(np.pad(~body, ((0, 0), (1, 1), (1, 1)), constant_values=True), EIGHT)
@@ -105,14 +101,7 @@ def _box_of(body: Array, shape: tuple[int, int]) -> Box:
 
 
 def prepare_slice(part: Array) -> Array:
-    """The network's input for the body in an axial slice.
-
-    Args:
-        part: HU (y, x) in the box, of a signed type.
-
-    Returns:
-        float32 (SIZE, SIZE), 0 to 1.
-    """
+    """The network's input, float32 (SIZE, SIZE), 0 to 1, for HU (y, x), of a signed type, in the box of a slice."""
     resized = np.minimum(_resize_linear(np.clip(part, LOWEST_HU, HIGHEST_HU)), HIGHEST_HU)
     return ((resized - LOWEST_HU) / (HIGHEST_HU - LOWEST_HU)).astype(np.float32)
 
@@ -120,11 +109,7 @@ def prepare_slice(part: Array) -> Array:
 def clean(labels: Array) -> Array:
     """Give components to the neighbours that they share most border with, keep the largest of each label, fill it.
 
-    Args:
-        labels: uint8 (z, y, x).
-
-    Returns:
-        uint8, of the same shape.
+    Labels are uint8 (z, y, x), before and after.
     """
     cleaned = np.zeros(labels.shape, np.uint8)
     if not labels.any():

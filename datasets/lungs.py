@@ -55,11 +55,7 @@ def segment_by_threshold(ct: sitk.Image) -> Array:
     (`datasets/field_of_view.py`).
     Components are found on a grid of about 2 mm; the border follows the CT's own voxels.
 
-    Args:
-        ct: chest CT in HU, in any orientation.
-
-    Returns:
-        uint8 labels (z, y, x) on the CT's grid: 0 outside, 1 right, 2 left lung.
+    The CT is in HU, in any orientation. Returns uint8 labels (z, y, x) on its grid: 0 outside, 1 right, 2 left lung.
 
     Raises:
         VolumeError: nothing in the CT looks like a lung, or a lung is open to the back.
@@ -78,12 +74,8 @@ def split_left_right(lung: Array, spacing: tuple[float, float, float] = (1.0, 1.
     separates, it is split at the sagittal plane in the middle of the mask. The side of a single lung is determined
     by its position relative to the middle of the image.
 
-    Args:
-        lung: mask (z, y, x) in LPS order (x grows to the patient's left), non-zero inside.
-        spacing: voxel size in mm, (x, y, z).
-
-    Returns:
-        uint8 labels (z, y, x): 0 outside, 1 right, 2 left.
+    The mask is (z, y, x) in LPS order (x grows to the patient's left), non-zero inside, the spacing (x, y, z) in mm.
+    Returns uint8 labels: 0 outside, 1 right, 2 left.
     """
     lung = np.asarray(lung) > 0
     return _split(lung, np.array(spacing[::-1], float), (lung.shape[2] - 1) / 2)
@@ -96,13 +88,8 @@ def with_sides(labels: Array, ct: sitk.Image, name: object = "the lung mask") ->
     `label_sides`). Any other labels (a binary mask, lobes) are merged, and :func:`split_left_right` separates the
     sides.
 
-    Args:
-        labels: uint8 (z, y, x), in any orientation; every label above 0 is lung.
-        ct: the CT, or its geometry.
-        name: of the scan, for the warning.
-
-    Returns:
-        uint8: 0 outside, 1 right, 2 left, 3 lung of unknown side.
+    Labels are uint8 (z, y, x) on the voxels of the CT, or of its geometry, in any orientation; each above 0 is lung.
+    Returns uint8: 0 outside, 1 right, 2 left, 3 lung of unknown side.
     """
     sides, upright, labelled = np.zeros(labels.shape, np.uint8), lps_view(labels, ct), None
     if labels.max(initial=0) <= 3 and (labels == 1).any() and (labels == 2).any():

@@ -183,13 +183,7 @@ def read_patients(path: Path, ids: Sequence[str]) -> dict[str, str]:
 
 
 def groups_of(root: Path, ids: Sequence[str], patients: Mapping[str, str]) -> dict[str, str]:
-    """Group of each scan: its patient, and that of every scan of the same CT.
-
-    Args:
-        root: cohort folder.
-        ids: ids of the cohort.
-        patients: patient by id, for those that are known.
-    """
+    """Group of each scan: its patient, if that is known, and that of every scan of the same CT."""
     from datasets.cohort import contents_of
 
     contents = contents_of(root, ids)
@@ -246,9 +240,7 @@ def kept_lists(
 def cohort_ids(root: Path, healthy: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """Return the ids of a cohort: diseased with a voxel label, diseased without, healthy.
 
-    Args:
-        root: cohort folder.
-        healthy: ids, or shell patterns of ids, of the healthy scans.
+    Healthy scans are given by ids, or shell patterns of ids.
 
     Raises:
         CohortError: there are no images, no id or every id is healthy, or an item of `healthy` matches no id.

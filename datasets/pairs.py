@@ -49,14 +49,9 @@ def mask_of(name: str, beside: Iterable[str]) -> str | None:
 
 
 def match_masks(folder: Path, scans: Mapping[str, Scan]) -> tuple[dict[str, Path], list[Path]]:
-    """Match mask files to scans.
+    """Match mask files to scans: mask by the id of its scan, and the masks that match no scan.
 
-    Args:
-        folder: folder of masks, at any depth; or one file, if there is one scan. Files that are scans are ignored.
-        scans: scan by id.
-
-    Returns:
-        Mask by the id of its scan, and the masks that match no scan.
+    They lie in a folder, at any depth; or are one file, if there is one scan. Files that are scans are ignored.
 
     Raises:
         VolumeError: there is no such folder, no mask matches, a mask fits several scans, or a scan several masks.

@@ -148,12 +148,8 @@ def check_lesion(
 ) -> None:
     """Check where a lesion lies: in the lungs, and not all over them; every label above 0 counts, an empty mask passes.
 
-    Args:
-        name: of the scan.
-        lesion: labels.
-        lungs: labels on the same voxels.
-        labels: the labels in the mask's file, for the message.
-        accept_outside: warn of a mask outside the lungs instead of refusing it.
+    The message names the labels in the mask's file. `accept_outside` warns of a mask outside the lungs instead of
+    refusing it.
     """
     voxels, inside = np.count_nonzero(lesion), np.count_nonzero((lesion > 0) & (lungs > 0))
     if not voxels:

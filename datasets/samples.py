@@ -71,15 +71,10 @@ def workers_by_cores() -> int:
 
 
 def normalise(image: np.ndarray, normalization: str) -> np.ndarray:
-    """Map the intensities of a crop to [0, 1].
+    """Map the intensities of a crop, 0..255, to [0, 1], float32.
 
-    Args:
-        image: 0..255.
-        normalization: ``minmax`` stretches each volume to the whole range, as published; ``window`` divides by 255, so
-            that a value stands for the same HU in every volume.
-
-    Returns:
-        float32 in [0, 1].
+    ``minmax`` stretches each volume to the whole range, as published; ``window`` divides by 255, so that a value stands
+    for the same HU in every volume.
     """
     if normalization == "window":
         return (image / 255).astype(np.float32)
@@ -109,19 +104,10 @@ def _shared_records(length: int, masks: Sequence[str], shape: Sequence[int], **m
 
 
 class Samples(Dataset):
-    """Training samples of one split, indexed by their position in its endless stream.
+    """Training samples of one split, one of `MASKS`, indexed by their position in its endless stream.
 
-    Each epoch visits the scans in a new random order. A sample is a random stack of slices, augmented.
-
-    Args:
-        cases: the scans.
-        split: key of DATASET.SPLIT, one of `MASKS`; each split has its own random stream.
-        image: size, normalization, augmentation.
-        seed: seed of the experiment.
-        cache_mb: megabytes of decoded scans to keep in memory, shared by all workers.
-
-    Attributes:
-        masks: names of the masks in a sample.
+    Each epoch visits the scans in a new random order, which is another one for each split. A sample is a random stack
+    of slices, augmented. `cache_mb` megabytes of decoded scans are kept in memory, shared by all workers.
     """
 
     def __init__(self, cases: Sequence[Case], split: str, image: ImageSettings, seed: int, cache_mb: int = 0) -> None:
@@ -215,12 +201,8 @@ class BatchStream:
     With several ranks, each gets an equal share of every batch. A labelled batch whose size is not a multiple of their
     number is padded with repeated volumes, in which every voxel of the lesion mask is `IGNORED` by the loss.
 
-    Args:
-        samples: samples of the split.
-        batch_size: volumes per batch, over all ranks; scans repeat if there are fewer.
-        settings: number of workers and timeout.
-        device: target device.
-        position: position in the stream to start from: the samples taken so far, over all ranks.
+    The batch size, of which scans repeat if there are fewer, and the position in the stream to start from, the samples
+    taken so far, are those of all ranks.
     """
 
     def __init__(

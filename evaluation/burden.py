@@ -31,11 +31,7 @@ _LIMITS = (0.0, 25.0, 50.0, 75.0)
 
 @dataclass(frozen=True)
 class Burden:
-    """What a lesion mask says of one scan, at its native resolution; None where a number has no meaning.
-
-    Volumes of the mask and the lungs, the share of the lungs and of each lung that is lesion, the mean HU of the mask,
-    and the grade, see `severity`.
-    """
+    """What a lesion mask says of one scan, at its native resolution; None where a number has no meaning."""
 
     lesion_ml: float
     lung_ml: float
@@ -65,11 +61,7 @@ def measure_burden(lesion: np.ndarray, lungs: np.ndarray, hu: np.ndarray, voxel_
     and P of a lung, the share is 100 |L ∩ P| / |P|. The grade is that of the more affected lung, by the share of a
     side that has voxels; where no side has any, by the share of all lung.
 
-    Args:
-        lesion: bool, (z, y, x).
-        lungs: `RIGHT`, `LEFT`, `NO_SIDE` or 0, of the same shape.
-        hu: in HU, of the same shape.
-        voxel_ml: volume of a voxel in millilitres.
+    Arrays are (z, y, x): lesion bool, lungs `RIGHT`, `LEFT`, `NO_SIDE` or 0, and HU.
     """
     involved = np.bincount(lungs[lesion], minlength=NO_SIDE + 1)
     right, left, whole = (np.count_nonzero(part) for part in (lungs == RIGHT, lungs == LEFT, lungs))

@@ -61,15 +61,10 @@ _COLOUR = (53.0, 80.0, 67.0)
 
 @dataclass(frozen=True)
 class Source:
-    """The headers of a CT series.
+    """The headers of a CT series."""
 
-    Attributes:
-        headers: of the slices along z, or of the one file that holds all slices as frames.
-        frames: index of the frame of each slice along z; None for one file per slice.
-    """
-
-    headers: tuple[Dataset, ...]
-    frames: tuple[int, ...] | None = None
+    headers: tuple[Dataset, ...]  # of the slices along z, or of the one file that holds all slices as frames
+    frames: tuple[int, ...] | None = None  # index of the frame of each slice along z; None for one file per slice
 
 
 def read_source(scan: Scan, reading: Reading = DEFAULT) -> Source:
@@ -158,14 +153,9 @@ def _valid_text(element: DataElement, ascii_only: bool) -> str:
 
 
 def make_dicom_seg(mask: np.ndarray, source: Source, version: str, model: str, threshold: float) -> hd.seg.Segmentation:
-    """A DICOM SEG of a lesion mask.
+    """A DICOM SEG of a lesion mask, (z, y, x) on the grid of the series, not 0 in lesion, of which there is some.
 
-    Args:
-        mask: (z, y, x), not 0 in lesion, on the grid of the series; some of it is lesion.
-        source: headers of the series, from `read_source`.
-        version: of the software.
-        model: what identifies the segmenter.
-        threshold: at which its probabilities were cut.
+    The version is that of the software; the model is what identifies the segmenter.
     """
     algorithm = hd.AlgorithmIdentificationSequence(
         name="GASNet segmenter",

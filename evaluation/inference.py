@@ -40,17 +40,10 @@ class Prediction:
 def segment(
     segmenter: nn.Module, image: np.ndarray, lung: np.ndarray, normalization: str, precision: str = "fp32"
 ) -> np.ndarray:
-    """What the segmenter finds in one crop.
+    """What S finds in one crop: probabilities, float32 (z, y, x), 0 outside the lungs.
 
-    Args:
-        segmenter: S, on its device.
-        image: (z, y, x), 0..255, not all the same.
-        lung: of the same shape, 0 or 1.
-        normalization: IMAGE.NORMALIZATION of the training.
-        precision: SOLVER.PRECISION.
-
-    Returns:
-        Probabilities, float32 (z, y, x), 0 outside the lungs.
+    The image is (z, y, x), 0..255, not all the same, and the lung mask has its shape, 0 or 1. Normalization is that of
+    the training, precision as SOLVER.PRECISION.
     """
     device = next(segmenter.parameters()).device
     with autocast(device, precision):

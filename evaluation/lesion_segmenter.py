@@ -36,20 +36,15 @@ from utils.errors import VolumeError
 class RawScan:
     """A scan that is ready for S.
 
-    Attributes:
-        ct: in HU, in its own orientation.
-        lungs: uint8 (z, y, x) on the CT's grid: 0 outside, 1 right, 2 left, 3 lung of unknown side; without the small
-            components that the crop drops.
-        image: the crop, float32, 0..255.
-        lung: the crop of the lung mask, uint8, 0 or 1.
-        seconds: time taken to prepare it.
+    The lungs are uint8 (z, y, x) on the CT's grid: 0 outside, 1 right, 2 left, 3 lung of unknown side; without the
+    small components that the crop drops.
     """
 
-    ct: sitk.Image
+    ct: sitk.Image  # in HU, in its own orientation
     lungs: np.ndarray
-    image: sitk.Image
-    lung: sitk.Image
-    seconds: float
+    image: sitk.Image  # the crop, float32, 0..255
+    lung: sitk.Image  # the crop of the lung mask, uint8, 0 or 1
+    seconds: float  # taken to prepare it
 
     @property
     def hu(self) -> np.ndarray:

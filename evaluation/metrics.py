@@ -51,9 +51,9 @@ def score_scan(
         case_id: of the scan.
         split: key in DATASET.SPLIT.
         prediction: bool, (z, y, x).
-        truth: bool, of the same shape; None where it is not known.
-        lung: bool, of the same shape, not empty.
-        spacing: of the voxels in mm, in the order of the axes, (z, y, x).
+        truth: bool; None where it is not known.
+        lung: bool, not empty.
+        spacing: (z, y, x), in mm.
         tolerance_mm: of the surface Dice; None leaves out the scores of surfaces and lesions, which take seconds on a
             scan of full size.
     """
@@ -116,11 +116,7 @@ def count_lesions(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float 
     """Lesion-wise detection by the rule of ISLES 2022 (Hernandez Petzsche et al., Scientific Data 9, 2022).
 
     A lesion is found if at least one of its voxels is predicted, and a predicted component is a false positive if none
-    of its voxels is lesion. Components are not matched one to one, and a single voxel counts.
-
-    Args:
-        prediction: bool, (z, y, x).
-        truth: bool, of the same shape.
+    of its voxels is lesion. Components are not matched one to one, and a single voxel counts. Masks are bool (z, y, x).
 
     Returns:
         Numbers of ``lesions``, ``lesions_found`` and ``false_positive_lesions``; ``lesion_sensitivity``, found /
@@ -149,12 +145,8 @@ def surface_distances(prediction: np.ndarray, truth: np.ndarray, spacing: Sequen
     """Distances between the boundary voxels of two masks, which are not empty, from voxel centre to voxel centre.
 
     Boundary voxels have a face towards a voxel that is not of the mask or towards the end of the volume, as in MONAI's
-    `get_mask_edges`. Time and memory follow the size of the arrays: give the box around both masks only.
-
-    Args:
-        prediction: bool, (z, y, x).
-        truth: bool, of the same shape.
-        spacing: of the voxels in mm, in the order of the axes, (z, y, x).
+    `get_mask_edges`. Time and memory follow the size of the arrays: give the box around both masks only. Masks are
+    bool (z, y, x); the spacing is in mm, in this order.
     """
     predicted, true = (mask & ~ndimage.binary_erosion(mask) for mask in (prediction, truth))
     return _distances(predicted, true, spacing), _distances(true, predicted, spacing)

@@ -63,25 +63,15 @@ class Training(_Entries):
 
 
 class SegmenterFacts(_Entries):
-    """What the file of a segmenter says about it; None for what it does not say.
-
-    Attributes:
-        trained_on: its input.
-        width: channels of its first layer.
-        threshold: probabilities above it are lesion; 0.5, or what was chosen on the validation scans.
-        iteration: training iteration.
-        valid_dice: mean Dice on the validation scans.
-        training: how it was trained.
-        seen: checksums of the content of the CTs that it was trained on or chosen by, sorted.
-    """
+    """What the file of a segmenter says about it; None for what it does not say."""
 
     trained_on: SegmenterInput | None = Field(None, alias="input")
-    width: Width | None = None
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    width: Width | None = None  # channels of its first layer
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5  # above it is lesion; this, or chosen on the validation scans
     iteration: NonNegativeInt | None = None
-    valid_dice: float | None = None
+    valid_dice: float | None = None  # mean on the validation scans
     training: Training | None = None
-    seen: list[str] | None = None
+    seen: list[str] | None = None  # checksums of the CTs that it was trained on or chosen by, sorted
 
     def describe(self) -> str:
         """What is known of the segmenter, as YAML; null for the rest."""

@@ -64,12 +64,8 @@ class Generator(nn.Module):
 def generate_scan(generator: Generator, scan: Tensor, slices: int) -> Tensor:
     """Generate the volume of a scan with more slices than G takes, float32 of the shape of `scan`.
 
-    G runs on stacks of `slices` slices that cover the scan; where stacks overlap, the results are averaged.
-
-    Args:
-        generator: G.
-        scan: (1, 1, depth, height, width) in [-1, 1], depth at least `slices`.
-        slices: depth of a stack, a multiple of 16.
+    G runs on stacks of `slices` slices, a multiple of 16, that cover the scan, (1, 1, depth, height, width) in [-1, 1];
+    where stacks overlap, the results are averaged.
     """
     depth = scan.shape[2]
     starts = [*range(0, depth - slices, slices), depth - slices]

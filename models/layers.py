@@ -184,13 +184,10 @@ def concatenate(*tensors: Tensor) -> Tensor:
 
 
 def place(network: nn.Module, device: torch.device, channels_last: bool | None = None) -> nn.Module:
-    """Move a network to a device, and its weights to a memory layout.
+    """Move a network, in place, to a device, and its weights to a memory layout.
 
-    Args:
-        network: changed in place.
-        device: target device.
-        channels_last: use the channels-last layout. None: on the CPU, unless the network has PyTorch's own instance
-            norm, whose gradient is wrong for a batch of 1 in this layout.
+    By default, that is channels-last on the CPU, unless the network has PyTorch's own instance norm, whose gradient is
+    wrong for a batch of 1 in this layout.
     """
     if channels_last is None:
         channels_last = device.type == "cpu" and not any(type(m) is nn.InstanceNorm3d for m in network.modules())

@@ -115,12 +115,9 @@ def weighted_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def adversarial_loss(logits: Tensor | Sequence[Tensor], label: float) -> Tensor:
-    """Binary cross-entropy of the discriminator's logits against one class, `HEALTHY` or `OTHER`.
+    """Binary cross-entropy of the discriminator's logits, of any shape, against one class, `HEALTHY` or `OTHER`.
 
-    Args:
-        logits: logits of any shape, or a sequence with those of each head. The losses of the heads, each a mean over
-            its elements, are added.
-        label: the target class of all volumes.
+    Of several heads, the losses, each a mean over its elements, are added.
     """
     heads = [head.float() for head in ((logits,) if isinstance(logits, Tensor) else logits)]
     return sum(binary_cross_entropy_with_logits(head, torch.full_like(head, label)) for head in heads)

@@ -72,20 +72,13 @@ class Method:
 
 
 class Objective:
-    """A value to minimise: the gated sum of weighted terms.
-
-    Attributes:
-        name: name of the objective, in the log.
-        terms: the terms by name, unweighted and without gradient.
-        weighted: the terms by name, with their weight and gradient.
-        total: the sum of `weighted`, gated.
-    """
+    """A value to minimise: the gated sum of weighted terms; the name is that in the log."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.terms: dict[str, Tensor] = {}
-        self.weighted: dict[str, Tensor] = {}
-        self.total: Tensor | None = None
+        self.terms: dict[str, Tensor] = {}  # by name, unweighted and without gradient
+        self.weighted: dict[str, Tensor] = {}  # by name, with their weight and gradient
+        self.total: Tensor | None = None  # the sum of `weighted`, gated
 
     def add(self, name: str, term: Tensor, weight: float | Tensor = 1.0) -> None:
         """Add a term, a scalar, times its weight."""

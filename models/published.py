@@ -122,10 +122,8 @@ def load_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
     """Load weights of the published code into a Segmenter, Generator or Discriminator.
 
     Entries of layers that the published forward pass does not use are ignored, and prefixes of wrappers are stripped. A
-    spectral norm may be stored in the old form (``weight_orig``) or as a parametrization.
-
-    Returns:
-        What the weights are: ``segmenter``, ``generator``, ``discriminator with one head`` or ``... two heads``.
+    spectral norm may be stored in the old form (``weight_orig``) or as a parametrization. Returns what the weights are:
+    ``segmenter``, ``generator``, ``discriminator with one head`` or ``... two heads``.
 
     Raises:
         CheckpointError: an entry is missing, unknown, or has a different shape, or the weights are those of a

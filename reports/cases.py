@@ -37,16 +37,9 @@ class Column:
 def write_case_report(
     path: Path, title: str, columns: Sequence[Column], views: Sequence[View], facts: Mapping[str, str]
 ) -> None:
-    """Write the page of a cohort atomically.
+    """Write the page of a cohort atomically, with facts (model, device, versions) in its footer.
 
     The first column is always the id; columns that are empty for all cases are left out.
-
-    Args:
-        path: path of the page.
-        title: heading of the page.
-        columns: columns of the table, in order.
-        views: cases, in their initial order.
-        facts: value by name for the footer: model, device, versions.
     """
     given = {column.key: column for column in columns}
     used = [given.get("id", Column("id", "Case"))]

@@ -57,13 +57,9 @@ _environment = Environment(
 
 
 def write_page(path: Path, template: str, scripts: Sequence[str], **content: object) -> None:
-    """Render a template and write the page atomically.
+    """Render a template of this folder, with scripts of this folder, and write the page atomically.
 
-    Args:
-        path: path of the page.
-        template: template file in this folder.
-        scripts: script files in this folder, in the order in which they run.
-        content: variables of the template; all text is escaped.
+    The content are variables of the template; all text is escaped.
     """
     script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -88,15 +84,9 @@ def made_with(device: torch.device) -> dict[str, str]:
 def draw(
     name: str, title: str, caption: str, paint: Callable[[Axes], None], left: float = 0.55, below: float = 0.0
 ) -> Plot:
-    """Draw a plot.
+    """Draw a plot, whose name is one word, unique in the page.
 
-    Args:
-        name: one word, unique in the page.
-        title: title of the axes; with `caption`, the text alternative.
-        caption: description of the plot in words.
-        paint: draws on the axes.
-        left: space for labels on the left, in inches.
-        below: space for a legend at the bottom, in inches, by which the plot is higher.
+    `paint` draws on the axes. `left` is space for labels in inches, `below` for a legend, by which the plot is higher.
     """
     width, height = 3.9, 2.5 + below
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):

@@ -99,12 +99,7 @@ def to_grey(hu: np.ndarray) -> np.ndarray:
 def pick_slices(lesion: np.ndarray, most: int) -> tuple[list[int], int]:
     """Pick one slice of each block of neighbours: the one with most lesion or, without lesion, the middle one.
 
-    Args:
-        lesion: lesion voxels of each slice.
-        most: largest number of slices to pick.
-
-    Returns:
-        Indices of the slices, in order, and the number of slices in a block.
+    From the lesion voxels of each slice. Returns indices of the slices, in order, and the number of slices in a block.
     """
     every = -(-len(lesion) // most)
     picked = []

@@ -65,11 +65,8 @@ def discriminator_balance(entry: Mapping[str, float], heads: int) -> dict[str, f
 class RunLog:
     """The log of a run: progress bar, TensorBoard events, ``metrics.jsonl``, pictures and page in the run's folder.
 
-    Args:
-        folder: output folder of the run; None logs nothing, as ranks other than 0 do.
-        first: iterations done so far; later entries, which a resumed run repeats, are dropped.
-        last: last iteration of the run.
-        progress: show the progress bar.
+    Without a folder, nothing is logged, as by ranks other than 0. Entries after iteration `first`, which a resumed run
+    repeats, are dropped.
     """
 
     def __init__(self, folder: Path | None, first: int, last: int, progress: bool) -> None:
@@ -142,10 +139,7 @@ def _drop_after(path: Path, done: int) -> None:
 def picture_grid(networks: Networks, image: Tensor, lung: Tensor) -> Tensor:
     """Draw the middle slice of each volume, one row per volume: I, M, I_s, I_g; (3, height, width) in [0, 1].
 
-    Args:
-        networks: S and G are used.
-        image: (n, 1, depth, height, width) in [-1, 1].
-        lung: lung masks, 0 or 1, of the same shape.
+    Images are (n, 1, depth, height, width) in [-1, 1], and so are their lung masks, 0 or 1.
     """
     lesion = networks.segmenter(image).float().sigmoid()
     generated = networks.generator(image).float()

@@ -65,16 +65,10 @@ CHECKED = ("loss", "gradient", "optimiser state or weights")
 
 @torch.no_grad()
 def guarded_step(optimizers: Sequence[Optimizer], total: Tensor) -> Tensor:
-    """Take a step of some optimisers, and revert it if NaN or Inf goes in or comes out.
+    """Take a step of optimisers whose gradients are ready, and revert it if NaN or Inf goes in or comes out.
 
-    Reverting restores weights and optimiser states. There is no synchronisation with the device.
-
-    Args:
-        optimizers: optimisers whose gradients are ready.
-        total: the objective, a scalar.
-
-    Returns:
-        Booleans on the device: whether each of `CHECKED` is finite. The step counts if all are.
+    Reverting restores weights and optimiser states. There is no synchronisation with the device. The total is the
+    objective, a scalar. Returns booleans on the device, whether each of `CHECKED` is finite; it counts if all are.
     """
     parameters = _parameters(optimizers)
     gradient = _all_finite(gradients(optimizers))

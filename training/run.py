@@ -38,15 +38,10 @@ log = logging.getLogger(__name__)
 
 
 class TrainingRun:
-    """A training run, new or resumed.
+    """A training run, new or resumed, on cases by key of DATASET.SPLIT.
 
-    Args:
-        settings: settings of the experiment.
-        cohort: cases by key of DATASET.SPLIT.
-        device: device to train on.
-        resume: resume from the latest state in the output folder; without one, start.
-        validate: validate at INTERVAL.VALID and keep the best segmenter.
-        progress: show a progress bar.
+    `resume` continues from the latest state in the output folder or, without one, starts; `validate` validates at
+    INTERVAL.VALID and keeps the best segmenter.
 
     Raises:
         SettingsError: the batch size is not a multiple of the number of ranks.
@@ -139,11 +134,7 @@ class TrainingRun:
     def minimise(self, objective: Callable[..., Objective], first: Batch, second: Batch, trains: Sequence[str]) -> None:
         """Take one optimiser step on the networks named in `trains`; the others are frozen.
 
-        Args:
-            objective: a function of `models.objectives`.
-            first: its first batch.
-            second: its second batch.
-            trains: names of the networks to train.
+        The objective is a function of `models.objectives`, called with its two batches.
         """
         for name, network in self.networks._asdict().items():
             network.requires_grad_(name in trains)
@@ -234,14 +225,10 @@ def _prepare_torch(settings: Settings, device: torch.device) -> None:
 
 
 class StopSignal:
-    """Remembers that SIGINT, SIGTERM, SIGHUP (a closed terminal) or SIGUSR1 (a time limit) arrived.
-
-    Attributes:
-        number: the signal that arrived; 0 if none did.
-    """
+    """Remembers that SIGINT, SIGTERM, SIGHUP (a closed terminal) or SIGUSR1 (a time limit) arrived."""
 
     def __init__(self) -> None:
-        self.number = 0
+        self.number = 0  # the signal that arrived; 0 if none did
         self._handlers: dict[int, Any] = {}
 
     @contextmanager

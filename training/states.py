@@ -41,22 +41,7 @@ _KEPT_STATES = 2
 class TrainingState:
     """What a run changes, but for its files: networks, optimisers, random generators and counters.
 
-    Args:
-        settings: settings of the experiment.
-        device: device to train on.
-        initialise: load the networks of INIT_MODEL.
-
-    Attributes:
-        networks: S, G and D.
-        optimizers: by name of the network.
-        average: moving average of S, if SOLVER.SEGMENTER_AVERAGE is set.
-        iteration: iterations done.
-        best_dice: mean validation Dice of the best segmenter.
-        best_iteration: its training iteration.
-        skipped: steps that were reverted.
-
-    Raises:
-        CheckpointError: a network of INIT_MODEL cannot be read or does not fit.
+    `initialise` loads the networks of INIT_MODEL, which raises a `CheckpointError` where one does not fit.
     """
 
     def __init__(self, settings: Settings, device: torch.device, initialise: bool) -> None:
@@ -74,8 +59,8 @@ class TrainingState:
         self.average = (
             AveragedModel(self.networks.segmenter, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
         )
-        self.iteration = 0
-        self.best_dice: float | None = None
+        self.iteration = 0  # iterations done
+        self.best_dice: float | None = None  # mean validation Dice of the best segmenter
         self.best_iteration: int | None = None
         self.skipped = SkippedSteps(settings.solver.max_skipped)
 
@@ -108,10 +93,7 @@ class TrainingState:
     def restore(self, content: Mapping[str, Any], ids: Mapping[str, Sequence[str]], folder: Path) -> dict[str, int]:
         """Continue from what `content` returned; return the sample position by split.
 
-        Args:
-            content: as it was written.
-            ids: the scans of each split today.
-            folder: folder of the run, for messages.
+        The ids are the scans of each split today; messages name the folder of the run.
 
         Raises:
             CheckpointError: the content does not fit these settings.

@@ -41,9 +41,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     If anything fails, what stood at `path` before stays, and nothing half-written is left; only a kill or a power loss
     leaves the hidden file, which `lock_folder` removes. The folder is made if need be.
-
-    Raises:
-        OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The extension stays, since it tells some writers what to write.
@@ -67,7 +64,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         FolderError: there is something at `path` that is not an empty folder.
-        OSError: the folder cannot be written.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FolderError(f"{path}: is not an empty folder; choose another, or remove it")
@@ -133,12 +129,8 @@ def walk_files(
     """What lies below a folder and is no folder, at any depth and in order.
 
     Each folder is walked once, however many links lead to it. Hidden entries are left out, but for files that are
-    still being copied; so is what macOS adds to archives. Dangling links, pipes and devices are among the results.
-
-    Args:
-        folder: where to begin.
-        skip: whether a folder is left out.
-        unreadable: gets the reason by path of what cannot be read; None raises the error.
+    still being copied; so is what macOS adds to archives, and folders to `skip`. Dangling links, pipes and devices are
+    among the results. `unreadable` gets the reason by path of what cannot be read; None raises the error.
     """
     seen: set[str] = set()
     left = [folder]
@@ -174,7 +166,6 @@ def lock_folder(folder: Path, *subfolders: str, part: tuple[int, int] | None = N
 
     Raises:
         FolderError: another process holds the folder.
-        OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+", encoding="utf-8") as whole:

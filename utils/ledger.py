@@ -75,21 +75,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Entry:
-    """A result.
+    """A result."""
 
-    Attributes:
-        files: SHA-256 by path below the output folder; empty while a file is being written.
-        sources: by role.
-        options: what the result depends on, JSON values.
-        facts: what else is known of it, JSON values.
-        version: of this code.
-    """
-
-    files: dict[str, str]
-    sources: dict[str, Source] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    version: str = ""
+    files: dict[str, str]  # SHA-256 by path below the output folder; empty while a file is being written
+    sources: dict[str, Source] = field(default_factory=dict)  # by role
+    options: dict[str, Any] = field(default_factory=dict)  # what the result depends on, JSON values
+    facts: dict[str, Any] = field(default_factory=dict)  # what else is known of it, JSON values
+    version: str = ""  # of this code
 
     @property
     def finished(self) -> bool:
@@ -244,12 +236,8 @@ class Ledger:
     def remove_gone(self, inputs: Sequence[Path], scans: Mapping[str, Recipe], mine: Callable[[str], bool]) -> None:
         """Remove the results of scans that were in the input of an earlier run and are there no more, with a message.
 
-        A scan is gone if its file is, or has another id now.
-
-        Args:
-            inputs: files and folders of this run.
-            scans: recipes of the scans that are there now, by id.
-            mine: whether an id belongs to this part.
+        A scan is gone if its file is, or has another id now. `inputs` are the files and folders of this run, `scans`
+        the recipes of what is there now, by id, and `mine` says whether an id belongs to this part.
         """
         roots = [_normal(path) for path in inputs]
         now = {str(_first(scan.sources["scan"])) for scan in scans.values() if "scan" in scan.sources}
@@ -405,12 +393,7 @@ def recording(
     The entry is written when the block begins, with the outcome ``running``, and again when it ends: ``finished``,
     ``failed`` with the reason, or ``stopped`` (Ctrl-C, SIGTERM). One that still says ``running`` was killed.
 
-    Args:
-        folder: output folder.
-        device: that computes, if any.
-        settings: of the experiment, if any.
-        seed: of everything random, if anything is.
-        facts: what else is known, such as the model; JSON values and paths.
+    Facts are what else is known, such as the model; JSON values and paths.
     """
     if not distributed.is_rank_zero():
         yield

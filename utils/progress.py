@@ -29,15 +29,7 @@ OF_ONE_ITEM = (ArithmeticError, EOFError, LookupError, MemoryError, OSError, Run
 
 
 def progress_bar(items: Iterable[Any] | None, doing: str, *, unit: str, shown: bool = True, **options: Any) -> tqdm:
-    """A tqdm bar on standard error, updated every half minute in pipes and files.
-
-    Args:
-        items: items to iterate over, or None to call `update` by hand.
-        doing: the task, such as ``cropping``.
-        unit: name of one item, in the singular.
-        shown: False disables the output.
-        options: of tqdm, such as ``total``.
-    """
+    """A tqdm bar on standard error, updated every half minute in pipes and files; without items, by its `update`."""
     terminal = sys.stderr.isatty()
     options |= {"dynamic_ncols": terminal, "mininterval": 0.1 if terminal else 30.0}
     return tqdm(items, doing, unit=unit, disable=not shown, file=sys.stderr, **options)
@@ -52,19 +44,11 @@ def for_each(
     progress: bool = True,
     prepare: Callable[[str, T], Any] | None = None,
 ) -> dict[str, str]:
-    """Process items one by one; an item that fails is logged, and the others are processed.
+    """Process items, given by id, one by one; an item that fails is logged, and the others are processed.
 
-    Args:
-        items: item by id.
-        work: called with an id and its item, prepared if need be; a `GasnetError` or one of `OF_ONE_ITEM`, such as a
-            full disk, fails this item only.
-        doing: label of the progress bar, such as ``cropping``.
-        unit: what an item is, in the singular.
-        progress: show a progress bar.
-        prepare: prepares an item in a thread while the one before it is worked on; must not write anything.
-
-    Returns:
-        Id to reason of the items that failed.
+    `work` is called with an id and its item: a `GasnetError` or one of `OF_ONE_ITEM`, such as a full disk, fails this
+    item only. `prepare`, which must not write anything, prepares an item in a thread while the one before it is worked
+    on. Returns id to reason of the items that failed.
     """
     failed: dict[str, str] = {}
     with logging_redirect_tqdm(), progress_bar(None, doing, unit=unit, total=len(items), shown=progress) as bar:
@@ -121,18 +105,10 @@ def do_left(
 ) -> dict[str, str]:
     """Make the results that are missing or not up to date; with several ranks, each makes its share.
 
-    Failures are entered in the ledger, where other parts read them. All ranks must call this.
-
-    Args:
-        ledger: of the results.
-        recipes: of all results, also those of other parts, by id.
-        begin: returns the function that makes a result from its id and recipe, and enters it; called if any is left.
-        doing: label of the progress bar.
-        part: make results of this part only.
-        overwrite: make all.
-        inputs: files and folders where scans are looked for: results of scans that are gone are removed.
-        prepare: as for `for_each`.
-        progress: show a progress bar.
+    The recipes are those of all results, also of other parts, by id. `begin`, which is called if any is left, returns
+    the function that makes a result from its id and recipe, and enters it; `prepare` is that of `for_each`. Results of
+    scans that were in `inputs`, files and folders, and are gone are removed. Failures are entered in the ledger, where
+    other parts read them. All ranks must call this.
 
     Returns:
         Id to reason of the results that could not be made.

@@ -26,25 +26,15 @@ _TINY = 1e-6
 
 @dataclass(frozen=True)
 class Frame:
-    """Anatomical coordinates of a voxel grid.
+    """Anatomical coordinates of a voxel grid; x, y and z of every voxel centre in mm, float32 (z, y, x)."""
 
-    Attributes:
-        spacing: voxel size in mm, (x, y, z).
-        x: anatomical x of every voxel centre in mm, float32 (z, y, x); likewise `y` and `z`.
-        y: see `x`.
-        z: see `x`.
-        centre: scan position of the anatomical origin, (x, y, z) in mm from the first voxel.
-        rotation: (2, 2), from the scan to the anatomical frame in the axial plane.
-        pitch: distance in mm of the points that sample tubes; None for 0.6 of the smallest voxel side.
-    """
-
-    spacing: tuple[float, float, float]
+    spacing: tuple[float, float, float]  # of the voxels in mm, (x, y, z)
     x: Array
     y: Array
     z: Array
-    centre: Array
-    rotation: Array
-    pitch: float | None = None
+    centre: Array  # scan position of the anatomical origin, (x, y, z) in mm from the first voxel
+    rotation: Array  # (2, 2), from the scan to the anatomical frame in the axial plane
+    pitch: float | None = None  # of the points that sample tubes, in mm; None for 0.6 of the smallest voxel side
 
     def box(self, centre: tuple[float, float, float], reach: float) -> Box:
         """Slices of the voxels within ``reach`` mm of an anatomical point, plus a margin for the warp."""
@@ -86,9 +76,7 @@ def spline_weights(at: Array, knots: int) -> Array:
 def spline_field(coefficients: Array, weights: list[Array]) -> Array:
     """Evaluate a tensor-product spline, scaled to roughly unit SD for coefficients of unit SD.
 
-    Args:
-        coefficients: (knots z, knots y, knots x).
-        weights: of the samples along z, y and x, see `spline_weights`.
+    Coefficients are (knots z, knots y, knots x), weights those of the samples along z, y and x, see `spline_weights`.
     """
     field = coefficients
     for matrix in weights:  # contracts the first axis and appends the new one, so the order is restored
@@ -152,14 +140,8 @@ def fill_tubes(frame: Frame, start: Array, end: Array, r_start: Array, r_end: Ar
     """Fraction (0..1, float32) of every voxel that is covered by straight tapering tubes.
 
     Points are distributed evenly in the tubes, and each adds its share of the tube's volume to its voxel, so tubes much
-    thinner than a voxel get the correct partial volume.
-
-    Args:
-        frame: voxel grid.
-        start: start points as scan positions (x, y, z) in mm, (n, 3).
-        end: end points, (n, 3).
-        r_start: radii in mm at the start points, (n,).
-        r_end: radii at the end points, (n,).
+    thinner than a voxel get the correct partial volume. Start and end points (n, 3) are scan positions (x, y, z) in mm;
+    the radii there, (n,), are in mm.
     """
     pitch = frame.pitch or 0.6 * min(frame.spacing)
     axis = end - start
@@ -210,14 +192,8 @@ def fill_paths(frame: Frame, paths: list[tuple[list, list | float]], grow: float
 def grow_tree(rng: np.random.Generator, root: Array, targets: Array, leaf: int = 1) -> tuple[Array, Array, Array]:
     """Grow a tree from ``root`` to every target by recursively splitting the targets in two.
 
-    Args:
-        rng: random generator.
-        root: scan position (x, y, z) in mm.
-        targets: scan positions, (n, 3).
-        leaf: up to this many targets are reached from one point, without further splits.
-
-    Returns:
-        Start points (m, 3), end points (m, 3) and number of downstream targets (m,) of the branches.
+    Positions are (x, y, z) in the scan in mm, targets (n, 3); up to ``leaf`` are reached from one point, without more
+    splits. Returns start points (m, 3), end points (m, 3) and number of downstream targets (m,) of the branches.
     """
     starts, ends, counts = [], [], []
     todo = [(root, targets)]

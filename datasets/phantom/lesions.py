@@ -77,18 +77,9 @@ def _lesion_centres(rng: np.random.Generator, mask: Array, g: Frame, count: int)
 def add_lesions(
     rng: np.random.Generator, tissue: Array, mask: Array, body: Anatomy, g: Frame, patient: Patient | None = None
 ) -> tuple[Array, tuple[str, ...]]:
-    """Paint the lesions of a patient.
+    """Paint the lesions of a patient, or of one with the `MIXTURE`, into HU of the lungs, (z, y, x), in place.
 
-    Args:
-        rng: random generator.
-        tissue: HU of the lungs, (z, y, x); changed in place.
-        mask: lungs, non-zero inside.
-        body: anatomy.
-        g: voxel grid.
-        patient: kinds and level; None draws a patient with the `MIXTURE`.
-
-    Returns:
-        Lesion density, 0..1, and the sorted kinds that were drawn. At least `MIN_LESION_ML` exceed one half.
+    Returns the lesion density, 0..1, and the sorted kinds that were drawn. At least `MIN_LESION_ML` exceed one half.
     """
     patient = patient or Patient(MIXTURE, float(rng.random()))
     shape, spacing = tissue.shape, np.array(g.spacing[::-1])

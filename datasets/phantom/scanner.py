@@ -86,14 +86,8 @@ def draw_protocol(rng: np.random.Generator, site: Site) -> Protocol:
 def slice_matrices(count: int, step: float, thickness: float, start: float) -> tuple[Array, Array]:
     """Matrices of acquiring slices along z, and of interpolating between them.
 
-    Args:
-        count: number of planes.
-        step: distance of the planes in mm.
-        thickness: slice thickness and distance in mm.
-        start: position of the first slice in mm, at most 0.
-
-    Returns:
-        Mean over each slice, (slices, count), and linear interpolation of the slices at the planes, (count, slices).
+    The planes are ``step`` mm apart, the slices ``thickness`` mm, from ``start``, at most 0. Returns the mean over each
+    slice, (slices, count), and the linear interpolation of the slices at the planes, (count, slices).
     """
 
     def mean_over_slices(places: Array) -> Array:
@@ -110,16 +104,9 @@ def slice_matrices(count: int, step: float, thickness: float, start: float) -> t
 
 
 def acquire(rng: np.random.Generator, hu: Array, spacing: tuple[float, float, float], protocol: Protocol) -> Array:
-    """Simulate a scan.
+    """Simulate a scan of ideal HU, float32 (z, y, x), which are scratch memory; spacing (x, y, z) in mm.
 
-    Args:
-        rng: random generator.
-        hu: ideal HU, float32 (z, y, x); used as scratch memory.
-        spacing: voxel size in mm, (x, y, z).
-        protocol: of this scan.
-
-    Returns:
-        float32 HU, -1024..3071.
+    Returns float32 HU, -1024..3071.
     """
     pixel = np.array(spacing[1::-1])
     blur = np.maximum(protocol.blur / pixel, 0.35)

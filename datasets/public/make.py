@@ -68,10 +68,7 @@ class Found:
 def find_public_scans(public_set: PublicSet, download: Path, skip: Path | None = None) -> Found:
     """Find the scans of a public set, and match their masks to them; reads no voxels.
 
-    Args:
-        public_set: the set; if it has lung masks, every scan needs one.
-        download: folder in which the download was unpacked.
-        skip: folder below `download` that is not part of it.
+    If the set has lung masks, every scan needs one. `skip` is a folder below the download that is not part of it.
 
     Raises:
         VolumeError: there is no such folder, or it has no CT of the set.
@@ -173,17 +170,8 @@ def make_lists(
 ) -> dict[str, list[str]]:
     """Assign the scans of a set to lists.
 
-    Patients of labelled scans are in no other list. The scans of a patient are held out together or not at all.
-
-    Args:
-        public_set: the set.
-        scans: scans of the set.
-        labelled: ids of the labelled scans.
-        amounts: number of scans to hold out by option of `HELD_OUT`.
-        seed: random seed.
-
-    Returns:
-        Ids by list, in order; lists may be empty.
+    Patients of labelled scans are in no other list. The scans of a patient are held out together or not at all; the
+    amounts are their numbers by option of `HELD_OUT`. Returns ids by list, in order; lists may be empty.
 
     Raises:
         CohortError: more scans are to be held out than there are, or than can be held out by whole patients.
@@ -220,12 +208,9 @@ def make_lists(
 
 
 def chosen_labels(public_set: PublicSet, found: Found, names: Sequence[str] | None) -> list[str]:
-    """Ids of the labelled scans.
+    """Ids of the labelled scans, by names or ids, ``none`` for no scan, or None for the set's default.
 
-    Args:
-        public_set: the set.
-        found: its scans; remarks on the choice are added to its findings.
-        names: names or ids of scans; ``none`` for no scan; None for the set's default.
+    Remarks on the choice are added to the findings.
 
     Raises:
         CohortError: there is no such scan, or it has no voxel label.
@@ -247,13 +232,9 @@ def chosen_labels(public_set: PublicSet, found: Found, names: Sequence[str] | No
 
 
 def make_cohort(options: argparse.Namespace) -> int:
-    """Make the cohort, or with ``--dry-run`` its report alone.
+    """Make the cohort, or with ``--dry-run`` its report alone, by the options of ``python -m datasets.public``.
 
-    Args:
-        options: of ``python -m datasets.public``.
-
-    Returns:
-        The exit code: 1 if a scan failed.
+    Returns the exit code: 1 if a scan failed.
 
     Raises:
         GasnetError: the download, the output folder or the options cannot be used.
