@@ -6,17 +6,16 @@ Keys are upper case in the YAML files (``SOLVER.BATCH_SIZE``) and lower case as 
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from models.losses import CONSTRAINTS, Gates, Weights
+from models.losses import CONSTRAINTS, Gates, Section, Weights
 from utils.errors import SettingsError, one_line
 
 NotNegative = Annotated[float, Field(ge=0)]
@@ -31,18 +30,7 @@ _PUBLISHED = re.compile(r"^[^#\n]*\b(N_CLASSES|IGNORE_LABEL|ITER_SIZE|TRAIN|step
 """Keys that only config files of the published code have."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        alias_generator=str.upper,
-        populate_by_name=True,
-    )
-
-
-class ExperimentSettings(_Section):
+class ExperimentSettings(Section):
     """EXP: name, output folder and seed of a run."""
 
     id: Annotated[str, Field(pattern=r"^\w[\w.\-]*$", max_length=200)] = (
@@ -67,7 +55,7 @@ class ExperimentSettings(_Section):
         return Path(self.output_dir) / self.id
 
 
-class SplitSettings(_Section):
+class SplitSettings(Section):
     """DATASET.SPLIT: names of the id lists. The key defines the role of a list, not its name."""
 
     labeled: FileName = "train_id_L"
@@ -80,14 +68,14 @@ class SplitSettings(_Section):
     testh: FileName | None = None
 
 
-class DatasetSettings(_Section):
+class DatasetSettings(Section):
     """DATASET: the cohort folder and its splits."""
 
     root: FileName = "data"
     split: SplitSettings = SplitSettings()
 
 
-class DataloaderSettings(_Section):
+class DataloaderSettings(Section):
     """DATALOADER: how batches are loaded."""
 
     num_workers: CountOrZero | None = None
@@ -95,7 +83,7 @@ class DataloaderSettings(_Section):
     cache_mb: CountOrZero = 2000
 
 
-class ImageSettings(_Section):
+class ImageSettings(Section):
     """IMAGE: the crops, and the samples taken from them."""
 
     size: Annotated[tuple[Count, Count, Count], Field(strict=False)] = (40, 160, 160)
@@ -121,7 +109,7 @@ class ImageSettings(_Section):
         return self
 
 
-class WidthSettings(_Section):
+class WidthSettings(Section):
     """MODEL.WIDTH: channels of the first layer of each network."""
 
     unet: Count = 20
@@ -129,14 +117,14 @@ class WidthSettings(_Section):
     d: Count = 32
 
 
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """MODEL: the networks."""
 
     width: WidthSettings = WidthSettings()
     discriminator_heads: Annotated[int, Field(ge=1, le=2)] = 1
 
 
-class InitModelSettings(_Section):
+class InitModelSettings(Section):
     """INIT_MODEL: checkpoints to start from; null starts from random weights."""
 
     unet: FileName | None = None
@@ -144,7 +132,7 @@ class InitModelSettings(_Section):
     d: FileName | None = None
 
 
-class OptimizerSettings(_Section):
+class OptimizerSettings(Section):
     """SOLVER.OPTIMIZER.X: the optimiser of one network."""
 
     name: Literal["Adam", "RMSprop"]
@@ -152,7 +140,7 @@ class OptimizerSettings(_Section):
     weight_decay: NotNegative = 0.0
 
 
-class OptimizersSettings(_Section):
+class OptimizersSettings(Section):
     """SOLVER.OPTIMIZER: one optimiser per network."""
 
     u: OptimizerSettings = OptimizerSettings(name="Adam", lr=1e-4, weight_decay=1e-3)
@@ -160,41 +148,14 @@ class OptimizersSettings(_Section):
     d: OptimizerSettings = OptimizerSettings(name="RMSprop", lr=1e-5, weight_decay=1e-3)
 
 
-class SchedulerSettings(_Section):
+class SchedulerSettings(Section):
     """SOLVER.LR_SCHEDULER_X: the learning rate is multiplied by ``gamma`` every ``step`` iterations."""
 
     step: Count
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
-class _LossChecks(_Section):
-    @model_validator(mode="after")
-    def _thresholds_ordered(self) -> _LossChecks:
-        if self.perception_background > self.perception_lesion:
-            raise ValueError(
-                f"PERCEPTION_BACKGROUND ({self.perception_background}) must not exceed "
-                f"PERCEPTION_LESION ({self.perception_lesion})"
-            )
-        return self
-
-
-def _section(described: type, base: type[_Section] = _Section) -> type[_Section]:
-    """The section of the settings that a dataclass of ``models`` describes: fields, types, ranges and defaults."""
-    hints, fields = get_type_hints(described, include_extras=True), {}
-    for field in dataclasses.fields(described):
-        kind, default = hints[field.name], field.default
-        if dataclasses.is_dataclass(kind):
-            kind = _section(kind)
-            default = kind(**dataclasses.asdict(default))
-        fields[field.name] = (kind, ... if default is dataclasses.MISSING else default)
-    return create_model(f"{described.__name__}Settings", __base__=base, __doc__=described.__doc__, **fields)
-
-
-LossSettings = _section(Weights, _LossChecks)
-GatesSettings = _section(Gates)
-
-
-class SolverSettings(_Section):
+class SolverSettings(Section):
     """SOLVER: schedule and optimisers."""
 
     batch_size: Count = 4
@@ -218,13 +179,13 @@ class SolverSettings(_Section):
         return min(self.iter_max, self.stop_after or self.iter_max)
 
 
-class SpeedSettings(_Section):
+class SpeedSettings(Section):
     """SPEED: performance switches; results do not change."""
 
     compile: bool = False
 
 
-class IntervalSettings(_Section):
+class IntervalSettings(Section):
     """INTERVAL: iterations between log entries, validations, checkpoints and pictures."""
 
     log: Count = 50
@@ -233,7 +194,7 @@ class IntervalSettings(_Section):
     picture: Count = 1000
 
 
-class Settings(_Section):
+class Settings(Section):
     """All settings of an experiment. The defaults are the published ones."""
 
     exp: ExperimentSettings = ExperimentSettings()
@@ -243,8 +204,8 @@ class Settings(_Section):
     model: ModelSettings = ModelSettings()
     init_model: InitModelSettings = InitModelSettings()
     solver: SolverSettings = SolverSettings()
-    loss: LossSettings = LossSettings()
-    gate: GatesSettings = GatesSettings()
+    loss: Weights = Weights()
+    gate: Gates = Gates()
     speed: SpeedSettings = SpeedSettings()
     interval: IntervalSettings = IntervalSettings()
 

@@ -21,6 +21,7 @@ import SimpleITK as sitk
 from datasets import CROP_SIZE, WINDOW
 from datasets.formats import read_header
 from datasets.geometry import image_like, located, lps_geometry, lps_view, mask_onto, shape_of
+from datasets.lung_finders import FindLungs
 from datasets.lungmask_model import load_lungmask
 from datasets.plausibility import check_gas, check_lesion, check_lungs, check_surroundings
 from datasets.scans import open_scan, read_ct
@@ -258,30 +259,20 @@ def _between(plane: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
 class LungMaskCrop:
     """Crops CTs, lung masks and lesion labels to the lungs.
 
-    Args:
-        finder: returns the lung labels (1 right, 2 left; uint8, (z, y, x)) of a CT in HU. By default lungmask's model
-            R231, which downloads its weights on first use.
-        size: (z, y, x) of the crops, at least 2 each.
-        reading: how scans are read.
-        window: HU that become 0 and 255.
-        lung_labels: labels that count as lung in given lung masks; by default every label above 0.
-        lesion_labels: labels that count as lesion; by default every label above 0.
-        accept_outside: lesion labels that lie outside the lungs are a warning.
-
-    Raises:
-        VolumeError: lungmask's weights are not available.
+    By default, lungs are found by lungmask's model R231, which downloads its weights on first use; a `VolumeError` says
+    that they are not available.
     """
 
-    finder: Callable[[sitk.Image], np.ndarray] | None = None
-    size: tuple[int, int, int] = CROP_SIZE
+    finder: FindLungs | None = None
+    size: tuple[int, int, int] = CROP_SIZE  # (z, y, x) of the crops, at least 2 each
     reading: Reading = DEFAULT
-    window: tuple[float, float] = WINDOW
-    lung_labels: Collection[int] | None = None
-    lesion_labels: Collection[int] | None = None
-    accept_outside: bool = False
+    window: tuple[float, float] = WINDOW  # HU that become 0 and 255
+    lung_labels: Collection[int] | None = None  # what counts as lung in given masks; by default every label above 0
+    lesion_labels: Collection[int] | None = None  # what counts as lesion; by default every label above 0
+    accept_outside: bool = False  # lesion labels that lie outside the lungs are a warning
 
     @cached_property
-    def lungs(self) -> Callable[[sitk.Image], np.ndarray]:
+    def lungs(self) -> FindLungs:
         """Finds the lungs; lungmask is loaded when it is first needed."""
         return self.finder or load_lungmask()
 

@@ -1,13 +1,11 @@
 """Lung segmentation with the trained network of the package lungmask (model R231)."""
 
-import contextlib
 import logging
-import socket
 import warnings
-from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import SimpleITK as sitk
@@ -20,6 +18,7 @@ from models.checkpoint import read_torch_file
 from models.engine import Engine, precision_of_lungs
 from utils.distributed import choose_device
 from utils.errors import CheckpointError, VolumeError, one_line
+from utils.files import atomic_write
 from utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -41,17 +40,6 @@ NETWORK_TIMEOUT_S = 20.0
 Array = np.ndarray
 
 
-@contextlib.contextmanager
-def _short_timeout() -> Iterator[None]:
-    """Make network connections fail after ``NETWORK_TIMEOUT_S`` instead of hanging."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT_S)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 def _fetch_weights(model: str, url: str) -> Path:
     """Return the model's weight file in torch's cache, which lungmask shares; download it if missing."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
@@ -63,10 +51,9 @@ def _fetch_weights(model: str, url: str) -> Path:
     if cached.is_file():
         return cached
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with _short_timeout():
-            torch.hub.download_url_to_file(url, str(cached), progress=False)
-    except (OSError, RuntimeError, HTTPException) as error:  # URLError and timeouts are OSErrors
+        with urlopen(url, timeout=NETWORK_TIMEOUT_S) as answer, atomic_write(cached) as temporary:
+            temporary.write_bytes(answer.read())
+    except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
         reason = one_line(error)
         raise VolumeError(
             f"lungmask's weights for {model} cannot be downloaded ({reason}); pass a local file with "

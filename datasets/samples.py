@@ -42,19 +42,12 @@ _STREAMS = {key: number for number, key in enumerate((*TRAINING, *HELD_OUT))}
 
 
 class Batch(NamedTuple):
-    """Volumes of one kind, (batch, 1, depth, height, width) each.
+    """Volumes of one kind, (batch, 1, depth, height, width) each, and masks, 0 or 1, if an objective reads them."""
 
-    Attributes:
-        image: in [-1, 1]; None in a batch without volumes.
-        lung: lung masks, 0 or 1; None if no objective reads them.
-        lesion: lesion masks, 0 or 1; None if no objective reads them.
-        ids: the scans, for messages.
-    """
-
-    image: Tensor | None = None
+    image: Tensor | None = None  # in [-1, 1]; None in a batch without volumes
     lung: Tensor | None = None
     lesion: Tensor | None = None
-    ids: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()  # the scans, for messages
 
 
 def batch_size(split: str, scans: int, solver: SolverSettings) -> int:

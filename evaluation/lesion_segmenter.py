@@ -136,14 +136,10 @@ class LesionSegmenter:
         return LungMaskCrop(self._finder, self.trained_on.size, self.reading, self.trained_on.window)
 
     def apply(self, scan: Path | str | Scan | sitk.Image, lungs: Path | str | sitk.Image | None = None) -> sitk.Image:
-        """Segment the lesions of a CT.
+        """Segment the lesions of a CT in HU: a file, a folder with a DICOM series, or an image.
 
-        Args:
-            scan: CT in HU: a file, a folder with a DICOM series, or an image.
-            lungs: lung mask on the CT's grid; None finds the lungs.
-
-        Returns:
-            uint8, 0 or 1, with the CT's size, spacing, origin and direction.
+        Lungs are found unless a mask on the CT's grid is given. Returns uint8, 0 or 1, with the CT's size, spacing,
+        origin and direction.
 
         Raises:
             VolumeError: the CT cannot be read, is not in HU, or shows no lung.

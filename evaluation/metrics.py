@@ -45,17 +45,11 @@ def score_scan(
     spacing: Sequence[float],
     tolerance_mm: float | None = None,
 ) -> Row:
-    """Score the predicted mask of one scan.
+    """Score the predicted mask of one scan of a split, a key in DATASET.SPLIT.
 
-    Args:
-        case_id: of the scan.
-        split: key in DATASET.SPLIT.
-        prediction: bool, (z, y, x).
-        truth: bool; None where it is not known.
-        lung: bool, not empty.
-        spacing: (z, y, x), in mm.
-        tolerance_mm: of the surface Dice; None leaves out the scores of surfaces and lesions, which take seconds on a
-            scan of full size.
+    Masks are bool (z, y, x): the prediction, the truth or None where it is not known, and the lungs, not empty. The
+    spacing is in mm, in this order. Without the tolerance of the surface Dice, the scores of surfaces and lesions are
+    left out, which take seconds on a scan of full size.
     """
     voxel_ml = float(np.prod(spacing)) / 1000
     lung_voxels, predicted = (int(np.count_nonzero(mask)) for mask in (lung, prediction))

@@ -47,16 +47,7 @@ def write_result(
     shown: ReportCase,
     others: Mapping[Path, Callable[[Path], None]],
 ) -> None:
-    """Write the files of a scan and its entry in the ledger.
-
-    Args:
-        ledger: of the results.
-        case_id: of the scan.
-        recipe: sources, options and parts that are wanted.
-        facts: of the entry.
-        images: by path.
-        shown: what the report shows, if a report is wanted.
-        others: by path, what writes a file.
+    """Write the files of a scan and its entry in the ledger: images, what the report shows if it is wanted, and others.
 
     Raises:
         FolderError: a file of that name is there and was not written by this command.

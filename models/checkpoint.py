@@ -240,12 +240,8 @@ def find_segmenter(path: Path) -> Path:
 def load_segmenter(path: Path, assumed: SegmenterInput | None = None) -> tuple[nn.Module, SegmenterFacts]:
     """Load a segmenter from its file, a training state, or a published ``checkpointU_*.pth``.
 
-    Args:
-        path: the file, or a folder that has one (see `find_segmenter`).
-        assumed: its input if the file does not say it, as published ones and training states do not.
-
-    Returns:
-        The segmenter on the CPU, and what is known of it.
+    A folder is searched by `find_segmenter`. The input is `assumed` if the file does not say it, as published ones and
+    training states do not. Returns the segmenter on the CPU, and what is known of it.
 
     Raises:
         CheckpointError: the file cannot be read or holds no segmenter.

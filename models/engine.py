@@ -45,12 +45,7 @@ def precision_of_lungs(asked: str, device: torch.device) -> str:
 
 
 class Engine(nn.Module):
-    """A trained network for inference.
-
-    Args:
-        network: on its device, with contiguous or channels-last weights, which do not change any more.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
-    """
+    """A trained network for inference, on its device; its weights do not change any more. Precisions are `DTYPES`."""
 
     def __init__(self, network: nn.Module, precision: str = "fp32") -> None:
         super().__init__()

@@ -17,11 +17,7 @@ def _decode(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Generator(nn.Module):
-    """A U-Net with five levels; the first downsamples in-plane only.
-
-    Args:
-        width: channels of the first level, doubled at each lower level; 32 as published.
-    """
+    """A U-Net with five levels; the first downsamples in-plane only, and its channels are doubled at each lower one."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -39,11 +35,9 @@ class Generator(nn.Module):
         self.predict = nn.Sequential(upsample((1, 2, 2)), nn.Conv3d(2 * width, 1, 3, padding=1, bias=False), nn.Tanh())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Generate a volume in [-1, 1], of the shape of x.
+        """Generate volumes from volumes, (batch, 1, depth, height, width) in [-1, 1].
 
-        Args:
-            x: volumes in [-1, 1], (batch, 1, depth, height, width); depth a multiple of 16, height and
-                width of 32, and more than 16x32x32 voxels, which the lowest instance norm needs.
+        The depth is a multiple of 16, height and width of 32; the lowest instance norm needs more than 16x32x32 voxels.
 
         Raises:
             ValueError: the shape does not fit.

@@ -14,11 +14,10 @@ loss over ranks is the loss of the whole batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, model_validator
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
 
@@ -30,12 +29,21 @@ CONSTRAINTS = ("recons", "origImgToD", "genImgToD", "perception", "MIL")
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
-class Weights:
-    """LOSS: weights of the terms, and the iterations after which the late ones count.
+class Section(BaseModel):
+    """A section of the settings, immutable; its fields are keys, in upper case in YAML, and their published values."""
 
-    Every field is a setting of that name; the defaults are the published ones.
-    """
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        alias_generator=str.upper,
+        populate_by_name=True,
+    )
+
+
+class Weights(Section):
+    """LOSS: weights of the terms, and the iterations after which the late ones count."""
 
     adversarial: NonNegativeFloat = 1.0
     segmentation: NonNegativeFloat = 100.0
@@ -55,17 +63,24 @@ class Weights:
     teacher_ramp: NonNegativeInt = 0
     disturbance: NonNegativeFloat = 0.0
 
+    @model_validator(mode="after")
+    def _thresholds_ordered(self) -> Weights:
+        if self.perception_background > self.perception_lesion:
+            raise ValueError(
+                f"PERCEPTION_BACKGROUND ({self.perception_background}) must not exceed "
+                f"PERCEPTION_LESION ({self.perception_lesion})"
+            )
+        return self
 
-@dataclass(frozen=True)
-class Gate:
+
+class Gate(Section):
     """GATE.X: an objective below `below` is multiplied by `factor`."""
 
     below: NonNegativeFloat
     factor: NonNegativeFloat
 
 
-@dataclass(frozen=True)
-class Gates:
+class Gates(Section):
     """GATE: the published down-weighting of small objectives."""
 
     joint: Gate = Gate(below=0.16, factor=1e-3)

@@ -60,10 +60,7 @@ def build_networks(widths: tuple[int, int, int], input_size: tuple[int, int, int
 
 @dataclass(frozen=True)
 class Method:
-    """The choices of an experiment: constraint losses that are on, last iteration, weights and gates.
-
-    Weights and gates may be sections of the settings, which have the same attributes.
-    """
+    """The choices of an experiment: constraint losses that are on, last iteration, weights and gates."""
 
     constraints: frozenset[str]
     last_iteration: int

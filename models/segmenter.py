@@ -27,11 +27,7 @@ def _convolution(inputs: int, outputs: int, stride: int = 1, bias: bool = False)
 
 
 class Segmenter(nn.Module):
-    """A U-Net with three levels, separable convolutions and strided downsampling.
-
-    Args:
-        width: channels at full resolution, doubled at each lower level; 20 as published.
-    """
+    """A U-Net with three levels, separable convolutions and strided downsampling; each level doubles the channels."""
 
     def __init__(self, width: int = 20) -> None:
         super().__init__()
@@ -49,10 +45,7 @@ class Segmenter(nn.Module):
         self.predict = nn.Conv3d(width, 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the logits of lesion, (batch, 1, depth, height, width).
-
-        Args:
-            x: volumes in [-1, 1], (batch, 1, depth, height, width), each size a multiple of 4.
+        """Compute the logits of lesion in volumes, both (batch, 1, depth, height, width), of sizes in multiples of 4.
 
         Raises:
             ValueError: the shape does not fit.

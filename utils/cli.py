@@ -19,12 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def new_parser(doc: str, prog: str | None = None) -> argparse.ArgumentParser:
-    """A parser whose help is a module's docstring, examples included, as it is written.
-
-    Args:
-        doc: the docstring.
-        prog: how the command is called; by default the name of the script.
-    """
+    """A parser whose help is a module's docstring, examples included, as it is written."""
     parser = argparse.ArgumentParser(
         prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

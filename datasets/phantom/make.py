@@ -28,21 +28,13 @@ SMALLEST_SIDE = 16
 
 @dataclass(frozen=True)
 class Phantom:
-    """A synthetic chest CT and its masks, (z, y, x) in LPS order.
+    """A synthetic chest CT and its masks, (z, y, x) in LPS order."""
 
-    Attributes:
-        hu: float32 HU, -1024..3071.
-        lung: uint8, 0 outside, 1 right lung (low x), 2 left lung; includes the vessels and lesions inside.
-        lesion: uint8, 1 where the lesion density exceeds a threshold, always inside the lung.
-        spacing: voxel size in mm, (x, y, z) as in SimpleITK.
-        facts: what was drawn: ``kinds``, the sorted names of its lesion kinds, slice thickness, noise, ...
-    """
-
-    hu: Array
-    lung: Array
-    lesion: Array
-    spacing: tuple[float, float, float]
-    facts: dict[str, Any]
+    hu: Array  # float32, -1024..3071
+    lung: Array  # uint8, 0 outside, 1 right lung (low x), 2 left lung; includes the vessels and lesions inside
+    lesion: Array  # uint8, 1 where the lesion density exceeds a threshold, always inside the lung
+    spacing: tuple[float, float, float]  # of the voxels in mm, (x, y, z) as in SimpleITK
+    facts: dict[str, Any]  # what was drawn: ``kinds``, the sorted names of lesion kinds, slice thickness, noise, ...
 
     @cached_property
     def ct(self) -> Array:
@@ -178,19 +170,9 @@ def write_phantoms(
 ) -> list[str]:
     """Write phantoms to OUTPUT/ct, OUTPUT/lung and OUTPUT/lesion, each as <id>.nii.gz.
 
-    Case k of a kind depends only on ``seed`` and k. Cases whose three files exist are kept.
-
-    Args:
-        output: folder; created if missing.
-        healthy: number of cases healthy_000, healthy_001, .. without lesions (their lesion mask is empty).
-        diseased: number of cases diseased_000, ..
-        size: see `make_phantom`.
-        seed: random seed of the set, at least 0.
-        progress: show a progress bar.
-        dicom: write each CT as a DICOM series in the folder OUTPUT/ct/<id>.
-
-    Returns:
-        The ids, healthy cases first.
+    The cases are healthy_000, .. without lesions (their lesion mask is empty), and diseased_000, ..; case k of a kind
+    depends only on ``seed`` and k. Those whose three files exist are kept. With ``dicom``, each CT is a DICOM series in
+    the folder OUTPUT/ct/<id>. Returns the ids, healthy cases first.
     """
     cases = {f"healthy_{k:03d}": (seed, 0, k) for k in range(healthy)}
     cases |= {f"diseased_{k:03d}": (seed, 1, k) for k in range(diseased)}

@@ -59,31 +59,20 @@ class Case:
 class PublicSet:
     """A public set.
 
-    Attributes:
-        name: name on the command line; also the prefix of the scans' ids.
-        title: the paper's name.
-        folders: kind of file by folder name; case, spaces and punctuation do not matter.
-        names: how files are called.
-        groups: group of scans to the option that holds its scans out, see `HELD_OUT`. Those of ``valid`` need a lesion
-            mask and are tested on; those of ``validh`` must have none.
-        expected: number of files in the complete set, by row of the table of counts.
-        masks: kind of mask file to what it is read as: labels of lungs, lesions, or both. The first kind that a scan
-            has is taken.
-        group_of_kind: group of scans with a file of this kind.
-        label: id of the default labelled scan.
-        missing_lesions_note: remark if lesion masks are missing.
+    Groups of scans have the option that holds their scans out, see `HELD_OUT`: those of ``valid`` need a lesion mask
+    and are tested on, those of ``validh`` must have none. Of the kinds of masks, the first that a scan has is taken.
     """
 
-    name: str
-    title: str
-    folders: Mapping[str, str]
-    names: tuple[Names, ...]
-    groups: Mapping[str, str]
-    expected: Mapping[str, int]
-    masks: Mapping[str, Mapping[str, Labels]]
-    group_of_kind: Mapping[str, str] = field(default_factory=dict)
-    label: str | None = None
-    missing_lesions_note: str | None = None
+    name: str  # on the command line; also the prefix of the scans' ids
+    title: str  # the paper's name
+    folders: Mapping[str, str]  # kind of file by folder name; case, spaces and punctuation do not matter
+    names: tuple[Names, ...]  # how files are called
+    groups: Mapping[str, str]  # option by group
+    expected: Mapping[str, int]  # number of files in the complete set, by row of the table of counts
+    masks: Mapping[str, Mapping[str, Labels]]  # kind of mask file to what it is read as: lungs, lesions, or both
+    group_of_kind: Mapping[str, str] = field(default_factory=dict)  # group of scans with a file of this kind
+    label: str | None = None  # id of the default labelled scan
+    missing_lesions_note: str | None = None  # remark if lesion masks are missing
 
     @property
     def lung(self) -> Labels | None:

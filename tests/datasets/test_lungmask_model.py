@@ -10,6 +10,7 @@ import SimpleITK as sitk
 import torch
 from scipy import ndimage
 
+from datasets import lungmask_model
 from datasets.lungmask_model import Lungmask, load_lungmask
 from datasets.phantom.make import make_phantom
 from utils.errors import VolumeError
@@ -183,7 +184,7 @@ def test_without_weights_and_network_both_remedies_are_named(monkeypatch, tmp_pa
         raise URLError("[Errno -3] Temporary failure\nin name resolution")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(lungmask_model, "urlopen", refuse)
     message = _one_line("cannot be downloaded")
     assert "--weights FILE" in message
     assert "--lungs threshold" in message

@@ -8,7 +8,7 @@ import torch
 from benchmarks.weak_supervision import rows, run, table
 from benchmarks.weak_supervision.cohort import SIZES, Counts, Size, write_cohort
 from benchmarks.weak_supervision.rows import ROWS, Row, Scale, row_settings
-from configs.settings import LossSettings
+from models.losses import Weights
 from tests.several import on_processes
 from utils.errors import SettingsError
 
@@ -69,7 +69,7 @@ def test_what_the_authors_ran_keeps_its_weights_and_gates():
     found, one_head = settings_of("published-1"), settings_of("published-1-one-head")
     assert found.exp.constraints == {"recons", "origImgToD", "genImgToD", "perception"}
     assert (found.model.discriminator_heads, one_head.model.discriminator_heads) == (2, 1)
-    default = LossSettings()
+    default = Weights()
     same = {"perception_start": default.perception_start, "mil_start": default.mil_start}
     assert found.loss.model_copy(update=same) == default
     assert found.gate.enabled
