@@ -25,8 +25,6 @@ Examples:
     torchrun --nproc-per-node 2 predict.py scans --model-path segmenter_best.pth --output predicted
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

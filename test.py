@@ -18,8 +18,6 @@ Examples:
     torchrun --nproc-per-node 2 test.py --config-path configs/Gan.yaml --split TEST
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

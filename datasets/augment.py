@@ -1,7 +1,5 @@
 """The published augmentation: imgaug in the axial plane, the same for all slices and masks of a volume."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

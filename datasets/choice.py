@@ -1,7 +1,5 @@
 """Which series of a study is taken."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

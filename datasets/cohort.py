@@ -5,8 +5,6 @@
 The role of a list is determined by its key in DATASET.SPLIT, not by its name.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Crop a folder of raw scans into a cohort."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ LPS is the order of axes to which scans are turned before they are cropped: x to
 (posterior), z to the head (superior).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

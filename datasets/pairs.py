@@ -6,8 +6,6 @@ masks are removed; the same for the name of the file or folder alone. A mask nam
 (``mask.nii.gz``) has the name of its folder. Names are compared in Unicode's composed form (NFC).
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import defaultdict

@@ -4,8 +4,6 @@ Each check takes the name of what it checks, and raises a VolumeError or logs a 
 order: x to the patient's left, y to the back, z to the head. Spacings are (z, y, x) in mm.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Sequence
 

@@ -5,8 +5,6 @@ therefore never repeat an augmentation, results do not depend on the number of w
 position.
 """
 
-from __future__ import annotations
-
 import ctypes
 import math
 import mmap

@@ -7,8 +7,6 @@ https://slicer.readthedocs.io/en/latest/user_guide/modules/segmentations.html
 A DICOM SEG has a frame per segment and slice, with the place of that slice; slices without the segment have none.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import warnings

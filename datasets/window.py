@@ -1,7 +1,5 @@
 """The intensity window: HU to the values 0..255 of a crop, and back."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from datasets import WINDOW

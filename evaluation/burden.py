@@ -6,8 +6,6 @@ counted in voxels of a predicted mask, which differs from what an eye estimates,
 smallest false finding makes CT-1 of a CT-0.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

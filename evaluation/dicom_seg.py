@@ -5,8 +5,6 @@ lesion, each with the position of its slice and a reference to it; study, frame 
 the series, as text in UTF-8. A mask without lesion has no object: the standard knows no segmentation without a frame.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import warnings

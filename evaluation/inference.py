@@ -1,7 +1,5 @@
 """The segmenter on whole scans of a cohort."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ The scores of a scan are a row, a dictionary with the keys `COLUMNS`. What is un
 without lesion has no Dice, and where the truth is not known, all that compares with it is None.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

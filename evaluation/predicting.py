@@ -1,7 +1,5 @@
 """Predict raw scans into an output folder: masks, probabilities, DICOM SEG, summary and report."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

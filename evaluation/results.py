@@ -1,7 +1,5 @@
 """The output folder of predict.py and test.py: the ledger of masks, and what is written about all scans."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections import Counter

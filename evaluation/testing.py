@@ -5,8 +5,6 @@ resolution it is compared with the original mask, voxel by voxel. That score the
 lesions outside the lung box, which cannot be found.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

@@ -3,8 +3,6 @@
 Files are written atomically. Reading one never runs code in it, and no damage goes unnoticed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 import warnings

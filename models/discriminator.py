@@ -1,7 +1,5 @@
 """The discriminator D: is this volume healthy?"""
 
-from __future__ import annotations
-
 from math import prod
 
 import torch

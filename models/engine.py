@@ -4,8 +4,6 @@ In float32 both agree to rounding; OpenVINO is faster (docs/results.md). A netwo
 user's cache folder.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import logging

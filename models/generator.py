@@ -1,7 +1,5 @@
 """The generator G: the same lungs without lesions."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Layers and helpers that the three networks share."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager

@@ -1,7 +1,5 @@
 """Load weights of the published code: maps its parameter names to ours."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The segmenter S: the probability of lesion at each voxel."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from models.layers import ThroughSlices, check_input, concatenate, normalise, upsample

@@ -4,8 +4,6 @@ views = [encode_case(case) for case in cases]
 write_case_report(Path("report.html"), "Test", columns, views, {"model": "segmenter_best.pth"})
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

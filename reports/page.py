@@ -4,8 +4,6 @@ The Content-Security-Policy of the page allows no external content, and only the
 are inline SVG: text stays text, and text and axes take the colours of the page.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """The report page of a training run, finished or not: curves, pictures over the iterations, settings."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

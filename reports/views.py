@@ -4,8 +4,6 @@ Pictures map HU to grey values with finer steps in the mediastinal window than i
 show both. Pictures are lossy WebP; masks are lossless WebP at the resolution of the scan.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """The log of a run: progress bar, TensorBoard, metrics.jsonl and pictures."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

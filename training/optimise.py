@@ -1,7 +1,5 @@
 """Optimisers, learning rates, and optimiser steps guarded against NaN and Inf."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ It holds state, batches, log, validation and signals, so that the loop in train.
 ranks, each processes its share of every batch and of the validation scans; gradients are averaged, and rank 0 writes.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import random

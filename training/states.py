@@ -1,7 +1,5 @@
 """What a run saves: states, from which it resumes bit for bit, and segmenters."""
 
-from __future__ import annotations
-
 import logging
 import random
 from collections.abc import Mapping, Sequence

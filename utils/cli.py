@@ -1,7 +1,5 @@
 """What all commands share: help with examples, one-line errors, exit codes, the device and the part."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

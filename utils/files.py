@@ -1,7 +1,5 @@
 """Atomic writes, and one writer per folder."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import fcntl

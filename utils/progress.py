@@ -1,7 +1,5 @@
 """Progress bars, and work on many scans in which the failure of one does not stop the others."""
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import logging

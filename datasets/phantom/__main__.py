@@ -9,8 +9,6 @@ Examples:
   python -m datasets.phantom phantoms --healthy 1 --diseased 1 --dicom
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Functions named ``..._distance`` return implicit functions: approximate distance
 Functions named ``paint_...`` change an array of HU (z, y, x) in place.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

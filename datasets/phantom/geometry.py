@@ -5,8 +5,6 @@ dome. Scans are slightly rotated and gently warped against it. An implicit shape
 negative inside.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

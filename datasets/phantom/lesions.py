@@ -3,8 +3,6 @@
 Lesions fill a share of the patient's own airspace, so their HU depend on inspiration and on what they cover.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The lungs: shape, aerated tissue, vessels and bronchi."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from datasets.phantom.body import HEART, HEART_REACH, Anatomy, heart_distance, mediastinum_distance

@@ -1,7 +1,5 @@
 """Synthetic scans with their masks, and folders of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The scanner: where its voxels lie in the body, its slices, sharpness, noise and HU scale."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -26,8 +26,6 @@ Examples:
     torchrun --nproc-per-node 2 -m datasets.public mosmed downloads/COVID19_1110 --output data_public
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ A file is identified by the nearest folder above it that has one of the set's na
 unpacked, and by its own name.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

@@ -9,8 +9,6 @@
 To add a set, describe it here and add it to `SETS`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
