@@ -339,11 +339,9 @@ def _known_keys(location: Sequence[str | int]) -> str:
 
 
 def read_settings(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Settings:
-    """Read and check the settings of an experiment.
+    """Read and check the settings of an experiment, from a YAML file; keys that are missing have published values.
 
-    Args:
-        path: a YAML file; missing keys have their published values. None: published values only.
-        overrides: ``KEY.SUB=value`` assignments, applied in order; the value is parsed as YAML.
+    Overrides are ``KEY.SUB=value`` assignments, applied in order; the value is parsed as YAML.
 
     Raises:
         SettingsError: the file cannot be read or is one of the published code, or a key is unknown, repeated, of the

@@ -132,16 +132,8 @@ def crop_to_lungs(
 ) -> tuple[sitk.Image, ...]:
     """Crop a CT, its lung mask and optionally its lesion label to the box around the lungs.
 
-    Args:
-        ct: CT in HU, in any orientation.
-        lungs: lung labels (z, y, x) on the CT's voxels; every label above 0 is lung.
-        lesion: lesion labels on the CT's voxels; every label above 0 is lesion.
-        size: (z, y, x) of the crops, at least 2 each.
-        window: HU that become 0 and 255.
-        name: of the CT, for errors.
-
-    Returns:
-        As `LungMaskCrop.crop`.
+    The CT is in HU, in any orientation; labels are (z, y, x) on its voxels, and each above 0 counts. Size and window
+    are those of `LungMaskCrop`, and the result is that of its `crop`. Errors name the CT.
 
     Raises:
         VolumeError: the lung mask is empty.
@@ -306,10 +298,8 @@ class LungMaskCrop:
         """Read a CT and find its lungs.
 
         Small components of lungs that were found are removed, see `remove_small_components`; given labels stay as they
-        are, with a warning if small components enlarge their box.
-
-        Returns:
-            The CT in HU, and its lung labels, (z, y, x) on the CT's voxels.
+        are, with a warning if small components enlarge their box. Returns the CT in HU, and its lung labels, (z, y, x)
+        on the CT's voxels.
 
         Raises:
             VolumeError: a file cannot be read, does not fit the CT, or no lung was found.

@@ -143,12 +143,9 @@ def load_lungmask(
 ) -> Lungmask:
     """Load lungmask's network.
 
-    Args:
-        model: one of `LUNG_MODELS`. ``LTRCLobes`` is refused because it labels lobes, not lungs.
-        weights: local weight file (a state dict saved by torch), which overrides ``model``. By default the weights
-            come from torch's cache and are downloaded into it when missing.
-        device: to run it on; by default a GPU if there is one.
-        precision: see `precision_of_lungs`.
+    Its weights come from a local file, a state dict saved by torch, whatever the model; by default, those of one of
+    `LUNG_MODELS` come from torch's cache, and are downloaded into it when missing. The device is a GPU if there is one.
+    Precisions are those of `precision_of_lungs`.
 
     Raises:
         VolumeError: the model is unknown or labels lobes, the weights cannot be downloaded, or the weight file is

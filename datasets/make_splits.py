@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets import WITH_LESION
-from utils.cli import add_quiet, new_parser, run, start_logging
+from utils.cli import add_quiet, new_parser, run, start_logging, whole_number
 from utils.errors import CohortError
 from utils.ledger import recording
 
@@ -62,12 +62,6 @@ def amount(text: str) -> float | int:
     return value
 
 
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
-    return int(text)
-
-
 def make_splits(
     with_label: Sequence[str],
     without_label: Sequence[str],
@@ -77,17 +71,11 @@ def make_splits(
     groups: Mapping[str, str] | None = None,
     before: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, list[str]]:
-    """Assign the scans of a cohort to splits.
+    """Assign the scans of a cohort to splits, by id: diseased ones with and without a voxel label, and healthy ones.
 
-    Args:
-        with_label: ids of diseased scans with a voxel label.
-        without_label: ids of diseased scans without.
-        healthy: ids of healthy scans.
-        amounts: count (int) or proportion (float) for LABELED, VALID and TEST of the scans with a voxel label, for
-            VALIDWL of those without, and for VALIDH and TESTH of the healthy ones.
-        rng: random generator.
-        groups: group by id; scans of a group stay on one side: training, validation or test. Others are on their own.
-        before: ids by split that are assigned already.
+    Amounts are counts (int) or proportions (float) for LABELED, VALID and TEST of the scans with a voxel label, for
+    VALIDWL of those without, and for VALIDH and TESTH of the healthy ones. Scans of a group, by id, stay on one side:
+    training, validation or test. `before` are ids by split that are assigned already.
 
     Returns:
         Sorted ids by key in DATASET.SPLIT. Remaining diseased scans go to WO_LABEL, healthy ones to HEALTHY; scans
@@ -294,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{option}", type=amount, default=default, metavar="N", help=help_text)
     parser.add_argument("--patients", type=Path, metavar="FILE", help="table of ids and patients: id,patient")
     parser.add_argument("--overwrite", action="store_true", help="draw lists that exist anew")
-    parser.add_argument("--seed", type=_seed, default=0, help="random seed of the assignment (default 0)")
+    parser.add_argument("--seed", type=whole_number, default=0, help="random seed of the assignment (default 0)")
     add_quiet(parser)
     options = parser.parse_args(arguments)
 

@@ -67,6 +67,13 @@ def _part(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def whole_number(text: str) -> int:
+    """Parse a number of at least 0; anything else is an `argparse.ArgumentTypeError`."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
+    return int(text)
+
+
 def start_logging(quiet: bool) -> None:
     """Send the messages of rank 0 to standard error, warnings and errors only when quiet."""
     level = logging.CRITICAL if not distributed.is_rank_zero() else logging.WARNING if quiet else logging.INFO

@@ -157,10 +157,8 @@ def lock_folder(folder: Path, *subfolders: str, part: tuple[int, int] | None = N
     stay. A lock ends with the process, however that ends, and is not passed on to its children: workers that outlive a
     killed run do not keep the next one out.
 
-    Args:
-        folder: to write to; made if need be.
-        subfolders: in it, that are written to as well; they and the ledger are cleaned, others are left alone.
-        part: number of the part, from 1, and number of parts; None is the whole.
+    The folder is made if need be. Of its subfolders, those that are named and the ledger are cleaned. A part is its
+    number, from 1, and the number of parts; None is the whole.
 
     Raises:
         FolderError: another process holds the folder.

@@ -33,7 +33,7 @@ from pathlib import Path
 from datasets.lung_finders import LUNG_FINDERS
 from datasets.public.sets import HELD_OUT, SETS
 from datasets.scan_options import add_scan_options, check_size
-from utils.cli import add_device, add_quiet, new_parser, run, start_logging
+from utils.cli import add_device, add_quiet, new_parser, run, start_logging, whole_number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,12 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _label(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 256:
         raise argparse.ArgumentTypeError(f"expected a label from 1 to 255, got {text}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text}")
     return int(text)
 
 
@@ -99,8 +93,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("validh", "healthy scans of D to hold out for validation"),
         ("validwl", "diseased scans of D to hold out for validation"),
     ):
-        parser.add_argument(f"--{option}", type=_count, default=0, metavar="N", help=f"{what} (default 0)")
-    parser.add_argument("--seed", type=_count, default=0, help="random seed of the held-out scans (default 0)")
+        parser.add_argument(f"--{option}", type=whole_number, default=0, metavar="N", help=f"{what} (default 0)")
+    parser.add_argument("--seed", type=whole_number, default=0, help="random seed of the held-out scans (default 0)")
     add_scan_options(parser, "size")
     parser.add_argument("--overwrite", action="store_true", help="crop existing scans again")
     add_quiet(parser)
