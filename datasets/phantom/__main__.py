@@ -12,8 +12,7 @@ Examples:
 from collections.abc import Sequence
 from pathlib import Path
 
-from utils.cli import add_quiet, new_parser, run, start_logging
-from utils.errors import SettingsError
+from utils.cli import add_quiet, new_parser, run, start_logging, whole_number
 from utils.ledger import recording
 
 
@@ -21,12 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m datasets.phantom``."""
     parser = new_parser(__doc__, "python -m datasets.phantom")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for ct/, lung/ and lesion/")
-    parser.add_argument("--healthy", type=int, required=True, metavar="N", help="number of cases without lesions")
-    parser.add_argument("--diseased", type=int, required=True, metavar="N", help="number of cases with lesions")
+    parser.add_argument("--healthy", type=whole_number, required=True, metavar="N", help="cases without lesions")
+    parser.add_argument("--diseased", type=whole_number, required=True, metavar="N", help="cases with lesions")
     parser.add_argument(
         "--size", type=int, nargs=3, default=(64, 128, 128), metavar=("Z", "Y", "X"), help="default 64 128 128"
     )
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the set (default 0)")
+    parser.add_argument("--seed", type=whole_number, default=0, help="random seed of the set (default 0)")
     parser.add_argument("--dicom", action="store_true", help="write each CT as a folder with a DICOM series")
     add_quiet(parser)
     options = parser.parse_args(arguments)
@@ -34,11 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from datasets.phantom.make import SMALLEST_SIDE, write_phantoms
 
     start_logging(options.quiet)
-    for name in ("healthy", "diseased", "seed"):
-        if getattr(options, name) < 0:
-            raise SettingsError(f"--{name} {getattr(options, name)}: must not be negative")
     if min(options.size) < SMALLEST_SIDE:
-        raise SettingsError(f"--size {options.size}: at least {SMALLEST_SIDE} voxels are needed along each axis")
+        parser.error(f"--size {options.size}: at least {SMALLEST_SIDE} voxels are needed along each axis")
     with recording(options.output, seed=options.seed):
         write_phantoms(
             options.output,

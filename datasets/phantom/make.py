@@ -39,11 +39,6 @@ class Phantom:
         """The CT in HU, int16."""
         return np.rint(self.hu).astype(np.int16)
 
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of the lesions; empty for a healthy phantom."""
-        return tuple(self.facts["kinds"])
-
 
 @dataclass
 class Thorax:

@@ -137,7 +137,7 @@ def test_lesions_fill_the_airspace_to_their_share(kind, without_lesions):
 def test_a_new_filling_and_a_new_confounder_are_one_row_each(monkeypatch):
     monkeypatch.setitem(lesions.FILLINGS, "rock", Filling((1.0, 1.0), texture=0.0))
     case = crop(0, hardness=EASY, patient=Patient({"rock": 1.0}, 0.5))
-    assert case.kinds == ("rock",)
+    assert case.facts["kinds"] == ["rock"]
     assert np.quantile(case.hu[case.lesion > 0], 0.75) > -50
 
     def fill(rng, lung, strength):
