@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from configs.settings import DataloaderSettings, ImageSettings, SolverSettings
-from datasets.augment import augment, build_augmenter, shift
 from datasets.cohort import HELD_OUT, TRAINING, Case, Volumes, read_volumes
 from models.losses import IGNORED
 from utils import distributed
@@ -102,6 +101,8 @@ class Samples(Dataset):
     """
 
     def __init__(self, cases: Sequence[Case], split: str, image: ImageSettings, seed: int, cache_mb: int = 0) -> None:
+        from datasets.augment import build_augmenter  # imgaug takes long to import, and only training needs it
+
         self.cases = tuple(cases)
         self.split = split
         self.image = image
@@ -144,6 +145,8 @@ class Samples(Dataset):
         return arrays
 
     def _sample(self, case: Case, rng: np.random.Generator) -> list[np.ndarray]:
+        from datasets.augment import augment, shift
+
         whole = self.read(case)
         start = int(rng.integers(whole[0].shape[0] - self.image.slices + 1))
         arrays = [array[start : start + self.image.slices] for array in whole]
