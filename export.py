@@ -1,21 +1,24 @@
-"""Exports a trained segmenter as ONNX, run beside S; without --output, describes it.
+"""Exports a trained segmenter as ONNX (.onnx) or torch.export (.pt2), run beside S; without --output, describes it.
 
 The exported network takes normalised crops, float32 (batch, 1, depth, height, width) in [-1, 1] with any batch and any
-sizes that are multiples of 4, from 8 on, and returns the probability of lesion. The file is run and compared with S,
-and not kept if it differs. For research only; not a medical device.
+sizes that are multiples of 4, from 8 on, and returns the probability of lesion. Each file is run and compared with S;
+one that differs is not kept. For research only; not a medical device.
 
 Examples:
     python export.py output/run
     python export.py output/run --output segmenter.onnx
+    python export.py output/run/segmenter_best.pth --output exported/segmenter.onnx exported/segmenter.pt2
 """
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +31,7 @@ from utils.ledger import Ledger, project_version, recording
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.export import ExportedProgram
 
     from models.checkpoint import SegmenterFacts
 
@@ -53,20 +57,39 @@ def metadata(facts: SegmenterFacts) -> dict[str, str]:
     }
 
 
-def write_onnx(segmenter: nn.Module, told: dict[str, str], path: Path) -> Callable[[Tensor], Tensor]:
-    """Write S, on the CPU, with its sigmoid and these metadata as an .onnx file; return a function that runs it."""
-    import onnx
-    import onnxruntime
+def trace(segmenter: nn.Module) -> ExportedProgram:
+    """Trace S with its sigmoid by torch.export; S on the CPU."""
     import torch
     from torch.export import Dim
 
-    for name in ("onnxscript", "onnx_ir"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # they log every node
     sizes = {axis: 4 * Dim(name, min=2) for axis, name in ((2, "depth"), (3, "height"), (4, "width"))}
     # Sizes that differ from each other and from 1, so that none is specialised or unified with another.
     volume = torch.zeros(2, 1, 16, 32, 48)
     probability = torch.nn.Sequential(segmenter, torch.nn.Sigmoid()).eval()
     program = torch.export.export(probability, (volume,), dynamic_shapes=({0: Dim("batch", min=1), **sizes},))
+    for node in program.graph.nodes:  # contains paths of this machine
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def write_torch_export(program: ExportedProgram, told: dict[str, str], path: Path) -> Callable[[Tensor], Tensor]:
+    """Write a .pt2 file with metadata in its extra file ``metadata.json``; return a function that runs it."""
+    import torch
+
+    file = io.BytesIO()  # torch would name a folder in the archive after the path
+    torch.export.save(program, file, extra_files={"metadata.json": json.dumps(told, indent=2)})
+    path.write_bytes(file.getvalue())
+    return torch.export.load(path).module()
+
+
+def write_onnx(program: ExportedProgram, told: dict[str, str], path: Path) -> Callable[[Tensor], Tensor]:
+    """Write an .onnx file, weights included; return a function that runs it."""
+    import onnx
+    import onnxruntime
+    import torch
+
+    for name in ("onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they log every node
     model = torch.onnx.export(
         program, dynamo=True, input_names=["volume"], output_names=["probability"], verbose=False
     ).model_proto
@@ -78,6 +101,9 @@ def write_onnx(segmenter: nn.Module, told: dict[str, str], path: Path) -> Callab
     return lambda volume: torch.from_numpy(session.run(None, {"volume": volume.numpy()})[0])
 
 
+WRITERS = {".onnx": write_onnx, ".pt2": write_torch_export}
+
+
 def export(segmenter: nn.Module, facts: SegmenterFacts, path: Path) -> float:
     """Export S, on the CPU, and return the largest difference of probabilities on random input.
 
@@ -86,11 +112,10 @@ def export(segmenter: nn.Module, facts: SegmenterFacts, path: Path) -> float:
     """
     import torch
 
-    told = metadata(facts)
-    depth, height, width = json.loads(told["crop_size"])
+    depth, height, width = json.loads(metadata(facts)["crop_size"])
     random, found = torch.Generator().manual_seed(0), []
     with atomic_write(path) as temporary, warnings.catch_warnings(action="ignore"), torch.no_grad():  # of torch's own
-        exported = write_onnx(segmenter, told, temporary)
+        exported = WRITERS[path.suffix](trace(segmenter), metadata(facts), temporary)
         for shape in ((1, 1, depth, height, width), (2, 1, depth + 4, 32, 64)):
             volume = torch.rand(*shape, generator=random) * 2 - 1
             found.append((exported(volume) - segmenter(volume).sigmoid()).abs().max())
@@ -107,29 +132,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = new_parser(__doc__)
     parser.add_argument("model", type=Path, metavar="MODEL", help="the segmenter, or the folder of a run")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the .onnx file to write")
+    parser.add_argument("--output", type=Path, nargs="+", metavar="FILE", help="files to write, .onnx or .pt2")
     add_quiet(parser)
     options = parser.parse_args(arguments)
-    if options.output is not None and options.output.suffix != ".onnx":
-        parser.error(f"--output {options.output}: expected a file that ends with .onnx")
+    if unknown := [str(path) for path in options.output or () if path.suffix not in WRITERS]:
+        parser.error(f"--output {' '.join(unknown)}: expected files that end with {' or '.join(WRITERS)}")
 
     from models.checkpoint import STATE_FORMAT, find_segmenter, load, load_segmenter
 
     start_logging(options.quiet)
-    path, output = find_segmenter(options.model), options.output
+    path = find_segmenter(options.model)
     if load(path).get("format") == STATE_FORMAT:
         raise CheckpointError(f"{path}: a state to resume training from; take the segmenter_*.pth beside it")
     segmenter, facts = load_segmenter(path)
-    if output is None:
+    if options.output is None:
         print(facts.describe())
         return 0
-    with (
-        lock_folder(output.parent),
-        recording(output.parent, model=path),
-        Ledger(output.parent, "exported").writing(output.name, [output]),
-    ):
-        difference = export(segmenter, facts, output)
-    print(f"{output}: on random input, probabilities differ by at most {difference:.1g} from those of S")
+    for folder in {file.parent for file in options.output}:
+        files = [file for file in options.output if file.parent == folder]
+        with lock_folder(folder), recording(folder, model=path), ExitStack() as stack:
+            for file in files:
+                stack.enter_context(Ledger(folder, "exported").writing(file.name, [file]))
+            for file in files:
+                difference = export(segmenter, facts, file)
+                print(f"{file}: on random input, probabilities differ by at most {difference:.1g} from those of S")
     return 0
 
 
