@@ -56,7 +56,6 @@ INTERESTING = {
 
 
 def nifti_corpus() -> dict[str, bytes]:
-    """Files to mutate, by name."""
     rng = np.random.default_rng(0)
     hu = rng.integers(-1000, 400, SHAPE).astype(np.int16)
     straight = np.diag([-0.7, -0.8, 2.5, 1.0])
@@ -197,7 +196,6 @@ def _unpacked(content: bytes) -> bytes:
 
 
 def changed(image: sitk.Image, original: sitk.Image) -> str:
-    """Describe what a mutation changed in a volume."""
     if image.GetSize() != original.GetSize():
         return "another size with as many voxels"
     for what in ("Spacing", "Origin", "Direction"):
@@ -212,7 +210,6 @@ def changed(image: sitk.Image, original: sitk.Image) -> str:
 
 
 def mutate_text(content: bytes, rng: random.Random) -> bytes:
-    """Mutate a file with a text header."""
     data = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 3])):
         place, head = rng.randrange(len(data)), min(len(data), 1000)
@@ -289,7 +286,6 @@ def fuzz(
 
 
 def other_corpus(kind: str, folder: Path) -> dict[str, bytes]:
-    """Files of another kind to mutate, by name."""
     stored = np.random.default_rng(0).integers(0, 1400, SHAPE).astype(np.int16)
     if kind == "dicom":
         write_dicom(folder, stored)
@@ -300,7 +296,6 @@ def other_corpus(kind: str, folder: Path) -> dict[str, bytes]:
 
 
 def main() -> int:
-    """Entry point."""
     parser = new_parser(__doc__, "python -m tests.fuzz_volumes")
     parser.add_argument("--kind", choices=["nifti", "mha", "nrrd", "dicom"], default="nifti")
     parser.add_argument("--count", type=int, default=20_000, help="number of mutants (default 20000)")

@@ -31,9 +31,8 @@ import lungCrop
 from datasets import make_splits
 from datasets.phantom.make import write_phantoms
 from models.checkpoint import load
-from tests.outputs import save_model
+from tests.outputs import same, save_model
 from tests.several import started_process
-from tests.test_train import states_equal
 from training.states import find_states
 from utils.cli import new_parser
 from utils.errors import CheckpointError
@@ -86,7 +85,6 @@ class Job:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise `Lost` unless a condition holds."""
     if not condition:
         raise Lost(message)
 
@@ -137,16 +135,7 @@ def make_jobs(folder: Path, iterations: int) -> dict[str, Job]:
 def kill_often(job: Job, kills: int, rng: random.Random) -> Counter[str]:
     """Kill a job repeatedly, restarting it each time, and from the beginning when it has finished.
 
-    Args:
-        job: script to kill.
-        kills: number of kills, at least 1.
-        rng: random generator of the moments.
-
-    Returns:
-        Numbers of ``kills``, of kills ``in saves``, and of ``runs`` that it finished.
-
-    Raises:
-        Lost: a file was lost or damaged.
+    Returns the numbers of ``kills``, of kills ``in saves``, and of ``runs`` that it finished.
     """
     reference = job.output.with_suffix(".undisturbed")
     life = _undisturbed(job)
@@ -201,7 +190,7 @@ def check_training(folder: Path, reference: Path, done: bool) -> None:
         twin = reference / path.relative_to(folder)
         if path.suffix == ".pth":
             content = load(path)  # compares the checksums of its parts
-            require(not (done and twin.exists()) or states_equal(content, load(twin)), f"{path} differs")
+            require(not (done and twin.exists()) or same(content, load(twin)), f"{path} differs")
         elif path.suffix in (".png", ".yaml"):
             require(path.read_bytes() == twin.read_bytes(), f"{path} differs")
     log = folder / "metrics.jsonl"

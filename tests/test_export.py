@@ -36,7 +36,6 @@ def run_file(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def exported(run_file, tmp_path_factory):
-    """A folder with both exported files of that run."""
     folder = tmp_path_factory.mktemp("exported")
     files = [str(folder / name) for name in NAMES]
     assert export.main([str(run_file.parent), "--output", *files, "--quiet"]) == 0

@@ -1,22 +1,18 @@
 import shutil
-from contextlib import suppress
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy import ndimage
 
 import lungCrop
-from datasets import lungmask_model
 from datasets.crop import LungMaskCrop, recorded_window
-from datasets.lungs import segment_by_threshold
 from tests.outputs import written
 from tests.several import noting_who_indexes, on_processes
 from tests.utils.test_files import holder
 from tests.volumes import geometry, pixels, write, write_dicom
-from utils import ledger
 from utils.cli import run
 from utils.errors import FolderError
-from utils.ledger import Ledger
 
 IDS = ("diseased_000", "diseased_001", "healthy_000")
 
@@ -41,60 +37,43 @@ def test_a_folder_of_scans_becomes_a_cohort(scans, output, capsys):
     assert written(output) == [f"{f}/{i}.nii.gz" for f in ("images", "lesion", "lung") for i in IDS]
     assert "3 of 3 scans are in" in capsys.readouterr().out
     for case_id in IDS:
-        image, lung, lesion = (output / f / f"{case_id}.nii.gz" for f in ("images", "lung", "lesion"))
+        image, lung, lesion = (sitk.ReadImage(output / f / f"{case_id}.nii.gz") for f in ("images", "lung", "lesion"))
         assert geometry(image) == geometry(lung) == geometry(lesion)
-        assert pixels(image).shape == (16, 40, 40)
-        assert pixels(image).min() >= 0
-        assert pixels(image).max() <= 255
-        assert sitk.ReadImage(str(image)).GetPixelID() == sitk.sitkFloat32
+        assert (image.GetSize(), image.GetPixelID()) == ((40, 40, 16), sitk.sitkFloat32)
+        assert 0 <= pixels(image).min() < pixels(image).max() <= 255
         assert set(np.unique(pixels(lung))) == {0, 1}
         assert set(np.unique(pixels(lesion))) == ({0, 1} if case_id.startswith("diseased") else {0})
 
 
 def test_what_is_done_is_skipped_unless_it_is_of_another_size_or_window_or_lacks_its_lesion(scans, output, capsys):
     image, lung = output / "images" / "diseased_000.nii.gz", output / "lung" / "diseased_000.nii.gz"
+    window = ["--window", "-1000.5", "400"]
 
-    def is_done_again(*arguments, **size):
-        before = image.stat().st_mtime_ns
+    def is_done(*arguments, **size):
+        before = image.stat().st_mtime_ns if image.exists() else 0
         assert cropped(scans / "ct", output, *arguments, **size) == 0
         return image.stat().st_mtime_ns > before
 
-    assert cropped(scans / "ct", output) == 0
-    assert not is_done_again()
-    assert is_done_again("--labels", str(scans / "lesion"))
+    assert is_done()
+    assert not is_done()
+    assert is_done("--labels", str(scans / "lesion"))
     assert (output / "lesion" / "diseased_000.nii.gz").is_file()
-    assert is_done_again("--overwrite")
+    assert is_done("--overwrite")
     published, box = pixels(image), pixels(lung)
     assert recorded_window(image) == (-1250, 250)
-    assert is_done_again("--window", "-1000.5", "400")
+    assert is_done(*window)
     assert recorded_window(image) == (-1000.5, 400)
     # HU inside both windows, from either crop.
     hu = published / 255 * 1500 - 1250
     inside = (hu > -1000) & (hu < 249)
     np.testing.assert_allclose(pixels(image)[inside], (hu[inside] + 1000.5) / 1400.5 * 255, atol=0.05)
     np.testing.assert_array_equal(pixels(lung), box)
-    assert not is_done_again("--window", "-1000.5", "400")
-    assert is_done_again(size=(6, 16, 16))
+    assert not is_done(*window)
+    assert is_done(size=(6, 16, 16))
     assert pixels(image).shape == (6, 16, 16)
     with pytest.raises(SystemExit):
         cropped(scans / "ct", output, "--window", "250", "-1250")
     assert "--window needs the lower HU first" in capsys.readouterr().err
-
-
-def test_what_a_kill_left_behind_is_no_result(scans, output):
-    partial = output / "images" / ".123.partial.diseased_000.nii.gz"
-    partial.parent.mkdir(parents=True)
-    partial.write_bytes(b"half")
-    # The image is written last: masks alone are not done.
-    for path in (scans / "lung").iterdir():
-        target = output / "lung" / path.name
-        with suppress(KeyboardInterrupt), Ledger(output, "crops").writing(path.name.split(".")[0], [target]):
-            target.parent.mkdir(exist_ok=True)
-            shutil.copy(path, target)
-            raise KeyboardInterrupt
-    assert cropped(scans / "ct", output) == 0
-    assert pixels(output / "lung" / "diseased_000.nii.gz").shape == (8, 16, 16)
-    assert (output / "images" / "diseased_000.nii.gz").is_file()
 
 
 def test_bad_scans_are_named_and_the_others_are_done(scans, output, capsys):
@@ -108,30 +87,6 @@ def test_bad_scans_are_named_and_the_others_are_done(scans, output, capsys):
     for case_id, reason in (("broken", "cut short"), ("water", "not HU"), ("healthy_000", "cut short")):
         assert reason in next(line for line in out.splitlines() if line.startswith(f"failed: {case_id}: "))
     assert written(output) == [f"{f}/diseased_00{k}.nii.gz" for f in ("images", "lung") for k in (0, 1)]
-
-
-@pytest.mark.fault("spaces, letters of")
-def test_one_file_and_ids_with_dots_spaces_and_letters_of_any_kind(scans, tmp_path):
-    scan = scans / "ct" / "Größe 1.5 mm.nii.gz"
-    (scans / "ct" / "healthy_000.nii.gz").rename(scan)
-    assert cropped(scan, tmp_path / "a cohort") == 0
-    assert written(tmp_path / "a cohort") == [f"{f}/Größe 1.5 mm.nii.gz" for f in ("images", "lung")]
-
-
-def test_dicom_series_in_sub_folders_and_other_file_types(scans, output, tmp_path):
-    image = sitk.ReadImage(str(scans / "ct" / "healthy_000.nii.gz"))
-    mixed = tmp_path / "mixed"
-    for name in ("a.nrrd", "b.mha", "c.mhd", "d.nii"):
-        write(mixed / name, image)
-    (mixed / "notes.txt").write_text("not a scan")
-    stored = np.clip(pixels(image), -1024, 3000).astype(np.int16) + 1024
-    write_dicom(mixed / "e", stored, spacing=image.GetSpacing(), origin=image.GetOrigin())
-    assert cropped(mixed, output) == 0
-    assert written(output) == [f"{f}/{i}.nii.gz" for f in ("images", "lung") for i in "abcde"]
-    reference = pixels(output / "images" / "a.nii.gz")
-    for other in "bcde":
-        # DICOM holds decimal geometry and no value below -1024 HU.
-        np.testing.assert_allclose(pixels(output / "images" / f"{other}.nii.gz"), reference, atol=0.1)
 
 
 def test_labels_are_matched_by_name_and_the_rest_is_warned_of(scans, output, capsys):
@@ -150,21 +105,10 @@ def test_lung_masks_can_be_given(scans, output, capsys):
     (scans / "lung" / "healthy_000.nii.gz").unlink()
     assert cropped(scans / "ct", output, "--lungs", str(scans / "lung")) == 1
     assert "failed: healthy_000: " in capsys.readouterr().out
-    lung = pixels(scans / "lung" / "diseased_000.nii.gz") > 0
-    crop = sitk.ReadImage(str(output / "lung" / "diseased_000.nii.gz"))
-    scan = sitk.ReadImage(str(scans / "ct" / "diseased_000.nii.gz"))
-    first = scan.TransformPhysicalPointToIndex(crop.GetOrigin())
-    last = scan.TransformPhysicalPointToIndex(crop.TransformIndexToPhysicalPoint([n - 1 for n in crop.GetSize()]))
-    filled = np.nonzero(lung)
-    assert first[::-1] == tuple(axis.min() for axis in filled)
-    assert last[::-1] == tuple(axis.max() for axis in filled)
-
-
-def test_with_everything_done_no_weights_are_needed(scans, output, monkeypatch):
-    monkeypatch.setattr(lungmask_model, "load_lungmask", lambda *_, **__: segment_by_threshold)
-    assert cropped(scans / "ct", output, "--lungs", "lungmask") == 0
-    monkeypatch.setattr(lungmask_model, "load_lungmask", lambda *_, **__: pytest.fail("not needed"))
-    assert cropped(scans / "ct", output, "--lungs", "lungmask") == 0
+    # The first voxel of the crop is that of the box around the mask.
+    box = ndimage.find_objects(1 * (pixels(scans / "lung" / "diseased_000.nii.gz") > 0))[0]
+    crop, scan = (sitk.ReadImage(str(path / "diseased_000.nii.gz")) for path in (output / "lung", scans / "ct"))
+    assert scan.TransformPhysicalPointToIndex(crop.GetOrigin())[::-1] == tuple(part.start for part in box)
 
 
 @pytest.mark.fault("output that is input")
@@ -182,40 +126,28 @@ def test_crops_are_never_written_over_what_they_are_made_from(scans, option, fol
 @pytest.mark.fault("several series in one study")
 def test_a_series_is_picked_and_large_scans_are_refused(scans, tmp_path, capsys):
     image = sitk.ReadImage(str(scans / "ct" / "healthy_000.nii.gz"))
-    stored = (pixels(image) + 1024).astype(np.int16)
     common = {"spacing": image.GetSpacing(), "StudyInstanceUID": "1.2"}
-    folder = write_dicom(tmp_path / "series", stored, SeriesDescription="Lung", **common)
+    folder = write_dicom(tmp_path / "series", pixels(image) + 1024, SeriesDescription="Lung", **common)
     write_dicom(folder, np.full((30, 48, 48), 1000, np.int16), name="b", SeriesDescription="Phantom", **common)
-    # The longer series shows nothing.
     assert cropped(folder, tmp_path / "a", "--series", "phantom") == 1
     assert "all are the same" in capsys.readouterr().out
-    assert cropped(folder, tmp_path / "a") == 0
-    assert "Lung, 24 slices) (shows both lungs whole)" in capsys.readouterr().err
     assert cropped(folder, tmp_path / "a", "--series", "lung") == 0
-    assert cropped(folder, tmp_path / "b", "--series", "bone") == 1
-    assert "no series 'bone'" in capsys.readouterr().out
     assert cropped(folder, tmp_path / "b", "--series", "lung", "--max-voxels", "1000") == 1
     assert "more than 1000; if that is right, allow it with --max-voxels" in capsys.readouterr().out
 
 
 @pytest.mark.fault("a CT mapped to 0..255")
-def test_scans_mapped_to_0_to_255_are_mapped_back_with_their_window(scans, tmp_path, capsys):
+def test_scans_mapped_to_0_to_255_are_mapped_back_with_their_window(scans, tmp_path):
     path = scans / "ct" / "healthy_000.nii.gz"
     assert cropped(path, tmp_path / "hu") == 0
     image = sitk.ReadImage(str(path))
-    mapped = sitk.GetImageFromArray(((np.clip(pixels(image), -1250, 250) + 1250) * (255 / 1500)).astype(np.float32))
-    mapped.CopyInformation(image)
-    write(path, mapped)
+    write(path, (sitk.Clamp(image, sitk.sitkFloat32, -1250, 250) + 1250) * (255 / 1500))
     assert cropped(path, tmp_path / "grey") == 1
-    assert "--grey-window" in capsys.readouterr().out
     assert cropped(path, tmp_path / "grey", "--grey-window", "-1250", "250") == 0
     hu, grey = (pixels(tmp_path / kind / "images" / path.name) for kind in ("hu", "grey"))
     # Where bone was cut off at 250 HU, interpolation gives other values.
     lung = pixels(tmp_path / "hu" / "lung" / path.name) > 0
     assert np.isclose(grey[lung], hu[lung], atol=0.01).mean() > 0.99
-    with pytest.raises(SystemExit) as usage:
-        cropped(path, tmp_path / "grey", "--grey-window", "250", "-1250")
-    assert usage.value.code == 2
 
 
 def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed(scans, tmp_path):
@@ -223,11 +155,10 @@ def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed
         (scans / "ct" / f"{name}.nii.gz").write_bytes(b"no gzip")
     files, printed = [], []
     for count in (1, 2):
-        output = tmp_path / str(count)
+        output, logs = tmp_path / str(count), tmp_path / f"log {count}"
         arguments = [str(scans / "ct"), "--output", str(output), "--labels", str(scans / "lesion"), "--quiet"]
-        more = ["--lungs", "threshold", "--size", "8", "16", "16"]
-        logs = tmp_path / f"log {count}"
-        ended = on_processes(count, logs, noting_who_indexes, lungCrop.main, [*arguments, *more], logs)
+        arguments += ["--lungs", "threshold", "--size", "8", "16", "16"]
+        ended = on_processes(count, logs, noting_who_indexes, lungCrop.main, arguments, logs)
         assert [path.name for path in logs.glob("indexed *")] == ["indexed 0"]
         assert [e.code for e in ended] == [1] * count
         assert all(e.out == e.err == "" for e in ended[1:])
@@ -254,21 +185,16 @@ def test_an_archive_that_cannot_be_indexed_is_one_line_of_all_processes(tmp_path
 def test_crops_of_other_inputs_or_options_are_made_again_and_others_are_not_read(scans, output, capsys, monkeypatch):
     arguments = (scans / "ct", output, "--labels", str(scans / "lesion"))
     assert cropped(*arguments) == 0
-    capsys.readouterr()
     with monkeypatch.context() as patch:
         patch.setattr(LungMaskCrop, "crop_scan", lambda *_: pytest.fail("nothing is left"))
         assert cropped(*arguments) == 0
-    assert "cropped again" not in capsys.readouterr().err
-    label = next((scans / "lesion").glob("diseased_000*"))
+    label = scans / "lesion" / "diseased_000.nii.gz"
     write(label, sitk.ReadImage(str(label)) * 0)
     assert cropped(*arguments) == 0
     assert "1 result(s) are redone, the first diseased_000: other label" in capsys.readouterr().err
     assert pixels(output / "lesion" / "diseased_000.nii.gz").sum() == 0
     assert cropped(*arguments, "--lungs", str(scans / "lung")) == 0
     assert "3 result(s) are redone, the first diseased_000: other lung mask" in capsys.readouterr().err
-    monkeypatch.setattr(ledger, "project_version", lambda: "99.0.0")
-    assert cropped(*arguments, "--lungs", str(scans / "lung")) == 0
-    assert "3 result(s) are redone, the first diseased_000: made by version" in capsys.readouterr().err
 
 
 @pytest.mark.fault("labels that were withdrawn")
@@ -285,21 +211,6 @@ def test_crops_follow_what_was_removed_renamed_and_withdrawn(scans, output, caps
     assert "removed the results of 2 scan(s) that are not in the input any more" in capsys.readouterr().err
     here = [f"{folder}/{i}.nii.gz" for folder in ("images", "lung") for i in ("diseased_001", "patient_0")]
     assert written(output) == sorted([*here, "lesion/patient_0.nii.gz"])
-
-
-@pytest.mark.fault("two scans of one name, from two folders")
-def test_crops_from_another_folder_stay_and_two_scans_of_one_name_are_refused(scans, output, tmp_path, capsys):
-    assert cropped(scans / "ct", output) == 0
-    other = tmp_path / "site_b"
-    other.mkdir()
-    shutil.copy(scans / "ct" / "diseased_000.nii.gz", other / "b.nii.gz")
-    assert cropped(other, output) == 0
-    assert len(written(output)) == 8
-    shutil.copy(scans / "ct" / "diseased_000.nii.gz", other / "healthy_000.nii.gz")
-    assert run(lambda: cropped(other, output)) == 1
-    err = capsys.readouterr().err
-    assert f"healthy_000: {output} has the result of {scans / 'ct' / 'healthy_000.nii.gz'}, " in err
-    assert "choose another --output" in err
 
 
 def test_parts_write_beside_each_other_what_one_run_writes(scans, tmp_path):

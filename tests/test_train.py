@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import shutil
 import signal
 from pathlib import Path
@@ -15,15 +14,14 @@ from datasets.cohort import read_cohort
 from evaluation import inference as predict
 from models.checkpoint import SegmenterInput, load, load_segmenter
 from models.objectives import Networks, discriminator_objective, joint_objective, segmenter_objective
-from tests import reference
 from tests.conftest import CONFIG
+from tests.outputs import same
 from tests.several import Ended, in_double_precision, on_processes
 from training import log as training_log
 from training import run as training_run
 from training.run import TrainingRun
 from utils import distributed
 from utils.cli import run
-from utils.errors import GasnetError, TrainingError
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -46,20 +44,9 @@ def parameters(training):
     }
 
 
-def changed(before, after):
-    return {
-        name for name in before if any(not torch.equal(a, b) for a, b in zip(before[name], after[name], strict=True))
-    }
-
-
-def states_equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(states_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(states_equal, a, b))
-    return a == b
+def moved(before, training):
+    """The networks whose parameters are no longer those of before."""
+    return {name for name, tensors in parameters(training).items() if not same(tensors, before[name])}
 
 
 def entries(folder):
@@ -73,7 +60,7 @@ def followed(training):
     def follow(objective, *batches, trains):
         before = parameters(training)
         minimise(objective, *batches, trains=trains)
-        assert changed(before, parameters(training)) == set(trains)
+        assert moved(before, training) == set(trains)
         steps.append((training.iteration, objective, batches, trains))
 
     training.minimise = follow
@@ -188,22 +175,21 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, whole, run_folder):
             between()
 
         training.between = stop_there
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SystemExit, match="143"):
             train.train(training)
-        assert stopped.value.code == 143
     train.main(command(config, "--is-validation", "--resume"))
     for file in ("state_0000008.pth", "segmenter_best.pth", "segmenter_last.pth"):
-        contents = [load(folder / file) for folder in (whole, run_folder)]
-        assert states_equal(*({**content, "settings": None} for content in contents)), file  # they name the folder
-    validations = [[entry for entry in entries(folder) if "valid/dice" in entry] for folder in (whole, run_folder)]
-    assert validations[0] == validations[1]
+        one, other = (load(folder / file) for folder in (whole, run_folder))
+        assert same(one | {"settings": None}, other | {"settings": None}), file  # they name the folder
+    one, other = ([entry for entry in entries(folder) if "valid/dice" in entry] for folder in (whole, run_folder))
+    assert one == other
 
 
 @pytest.mark.fault("another number of workers")
 def test_neither_workers_nor_a_stop_on_the_way_nor_validation_change_the_weights(config, whole, run_folder):
     train.main(command(config, "DATALOADER.NUM_WORKERS=2", "SOLVER.STOP_AFTER=4", "INTERVAL.SAVE=8"))
-    states = [load(folder / "state_0000004.pth") for folder in (whole, run_folder)]
-    assert states_equal(*(state["networks"] for state in states))
+    one, other = (load(folder / "state_0000004.pth") for folder in (whole, run_folder))
+    assert same(one["networks"], other["networks"])
     assert not (run_folder / "state_0000005.pth").exists()
 
 
@@ -234,14 +220,12 @@ def test_compiling_changes_rounding_at_most(config, tmp_path, monkeypatch):
 
 
 def poisoned(training, iterations):
-    """Let some iterations have a NaN in the diseased batch."""
     batch = training.batch
 
     def next_batch(split):
         value = batch(split)
-        if split == "WO_LABEL" and training.iteration in iterations:
-            return value._replace(image=value.image * float("nan"))
-        return value
+        wrong = split == "WO_LABEL" and training.iteration in iterations
+        return value._replace(image=value.image * float("nan")) if wrong else value
 
     training.batch = next_batch
 
@@ -259,17 +243,6 @@ def test_nan_never_reaches_the_weights_and_is_reported_with_the_batch(config, ru
     assert [entry["skipped"] for entry in entries(run_folder)] == [0, 1, 3, 3]
 
 
-@pytest.mark.fault("many of them")
-def test_too_many_nan_stop_the_run_with_the_batch(config):
-    training = started(config, "SOLVER.MAX_SKIPPED=2", validate=False)
-    poisoned(training, range(8))
-    with pytest.raises(
-        TrainingError, match=r"in 6 steps, the last in the loss of the discriminator .* batch sick_\d"
-    ) as caught:
-        train.train(training)
-    assert "\n" not in str(caught.value)
-
-
 def test_a_run_starts_from_given_networks(config, whole):
     state = whole / "state_0000008.pth"
     keys = {"UNET": whole / "segmenter_last.pth", "G": state, "D": state}
@@ -278,19 +251,6 @@ def test_a_run_starts_from_given_networks(config, whole):
         saved = load(state)["networks"][name]
         assert all(torch.equal(tensor, saved[key]) for key, tensor in network.state_dict().items()), name
     assert training.iteration == 0
-
-
-def test_a_run_starts_from_published_networks(config, tmp_path):
-    files = {"UNET": "segmenter_base4", "G": "generator_base4", "D": "discriminator_two_heads_base2"}
-    for key, name in files.items():
-        torch.save(reference.published_state(reference.load(name)), tmp_path / f"{key}.pth")
-    start = [f"INIT_MODEL.{key}={tmp_path / key}.pth" for key in files]
-    widths = ["MODEL.WIDTH.UNET=4", "MODEL.WIDTH.G=4"]
-    training = started(config, *widths, *start[:2])
-    published = reference.published_state(reference.load("segmenter_base4"))
-    assert torch.equal(training.networks.segmenter.stem[0].weight, published["conv.weight"])
-    with pytest.raises(GasnetError, match=r"D.pth: the weights of .* two heads, .* set MODEL.DISC"):
-        started(config, *widths, *start, "EXP.ID=x")
 
 
 def test_a_dry_run_prints_settings_and_splits_and_writes_nothing(config, run_folder, capsys):
@@ -304,31 +264,6 @@ def test_a_dry_run_prints_settings_and_splits_and_writes_nothing(config, run_fol
         ["LABELED", "1"], ["WO_LABEL", "3"], ["HEALTHY", "2"], ["VALID", "2"], ["VALIDH", "1"]
     ]  # fmt: skip
     assert not run_folder.parent.exists()
-
-
-@pytest.mark.fault("a disk that fails, a")
-def test_a_disk_that_fails_is_one_line(config, run_folder, capsys):
-    run_folder.mkdir(parents=True)
-    (run_folder / "pictures").touch()
-    assert run(lambda: train.main(command(config, "SOLVER.ITER_MAX=1"))) == 1
-    (error,) = capsys.readouterr().err.splitlines()
-    assert error.startswith(f"error: {run_folder / 'pictures'}: ")
-
-
-@pytest.mark.fault("no GPU, a bad device")
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["DATASET.ROOT=nowhere"], "no cohort here .* try sh demo.sh"),
-        (["--device", "cuda:99"], "--device cuda:99: "),
-        (["--device", "tpu"], "--device tpu: no such device"),
-        (["SOLVER.LR=1"], "SOLVER.LR: unknown setting"),
-    ],
-)
-def test_what_a_user_got_wrong_is_one_line_and_exit_code_1(config, arguments, message, capsys):
-    assert run(lambda: train.main(command(config, *arguments))) == 1
-    (error,) = capsys.readouterr().err.splitlines()
-    assert re.match(f"error: .*{message}", error), error
 
 
 def train_in_double(stop_at, arguments):
@@ -410,7 +345,8 @@ def test_a_segmenter_alone_learns_its_own_objective_and_nothing_else_moves(confi
     assert [(objective, trains) for _, objective, _, trains in steps] == [(segmenter_objective, ("segmenter",))] * 3
     for _, _, (healthy, labelled), _ in steps:
         assert {case_id[:4] for case_id in healthy.ids} == {"well"}
-        assert set(labelled.ids) == {"sick_0"}
+        assert labelled.ids == ("sick_0",)  # as many as there are
+    assert not torch.equal(steps[0][2][0].image, steps[1][2][0].image)
 
 
 def test_a_segmenter_on_labels_alone_needs_no_other_scans(config, run_folder):
@@ -429,38 +365,24 @@ def test_a_segmenter_on_labels_alone_needs_no_other_scans(config, run_folder):
 def test_a_teacher_labels_other_volumes_for_s(config):
     alone = ["SOLVER.SEGMENTER_ONLY=true", "SOLVER.SEGMENTER_AVERAGE=0.5", "SOLVER.ITER_MAX=2", "INTERVAL.LOG=1"]
     training = started(config, *alone, "LOSS.TEACHER=1", "LOSS.DISTURBANCE=0.05", validate=False)
-    taught = []
-    teach = training.taught
+    taught, teach = [], training.taught
 
     def spy(unlabelled):
         found = teach(unlabelled)
+        # The labels are those of the average, which was shown the volume undisturbed.
         with torch.no_grad():
-            expected = training.state.segmenter(unlabelled.image).sigmoid()
-        taught.append((unlabelled, found, torch.equal(found.lesion, expected)))
+            assert torch.equal(found.lesion, training.state.segmenter(unlabelled.image).sigmoid())
+        assert not torch.equal(found.image, unlabelled.image)
+        assert torch.equal(found.lung, unlabelled.lung)
+        taught.append(found)
         return found
 
     training.taught = spy
     train.train(training)
     assert len(taught) == 2
-    for unlabelled, found, by_the_average in taught:
-        assert by_the_average  # the average, and what it was shown undisturbed
-        assert not torch.equal(found.image, unlabelled.image)
-        assert torch.equal(found.lung, unlabelled.lung)
-    assert not torch.equal(training.state.segmenter(found.image), training.networks.segmenter(found.image))
+    image = taught[1].image
+    assert not torch.equal(training.state.segmenter(image), training.networks.segmenter(image))
     assert all({"teacher/consistency", "segmenter/labelled"} <= set(entry) for entry in entries(training.folder))
-
-
-@pytest.mark.parametrize(("fill", "labelled"), [(False, ("sick_0",)), (True, ("sick_0", "sick_0"))])
-def test_every_step_of_the_segmenter_takes_a_fresh_healthy_batch_and_the_labelled_scans_there_are(
-    config, fill, labelled
-):
-    training = started(config, f"SOLVER.FILL_LABELLED_BATCH={fill}", "SOLVER.ITER_MAX=1", validate=False)
-    steps = followed(training)
-    train.train(training)
-    (_, _, (_, healthy), _), (_, _, own, _) = steps
-    assert not torch.equal(healthy.image, own[0].image)
-    assert own[1].ids == labelled
-    assert own[1].image.shape[0] == len(labelled)
 
 
 def test_a_run_with_a_discriminator_of_two_heads(config, run_folder):
@@ -468,35 +390,32 @@ def test_a_run_with_a_discriminator_of_two_heads(config, run_folder):
     training = started(config, *overrides, validate=False)
     before = parameters(training)
     train.train(training)
-    assert changed(before, parameters(training)) == set(Networks._fields)
+    assert moved(before, training) == set(Networks._fields)
     assert started(config, *overrides, resume=True).iteration == 3
 
 
 def test_the_moving_average_is_kept_validated_and_resumed(config, run_folder):
-    decay = 0.75
-    overrides = [f"SOLVER.SEGMENTER_AVERAGE={decay}", "SOLVER.DISCRIMINATOR_STEPS=1", "SOLVER.ITER_MAX=5"]
+    overrides = ["SOLVER.SEGMENTER_AVERAGE=0.75", "SOLVER.DISCRIMINATOR_STEPS=1", "SOLVER.ITER_MAX=5"]
     training = started(config, *overrides, "INTERVAL={SAVE: 2, VALID: 5, PICTURE: 5}")
-    expected = []
-    minimise = training.minimise
+    expected, minimise = [], training.minimise
 
     def follow(*rest, trains):
         minimise(*rest, trains=trains)
         if "segmenter" in trains:
             now = parameters(training)["segmenter"]
             old = expected[-1] if expected else now
-            expected.append([decay * a + (1 - decay) * b for a, b in zip(old, now, strict=True)])
+            expected.append([0.75 * a + 0.25 * b for a, b in zip(old, now, strict=True)])
 
     training.minimise = follow
     train.train(training)
-    kept, _ = load_segmenter(run_folder / "segmenter_best.pth")
-    for found, by_hand in zip(kept.parameters(), expected[-1], strict=True):
-        torch.testing.assert_close(found, by_hand)
     assert len(expected) == 6  # joint and own steps of three iterations
+    kept, _ = load_segmenter(run_folder / "segmenter_best.pth")
+    torch.testing.assert_close(list(kept.parameters()), expected[-1])
     weights = load(run_folder / "segmenter_last.pth")["weights"]
-    assert states_equal(dict(kept.state_dict()), weights)
+    assert same(dict(kept.state_dict()), weights)
 
     (run_folder / "state_0000005.pth").unlink()
     resumed = started(config, *overrides, resume=True, validate=False)
     assert resumed.iteration == 4
     train.train(resumed)
-    assert states_equal(load(run_folder / "segmenter_last.pth")["weights"], weights)
+    assert same(load(run_folder / "segmenter_last.pth")["weights"], weights)

@@ -15,14 +15,7 @@ FINE = 3  # shapes are drawn on a finer grid and averaged, so that walls thinner
 
 @dataclass(frozen=True)
 class Scan:
-    """A CT (z, y, x) in HU with its lungs and the gas drawn into it.
-
-    Attributes:
-        hu: float32.
-        lung: 0 outside, 1 right, 2 left.
-        gas: share of each voxel that is drawn gas.
-        spacing: voxel size (z, y, x) in mm.
-    """
+    """A CT (z, y, x) in HU, its lungs (1 right, 2 left), the share of each voxel that is drawn gas, and its spacing."""
 
     hu: np.ndarray
     lung: np.ndarray
@@ -55,15 +48,9 @@ def with_gas(
     wall: float = 2.5,
     hu: float = -1000.0,
 ) -> Scan:
-    """Draw gas below a dome of the diaphragm: an ellipsoid, cut to the shape of the dome.
+    """Draw gas below a dome of the diaphragm: an ellipsoid, cut to the shape of the dome; all lengths are in mm.
 
-    Args:
-        scan: CT without gas.
-        side: 1 below the right dome, 2 below the left one.
-        radii: radii (z, y, x) of the ellipsoid in mm.
-        offset: shift of its centre to the back and to the patient's left, in mm.
-        wall: thickness of the dome in mm.
-        hu: density of the gas.
+    Its centre is shifted by `offset` to the back and to the patient's left; `wall` is the thickness of the dome.
     """
     lung = scan.lung == side
     # The dome is the lowest lung voxel of each column; around its top that voxel lies higher than elsewhere.
@@ -84,7 +71,6 @@ def with_gas(
 
 
 def _drawn(scan: Scan, box: tuple[slice, ...], share: np.ndarray, value: float) -> Scan:
-    """Replace soft tissue by a share of gas in a box."""
     hu, gas = scan.hu.copy(), scan.gas.copy()
     soft = np.where((share > 0) & (scan.lung[box] == 0), np.maximum(hu[box], SOFT_HU - 60), hu[box])
     hu[box] = soft + share * (value - SOFT_HU)
@@ -93,15 +79,7 @@ def _drawn(scan: Scan, box: tuple[slice, ...], share: np.ndarray, value: float) 
 
 
 def with_bulla(scan: Scan, side: int, place: tuple[float, float, float], radius: float, septum: float = 0.5) -> Scan:
-    """Draw a bulla: free air inside the lung, behind a thin septum.
-
-    Args:
-        scan: healthy CT.
-        side: 1 right, 2 left.
-        place: its centre in the bounding box of the lung (z, y, x), each 0..1.
-        radius: in mm; the bulla is cut to the shape of the lung.
-        septum: thickness of its wall in mm.
-    """
+    """Draw a bulla: free air inside the lung, cut to its shape, behind a septum; `place` is in the box of the lung."""
     lung = scan.lung == side
     extent = ndimage.find_objects(lung.astype(np.uint8))[0]
     centre = [(e.start + p * (e.stop - 1 - e.start)) * s for e, p, s in zip(extent, place, scan.spacing, strict=True)]
@@ -125,7 +103,6 @@ def with_pneumothorax(scan: Scan, side: int, depth: float, lung_rise: float = 12
 
 
 def with_consolidated_base(scan: Scan, side: int, thickness: float) -> Scan:
-    """Fill a layer of lung on the diaphragm, ``thickness`` mm thick."""
     lung = scan.lung == side
     z = np.arange(len(lung))[:, None, None]
     layer = lung & ((z - lung.argmax(0)) * scan.spacing[0] < thickness)
@@ -138,7 +115,6 @@ def with_noise(scan: Scan, sd: float) -> Scan:
 
 
 def in_round_field(scan: Scan, radius: float, padding: float) -> Scan:
-    """Replace everything outside a cylinder of ``radius`` mm by padding."""
     y, x = ((np.arange(n) - (n - 1) / 2) * s for n, s in zip(scan.hu.shape[1:], scan.spacing[1:], strict=True))
     outside = np.hypot(y[:, None], x) > radius
     return replace(scan, hu=np.where(outside, padding, scan.hu), lung=np.where(outside, 0, scan.lung))
@@ -166,7 +142,6 @@ def _signed_distance(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 
 
 def _share(*distances: np.ndarray) -> np.ndarray:
-    """Share of each voxel in which all distances are negative."""
     shape = distances[0].shape
     fine = [ndimage.zoom(d, FINE, order=1, mode="nearest", grid_mode=True) < 0 for d in distances]
     inside = np.logical_and.reduce(fine)

@@ -1,4 +1,3 @@
-import inspect
 import json
 
 import imgaug
@@ -79,11 +78,6 @@ def test_a_sample_depends_on_its_generator_alone(augmenter, volume):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.filterwarnings("error")
-def test_a_stack_of_the_published_size_causes_no_warning(augmenter):
-    augment(augmenter, np.random.default_rng(0), np.zeros((32, 64, 64), np.float32), np.zeros((32, 64, 64), np.uint8))
-
-
 def test_every_parameter_is_passed_as_in_2020(monkeypatch):
     passed = {}
     for name in IN_2020:
@@ -98,11 +92,6 @@ def test_every_parameter_is_passed_as_in_2020(monkeypatch):
     monkeypatch.undo()
     assert passed.pop("Sometimes") == [IN_2020["Sometimes"]] * 4
     assert passed == {name: [parameters] for name, parameters in IN_2020.items() if name != "Sometimes"}
-    # What imgaug draws images by, without exception: a default that changes would go unnoticed.
-    other = {"self", "seed", "name", "random_state", "deterministic", "children", "then_list", "else_list"}
-    for name, parameters in IN_2020.items():
-        known = set(inspect.signature(getattr(iaa, name).__init__).parameters) - other - {"polygon_recoverer"}
-        assert known == set(parameters), name
 
 
 def sharpness(image):
@@ -186,44 +175,23 @@ def test_an_image_stays_over_its_mask(augmenter):
 
 
 def test_types_and_ranges(augmenter, volume):
-    image, first, second = drawn(augmenter, volume, 0, 1 - volume)
-    assert (image.dtype, first.dtype, second.dtype) == (np.float32, np.uint8, np.uint8)
-    assert image.shape == first.shape == second.shape == volume.shape
     for seed in range(20):
         image, first, second = drawn(augmenter, 1 - volume, seed, volume)
-        assert image.min() >= 0
-        assert image.max() <= 1
+        assert (image.dtype, first.dtype, second.dtype) == (np.float32, np.uint8, np.uint8)
+        assert image.shape == first.shape == second.shape == volume.shape
+        assert 0 <= image.min() <= image.max() <= 1
         assert set(np.unique(first)) <= {0, 1}
         # Two masks that share no voxel still do not.
         assert not (first & second).any()
 
 
 def test_the_flip_is_drawn_half_of_the_time_and_most_samples_are_not_warped(augmenter, volume):
-    flipped = volume[:, :, ::-1]
-    exact, mirrored = 0, 0
-    for seed in range(200):
-        _, mask = drawn(augmenter, volume, seed)
-        exact += np.array_equal(mask, volume)
-        mirrored += np.array_equal(mask, flipped)
+    masks = [drawn(augmenter, volume, seed)[1] for seed in range(200)]
+    exact, mirrored = (sum(np.array_equal(m, same) for m in masks) for same in (volume, volume[:, :, ::-1]))
     # Affine, elastic and perspective are left out together with probability 0.8^3 = 0.51; elastic moves a mask by
     # less than a voxel, so that up to 0.8^2 = 0.64 stay as they are. Four standard deviations are 0.14.
     assert 0.37 < (exact + mirrored) / 200 < 0.78
     assert 0.35 < mirrored / (exact + mirrored) < 0.65
-
-
-def test_the_fill_of_the_affine_is_drawn_from_all_modes():
-    affine, white = build_affine(), np.ones((1, 160, 160), np.float32)
-    black, mask_black = [], []
-    for seed in range(400):
-        image, mask = augment(affine, np.random.default_rng(seed), white, white.astype(np.uint8))
-        black.append((image < 0.5).mean())
-        mask_black.append((mask == 0).mean())
-    # 71 % of the draws move something in over the border, 0.77 % of the slice in the mean over all; a fifth of them is
-    # filled with black. Four standard deviations of a share of 400 draws are 0.07 to 0.09. The mask's fill is always 0.
-    assert 0.08 < np.mean(np.array(black) > 0) < 0.23
-    assert 0.0007 < np.mean(black) < 0.003
-    assert 0.6 < np.mean(np.array(mask_black) > 0) < 0.82
-    assert 0.005 < np.mean(mask_black) < 0.011
 
 
 @pytest.mark.parametrize("offsets", [(1, 0, -2), (0, 0, 0), (-1, 3, 0)])

@@ -66,13 +66,11 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """A slice as bytes."""
     folder = write_dicom(tmp_path_factory.mktemp("dicom") / "a", np.zeros((2, 7, 8), np.int16), PatientName="Doe^J")
     return min(folder.iterdir()).read_bytes()
 
 
 def encoded(plain, kind, syntax):
-    """The slice of a kind in a transfer syntax, as bytes."""
     data = pydicom.dcmread(io.BytesIO(plain))
     data.update(KINDS[kind])
     if syntax == RLELossless:

@@ -76,7 +76,6 @@ def test_voxels_elsewhere(tmp_path, hu, extension, old, new, match):
 
 
 def metaimage(path, voxels, *fields):
-    """Write the header of a MetaImage by hand."""
     lines = [
         "ObjectType = Image", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False",
         "CompressedData = False", "DimSize = 8 7 6", "ElementType = MET_SHORT", *fields,

@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from datasets.geometry import (
-    check_geometry,
-    check_same_geometry,
-    image_like,
-    lps_geometry,
-    lps_view,
-    voxel_ml,
-)
+from datasets.geometry import check_geometry, check_same_geometry, image_like, lps_geometry, lps_view, voxel_ml
 from datasets.volumes import read_volume
 from tests.volumes import SPACING, geometry, image_of, pixels, refused, rotation, write
 

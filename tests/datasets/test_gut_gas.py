@@ -11,10 +11,7 @@ from tests.datasets.gas_phantoms import (
     with_noise,
     with_pneumothorax,
 )
-
-
-def dice(found, expected):
-    return 2 * (found & expected).sum() / (found.sum() + expected.sum())
+from tests.volumes import dice
 
 
 def check(scan: Scan, least: float = 0.98):

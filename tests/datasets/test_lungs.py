@@ -5,31 +5,19 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from datasets.geometry import image_like
 from datasets.lungs import segment_by_threshold, split_left_right, with_sides
 from datasets.phantom.make import make_phantom
+from tests.volumes import dice, image_of, pixels
 from utils.errors import VolumeError
 
 REAL_CTS = Path(__file__).resolve().parents[3] / "shared" / "ct"
 
 
-def _image(array, spacing):
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(spacing)
-    image.SetOrigin((-120.0, 35.5, 410.0))
-    return image
-
-
 @cache
 def _phantom(seed, size=(40, 96, 96), diseased=False):
     case = make_phantom(np.random.default_rng(seed), size, diseased)
-    return _image(case.ct, case.spacing), case
-
-
-def _dice(a, b):
-    return 2 * (a & b).sum() / (a.sum() + b.sum())
-
-
-# --------------------------------------------------------------------------------------------- threshold
+    return image_of(case.ct, case.spacing), case
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -38,14 +26,14 @@ def test_threshold_finds_healthy_lungs(seed):
     labels = segment_by_threshold(ct)
     assert labels.dtype == np.uint8
     for label in (1, 2):
-        assert _dice(labels == label, case.lung == label) > 0.97
+        assert dice(labels == label, case.lung == label) > 0.97
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_threshold_finds_diseased_lungs(seed):
     ct, case = _phantom(seed, diseased=True)
     labels = segment_by_threshold(ct)
-    assert _dice(labels > 0, case.lung > 0) > 0.936
+    assert dice(labels > 0, case.lung > 0) > 0.936
     inside = case.lesion > 0
     assert (labels[inside] > 0).mean() > 0.4
     assert not (labels[case.lung == 1] == 2).any()
@@ -76,61 +64,53 @@ def test_threshold_fills_gaps_at_the_chest_wall_but_not_at_the_hilum():
     outermost = np.max(left * from_middle, axis=(1, 2), keepdims=True)
     hilum = left & slices & rows & (from_middle < 75)
     wall = left & slices & rows & (from_middle > outermost - 14)
-    hu = sitk.GetArrayFromImage(ct)
+    hu = pixels(ct)
     hu[hilum | wall] = 40
-    labels = segment_by_threshold(_image(hu, case.spacing))
+    labels = segment_by_threshold(image_of(hu, case.spacing))
     beyond = hilum & (from_middle > 54)
     assert beyond.sum() > 100
     assert (labels[beyond] == 2).mean() < 0.2
     assert (labels[wall] == 2).mean() > 0.7
 
 
-@cache
-def _upright():
-    return segment_by_threshold(_phantom(2, (32, 64, 72), True)[0])
-
-
-@pytest.mark.parametrize("orientation", ["RAS", "SAR", "PIR"])
-def test_threshold_returns_labels_on_the_cts_own_grid(orientation):
+def test_threshold_returns_labels_on_the_cts_own_grid():
     ct, case = _phantom(2, (32, 64, 72), True)
-    upright = _upright()
-    turned = sitk.DICOMOrient(ct, orientation)
-    labels = segment_by_threshold(turned)
-    assert labels.shape == turned.GetSize()[::-1]
-    back = sitk.GetImageFromArray(labels)
-    back.CopyInformation(turned)
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.DICOMOrient(back, "LPS")), upright)
-    assert _dice(upright == 1, case.lung == 1) > 0.9
+    upright = segment_by_threshold(ct)
+    assert dice(upright == 1, case.lung == 1) > 0.9
+    for orientation in ("RAS", "SAR", "PIR"):
+        turned = sitk.DICOMOrient(ct, orientation)
+        back = image_like(turned, segment_by_threshold(turned))
+        np.testing.assert_array_equal(pixels(sitk.DICOMOrient(back, "LPS")), upright)
 
 
 @pytest.mark.fault("padding of -2000 or")
 def test_threshold_ignores_padding_outside_the_field_of_view():
     ct, case = _phantom(3, (32, 96, 96))
-    array = sitk.GetArrayFromImage(ct)
+    array = pixels(ct)
     y, x = np.ogrid[-47.5:48, -47.5:48]
     array[:, np.hypot(y, x) > 50] = -3024
-    labels = segment_by_threshold(_image(array, case.spacing))
-    assert _dice(labels > 0, case.lung > 0) > 0.97
+    labels = segment_by_threshold(image_of(array, case.spacing))
+    assert dice(labels > 0, case.lung > 0) > 0.97
 
 
 @pytest.mark.fault("one lung")
 def test_threshold_with_one_airless_lung():
     ct, case = _phantom(4)
-    array = sitk.GetArrayFromImage(ct)
+    array = pixels(ct)
     array[case.lung == 1] = 40
-    labels = segment_by_threshold(_image(array, case.spacing))
+    labels = segment_by_threshold(image_of(array, case.spacing))
     assert not (labels == 1).any()
-    assert _dice(labels == 2, case.lung == 2) > 0.95
+    assert dice(labels == 2, case.lung == 2) > 0.95
 
 
 @pytest.mark.fault("no lung")
 def test_threshold_without_a_lung():
     ct, case = _phantom(0, (24, 64, 64))
-    solid = sitk.GetArrayFromImage(ct)
+    solid = pixels(ct)
     solid[case.lung > 0] = 40
     for array in (solid, np.full_like(solid, -1000), np.full_like(solid, 30)):
         with pytest.raises(VolumeError, match="no lung found") as caught:
-            segment_by_threshold(_image(array, case.spacing))
+            segment_by_threshold(image_of(array, case.spacing))
         assert "\n" not in str(caught.value)
 
 
@@ -138,17 +118,13 @@ def test_threshold_without_a_lung():
 def test_threshold_on_a_real_ct_with_a_tumour():
     ct = sitk.ReadImage(str(REAL_CTS / "lung_lesion_5mm.nrrd"))
     labels = segment_by_threshold(ct)
-    litres = {label: (labels == label).sum() * np.prod(ct.GetSpacing()) / 1e6 for label in (1, 2)}
-    assert 1.4 < litres[1] < 4
-    assert 0.9 < litres[2] < 3.5
-    assert 0.9 < litres[1] / litres[2] < 2
+    right, left = ((labels == label).sum() * np.prod(ct.GetSpacing()) / 1e6 for label in (1, 2))
+    assert 1.4 < right < 4
+    assert 0.9 < left < 3.5
     assert np.nonzero(labels == 1)[2].max() < np.nonzero(labels == 2)[2].mean()
-    assert -900 < np.median(sitk.GetArrayFromImage(ct)[labels > 0]) < -700
-    tumour = sitk.GetArrayFromImage(sitk.ReadImage(str(REAL_CTS / "lung_lesion_5mm_label.nrrd"))) > 0
+    assert -900 < np.median(pixels(ct)[labels > 0]) < -700
+    tumour = pixels(REAL_CTS / "lung_lesion_5mm_label.nrrd") > 0
     assert (labels[tumour] > 0).mean() > 0.9
-
-
-# ------------------------------------------------------------------------------------------ right and left
 
 
 def test_split_parts_touching_lungs():
@@ -199,7 +175,7 @@ def two_boxes():
 @pytest.mark.parametrize("code", ["LPS", "RAS", "PIR"])
 def test_given_labels_become_right_and_left_in_any_orientation(given, code):
     oriented = sitk.DICOMOrient(sitk.GetImageFromArray(two_boxes()), code)
-    expected = sitk.GetArrayFromImage(oriented)
+    expected = pixels(oriented)
     np.testing.assert_array_equal(with_sides(given(expected), oriented), expected)
 
 

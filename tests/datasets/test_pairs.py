@@ -26,30 +26,21 @@ def test_masks_are_matched_by_name_with_and_without_a_suffix(tmp_path):
 
 @pytest.mark.fault("names of nnU-Net, COVID-19-20")
 @pytest.mark.parametrize(
-    ("cts", "masks", "pairs"),
+    ("cts", "masks", "others"),
     [
-        (
-            ["imagesTr/a_0000.nii", "imagesTr/b_0000.nii"],
-            ["labelsTr/a.nii"],
-            {"imagesTr/a_0000.nii": "labelsTr/a.nii"},
-        ),
-        (["Train/v-1_ct.nii"], ["Train/v-1_seg.nii"], {"Train/v-1_ct.nii": "Train/v-1_seg.nii"}),
-        (
-            ["s1/ct.nii", "s2/ct.nii"],
-            ["masks/s2/mask.nii", "masks/s1.nii"],
-            {"s1/ct.nii": "masks/s1.nii", "s2/ct.nii": "masks/s2/mask.nii"},
-        ),
-        (["CT-1/s_0255.nii"], ["masks/s_0255_mask.nii"], {"CT-1/s_0255.nii": "masks/s_0255_mask.nii"}),
+        (["imagesTr/a_0000.nii"], ["labelsTr/a.nii"], ["imagesTr/b_0000.nii"]),
+        (["Train/v-1_ct.nii"], ["Train/v-1_seg.nii"], []),
+        (["s1/ct.nii", "s2/ct.nii"], ["masks/s1.nii", "masks/s2/mask.nii"], []),
+        (["CT-1/s_0255.nii"], ["masks/s_0255_mask.nii"], []),
     ],
 )
-def test_layouts_of_the_field(tmp_path, cts, masks, pairs):
-    touched(tmp_path, *cts, *masks)
+def test_layouts_of_the_field(tmp_path, cts, masks, others):
+    touched(tmp_path, *cts, *masks, *others)
     scans = find_scans(tmp_path)
-    assert len(scans) == len(cts)
+    assert len(scans) == len(cts) + len(others)
     matched, _ = match_masks(tmp_path / masks[0].split("/")[0], scans)
-    assert {scans[case_id].path: path for case_id, path in matched.items()} == {
-        tmp_path / ct: tmp_path / mask for ct, mask in pairs.items()
-    }
+    pairs = {scans[case_id].path: path for case_id, path in matched.items()}
+    assert pairs == {tmp_path / ct: tmp_path / mask for ct, mask in zip(cts, masks, strict=True)}
 
 
 def test_a_scan_whose_name_ends_like_a_mask_keeps_its_own(tmp_path):

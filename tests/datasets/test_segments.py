@@ -79,11 +79,7 @@ LESION = [("Lesion", 0, 1)]
 @pytest.mark.parametrize(
     ("names", "place", "match"),
     [
-        (
-            [("Segment_1", 0, 1), ("Segment_2", 0, 2)],
-            {},
-            "the segments Segment_1, Segment_2; name those that count",
-        ),
+        ([("Segment_1", 0, 1), ("Segment_2", 0, 2)], {}, "the segments Segment_1, Segment_2; name those that count"),
         (LESION, {"shift": 0.3}, "are not those of ct"),
         (LESION, {"start": np.array([6, 5, 5])}, "segments lie outside ct"),
         ([("Lesion", 1, 1)], {}, "not a readable segmentation"),  # in a layer that is missing
@@ -107,11 +103,7 @@ def test_a_mask_on_the_same_voxels_in_another_order_is_turned(tmp_path, order):
     refused(other, lambda: read_mask_on(other, "ct", CT), "its origin .* differs from")
 
 
-# ------------------------------------------------------------------------------------------- DICOM SEG
-
-
 def dicom_seg(path, folder, masks, labels, kind="BINARY"):
-    """Write a DICOM SEG of masks (z, y, x) on a series, with highdicom."""
     sources = sorted((pydicom.dcmread(p) for p in folder.iterdir()), key=lambda d: float(d.ImagePositionPatient[2]))
     for source in sources:
         source.SpacingBetweenSlices = 2.5

@@ -1,44 +1,33 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 
 from datasets.crop import LungMaskCrop
-from datasets.phantom.make import write_phantoms
+from evaluation.burden import measure_burden
 from evaluation.lesion_segmenter import LesionSegmenter, prepare_scan
-from models import Segmenter
-from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
+from tests.outputs import save_model
 from tests.volumes import geometry, pixels, write
 from utils.errors import VolumeError
 
 
-@pytest.fixture(scope="module")
-def phantom(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantom")
-    write_phantoms(folder, healthy=0, diseased=1, size=(24, 48, 48), seed=5)
-    return folder
-
-
-def test_probabilities_and_mask_agree_and_the_numbers_are_those_of_the_files(phantom, model):
-    path, lungpath = (phantom / kind / "diseased_000.nii.gz" for kind in ("ct", "lung"))
+def test_probabilities_and_mask_agree_and_the_numbers_are_those_of_the_files(phantoms, model):
+    path, lungpath = (phantoms / kind / "diseased_000.nii.gz" for kind in ("ct", "lung"))
     segmenter = LesionSegmenter(model, lungs="threshold", device="cpu", threshold=0.45)
     found = segmenter.predict(segmenter.prepare(path, lungpath), with_probabilities=True)
     assert geometry(found.mask) == geometry(found.probabilities) == geometry(path)
     mask, probabilities, lung, hu = pixels(found.mask), pixels(found.probabilities), pixels(lungpath), pixels(path)
     np.testing.assert_array_equal(mask, probabilities > np.float32(0.45))
     assert 0 < mask.sum() < (lung > 0).sum()
-    x, y, z = sitk.ReadImage(str(path)).GetSpacing()
-    burden = found.burden
-    assert burden.lesion_ml == pytest.approx(mask.sum() * x * y * z / 1000)
-    assert burden.lung_ml == pytest.approx((lung > 0).sum() * x * y * z / 1000)
-    for label, value in ((1, burden.right_lung_percent), (2, burden.left_lung_percent)):
-        assert value == pytest.approx(100 * (mask[lung == label] > 0).mean())
-    assert burden.lesion_mean_hu == pytest.approx(hu[mask > 0].mean())
+    voxel_ml = np.prod(sitk.ReadImage(str(path)).GetSpacing()) / 1000
+    burden = asdict(measure_burden(mask > 0, lung, hu, voxel_ml))
+    assert asdict(found.burden) == pytest.approx(burden)
 
 
-def test_small_components_are_no_lung_and_a_plain_mask_is_split(phantom, tmp_path):
-    path = phantom / "ct" / "diseased_000.nii.gz"
-    sides = sitk.ReadImage(str(phantom / "lung" / "diseased_000.nii.gz"))
+def test_small_components_are_no_lung_and_a_plain_mask_is_split(phantoms, tmp_path):
+    path = phantoms / "ct" / "diseased_000.nii.gz"
+    sides = sitk.ReadImage(str(phantoms / "lung" / "diseased_000.nii.gz"))
     expected = sitk.GetArrayFromImage(sides)
     stray = expected.copy()
     stray[0, 0, 0] = 1
@@ -61,8 +50,8 @@ def test_a_scan_that_shows_one_value_is_refused(tmp_path):
         prepare_scan(path, cropper, write(tmp_path / "lung.nii.gz", lung))
 
 
-def test_the_window_of_the_model_is_that_of_the_crop(phantom):
-    path, lungpath = (phantom / kind / "diseased_000.nii.gz" for kind in ("ct", "lung"))
+def test_the_window_of_the_model_is_that_of_the_crop(phantoms):
+    path, lungpath = (phantoms / kind / "diseased_000.nii.gz" for kind in ("ct", "lung"))
     crops = [
         pixels(prepare_scan(path, LungMaskCrop(lambda ct: None, (8, 16, 16), window=window), lungpath).image)
         for window in ((-1250, 250), (-1000, 0))
@@ -73,20 +62,11 @@ def test_the_window_of_the_model_is_that_of_the_crop(phantom):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    torch.manual_seed(1)
-    path = tmp_path_factory.mktemp("model") / "segmenter.pth"
-    save_segmenter(
-        path,
-        Segmenter(2),
-        SegmenterFacts(
-            trained_on=SegmenterInput(size=(16, 32, 32), window=(-1250.0, 250.0), normalization="minmax"), iteration=1
-        ),
-    )
-    return path
+    return save_model(tmp_path_factory.mktemp("model") / "segmenter.pth", (16, 32, 32))
 
 
-def test_three_lines_segment_a_path_and_an_image_alike(phantom, model):
-    path, lungs = (phantom / kind / "diseased_000.nii.gz" for kind in ("ct", "lung"))
+def test_three_lines_segment_a_path_and_an_image_alike(phantoms, model):
+    path, lungs = (phantoms / kind / "diseased_000.nii.gz" for kind in ("ct", "lung"))
     segmenter = LesionSegmenter(model, lungs="threshold", device="cpu", threshold=0.45)
     mask = segmenter.apply(path)
     assert geometry(mask) == geometry(path)
@@ -100,11 +80,11 @@ def test_three_lines_segment_a_path_and_an_image_alike(phantom, model):
     assert (given[0][~outside] > 0).any()
 
 
-def test_images_are_checked_like_files(phantom, model):
+def test_images_are_checked_like_files(phantoms, model):
     segmenter = LesionSegmenter(model, lungs="threshold", device="cpu")
-    ct = sitk.ReadImage(str(phantom / "ct" / "diseased_000.nii.gz"))
+    ct = sitk.ReadImage(str(phantoms / "ct" / "diseased_000.nii.gz"))
     with pytest.raises(VolumeError, match=r"the image: values of .* are not HU"):
         segmenter.apply(ct + 1024)
-    smaller = sitk.ReadImage(str(phantom / "lung" / "diseased_000.nii.gz"))[:, :, 1:]
+    smaller = sitk.ReadImage(str(phantoms / "lung" / "diseased_000.nii.gz"))[:, :, 1:]
     with pytest.raises(VolumeError, match="the mask: "):
         segmenter.apply(ct, smaller)

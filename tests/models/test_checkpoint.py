@@ -21,8 +21,13 @@ from utils.errors import CheckpointError
 
 TRAINED_ON = SegmenterInput(size=(16, 64, 64), window=(-1250.0, 250.0), normalization="window")
 OTHER = SegmenterInput(size=(40, 160, 160), window=(-1250.0, 250.0), normalization="minmax")
-
-
+TRAINING = Training(
+    cohort="covid",
+    scans={"LABELED": 1, "HEALTHY": 3},
+    settings="EXP: {ID: a}\n",
+    device="CPU",
+    versions={"torch": "2.11.0"},
+)
 RESUMABLE = {
     "networks": {network: {"w": torch.zeros(2)} for network in ("segmenter", "generator", "discriminator")},
     "optimizers": {"segmenter": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1}]}},
@@ -38,20 +43,21 @@ def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-def test_a_segmenter_file_is_enough_to_use_it(tmp_path):
-    segmenter = Segmenter(3)
-    save_segmenter(tmp_path / "s.pth", segmenter, SegmenterFacts(trained_on=TRAINED_ON, iteration=7, valid_dice=0.5))
-    loaded, facts = load_segmenter(tmp_path / "s.pth", OTHER)
-    assert loaded.width == facts.width == 3
-    assert equal(loaded, segmenter)
-    assert facts.trained_on == TRAINED_ON
-    content = load(tmp_path / "s.pth")
-    assert (content["iteration"], content["valid_dice"], content["version"]) == (7, 0.5, 1)
+def saved(path, segmenter=None, **facts):
+    save_segmenter(path, segmenter or Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON, **facts))
+    return path
+
+
+def refused(match, read, *arguments):
+    with pytest.raises(CheckpointError, match=match) as caught:
+        read(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 @pytest.mark.fault("`module.` and `_orig_mod.`")
 @pytest.mark.parametrize("prefix", ["", "module.", "module.module.", "_orig_mod.", "_orig_mod.module."])
-def test_files_of_wrapped_networks_load(tmp_path, prefix):
+def test_a_training_state_gives_each_network_also_if_it_was_wrapped(tmp_path, prefix):
     networks = {"segmenter": Segmenter(2), "generator": Generator(2), "discriminator": Discriminator(2, (16, 64, 64))}
     wrapped = {
         name: {prefix + key: tensor for key, tensor in network.state_dict().items()}
@@ -60,9 +66,9 @@ def test_files_of_wrapped_networks_load(tmp_path, prefix):
     path = save_state(tmp_path, {"networks": wrapped}, 3)
     assert equal(load_segmenter(path, OTHER)[0], networks["segmenter"])
     assert equal(load_generator(path), networks["generator"])
-    discriminator = Discriminator(2, (16, 64, 64))
-    load_weights(discriminator, path)
-    assert equal(discriminator, networks["discriminator"])
+    for name, fresh in (("segmenter", Segmenter(2)), ("discriminator", Discriminator(2, (16, 64, 64)))):
+        load_weights(fresh, path)
+        assert equal(fresh, networks[name])
 
 
 @pytest.mark.fault("`module.` and `_orig_mod.`")
@@ -72,8 +78,7 @@ def test_a_network_compiled_in_part_loads_but_not_one_that_is_given_twice(tmp_pa
     save(weights, tmp_path / "parts.pth")
     assert equal(load_segmenter(tmp_path / "parts.pth", OTHER)[0], segmenter)
     save({**weights, **segmenter.state_dict()}, tmp_path / "twice.pth")
-    with pytest.raises(CheckpointError, match=r"twice\.pth: holds the same weights twice"):
-        load_segmenter(tmp_path / "twice.pth", OTHER)
+    refused(r"twice\.pth: holds the same weights twice", load_segmenter, tmp_path / "twice.pth", OTHER)
 
 
 @pytest.mark.fault("another architecture, missing")
@@ -83,51 +88,40 @@ def test_weights_of_ours_that_are_missing_or_unknown_are_one_line(tmp_path, chan
     state = Segmenter(2).state_dict()
     tensor = state.pop(name) if change == "missing" else state[name]
     save(state if change == "missing" else {**state, "stray.weight": tensor}, tmp_path / "s.pth")
-    with pytest.raises(CheckpointError, match=r"s\.pth: (not the weights|does not fit)") as caught:
-        load_weights(Segmenter(2), tmp_path / "s.pth")
-    assert "\n" not in str(caught.value)
+    refused(r"s\.pth: (not the weights|does not fit)", load_weights, Segmenter(2), tmp_path / "s.pth")
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
 def test_published_checkpoints_load_with_their_own_width(tmp_path, prefix):
-    for name, load_published_file in (
-        ("segmenter_base4", lambda p: load_segmenter(p, OTHER)[0]),
+    for name, load_network in (
+        ("segmenter_base4", lambda p: load_segmenter(p)[0]),
         ("generator_base4", load_generator),
     ):
         state = {prefix + key: value for key, value in reference.published_state(reference.load(name)).items()}
         torch.save(state, tmp_path / f"{name}.pth")
-        network = load_published_file(tmp_path / f"{name}.pth")
+        network = load_network(tmp_path / f"{name}.pth")
+        fresh = type(network)(4)
+        load_weights(fresh, tmp_path / f"{name}.pth")
         assert network.width == 4
-        assert torch.equal(next(network.parameters()), next(iter(state.values())))
-
-
-def test_a_training_state_gives_each_network(tmp_path):
-    networks = {"segmenter": Segmenter(2), "generator": Generator(2), "discriminator": Discriminator(2, (16, 64, 64))}
-    path = save_state(tmp_path, {"networks": {name: n.state_dict() for name, n in networks.items()}}, 3)
-    assert equal(load_segmenter(path, OTHER)[0], networks["segmenter"])
-    assert equal(load_generator(path), networks["generator"])
-    for name, fresh in (("segmenter", Segmenter(2)), ("discriminator", Discriminator(2, (16, 64, 64)))):
-        load_weights(fresh, path)
-        assert equal(fresh, networks[name])
+        for loaded in (network, fresh):
+            assert torch.equal(next(loaded.parameters()), next(iter(state.values())))
 
 
 @pytest.mark.fault("another architecture, missing")
 def test_weights_that_do_not_fit_are_one_line(tmp_path):
-    save_segmenter(tmp_path / "s.pth", Segmenter(3), SegmenterFacts(trained_on=TRAINED_ON, iteration=0))
-    for network, message in ((Segmenter(2), "does not fit"), (Generator(2), "holds a segmenter alone")):
-        with pytest.raises(CheckpointError, match=rf"s\.pth: {message}") as caught:
-            load_weights(network, tmp_path / "s.pth")
-        assert "\n" not in str(caught.value)
-    with pytest.raises(CheckpointError, match="not the weights of a generator"):
-        load_generator(tmp_path / "s.pth")
-    save({"anything": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match="not the weights of a segmenter; its first entry is anything"):
-        load_segmenter(tmp_path / "other.pth", OTHER)
+    path, odd = saved(tmp_path / "s.pth", Segmenter(3)), tmp_path / "odd.pth"
+    refused(r"s\.pth: does not fit", load_weights, Segmenter(2), path)
+    refused(r"s\.pth: holds a segmenter alone", load_weights, Generator(2), path)
+    refused("not the weights of a generator", load_generator, path)
+    save({"anything": torch.zeros(1)}, odd)
+    refused("not the weights of a segmenter; its first entry is anything", load_segmenter, odd)
     for shape in ((), (4,), (4, 2, 3, 3, 3), (0, 1, 3, 3, 3), (10**6, 1, 1, 1, 1)):
-        save({"conv.weight": torch.zeros(shape), "conv1.0.weight": torch.zeros(shape)}, tmp_path / "odd.pth")
-        for load_network in (lambda path: load_segmenter(path, OTHER), load_generator):
-            with pytest.raises(CheckpointError, match="not the weights of a"):
-                load_network(tmp_path / "odd.pth")
+        save({"conv.weight": torch.zeros(shape), "conv1.0.weight": torch.zeros(shape)}, odd)
+        refused("not the weights of a", load_segmenter, odd)
+        refused("not the weights of a", load_generator, odd)
+
+
+MISSING = object()
 
 
 def changed(content, entry, value):
@@ -143,34 +137,31 @@ def changed(content, entry, value):
     return copy
 
 
-MISSING = object()
+WRONG = (MISSING, None, 1, "minimax", [1, 2], (1, -2, 0.5), {"w": "no tensor"})
 
 
 @pytest.mark.fault("another architecture, missing")
-@pytest.mark.parametrize("entry", ["input", "input.size", "input.window", "input.normalization", "width", "weights"])
-@pytest.mark.parametrize("value", [MISSING, None, 1, "minimax", [1, 2], (1, 2), (1, -2, 0.5), {"w": "no tensor"}])
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        *((entry, value) for entry in ("input", "input.size", "input.normalization", "weights") for value in WRONG),
+        *(("input.window", value) for value in WRONG),
+        *(("width", value) for value in (MISSING, None, "minimax", [1, 2], (1, 2), {"w": "no tensor"})),
+        *(("threshold", value) for value in (0, 1, -0.2, 1.5, "0.5", None)),
+        *((f"training.{entry}", {"VALID": -1}) for entry in ("cohort", "scans", "settings", "device", "versions")),
+    ],
+)
 def test_entries_of_a_segmenter_that_are_missing_or_wrong_are_named(tmp_path, entry, value):
-    path = tmp_path / "s.pth"
-    save_segmenter(path, Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON, iteration=0))
-    content = load(path)
-    save(changed(content, entry, value), path)
-    if entry == "width" and value == 1:  # an entry of the right type, of other weights
-        with pytest.raises(CheckpointError, match=r"s\.pth: does not fit"):
-            load_segmenter(path, OTHER)
-        return
-    if entry == "input.window" and value == (1, 2):
-        assert load_segmenter(path, OTHER)[1].trained_on.window == (1, 2)
-        return
-    with pytest.raises(CheckpointError, match=rf"s\.pth: its entry {entry}.* is missing or wrong") as caught:
-        load_segmenter(path, OTHER)
-    assert "\n" not in str(caught.value)
+    path = saved(tmp_path / "s.pth", training=TRAINING)
+    load_segmenter(path)
+    save(changed(load(path), entry, value), path)
+    refused(rf"s\.pth: its entry {entry}.* is missing or wrong", load_segmenter, path)
 
 
 @pytest.mark.fault("a segmenter alone given")
 def test_a_segmenter_alone_cannot_be_resumed_from(tmp_path, caplog):
-    save_segmenter(tmp_path / "state_0000009.pth", Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON, iteration=9))
-    with pytest.raises(CheckpointError, match="no training state to resume from"):
-        load_latest_state(tmp_path)
+    saved(tmp_path / "state_0000009.pth")
+    refused("no training state to resume from", load_latest_state, tmp_path)
     assert "state_0000009.pth: not a training state" in caplog.text
 
 
@@ -188,13 +179,10 @@ def test_a_state_with_nan_in_it_is_passed_over(tmp_path, caplog, where, bad):
 
 @pytest.mark.fault("a newer or impossible")
 def test_a_missing_file_and_a_newer_version_are_one_line(tmp_path):
-    with pytest.raises(CheckpointError, match="no such file"):
-        load(tmp_path / "none.pth")
+    refused("no such file", load, tmp_path / "none.pth")
     for version in (99, 0, -1, True, 1.0, "1", None, [1]):
         save({"format": checkpoint.STATE_FORMAT, "version": version, **RESUMABLE}, tmp_path / "new.pth")
-        with pytest.raises(CheckpointError, match=r"has version .*, this code reads 1") as caught:
-            load(tmp_path / "new.pth")
-        assert f"version {version}," in str(caught.value)
+        assert f"has version {version}, this code reads 1" in refused("new.pth", load, tmp_path / "new.pth")
 
 
 @pytest.mark.fault("a damaged last state")
@@ -206,63 +194,26 @@ def test_the_last_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path,
     find_states(tmp_path)[0].write_bytes(b"")
     assert load_latest_state(tmp_path)["iteration"] == 100
     assert "state_3000000.pth" in caplog.text
-    with pytest.raises(CheckpointError, match="no training state to resume from"):
-        load_latest_state(tmp_path / "empty")
+    refused("no training state to resume from", load_latest_state, tmp_path / "empty")
 
 
-TRAINING = Training(
-    cohort="covid",
-    scans={"LABELED": 1, "HEALTHY": 3},
-    settings="EXP: {ID: a}\n",
-    device="CPU",
-    versions={"torch": "2.11.0"},
-)
-
-
-def test_what_trained_a_segmenter_is_read_back(tmp_path):
-    save_segmenter(
-        tmp_path / "s.pth",
-        Segmenter(2),
-        SegmenterFacts(
-            trained_on=TRAINED_ON, threshold=0.3, iteration=7, valid_dice=0.5, training=TRAINING, seen=["ab", "cd"]
-        ),
-    )
-    _, facts = load_segmenter(tmp_path / "s.pth")
-    assert facts == SegmenterFacts(
-        trained_on=TRAINED_ON, width=2, threshold=0.3, iteration=7, valid_dice=0.5, training=TRAINING, seen=["ab", "cd"]
-    )
+def test_the_file_of_a_segmenter_is_enough_to_use_it_and_says_what_trained_it(tmp_path):
+    segmenter = Segmenter(3)
+    told = {"threshold": 0.3, "iteration": 7, "valid_dice": 0.5, "training": TRAINING, "seen": ["ab", "cd"]}
+    loaded, facts = load_segmenter(saved(tmp_path / "s.pth", segmenter, **told), OTHER)
+    assert equal(loaded, segmenter)
+    assert facts == SegmenterFacts(trained_on=TRAINED_ON, width=3, **told)
 
 
 def test_files_that_do_not_say_it_leave_it_unknown(tmp_path):
-    save_segmenter(tmp_path / "s.pth", Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON))
-    content = load(tmp_path / "s.pth")
+    content = load(saved(tmp_path / "s.pth"))
     for entry in ("iteration", "valid_dice", "training", "threshold", "seen"):  # as earlier versions wrote it
         del content[entry]
     save(content, tmp_path / "old.pth")
     save(reference.published_state(reference.load("segmenter_base4")), tmp_path / "published.pth")
-    for name, trained_on in (("s.pth", TRAINED_ON), ("old.pth", TRAINED_ON), ("published.pth", None)):
-        _, facts = load_segmenter(tmp_path / name)
-        assert facts == SegmenterFacts(trained_on=trained_on, width=4 if trained_on is None else 2)
-
-
-@pytest.mark.parametrize("entry", ["cohort", "scans", "settings", "device", "versions"])
-def test_entries_of_the_training_that_are_wrong_are_named(tmp_path, entry):
-    save_segmenter(
-        tmp_path / "s.pth",
-        Segmenter(2),
-        SegmenterFacts(trained_on=TRAINED_ON, iteration=7, valid_dice=0.5, training=TRAINING),
-    )
-    save(changed(load(tmp_path / "s.pth"), f"training.{entry}", {"VALID": -1}), tmp_path / "s.pth")
-    with pytest.raises(CheckpointError, match=rf"s\.pth: its entry training\.{entry}.* is missing or wrong"):
-        load_segmenter(tmp_path / "s.pth")
-
-
-@pytest.mark.parametrize("threshold", [0, 1, -0.2, 1.5, "0.5", None])
-def test_a_threshold_is_a_probability(tmp_path, threshold):
-    save_segmenter(tmp_path / "s.pth", Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON))
-    save(changed(load(tmp_path / "s.pth"), "threshold", threshold), tmp_path / "s.pth")
-    with pytest.raises(CheckpointError, match=r"s\.pth: its entry threshold is missing or wrong"):
-        load_segmenter(tmp_path / "s.pth")
+    for name, trained_on, width in (("s", TRAINED_ON, 2), ("old", TRAINED_ON, 2), ("published", None, 4)):
+        _, facts = load_segmenter(tmp_path / f"{name}.pth")
+        assert facts == SegmenterFacts(trained_on=trained_on, width=width)
 
 
 def test_another_network_stands_in_for_the_segmenter(tmp_path, monkeypatch):
@@ -272,9 +223,7 @@ def test_another_network_stands_in_for_the_segmenter(tmp_path, monkeypatch):
     for module in (objectives, checkpoint):
         monkeypatch.setattr(module, "build_segmenter", unet)
     networks = build_networks((4, 2, 2), (16, 64, 64))
-    assert isinstance(networks.segmenter, UNet)
-    save_segmenter(tmp_path / "s.pth", networks.segmenter, SegmenterFacts(trained_on=TRAINED_ON, width=4))
-    loaded, facts = load_segmenter(tmp_path / "s.pth")
+    loaded, facts = load_segmenter(saved(tmp_path / "s.pth", networks.segmenter, width=4))
     assert (type(loaded), facts.width) == (UNet, 4)
     assert equal(loaded, networks.segmenter)
     weights = {name: network.state_dict() for name, network in networks._asdict().items()}
@@ -286,26 +235,12 @@ def test_another_network_stands_in_for_the_segmenter(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_a_release_or_a_run_stands_for_its_segmenter(tmp_path):
-    release, run = Segmenter(2), Segmenter(3)
-    save_segmenter(
-        tmp_path / "segmenter_best.pth", run, SegmenterFacts(trained_on=TRAINED_ON, iteration=7, valid_dice=0.5)
-    )
-    save_segmenter(tmp_path / "segmenter_last.pth", Segmenter(4), SegmenterFacts(trained_on=TRAINED_ON, iteration=8))
-    assert equal(load_segmenter(tmp_path, OTHER)[0], run)
-    save_segmenter(
-        tmp_path / "segmenter.pth", release, SegmenterFacts(trained_on=TRAINED_ON, iteration=7, valid_dice=0.5)
-    )
-    segmenter, facts = load_segmenter(tmp_path, OTHER)
-    assert equal(segmenter, release)
-    assert facts.trained_on == TRAINED_ON
-    fresh = Segmenter(2)
+    release, run, fresh = Segmenter(2), Segmenter(3), Segmenter(2)
+    saved(tmp_path / "segmenter_last.pth", Segmenter(4))
+    assert str(tmp_path) in refused(r"has neither segmenter\.pth nor .*; name it", load_segmenter, tmp_path, OTHER)
+    saved(tmp_path / "segmenter_best.pth", run)
+    assert equal(load_segmenter(tmp_path)[0], run)
+    saved(tmp_path / "segmenter.pth", release)
+    assert equal(load_segmenter(tmp_path)[0], release)
     load_weights(fresh, tmp_path)
     assert equal(fresh, release)
-
-
-def test_a_folder_without_a_segmenter_to_use_is_one_line(tmp_path):
-    save_segmenter(tmp_path / "segmenter_last.pth", Segmenter(2), SegmenterFacts(trained_on=TRAINED_ON, iteration=8))
-    with pytest.raises(CheckpointError, match=r"has neither segmenter\.pth nor .*; name it") as caught:
-        load_segmenter(tmp_path, OTHER)
-    assert "\n" not in str(caught.value)
-    assert str(tmp_path) in str(caught.value)

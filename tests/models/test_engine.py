@@ -30,7 +30,6 @@ def volume(*shape):
 
 
 def conversions(monkeypatch):
-    """A list that grows with each conversion."""
     made, convert = [], engine._convert
     monkeypatch.setattr(engine, "_convert", lambda network, x: made.append(tuple(x.shape)) or convert(network, x))
     return made

@@ -9,7 +9,6 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 @pytest.fixture(scope="session")
 def browser():
-    """A real browser without a window."""
     if CHROMIUM is None:
         pytest.skip("no chromium found on PATH")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

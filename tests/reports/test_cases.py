@@ -93,60 +93,47 @@ def enclosed(path, shape):
 
 
 def test_the_page_opens_alone_and_lets_no_script_in(report, opened):
-    text = report.read_text(encoding="utf-8")
-    assert text.count("<script>") == 1
-    policy = "Content Security Policy"
-    with opened(report, expected=(policy, "Fetch API cannot load")) as page:
+    assert report.read_text(encoding="utf-8").count("<script>") == 1
+    with opened(report, expected=("Content Security Policy", "Fetch API cannot load")) as page:
         wait_for(page, "axial", shown_slice(page, "axial"))
         assert page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'fetched', () => 'refused')") == "refused"
         page.evaluate(
             "s = document.createElement('script'); s.textContent = 'window.broken = 1'; document.body.append(s)"
         )
         assert page.evaluate("window.broken") is None
-        assert page.locator("footer .facts").inner_text().count("cpu") == 0  # collapsed
+        assert "cpu" not in page.locator("footer .facts").inner_text()  # collapsed
         page.locator("footer summary").click()
         assert "cpu" in page.locator("footer .facts").inner_text()
         assert "not a medical device" in page.locator("header").inner_text()
-        assert "4 cases" in page.locator("header").inner_text()
         doubled = "all = [...document.querySelectorAll('[id]')].map(e => e.id); all.length - new Set(all).size"
         assert page.evaluate(doubled) == 0
 
 
-def test_ids_of_any_characters_are_shown_as_they_are(report, opened):
+def test_ids_of_any_characters_and_missing_values_are_shown_as_they_are(report, opened):
     with opened(report) as page:
         assert ids(page) == list(VALUES)
         page.locator("#cases tbody button").nth(1).click()
         assert page.locator("#case-id").inner_text() == ODD
         assert page.title() == f"Title {ODD}"
         assert page.locator("b").count() == 0
-
-
-def test_missing_values_are_a_dash_and_empty_columns_are_left_out(report, opened):
-    with opened(report) as page:
-        assert page.locator("#cases thead th").count() == 5
+        assert page.locator("#cases thead th").count() == 5  # an empty column is left out
         assert column(page, 0) == ["0.500", "–", "0.750", "–"]  # noqa: RUF001
         assert column(page, 1) == ["10.0", "\N{MINUS SIGN}2.2", "9.0", "100.0"]
-        assert page.locator("#cases tbody td").first.evaluate("e => getComputedStyle(e).textAlign") == "right"
 
 
 def test_sorting_by_click_and_by_keyboard_puts_missing_values_last(report, opened):
     with opened(report) as page:
         dice = page.locator("#cases thead th").nth(1)
-        dice.locator("button").click()
-        assert dice.get_attribute("aria-sort") == "ascending"
-        assert ids(page) == ["b 10", "a 2", ODD, "c"]
-        dice.locator("button").click()
-        assert dice.get_attribute("aria-sort") == "descending"
-        assert ids(page) == ["a 2", "b 10", ODD, "c"]
-
+        for direction, order in (("ascending", ["b 10", "a 2", ODD, "c"]), ("descending", ["a 2", "b 10", ODD, "c"])):
+            dice.locator("button").click()
+            assert dice.get_attribute("aria-sort") == direction
+            assert ids(page) == order
         page.keyboard.press("Tab")  # to the heading of the predicted volume
         page.keyboard.press("Enter")
         assert dice.get_attribute("aria-sort") == "none"
-        assert page.locator("#cases thead th").nth(2).get_attribute("aria-sort") == "ascending"
         assert ids(page) == [ODD, "a 2", "b 10", "c"]
         page.keyboard.press("Space")
         assert ids(page) == ["c", "b 10", "a 2", ODD]
-
         page.locator("#cases thead button").first.click()
         assert ids(page)[1:] == ["a 2", "b 10", "c"]
 
@@ -158,53 +145,38 @@ def test_cases_are_opened_by_click_enter_arrows_and_letters(report, opened):
         page.locator("#cases tbody td").nth(4 * 2).click()
         assert heading.inner_text() == "a 2"
         assert page.locator("#cases tr[aria-current=true]").count() == 1
-        page.keyboard.press("ArrowDown")
-        assert heading.inner_text() == "c"
-        page.keyboard.press("ArrowDown")
-        assert heading.inner_text() == "c"
-        page.keyboard.press("ArrowUp")
-        page.keyboard.press("k")
-        assert heading.inner_text() == ODD
-        page.keyboard.press("j")
-        assert heading.inner_text() == "a 2"
+        for key, shown in (("ArrowDown", "c"), ("ArrowDown", "c"), ("ArrowUp", "a 2"), ("k", ODD), ("j", "a 2")):
+            page.keyboard.press(key)
+            assert heading.inner_text() == shown
         page.locator("#cases tbody button").first.focus()
         page.keyboard.press("Enter")
         assert heading.inner_text() == "b 10"
         assert "0.500" in page.locator("#values").inner_text()
-        page.locator("#next").click()
-        assert heading.inner_text() == ODD
-        # The truth of this one is not known.
-        assert not page.locator("#true-switch").is_visible()
-        page.locator("#previous").click()
-        assert page.locator("#true-switch").is_visible()
+        # The truth of the next one is not known.
+        for button, shown, known in (("#next", ODD, False), ("#previous", "b 10", True)):
+            page.locator(button).click()
+            assert heading.inner_text() == shown
+            assert page.locator("#true-switch").is_visible() == known
 
 
 def test_the_outlines_follow_the_borders_of_exactly_the_voxels_in_the_masks(report, opened):
-    predicted, true = masks(0)
     at = "[...document.querySelectorAll('#{} .stage path')].map(e => [e.className.baseVal, e.getAttribute('d') || ''])"
     with opened(report) as page:
-        for name, planes, indices in (
+        for name, planes, places in (
             ("axial", lambda mask, k: mask[k], (0, 3, 4, 5, 12, 19)),
             ("coronal", lambda mask, k: mask[::-1, k], None),
         ):
             slider = page.locator(f"#{name} input")
-            for place in indices or range(int(slider.get_attribute("max")) + 1):
+            for place in places or range(int(slider.get_attribute("max")) + 1):
                 slider.fill(str(place))
                 k = shown_slice(page, name)
                 wait_for(page, name, k)
                 paths = dict(page.evaluate(at.format(name)))
-                for which, mask in (("predicted", predicted), ("true", true)):
-                    expected = planes(mask, k)
-                    inside, area = enclosed(paths[which], expected.shape)
-                    np.testing.assert_array_equal(inside, expected)
-                    assert area == expected.sum()
-                    drawn = "e => { const b = e.getBBox(); return [b.x, b.y, b.x + b.width, b.y + b.height] }"
-                    if expected.any():
-                        rows, columns = np.nonzero(expected)
-                        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-                        assert page.locator(f"#{name} .stage path.{which}").evaluate(drawn) == box
-        view_box = page.locator("#coronal .stage svg").get_attribute("viewBox")
-        assert view_box == "0 0 64 20"
+                for which, mask in zip(("predicted", "true"), masks(0), strict=True):
+                    inside, area = enclosed(paths[which], planes(mask, k).shape)
+                    np.testing.assert_array_equal(inside, planes(mask, k))
+                    assert area == inside.sum()
+        assert page.locator("#coronal .stage svg").get_attribute("viewBox") == "0 0 64 20"
         # Voxels are 1.5 x 2 mm in axial slices and 1.5 x 5 mm in coronal ones.
         for name, ratio in (("axial", 64 * 1.5 / (48 * 2)), ("coronal", 64 * 1.5 / (20 * 5))):
             box = page.locator(f"#{name} .stage").bounding_box()
@@ -221,11 +193,6 @@ def test_outlines_are_switched_by_box_and_by_key(report, opened):
             assert path.evaluate(display) == "none"
             page.keyboard.press(key)
             assert path.evaluate(display) != "none"
-        colours = {
-            page.locator(f"#axial .stage path.{name}").evaluate("e => getComputedStyle(e).stroke")
-            for name in ("predicted", "true")
-        }
-        assert len(colours) == 2
 
 
 def test_slices_are_scrolled_by_keys_wheel_drag_and_slider(report, opened):
@@ -258,41 +225,31 @@ def test_slices_are_scrolled_by_keys_wheel_drag_and_slider(report, opened):
 
 def test_windows_change_the_grey_values_as_they_should(report, opened):
     # HU are -600 and 40. Lung, -1350..150: 255 * 750 / 1500 and 255 * 1390 / 1500. Mediastinum, -160..240: below, half.
-    expected = {"lung": (127.5, 236.3), "mediastinum": (0, 127.5)}
     read = """name => { const canvas = document.querySelector(`#${name} canvas`), context = canvas.getContext("2d");
         return [10, 50].map(x => [...context.getImageData(x, canvas.height / 2, 1, 1).data]) }"""
     with opened(report) as page:
-        index = shown_slice(page, "axial")
-        wait_for(page, "axial", index)
-        wait_for(page, "coronal", shown_slice(page, "coronal"))
-        for window in ("lung", "mediastinum", "lung"):
+        for plane in ("axial", "coronal"):
+            wait_for(page, plane, shown_slice(page, plane))
+        for window, expected in (("lung", (127.5, 236.3)), ("mediastinum", (0, 127.5)), ("lung", (127.5, 236.3))):
             if window != page.locator("input[name=window]:checked").get_attribute("value"):
                 page.keyboard.press("w")
                 page.wait_for_timeout(200)
             for plane in ("axial", "coronal"):
-                for pixel, value in zip(page.evaluate(read, plane), expected[window], strict=True):
-                    assert pixel[0] == pixel[1] == pixel[2]
-                    assert pixel[0] == pytest.approx(value, abs=5)
-                    assert pixel[3] == 255
+                for pixel, value in zip(page.evaluate(read, plane), expected, strict=True):
+                    assert pixel == pytest.approx([value, value, value, 255], abs=5)
 
 
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(report, opened):
     with opened(report, 390, 844, has_touch=True, is_mobile=True, device_scale_factor=2) as page:
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
         page.locator("#cases tbody button").nth(1).tap()
         assert page.locator("#case-id").inner_text() == ODD
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         # The viewer is below the table, and has come into sight.
-        assert page.locator("#axial .stage").bounding_box()["y"] < 844 / 2
-        assert page.locator("#axial .stage").bounding_box()["width"] > 300
-        sizes = (
-            "[...document.querySelectorAll('main :not(svg, svg *)')].map(e => parseFloat(getComputedStyle(e).fontSize))"
-        )
+        stage = page.locator("#axial .stage").bounding_box()
+        assert stage["y"] < 844 / 2
+        assert stage["width"] > 300
+        sizes = "[...document.querySelectorAll('main :not(svg *)')].map(e => parseFloat(getComputedStyle(e).fontSize))"
         assert min(page.evaluate(sizes)) >= 12
-        scale = page.locator(".plot svg").first.evaluate(
-            "e => e.getBoundingClientRect().width / e.viewBox.baseVal.width"
-        )
-        assert 9 * scale > 11  # the text of plots
 
 
 def test_the_case_with_the_median_dice_is_shown_first(report):

@@ -1,5 +1,4 @@
 import re
-import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
@@ -41,22 +40,6 @@ def test_the_plots_of_a_prediction():
     assert titles(plots) == ["Lesion volume", "Lesion in percent of the lung"]
 
 
-def test_text_stays_text_ids_are_apart_and_the_same_comes_out_every_time():
-    rows = [{"dice": d, "predicted_ml": 900 * d, "true_ml": 500 * d} for d in (0.2, 0.4, 0.9)]
-    plots = cohort_plots(rows)
-    ids = []
-    for plot in plots:
-        root = ET.fromstring(plot.svg.replace("xlink:href", "href"))
-        ids += [element.get("id") for element in root.iter() if element.get("id")]
-        assert "median" in "".join(root.itertext()) or "mean" in "".join(root.itertext())
-        assert "currentColor" in plot.svg
-        assert "#010203" not in plot.svg
-        for reference in re.findall(r'(?:href="#|url\(#)([^")]+)', plot.svg):
-            assert reference in ids
-    assert len(set(ids)) == len(ids)
-    assert [p.svg for p in cohort_plots(rows)] == [p.svg for p in plots]
-
-
 @pytest.mark.parametrize("rows", [[], [{}], [{"dice": None}], [{"dice": float("nan")}], [{"id": "a", "kind": "b"}]])
 def test_nothing_to_plot_is_no_plot(rows):
     assert cohort_plots(rows) == []
@@ -66,11 +49,3 @@ def test_a_single_scan_and_volumes_far_apart_are_plotted():
     assert len(cohort_plots([{"dice": 1.0, "predicted_ml": 0.0, "true_ml": 3.0}])) == 3
     far = np.geomspace(0.5, 5000, 12)
     assert len(cohort_plots([{"lesion_ml": float(v), "lesion_percent_of_lung": 0.0} for v in far])) == 2
-
-
-@pytest.mark.parametrize("scale", [0.01, 1000])
-def test_labels_of_axes_lie_in_the_picture(scale):
-    rows = [{"dice": 0.5, "predicted_ml": scale * p, "true_ml": scale * t} for p, t in ((10, 1), (1, 20), (30, 9))]
-    for plot in cohort_plots(rows):
-        for at in re.findall(r"rotate\(-90 ([\d.]+) ", plot.svg):
-            assert float(at) > 9, plot.caption  # the baseline of a text of 9 points

@@ -140,19 +140,14 @@ def test_a_run_that_has_logged_nothing_yet_has_a_page(tmp_path):
     assert "Training young" in page
 
 
-def test_a_damaged_picture_is_left_out(run_folder, tmp_path):
+def test_a_damaged_picture_and_settings_of_another_version_are_left_out(run_folder, tmp_path):
     (tmp_path / "pictures").mkdir()
-    (tmp_path / "metrics.jsonl").write_text("")
-    (tmp_path / "pictures" / "0000010.png").write_bytes((run_folder / "pictures" / "0000010.png").read_bytes())
+    for name in ("metrics.jsonl", "pictures/0000010.png"):
+        shutil.copy(run_folder / name, tmp_path / name)
+    (tmp_path / "settings.yaml").write_text("EXP: {OLD: 1}\n")
     (tmp_path / "pictures" / "0000020.png").write_bytes(b"damaged")
     page = write_training_report(tmp_path).read_text(encoding="utf-8")
     assert re.findall(r'"iteration": (\d+)', page) == ["10"]
     assert "1 of 2 pictures of the run." in page
-
-
-def test_settings_of_another_version_are_left_out(run_folder, tmp_path):
-    (tmp_path / "metrics.jsonl").write_bytes((run_folder / "metrics.jsonl").read_bytes())
-    (tmp_path / "settings.yaml").write_text("EXP: {OLD: 1}\n")
-    page = write_training_report(tmp_path).read_text(encoding="utf-8")
     assert "LOSS" not in page
     assert "best validation Dice 0.600" in page

@@ -80,11 +80,10 @@ def test_the_box_is_that_of_lungs_and_lesions_with_a_margin_in_the_plane():
 
 def test_without_lungs_the_box_is_that_of_the_body():
     hu = np.full((20, 48, 64), -1000.0)
+    assert encode_case(case_of(hu=hu, lung=None))["planes"][0]["size"] == (64, 48)
     hu[2:18, 20:30, 20:40] = 0
-    view = encode_case(case_of(hu=hu, lung=None))
-    assert view["planes"][0]["size"] == (20 + 2 * 5, 10 + 2 * 4)
-    assert view["planes"][0]["count"] == 16
-    assert encode_case(case_of(hu=np.full((20, 48, 64), -1000.0), lung=None))["planes"][0]["size"] == (64, 48)
+    axial = encode_case(case_of(hu=hu, lung=None))["planes"][0]
+    assert (axial["size"], axial["count"]) == ((20 + 2 * 5, 10 + 2 * 4), 16)
 
 
 def test_pictures_hold_the_hu_and_masks_tell_predicted_from_true():

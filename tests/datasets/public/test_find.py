@@ -19,7 +19,6 @@ LONG = [
 
 
 def first_layout(folder):
-    """CovidSeg with long names of CTs."""
     touched(folder / "ct_scans", *(f"{name}.nii" for name in LONG))
     for masks in ("lung_mask", "infection_mask", "lung_and_infection_mask"):
         touched(folder / masks, *(f"{name}.nii" for name in SHORT))
@@ -27,7 +26,6 @@ def first_layout(folder):
 
 
 def second_layout(folder):
-    """CovidSeg with short names everywhere."""
     for part in ("COVID-19-CT-Seg_20cases", "Lung_Mask", "Infection_Mask"):
         touched(folder / part, *(f"{name}.nii.gz" for name in SHORT))
     return folder
