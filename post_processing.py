@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parent))
 
 from datasets.scan_options import add_scan_options, chosen_reading
-from evaluation import THRESHOLD
+from evaluation import TESTED, THRESHOLD
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import VolumeError
 from utils.files import lock_folder
@@ -43,11 +43,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--masks", type=Path, required=True, metavar="PRED", help="folder of cropped masks")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the full-size masks")
-    parser.add_argument("--threshold", type=float, default=THRESHOLD, help="probabilities above it are lesion")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help=f"probabilities above it are lesion (default: that of the test.py that wrote them, or {THRESHOLD})",
+    )
     add_scan_options(parser, "series", "max-voxels")
     add_quiet(parser)
     options = parser.parse_args(arguments)
-    if not 0 <= options.threshold < 1:
+    if options.threshold is not None and not 0 <= options.threshold < 1:
         parser.error("--threshold must be at least 0 and below 1")
     options.reading = chosen_reading(parser, options)
     return options
@@ -75,6 +79,13 @@ def restore_mask(scan: Scan, mask: Path, threshold: float, reading: Reading) -> 
     return lay_over(scan, scan.geometry(reading), crop, mask, threshold)
 
 
+def thresholds_of(masks: Path) -> dict[Path, float]:
+    """The threshold that test.py used, by the path of a file that it wrote; of a folder in its output folder."""
+    output = masks.resolve().parent
+    entries = Ledger(output, TESTED).entries().values()
+    return {output / name: entry.options.get("threshold", THRESHOLD) for entry in entries for name in entry.files}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     options = parse(arguments)
@@ -89,13 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inputs = (*options.images, options.masks, *(path.parent for path in (*files_of(scans.values()), *masks.values())))
     if options.output.resolve() in [path.resolve() for path in inputs]:
         raise VolumeError(f"{options.output}: is the folder of the input; choose another --output")
-    ledger = Ledger(options.output, "pasted")
+    ledger, thresholds = Ledger(options.output, "pasted"), thresholds_of(options.masks)
 
     def paste_back(case_id: str, mask: Path) -> None:
-        scan = scans[case_id]
-        restored = restore_mask(scan, mask, options.threshold, options.reading)
+        scan, threshold = scans[case_id], options.threshold
+        if threshold is None:
+            threshold = thresholds.get(mask.resolve(), THRESHOLD)
+        restored = restore_mask(scan, mask, threshold, options.reading)
         path = options.output / result_name(case_id, scan)
-        recipe = Recipe({"scan": scan.files, "mask": [mask]}, {"threshold": options.threshold})
+        recipe = Recipe({"scan": scan.files, "mask": [mask]}, {"threshold": threshold})
         with ledger.writing(case_id, [path], recipe):
             write_volume(restored, path)
 

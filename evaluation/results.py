@@ -27,8 +27,8 @@ FOLDERS = MASKS, PROBABILITIES, DICOM_SEG, FIGURES, VIEWS = "masks", "probabilit
 SHARED = ("model", "threshold")
 """Options that all masks in a folder share."""
 
-PREDICTED, TESTED = "predicted", "tested"
-"""Kinds of the masks in the ledger: those of predict.py and of test.py."""
+PREDICTED = "predicted"
+"""Kind of the masks of predict.py in the ledger."""
 
 
 def view_path(output: Path, case_id: str) -> Path:

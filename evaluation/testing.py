@@ -28,13 +28,13 @@ from datasets.samples import normalise, scan_input
 from datasets.scans import find_scans
 from datasets.volumes import Reading, Scan, read_mask_on
 from datasets.window import unmap_window
+from evaluation import TESTED
 from evaluation.inference import Prediction, predict_case
 from evaluation.metrics import COLUMNS, Row, as_table, score_scan, summarise
 from evaluation.results import (
     FIGURES,
     MASKS,
     PROBABILITIES,
-    TESTED,
     make_results,
     ways_of,
     write_report,

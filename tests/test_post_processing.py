@@ -9,6 +9,7 @@ from datasets.crop import LINEAR, NEAREST, bounding_box, paste_back
 from tests.outputs import written
 from tests.volumes import crop_to_box, dice, geometry, image_of, pixels, write, write_dicom
 from utils.cli import run
+from utils.ledger import Ledger, Recipe
 
 CT = Path(__file__).resolve().parents[2] / "shared" / "ct"
 
@@ -59,6 +60,22 @@ def test_the_threshold_cuts_probabilities_and_floats_that_are_none_are_refused(s
     assert "are not probabilities" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         pasted(folder, "probabilities", "--threshold", "1")
+
+
+@pytest.mark.fault("probabilities of a test at another threshold")
+def test_the_threshold_is_that_of_the_test(scans):
+    folder, lesions = scans
+    ledger = Ledger(folder, "tested")
+    path = folder / "probabilities" / "one.nii.gz"
+    probabilities = sitk.ReadImage(str(path))
+    path.unlink()
+    with ledger.writing("one", [path], Recipe({}, {"threshold": 0.95})):
+        write(path, probabilities)
+    assert pasted(folder, "probabilities") == 0
+    assert not pixels(folder / "out" / "one.nii.gz").any()  # 0.9 at most
+    assert pixels(folder / "out" / "two.nii.gz").any()
+    assert pasted(folder, "probabilities", "--threshold", "0.5") == 0
+    np.testing.assert_array_equal(pixels(folder / "out" / "one.nii.gz"), lesions["one"])
 
 
 def test_scans_and_masks_without_their_other_half_are_named(scans, capsys):
