@@ -171,7 +171,7 @@ def index_scans(*paths: Path, series: str | None = None, progress: bool = False,
         VolumeError: a path does not exist, no CT was found, or two scans of different paths share an id.
     """
     found_scans: list[tuple[Scan, str]] = []
-    named: dict[Path, list[Path]] = defaultdict(list)  # DICOM files by folder
+    named: list[Path] = []  # DICOM files
     passed: list[PassedOver] = []
     unreadable: dict[str, str] = {}
     for path in paths:
@@ -182,19 +182,21 @@ def index_scans(*paths: Path, series: str | None = None, progress: bool = False,
         if path.is_dir():
             _look(found)
         elif is_dicom_file(path) and not is_volume_file(path):
-            named[root.parent].append(root)
+            named.append(root)
         else:
             found_scans.append((Scan(volume_id(root), root), root.name))
         for volume, stem in _without_masks(found):
             found_scans.append((Scan(_volume_id(root, volume, stem), volume), str(volume.relative_to(root))))
         found_scans += _dicom_scans(found, series, progress)
-    for folder, files in named.items():
-        found = _Found(folder if len(files) > 1 else files[0], passed, unreadable, dicom=files)
-        found_scans += _dicom_scans(found, series, progress)
+    if len(named) > 1:  # slices of a series may lie in several folders
+        named = [Path(text) for text in dict.fromkeys(map(os.path.abspath, named))]
+    if named:
+        root = common_folder(named) if len(named) > 1 else named[0]
+        found_scans += _dicom_scans(_Found(root, passed, unreadable, dicom=named), series, progress)
     index = Index(dict(sorted(_with_ids(found_scans).items())), tuple(passed), unreadable)
     if not index.scans and not empty:
-        seen, named = "; ".join(index.summary()) or "nothing was found", ", ".join(map(str, paths))
-        raise VolumeError(f"{named}: holds no chest CT ({seen}); expected CT files or DICOM series")
+        seen, where = "; ".join(index.summary()) or "nothing was found", ", ".join(map(str, paths))
+        raise VolumeError(f"{where}: holds no chest CT ({seen}); expected CT files or DICOM series")
     return index
 
 

@@ -43,7 +43,9 @@ class Segmenter(nn.Module):
         self.predict = nn.Conv3d(width, 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute the logits of lesion in volumes, both (batch, 1, depth, height, width), of sizes in multiples of 4.
+        """Compute the logits of lesion of volumes in [-1, 1], both (batch, 1, depth, height, width).
+
+        Each size is a multiple of 4.
 
         Raises:
             ValueError: the shape does not fit.

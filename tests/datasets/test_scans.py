@@ -298,7 +298,13 @@ ONE_STUDY = {"StudyInstanceUID": "1.2"}
 def test_slices_that_are_named_one_by_one_are_a_series(tmp_path):
     slices = sorted(series(tmp_path / "a").iterdir())
     other = series(tmp_path / "b")
-    assert paths(*slices, other) == {"a": tmp_path / "a", "b": other}
+    assert paths(*slices, *slices, other) == {"a": tmp_path / "a", "b": other}
+    (other / "rest").mkdir()
+    for file in sorted(other.glob("*.dcm"))[2:]:
+        file.rename(other / "rest" / file.name)
+    spread = sorted(other.rglob("*.dcm"))
+    assert paths(*slices, *spread) == {"a": tmp_path / "a", "b": other}
+    assert {scan.id: len(scan.series.files) for scan in index_scans(*spread).scans.values()} == {"b": len(spread)}
 
 
 @pytest.mark.fault("a scan that lies below two of the paths")
