@@ -168,7 +168,8 @@ def index_scans(*paths: Path, series: str | None = None, progress: bool = False,
     `series` says which one to take, see `datasets.choice.matches`; `empty` allows an index without scans.
 
     Raises:
-        VolumeError: a path does not exist, no CT was found, or two scans of different paths share an id.
+        VolumeError: a path does not exist, no CT was found, two scans of different paths share an id, or two paths hold
+            parts of one series.
     """
     found_scans: list[tuple[Scan, str]] = []
     named: list[Path] = []  # DICOM files
@@ -193,11 +194,26 @@ def index_scans(*paths: Path, series: str | None = None, progress: bool = False,
     if named:
         root = common_folder(named) if len(named) > 1 else named[0]
         found_scans += _dicom_scans(_Found(root, passed, unreadable, dicom=named), series, progress)
+    _refuse_parts_of_one_series([scan.series for scan, _ in found_scans if scan.series is not None])
     index = Index(dict(sorted(_with_ids(found_scans).items())), tuple(passed), unreadable)
     if not index.scans and not empty:
         seen, where = "; ".join(index.summary()) or "nothing was found", ", ".join(map(str, paths))
         raise VolumeError(f"{where}: holds no chest CT ({seen}); expected CT files or DICOM series")
     return index
+
+
+def _refuse_parts_of_one_series(volumes: Iterable[Series]) -> None:
+    """Refuse series of one UID that have no slice at the same place: parts of one, below paths named apart."""
+    known: dict[str, list[tuple[Series, set[bytes]]]] = defaultdict(list)
+    for volume in volumes:
+        places = {one.position.tobytes() for one in volume.slices}
+        for other, taken in known[volume.uid]:
+            if volume.study[:2] == other.study[:2] and places.isdisjoint(taken):
+                raise VolumeError(
+                    f"{other.folder} and {volume.folder}: hold parts of one series ({volume.uid}); name a folder that "
+                    "holds both"
+                )
+        known[volume.uid].append((volume, places))
 
 
 def find_scans(*paths: Path, series: str | None = None, progress: bool = False) -> dict[str, Scan]:

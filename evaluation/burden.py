@@ -59,7 +59,7 @@ def measure_burden(lesion: np.ndarray, lungs: np.ndarray, hu: np.ndarray, voxel_
     and P of a lung, the share is 100 |L ∩ P| / |P|. The grade is that of the more affected lung, by the share of a
     side that has voxels; where no side has any, by the share of all lung.
 
-    Arrays are (z, y, x): lesion bool, lungs `RIGHT`, `LEFT`, `NO_SIDE` or 0, and HU.
+    Arrays are (z, y, x): lesion bool, lungs `RIGHT`, `LEFT`, `NO_SIDE` or 0, and HU; `voxel_ml` is of one voxel.
     """
     involved = np.bincount(lungs[lesion], minlength=NO_SIDE + 1)
     right, left, whole = (np.count_nonzero(part) for part in (lungs == RIGHT, lungs == LEFT, lungs))

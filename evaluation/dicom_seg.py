@@ -153,7 +153,8 @@ def _valid_text(element: DataElement, ascii_only: bool) -> str:
 def make_dicom_seg(mask: np.ndarray, source: Source, version: str, model: str, threshold: float) -> hd.seg.Segmentation:
     """A DICOM SEG of a lesion mask, (z, y, x) on the grid of the series, not 0 in lesion, of which there is some.
 
-    The version is that of the software; the model is what identifies the segmenter.
+    The version is that of the software; the model is what identifies the segmenter, whose probabilities were cut at the
+    threshold.
     """
     algorithm = hd.AlgorithmIdentificationSequence(
         name="GASNet segmenter",

@@ -30,8 +30,12 @@ class Discriminator(nn.Module):
     figure. With two, as in the published code that ran, the lowest features are first reduced to one channel: a linear
     layer maps it to a logit, and a second 1x1x1 convolution maps the features to patch logits.
 
-    The linear layer ties the network to one input size, of which the depth is a multiple of 16, height and width of 32.
-    The channels of the first level are doubled at each lower one.
+    The linear layer ties the network to one input size.
+
+    Args:
+        width: channels of the first level, doubled at each lower level; 32 as published.
+        input_size: depth, height, width; depth a multiple of 16, height and width of 32.
+        heads: 1 or 2.
 
     Raises:
         ValueError: the number of heads or the input size is not supported, or the input size is too small for the
@@ -73,10 +77,14 @@ class Discriminator(nn.Module):
             self.judge_patches = nn.Conv3d(16 * width, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Classify volumes, (batch, 1, *input_size) in [-1, 1]: logits below 0 mean healthy, above 0 anything else.
+        """Classify volumes: logits below 0 mean healthy, above 0 anything else.
 
-        Returns one logit per volume, (batch, 1); with two heads, a pair of these and the patch logits, (batch, 1,
-        depth / 16, height / 32, width / 32).
+        Args:
+            x: volumes in [-1, 1], (batch, 1, *input_size).
+
+        Returns:
+            One logit per volume, (batch, 1); with two heads, a pair of these and the patch logits,
+            (batch, 1, depth / 16, height / 32, width / 32).
 
         Raises:
             ValueError: the shape does not fit.

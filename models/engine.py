@@ -43,7 +43,10 @@ def precision_of_lungs(asked: str, device: torch.device) -> str:
 
 
 class Engine(nn.Module):
-    """A trained network for inference, on its device; its weights do not change any more. Precisions are `DTYPES`."""
+    """A trained network for inference, on its device; precisions are `DTYPES`.
+
+    Its weights are contiguous or channels-last, and do not change any more.
+    """
 
     def __init__(self, network: nn.Module, precision: str = "fp32") -> None:
         super().__init__()

@@ -15,7 +15,11 @@ def _decode(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Generator(nn.Module):
-    """A U-Net with five levels; the first downsamples in-plane only, and its channels are doubled at each lower one."""
+    """A U-Net with five levels; the first downsamples in-plane only.
+
+    Args:
+        width: channels of the first level, doubled at each lower level; 32 as published.
+    """
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -33,9 +37,11 @@ class Generator(nn.Module):
         self.predict = nn.Sequential(upsample((1, 2, 2)), nn.Conv3d(2 * width, 1, 3, padding=1, bias=False), nn.Tanh())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Generate volumes from volumes, (batch, 1, depth, height, width) in [-1, 1].
+        """Generate a volume in [-1, 1], of the shape of x.
 
-        The depth is a multiple of 16, height and width of 32; the lowest instance norm needs more than 16x32x32 voxels.
+        Args:
+            x: volumes in [-1, 1], (batch, 1, depth, height, width); depth a multiple of 16, height and
+                width of 32, and more than 16x32x32 voxels, which the lowest instance norm needs.
 
         Raises:
             ValueError: the shape does not fit.
@@ -56,8 +62,12 @@ class Generator(nn.Module):
 def generate_scan(generator: Generator, scan: Tensor, slices: int) -> Tensor:
     """Generate the volume of a scan with more slices than G takes, float32 of the shape of `scan`.
 
-    G runs on stacks of `slices` slices, a multiple of 16, that cover the scan, (1, 1, depth, height, width) in [-1, 1];
-    where stacks overlap, the results are averaged.
+    G runs on stacks of `slices` slices that cover the scan; where stacks overlap, the results are averaged.
+
+    Args:
+        generator: G.
+        scan: (1, 1, depth, height, width) in [-1, 1], depth at least `slices`.
+        slices: depth of a stack, a multiple of 16.
     """
     depth = scan.shape[2]
     starts = [*range(0, depth - slices, slices), depth - slices]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from configs.settings import Settings, read_settings
 from reports.page import Plot, draw, write_page
-from utils.errors import SettingsError
+from utils.errors import GasnetError, SettingsError
 from utils.ledger import read_runs
 
 PAGE = "report.html"
@@ -38,7 +38,12 @@ def write_training_report(folder: Path) -> Path:
     """Write the page of a run, from metrics.jsonl, pictures/, settings.yaml and ledger/ in its folder; return its path.
 
     Missing or damaged parts are left out, so that an interrupted run has a page, too.
+
+    Raises:
+        GasnetError: the folder holds no run.
     """
+    if not (folder / "metrics.jsonl").is_file() and not (folder / "settings.yaml").is_file():
+        raise GasnetError(f"{folder}: holds no training run (no metrics.jsonl); name its EXP.OUTPUT_DIR/EXP.ID")
     entries = read_log(folder / "metrics.jsonl")
     try:
         settings = read_settings(folder / "settings.yaml")

@@ -7,3 +7,16 @@ is on patients.
 Everything is built from implicit functions, trees of tapering tubes (vessels, bronchi) and correlated random fields
 (texture, lesion borders, noise), on coordinates that are rotated and gently warped.
 """
+
+from typing import Any
+
+__all__ = ["make_phantom", "write_phantoms"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what `__all__` names when it is asked for: ``python -m datasets.phantom --help`` needs none of it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from datasets.phantom import make
+
+    return getattr(make, name)

@@ -307,6 +307,19 @@ def test_slices_that_are_named_one_by_one_are_a_series(tmp_path):
     assert {scan.id: len(scan.series.files) for scan in index_scans(*spread).scans.values()} == {"b": len(spread)}
 
 
+@pytest.mark.fault("folders of one series that are named apart")
+def test_parts_of_a_series_in_folders_named_apart_are_refused_and_copies_are_not(tmp_path):
+    first = series(tmp_path / "a")
+    shutil.copytree(first, tmp_path / "copy")
+    assert len(index_scans(first, tmp_path / "copy").scans) == 2
+    rest = tmp_path / "rest"
+    rest.mkdir()
+    for file in sorted(first.iterdir())[2:]:
+        file.rename(rest / file.name)
+    with pytest.raises(VolumeError, match=r"hold parts of one series .*; name a folder that holds both"):
+        index_scans(first, rest)
+
+
 @pytest.mark.fault("a scan that lies below two of the paths")
 def test_a_scan_below_two_of_the_paths_is_one_scan(tmp_path):
     folder = series(tmp_path / "site" / "a")

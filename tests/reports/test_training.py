@@ -8,6 +8,7 @@ from PIL import Image
 
 from configs.settings import read_settings
 from reports.training import averaged, read_log, spread, training_plots, write_training_report
+from utils.errors import GasnetError
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +134,13 @@ def test_the_page_shows_curves_pictures_and_settings(run_folder, opened):
         assert "earlier" not in facts
 
 
-def test_a_run_that_has_logged_nothing_yet_has_a_page(tmp_path):
+def test_a_run_that_has_logged_nothing_yet_has_a_page_and_another_folder_none(tmp_path):
     (tmp_path / "settings.yaml").write_text("EXP: {ID: young}\n")
     page = write_training_report(tmp_path).read_text(encoding="utf-8")
     assert "nothing logged yet" in page
     assert "Training young" in page
+    with pytest.raises(GasnetError, match="holds no training run"):
+        write_training_report(tmp_path / "none")
 
 
 def test_a_damaged_picture_and_settings_of_another_version_are_left_out(run_folder, tmp_path):
