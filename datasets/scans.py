@@ -203,12 +203,13 @@ def index_scans(*paths: Path, series: str | None = None, progress: bool = False,
 
 
 def _refuse_parts_of_one_series(volumes: Iterable[Series]) -> None:
-    """Refuse series of one UID that have no slice at the same place: parts of one, below paths named apart."""
+    """Refuse series of one UID that would be one in one folder, and share no place: parts below paths named apart."""
     known: dict[str, list[tuple[Series, set[bytes]]]] = defaultdict(list)
     for volume in volumes:
         places = {one.position.tobytes() for one in volume.slices}
         for other, taken in known[volume.uid]:
-            if volume.study[:2] == other.study[:2] and places.isdisjoint(taken):
+            apart = volume.study[:2] != other.study[:2] or not places.isdisjoint(taken)
+            if not apart and len(group_series([*other.slices, *volume.slices], ())) == 1:
                 raise VolumeError(
                     f"{other.folder} and {volume.folder}: hold parts of one series ({volume.uid}); name a folder that "
                     "holds both"
