@@ -183,8 +183,8 @@ def _slices_of(path: Path, header: Elements) -> list[Slice | Other]:
             like = None if kind == SCOUT else _slice_of(path, header, image_type)
         except Exception:  # whatever a missing or impossible element raises
             like = None
-        # Damage can turn a slice into another kind of object; it then claims a place, or CT, without the rest of one.
-        claims = CT in (sop_class, stored) or not sop_class
+        # Damage can turn a slice into another kind of object: it claims a place, CT or nothing known, without the rest.
+        claims = CT in (sop_class, stored) or not sop_class or (kind == sop_class and not modality)
         broken = claims and not has_pixels and modality != "SR"
         return [Other(path, kind, like, damaged=like is None and (has_place or broken) and kind != SCOUT)]
     if sop_class in _MULTI_FRAME:

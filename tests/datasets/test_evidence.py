@@ -247,3 +247,14 @@ def test_a_slice_that_lost_its_uid_and_its_place_is_missed_by_its_number(tmp_pat
     folder = write_dicom(tmp_path / "case", STORED)
     changed_slice(folder / "slice012.dcm", SeriesInstanceUID="1.2.3", ImagePositionPatient=[0, 0, 5000])
     refused(folder, only(tmp_path).read, "as another series or object")
+
+
+def test_a_slice_of_which_only_an_unknown_kind_is_left_is_missed(tmp_path):
+    folder = write_dicom(tmp_path / "case", STORED)
+    last = sorted(folder.iterdir())[-1]
+    lost = ("Modality", "InstanceNumber", "SeriesInstanceUID", "ImagePositionPatient", "Rows", "PixelData")
+    changed_slice(last, SOPClassUID="1.2", **dict.fromkeys(lost))
+    data = pydicom.dcmread(last)
+    data.file_meta.MediaStorageSOPClassUID = "1.2"
+    data.save_as(last)
+    refused(folder, only(tmp_path).read, last.name)
