@@ -176,14 +176,14 @@ def _continue_into_filling(hu: Array, spacing: Array) -> None:
     The filling is the value of most corners of slices, if it is above that of air; its rim is often dark.
     """
     values, counts = np.unique(hu[:, [0, 0, -1, -1], [0, -1, 0, -1]], return_counts=True)
-    if values[counts.argmax()] <= AIR_BELOW_HU:
+    value = values[counts.argmax()]
+    if value <= AIR_BELOW_HU:
         return
     disc = _disc(FILLING_MM, spacing)
-    pad = [(0, 0), *[(n, n) for n in disc.shape[1:]]]
-    inner = tuple(slice(before, -before or None) for before, _ in pad)
-    filling = ndimage.binary_opening(np.pad(hu == values[counts.argmax()], pad, mode="edge"), disc)
-    covered = ndimage.binary_dilation(filling, disc)
-    border = ndimage.binary_dilation(covered, disc)[inner] & ~covered[inner]
+    filled = np.pad(hu == value, [(n, n) for n in disc.shape], mode="edge")
+    inner = tuple(slice(n, -n) for n in disc.shape)
+    covered = ndimage.binary_dilation(ndimage.binary_opening(filled, disc), disc)
+    border = (ndimage.binary_dilation(covered, disc) & ~covered)[inner]
     if border.any():
         hu[covered[inner]] = np.median(hu[border])
 
