@@ -64,7 +64,7 @@ cat <<END
 
 found in the other CTs:         $folder/found/report.html
                                 $folder/found/summary.csv, masks in $folder/found/masks
-report of the training:         $gasnet/report.html
+pictures of the training:       $gasnet/pictures: I, M, I_s, I_g; curves: tensorboard --logdir $gasnet
 report of the test:             $folder/test/report.html
 figures of the test scans:      $folder/test/figures
 masks on the scans' own grids:  $folder/masks

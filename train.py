@@ -1,8 +1,7 @@
 """Trains GASNet: segmenter, generator and discriminator, jointly.
 
 Results go to EXP.OUTPUT_DIR/EXP.ID: segmenter_best.pth and segmenter_last.pth for use, state_*.pth to resume from,
-settings.yaml, metrics.jsonl, ledger/, pictures/, tensorboard/ and report.html. Any setting can be
-overridden with KEY.SUB=VALUE.
+settings.yaml, metrics.jsonl, ledger/, pictures/ and tensorboard/. Any setting can be overridden with KEY.SUB=VALUE.
 
 Examples:
     python train.py --config-path configs/Gan.yaml --is-validation
@@ -44,18 +43,14 @@ def train(training: TrainingRun) -> None:
     | odd    | discriminator | D      | I, I_h   | SOLVER.DISCRIMINATOR_STEPS |
 
     Every step takes fresh batches. With SOLVER.SEGMENTER_ONLY (ours), every iteration is a step of the segmenter's own
-    objective, and with LOSS.TEACHER another one on I.
+    objective.
     """
-    from datasets.samples import Batch
-    from models.objectives import discriminator_objective, joint_objective, segmenter_objective, teacher_objective
+    from models.objectives import discriminator_objective, joint_objective, segmenter_objective
 
     solver, batch = training.settings.solver, training.batch
-    teacher = training.settings.loss.teacher
     for t in training.iterations():
         if solver.segmenter_only:
             training.minimise(segmenter_objective, batch("HEALTHY"), batch("LABELED"), trains=("segmenter",))
-            if teacher:
-                training.minimise(teacher_objective, training.taught(batch("WO_LABEL")), Batch(), trains=("segmenter",))
         elif (t // 2) % 2 == 0:
             training.minimise(joint_objective, batch("WO_LABEL"), batch("HEALTHY"), trains=("segmenter", "generator"))
             training.minimise(segmenter_objective, batch("HEALTHY"), batch("LABELED"), trains=("segmenter",))
@@ -111,7 +106,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings, cohort, device, options.resume, validate=options.is_validation, progress=not options.quiet
         )
         train(training)
-        training.log.page()
     print(f"finished iteration {training.iteration}; results in {training.folder}")
     return 0
 

@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from models.losses import CONSTRAINTS, Gates, Section, Weights
+from models.losses import CONSTRAINTS, Gates, Weights
 from utils.errors import SettingsError, one_line
+from utils.section import Section
 
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -219,22 +220,12 @@ class Settings(Section):
                 )
         return self
 
-    @model_validator(mode="after")
-    def _teacher_exists(self) -> Settings:
-        if self.loss.teacher and not (self.solver.segmenter_only and self.solver.segmenter_average):
-            raise ValueError(
-                "LOSS.TEACHER: the teacher is the moving average of S alone; set SOLVER.SEGMENTER_AVERAGE and "
-                "SOLVER.SEGMENTER_ONLY"
-            )
-        return self
-
     @property
     def training_splits(self) -> tuple[str, ...]:
         """Keys of DATASET.SPLIT that training reads batches from."""
         if not self.solver.segmenter_only:
             return ("LABELED", "WO_LABEL", "HEALTHY")
-        unlabelled = ("WO_LABEL",) if self.loss.teacher else ()
-        return ("LABELED", *unlabelled, *(("HEALTHY",) if self.loss.healthy else ()))
+        return ("LABELED", "HEALTHY") if self.loss.healthy else ("LABELED",)
 
     def to_yaml(self) -> str:
         """YAML of all settings, including defaults; `read_settings` reads it back."""

@@ -17,29 +17,17 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
 
 from utils import distributed
+from utils.section import Section
 
 CONSTRAINTS = ("recons", "origImgToD", "genImgToD", "perception", "MIL")
 """Constraint losses; each is on if its name is a word of EXP.ID."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A section of the settings, immutable; its fields are keys, in upper case in YAML, and their published values."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        alias_generator=str.upper,
-        populate_by_name=True,
-    )
 
 
 class Weights(Section):
@@ -59,9 +47,6 @@ class Weights(Section):
     segmentation_loss: Literal["focal", "cross_entropy_dice"] = "focal"
     adversarial_segmenter: NonNegativeFloat = 1.0
     perception_ramp: NonNegativeInt = 0
-    teacher: NonNegativeFloat = 0.0
-    teacher_ramp: NonNegativeInt = 0
-    disturbance: NonNegativeFloat = 0.0
 
     @model_validator(mode="after")
     def _thresholds_ordered(self) -> Weights:
@@ -177,13 +162,3 @@ def lung_dice_loss(logits: Tensor, target: Tensor, lung: Tensor) -> Tensor:
 
 def _counted(target: Tensor, lung: Tensor) -> Tensor:
     return (lung == 1) & ((target == 0) | (target == 1))
-
-
-def consistency_loss(logits: Tensor, taught: Tensor, lung: Tensor) -> Tensor:
-    """Mean squared difference between probabilities of S and those of its teacher inside the lungs.
-
-    After Tarvainen and Valpola, mean teachers (arXiv 1703.01780). No gradient flows through the teacher's. The mean
-    over the batch.
-    """
-    squares = ((logits.float().sigmoid() - taught.detach()) ** 2 * lung).flatten(1).sum(dim=1)
-    return (squares / lung.flatten(1).sum(dim=1).clamp(min=1)).mean()

@@ -25,7 +25,6 @@ from models.losses import (
     Gates,
     Weights,
     adversarial_loss,
-    consistency_loss,
     focal_loss,
     lung_cross_entropy,
     lung_dice_loss,
@@ -204,32 +203,6 @@ def segmenter_objective(
         term = lung_cross_entropy(logits, *wanted) + lung_dice_loss(logits, *wanted)
     objective.add("labelled", term, loss.segmentation * loss.labelled)
     return objective.gated(method.gate.segmenter, method.gate)
-
-
-def teacher_objective(networks: Networks, taught: Batch, nothing: Batch, method: Method, iteration: int) -> Objective:
-    """Objective of the segmenter on volumes without voxel labels: the output of its moving average, the teacher.
-
-    Not part of GASNet: it is the rival that needs no generator and no discriminator.
-
-    teacher * mean (S(I') - M')^2 inside the lungs, M' = teacher(I) as the lesion of the batch, I' the disturbed volume;
-    rising over `teacher_ramp`
-    """
-    objective = Objective("teacher")
-    term = consistency_loss(networks.segmenter(taught.image), taught.lesion, taught.lung)
-    objective.add("consistency", term, method.loss.teacher * _risen(iteration, method.loss.teacher_ramp))
-    return objective.gated(method.gate.segmenter, method.gate)
-
-
-def disturb(image: Tensor, strength: float) -> Tensor:
-    """Change the intensities of each volume, in [-1, 1], at random: gain, offset and noise; they may leave the range.
-
-    I' = (1 + a) (I + 1) - 1 + b + |c| n, with a, b and c normal with SD `strength`, one each per volume, and n normal
-    with SD 1, one per voxel. Drawn from PyTorch's global generator.
-    """
-    if not strength:
-        return image
-    gain, offset, noise = strength * torch.randn(3, len(image), 1, 1, 1, 1, device=image.device)
-    return (1 + gain) * (image + 1) - 1 + offset + noise.abs() * torch.randn_like(image)
 
 
 def discriminator_objective(

@@ -50,8 +50,6 @@ def write_case_report(
     ]
     write_page(
         path,
-        "cases.html",
-        ("cases.js",),
         title=title,
         summary="1 case" if len(views) == 1 else f"{len(views)} cases",
         columns=headings,

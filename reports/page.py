@@ -1,4 +1,4 @@
-"""Render templates, styles, scripts and plots to a single HTML file that opens without a network.
+"""Render template, style, script and plots to a single HTML file that opens without a network.
 
 The Content-Security-Policy of the page allows no external content, and only the page's own script, by its hash. Plots
 are inline SVG: text stays text, and text and axes take the colours of the page.
@@ -8,7 +8,7 @@ import base64
 import hashlib
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,12 +54,9 @@ _environment = Environment(
 )
 
 
-def write_page(path: Path, template: str, scripts: Sequence[str], **content: object) -> None:
-    """Render a template of this folder, with scripts of this folder, and write the page atomically.
-
-    The content are variables of the template; all text is escaped.
-    """
-    script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in scripts)
+def write_page(path: Path, **content: object) -> None:
+    """Render the page, with the variables of its template as content, all text escaped, and write it atomically."""
+    script = (FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # Plots have inline style attributes, which cannot be hashed; they cannot load anything.
     policy = (
@@ -67,7 +64,7 @@ def write_page(path: Path, template: str, scripts: Sequence[str], **content: obj
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
-    page = _environment.get_template(template).render(policy=policy, style=style, script=script, **content)
+    page = _environment.get_template("page.html").render(policy=policy, style=style, script=script, **content)
     write_text(path, page)
 
 
@@ -79,18 +76,13 @@ def made_with(device: torch.device) -> dict[str, str]:
     return {**{name: str(value) for name, value in facts.items() if value is not None}, "versions": versions}
 
 
-def draw(
-    name: str, title: str, caption: str, paint: Callable[[Axes], None], left: float = 0.55, below: float = 0.0
-) -> Plot:
-    """Draw a plot, whose name is one word, unique in the page.
-
-    `paint` draws on the axes. `left` is space for labels in inches, `below` for a legend, by which the plot is higher.
-    """
-    width, height = 3.9, 2.5 + below
+def draw(name: str, title: str, caption: str, paint: Callable[[Axes], None], left: float) -> Plot:
+    """Draw a plot, whose name is one word, unique in the page; `left` is space for labels in inches."""
+    width, height = 3.9, 2.5
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         # Fixed margins: measuring all text would take most of the time of a plot.
         figure = Figure(figsize=(width, height))
-        bottom, right, top = 0.45 + below, 0.12, 0.28
+        bottom, right, top = 0.45, 0.12, 0.28
         box = (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
         axes = figure.add_axes(box)
         axes.set_title(title, loc="left", fontweight="bold")

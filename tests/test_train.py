@@ -17,7 +17,6 @@ from models.objectives import Networks, discriminator_objective, joint_objective
 from tests.conftest import CONFIG
 from tests.outputs import same
 from tests.several import Ended, in_double_precision, on_processes
-from training import log as training_log
 from training import run as training_run
 from training.run import TrainingRun
 from utils import distributed
@@ -95,7 +94,7 @@ def test_the_schedule_steps_the_networks_in_turn(config):
 def test_a_run_leaves_everything_that_it_promises(whole):
     assert {p.name for p in whole.iterdir()} == {
         "settings.yaml", "metrics.jsonl", "pictures", "tensorboard", "segmenter_best.pth", "segmenter_last.pth",
-        "state_0000004.pth", "state_0000008.pth", "ledger", "report.html", ".lock",
+        "state_0000004.pth", "state_0000008.pth", "ledger", ".lock",
     }  # fmt: skip
     assert read_settings(whole / "settings.yaml") == read_settings(whole.parents[1] / "config.yaml")
     assert [p.name for p in sorted((whole / "pictures").iterdir())] == ["0000004.png", "0000008.png"]
@@ -122,32 +121,6 @@ def test_the_window_of_the_data_is_written_into_every_checkpoint(config, run_fol
     # The cohort has the published one.
     assert run(lambda: train.main(command(config, "--dry-run", "IMAGE.WINDOW=[-1000, 400]"))) == 1
     assert "cropped with the window [-1250.0, 250.0], IMAGE.WINDOW is [-1000.0, 400.0]" in capsys.readouterr().err
-
-
-def test_the_page_is_written_at_saves_while_that_takes_little_of_the_time(config, monkeypatch):
-    written, now = [], [0.0]
-    monkeypatch.setattr(training_log.time, "monotonic", lambda: now[0])
-
-    def write(folder):
-        written.append(training.iteration)
-        now[0] += 2.0
-
-    monkeypatch.setattr(training_log, "write_training_report", write)
-    training = started(config, "SOLVER.ITER_MAX=12", "INTERVAL={SAVE: 1, PICTURE: 12}", validate=False)
-    for _ in training.iterations():
-        now[0] += 20.0
-    # Not in the first 50 s; then, since it takes 2 s, every 100 s.
-    assert written == [3, 8]
-
-
-def test_a_page_that_cannot_be_written_ends_no_training(config, run_folder, monkeypatch, capsys):
-    def fail(folder):
-        raise RuntimeError("no room")
-
-    monkeypatch.setattr(training_log, "write_training_report", fail)
-    assert train.main(command(config, "SOLVER.ITER_MAX=1")) == 0
-    assert f"{run_folder / 'report.html'}: not written (RuntimeError: no room)" in capsys.readouterr().err
-    assert (run_folder / "segmenter_last.pth").is_file()
 
 
 @pytest.mark.slow
@@ -360,29 +333,6 @@ def test_a_segmenter_on_labels_alone_needs_no_other_scans(config, run_folder):
     assert load(run_folder / "state_0000002.pth")["position"] == {"LABELED": 2}
     assert load(run_folder / "segmenter_last.pth")["training"]["scans"]["LABELED"] == 1
     assert started(config, *overrides, resume=True).iteration == 2
-
-
-def test_a_teacher_labels_other_volumes_for_s(config):
-    alone = ["SOLVER.SEGMENTER_ONLY=true", "SOLVER.SEGMENTER_AVERAGE=0.5", "SOLVER.ITER_MAX=2", "INTERVAL.LOG=1"]
-    training = started(config, *alone, "LOSS.TEACHER=1", "LOSS.DISTURBANCE=0.05", validate=False)
-    taught, teach = [], training.taught
-
-    def spy(unlabelled):
-        found = teach(unlabelled)
-        # The labels are those of the average, which was shown the volume undisturbed.
-        with torch.no_grad():
-            assert torch.equal(found.lesion, training.state.segmenter(unlabelled.image).sigmoid())
-        assert not torch.equal(found.image, unlabelled.image)
-        assert torch.equal(found.lung, unlabelled.lung)
-        taught.append(found)
-        return found
-
-    training.taught = spy
-    train.train(training)
-    assert len(taught) == 2
-    image = taught[1].image
-    assert not torch.equal(training.state.segmenter(image), training.networks.segmenter(image))
-    assert all({"teacher/consistency", "segmenter/labelled"} <= set(entry) for entry in entries(training.folder))
 
 
 def test_a_run_with_a_discriminator_of_two_heads(config, run_folder):

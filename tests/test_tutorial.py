@@ -23,13 +23,13 @@ def test_the_tutorial_does_what_it_says(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "tutorial"
-    predicted, run = folder / "predicted", folder / "output" / "demo_recons_MIL"
+    predicted = folder / "predicted"
     rows = table(predicted / "summary.csv")
     assert set(rows) == {"diseased_000", "healthy_000"}
     assert geometry(predicted / "masks/healthy_000.nii.gz") == geometry(folder / "raw/ct/healthy_000.nii.gz")
     found = {case_id for case_id, row in rows.items() if float(row["lesion_ml"]) > 0}
     assert {path.stem for path in (predicted / "dicom_seg").glob("*.dcm")} == found & {"diseased_000"}
-    for page in (predicted / "report.html", folder / "tested" / "report.html", run / "report.html"):
+    for page in (predicted / "report.html", folder / "tested" / "report.html"):
         assert "research" in page.read_text(encoding="utf-8")
     tested = summary(folder / "tested")
     assert tested["lesion"]["scans"] == tested["raw"]["lesion"]["scans"] == 2

@@ -1,10 +1,8 @@
 """The log of a run: progress bar, TensorBoard, metrics.jsonl and pictures."""
 
 import json
-import logging
 import math
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,14 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid, save_image
 
 from models.objectives import Networks, synthesise
-from reports.training import write_training_report
 from utils.files import atomic_write, name_in_errors, write_text
 from utils.progress import progress_bar
-
-log = logging.getLogger(__name__)
-
-_PAGE_SHARE = 0.02
-"""Largest share of the training time that is spent on report.html; the last page comes on top."""
 
 
 class RunningMeans:
@@ -61,7 +53,7 @@ def discriminator_balance(entry: Mapping[str, float], heads: int) -> dict[str, f
 
 
 class RunLog:
-    """The log of a run: progress bar, TensorBoard events, ``metrics.jsonl``, pictures and page in the run's folder.
+    """The log of a run: progress bar, TensorBoard events, ``metrics.jsonl`` and pictures in the run's folder.
 
     Without a folder, nothing is logged, as by ranks other than 0. Entries after iteration `first`, which a resumed run
     repeats, are dropped.
@@ -75,7 +67,6 @@ class RunLog:
             self.path = folder / "metrics.jsonl"
             _drop_after(self.path, first)
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
-        self._next_page = time.monotonic() + 1 / _PAGE_SHARE  # as if a page had just taken a second
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         """Log values by name, and show the totals of the objectives beside the progress bar."""
@@ -98,20 +89,6 @@ class RunLog:
         with atomic_write(self.folder / "pictures" / f"{iteration:07d}.png") as temporary:
             save_image(grid, temporary)
         self._events.add_image("pictures", grid, iteration)
-
-    def page(self, now: bool = True) -> None:
-        """Write report.html, or only if its turn has come. If that fails, warn and continue."""
-        if self.folder is None:
-            return
-        since = time.monotonic()
-        if not now and since < self._next_page:
-            return
-        try:
-            write_training_report(self.folder)
-        except Exception as error:
-            log.warning("%s: not written (%s: %s)", self.folder / "report.html", type(error).__name__, error)
-        ended = time.monotonic()
-        self._next_page = ended + (ended - since) / _PAGE_SHARE
 
     def close(self) -> None:
         """Close the progress bar and flush TensorBoard."""

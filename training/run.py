@@ -23,7 +23,7 @@ from datasets.cohort import Case, read_volumes
 from datasets.samples import Batch, BatchStream, Samples, batch_size, scan_input
 from evaluation.inference import DICE, validate
 from models.layers import autocast, describe_precision
-from models.objectives import Method, Objective, disturb
+from models.objectives import Method, Objective
 from training.log import RunLog, RunningMeans, discriminator_balance, picture_grid
 from training.optimise import gradients, guarded_step, set_learning_rates
 from training.states import TrainingState, save_segmenters, save_state, state_to_resume
@@ -123,12 +123,6 @@ class TrainingRun:
         """Return the next batch of a training split, on the device; without volumes if this run does not read it."""
         return self._streams[split].next() if split in self._streams else Batch()
 
-    def taught(self, unlabelled: Batch) -> Batch:
-        """Label volumes with the teacher, the moving average of S, and disturb the volumes for S."""
-        with torch.no_grad(), autocast(self.device, self.settings.solver.precision):
-            lesion = self.state.segmenter(unlabelled.image).float().sigmoid()
-        return unlabelled._replace(image=disturb(unlabelled.image, self.method.loss.disturbance), lesion=lesion)
-
     def minimise(self, objective: Callable[..., Objective], first: Batch, second: Batch, trains: Sequence[str]) -> None:
         """Take one optimiser step on the networks named in `trains`; the others are frozen.
 
@@ -169,7 +163,6 @@ class TrainingRun:
             position = {split: stream.position for split, stream in self._streams.items()}
             save_state(self.folder, self.state.content(position, self.ids), done)
             save_segmenters(self.state, self.cohort)
-            self.log.page(now=bool(stop))
         if stop:
             log.warning("stopped at iteration %d, state saved; continue with --resume", done)
             raise SystemExit(128 + stop)

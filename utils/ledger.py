@@ -373,12 +373,6 @@ def is_output(folder: Path) -> bool:
     return (folder / LEDGER / "runs").is_dir()
 
 
-def read_runs(folder: Path) -> list[dict[str, Any]]:
-    """The runs that wrote to a folder, the latest last; damaged entries are ignored."""
-    runs = [_read_json(path) for path in sorted((folder / LEDGER / "runs").glob("[!.]*.json"))]
-    return [run for run in runs if isinstance(run, dict)]
-
-
 @contextmanager
 def recording(
     folder: Path,

@@ -8,6 +8,7 @@ The same command resumes.
 Examples:
   OMP_NUM_THREADS=1 python -m benchmarks.pretrain pretrain
   OMP_NUM_THREADS=1 python -m benchmarks.pretrain pretrain --bodies 1600 --steps 7200
+  OMP_NUM_THREADS=1 python -m benchmarks.pretrain one_scanner --bodies 240 --steps 500 --without scanners
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from benchmarks.pretrain.scans import CROP, body_path, draw_sample, write_body
+from benchmarks.pretrain.scans import CROP, VARIETY, body_path, draw_sample, write_body
 from datasets.window import WINDOW
 from evaluation.inference import autocast
 from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
@@ -79,14 +80,15 @@ class Training:
         width: of S.
         bodies: files of the painted bodies.
         seed: of weights and samples.
+        without: variety that the samples lack, see `VARIETY`.
     """
 
-    def __init__(self, width: int, bodies: Sequence[Path], seed: int) -> None:
+    def __init__(self, width: int, bodies: Sequence[Path], seed: int, without: str | None = None) -> None:
         torch.manual_seed(seed)
         self.segmenter, self.average = (place(Segmenter(width), CPU).train() for _ in range(2))
         self.average.load_state_dict(self.segmenter.state_dict())
         self.optimizer = torch.optim.AdamW(self.segmenter.parameters(), weight_decay=1e-4)
-        self.bodies, self.seed, self.step, self.seconds = bodies, seed, 0, 0.0
+        self.bodies, self.seed, self.without, self.step, self.seconds = bodies, seed, without, 0, 0.0
 
     def draw_batch(self) -> tuple[Tensor, Tensor, Tensor]:
         """Image, lesion and lung of the next step, float32 (batch, 1, z, y, x); a function of seed and step."""
@@ -94,7 +96,9 @@ class Training:
         size, count = SUB_VOLUMES[rng.integers(len(SUB_VOLUMES))]
         if self.step > WHOLE_AFTER and rng.random() < WHOLE:
             size, count = CROP, 1
-        samples = [draw_sample(rng, self.bodies[rng.integers(len(self.bodies))], size) for _ in range(count)]
+        samples = [
+            draw_sample(rng, self.bodies[rng.integers(len(self.bodies))], size, self.without) for _ in range(count)
+        ]
         return tuple(
             torch.from_numpy(np.stack(arrays))[:, None].contiguous(memory_format=torch.channels_last_3d)
             for arrays in zip(*samples, strict=True)
@@ -146,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"default {STEPS}")
     parser.add_argument("--width", type=int, default=16, help="width of S (default 16; published 20)")
     parser.add_argument("--seed", type=int, default=29, help="random seed (default 29)")
+    parser.add_argument("--without", choices=VARIETY, help="leave this variety out, to see what it is worth")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes that paint (default 1)")
     add_quiet(parser)
     options = parser.parse_args(arguments)
@@ -154,10 +159,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_logging(options.quiet)
     bodies = [body_path(options.output, number) for number in range(options.bodies)]
     with ProcessPoolExecutor(options.processes) as pool:
-        list(pool.map(write_body, bodies, [options.seed] * len(bodies), range(len(bodies))))
+        n = len(bodies)
+        list(pool.map(write_body, bodies, [options.seed] * n, range(n), [options.without] * n))
     torch.set_num_threads(1)
     keep_freed_memory()
-    training = Training(options.width, bodies, options.seed)
+    training = Training(options.width, bodies, options.seed, options.without)
     if (options.output / "state.pth").is_file():
         training.load(options.output / "state.pth")
     start, losses = time.monotonic() - training.seconds, []

@@ -45,10 +45,15 @@ def _several(
     return density, tuple(sorted(kinds))
 
 
-def paint(seed: int, number: int) -> Body:
+VARIETY = ("extended", "scanners", "lungs")
+"""What a training can be run without: extended disease, many scanners, lungs as others draw them."""
+
+
+def paint(seed: int, number: int, without: str | None = None) -> Body:
     """Paint the body ``number``: a quarter healthy, the others with one set of lesions to extended disease."""
     rng = np.random.default_rng([seed, number])
-    kind = rng.choice(["healthy", "one", "several", "confluent", "both"], p=[0.24, 0.22, 0.2, 0.26, 0.08])
+    shares = [0.24, 0.76, 0, 0, 0] if without == "extended" else [0.24, 0.22, 0.2, 0.26, 0.08]
+    kind = rng.choice(["healthy", "one", "several", "confluent", "both"], p=shares)
     sets = {"healthy": 0, "one": 1, "several": int(rng.integers(2, MAX_SETS + 1)), "confluent": 0, "both": 2}[kind]
     disease = partial(_several, sets=sets, confluent=kind in ("confluent", "both"))
     hardness = Hardness(confounders=float(rng.choice([0.0, 0.5, 0.75, 1.0], p=[0.15, 0.15, 0.2, 0.5])))
@@ -60,12 +65,12 @@ def body_path(folder: Path, number: int) -> Path:
     return folder / "bodies" / f"{number:05d}.npz"
 
 
-def write_body(path: Path, seed: int, number: int) -> None:
+def write_body(path: Path, seed: int, number: int, without: str | None = None) -> None:
     """Paint and write the body ``number``, unless it is there."""
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    body = paint(seed, number)
+    body = paint(seed, number, without)
     hu = np.clip(np.rint(body.hu), -1024, 1500).astype(np.int16)
     density = np.rint(np.clip(body.density, 0, 1) * DENSITY_STEPS * (body.lung > 0)).astype(np.uint8)
     with atomic_write(path) as part, part.open("wb") as file:
@@ -86,6 +91,10 @@ class Sample(NamedTuple):
     image: Array
     lesion: Array
     lung: Array
+
+
+ONE_SCANNER = Protocol(slice_mm=1.5, blur=1.0, edges=0, noise=20, gain=0, offset=0, correlation=0.7)
+"""About the middle of what `_draw_protocol` draws."""
 
 
 def _draw_protocol(rng: np.random.Generator) -> Protocol:
@@ -132,13 +141,14 @@ def _mask_by_threshold(hu: Array, lung: Array) -> Array:
     return ndimage.binary_closing(lung & (smooth < -300), np.ones((1, 3, 3)), iterations=2) & lung
 
 
-def draw_sample(rng: np.random.Generator, path: Path, size: tuple[int, int, int]) -> Sample:
+def draw_sample(rng: np.random.Generator, path: Path, size: tuple[int, int, int], without: str | None = None) -> Sample:
     """Scan a sub-volume of a body with a random scanner.
 
     Args:
         rng: random generator.
         path: file of the body.
         size: (z, y, x) of the sub-volume.
+        without: of `VARIETY`; one scanner is `ONE_SCANNER`, and lungs are those painted.
     """
     with np.load(path) as stored:
         hu, lung, density, spacing = (stored[name] for name in ("hu", "lung", "density", "spacing"))
@@ -154,14 +164,16 @@ def draw_sample(rng: np.random.Generator, path: Path, size: tuple[int, int, int]
     hu = hu[:, planes[0], planes[1]].astype(np.float32)  # all slices, as thick slices are means of several
     lung = lung[tuple(where)] > 0
     lesion = _annotate(rng, density[:, planes[0], planes[1]])[where[0]]
-    protocol = _draw_protocol(rng)
+    many = without != "scanners"
+    protocol = _draw_protocol(rng) if many else ONE_SCANNER
     scale = rng.uniform(0.85, 1.15)  # small and large patients
     hu = acquire(rng, hu, tuple(spacing * scale), protocol)[where[0]]
-    if rng.random() < 0.3:
+    if many and rng.random() < 0.3:
         hu = _rescale_slices(rng, hu)
-    if rng.random() < 0.3:
+    if many and rng.random() < 0.3:
         hu = np.clip(hu, rng.uniform(-1400, -950), rng.uniform(60, 250))
-    region = _mask_by_threshold(hu, lung) if rng.random() < 0.12 else _widen(rng, lung)
+    as_others = _mask_by_threshold(hu, lung) if rng.random() < 0.12 else _widen(rng, lung)
+    region = lung if without == "lungs" else as_others
     arrays = (map_window(hu) / 127.5 - 1, lesion & region, region)
     step = rng.choice([-1, 1])
     return Sample(*(np.ascontiguousarray(array[:, :, ::step], np.float32) for array in arrays))

@@ -5,7 +5,6 @@ The rows differ in what learns besides S, and in nothing else:
 
   s-1-alone        S on the labelled scan
   s-1              S on the labelled scan and on healthy volumes of D
-  teacher-1        the same, with its moving average as teacher on diseased volumes of D
   gasnet-1         the config as it is
   no-adversarial   the same without D
 
@@ -61,14 +60,6 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mosmed.yaml"
 ROWS: Mapping[str, tuple[str, ...]] = {
     "s-1-alone": ("EXP.ID=supervised", "SOLVER.SEGMENTER_ONLY=true", "LOSS.HEALTHY=0"),
     "s-1": ("EXP.ID=supervised", "SOLVER.SEGMENTER_ONLY=true"),
-    "teacher-1": (
-        "EXP.ID=teacher",
-        "SOLVER.SEGMENTER_ONLY=true",
-        "SOLVER.SEGMENTER_AVERAGE=0.99",
-        "LOSS.TEACHER=10",
-        "LOSS.TEACHER_RAMP=1000",
-        "LOSS.DISTURBANCE=0.04",
-    ),
     "gasnet-1": (),
     "no-adversarial": ("EXP.ID=perception", "LOSS.ADVERSARIAL=0"),
 }

@@ -63,7 +63,6 @@ ROWS: Mapping[str, Row] = {
     "s-1": Row("S, 1 label, healthy scans", config=SUPERVISED),
     "gasnet-1": Row("GASNet, 1 label"),
     "s-40": Row("S, 40 labels, healthy scans", "labels_40", SUPERVISED),
-    "teacher-1": Row("S, 1 label, healthy scans, teacher on unlabelled scans", config="teacher.yaml"),
     "no-adversarial": Row(
         "GASNet, 1 label, without D",
         overrides=("EXP.ID=weak_perception", "LOSS.ADVERSARIAL=0", "SOLVER.DISCRIMINATOR_STEPS=1"),
@@ -99,7 +98,7 @@ def _schedule(alone: int, gasnet: int, rate: float) -> dict[str, tuple[str, ...]
         "SOLVER.STOP_AFTER=0",
     )
     return {
-        **dict.fromkeys((SUPERVISED, "labels_only.yaml", "teacher.yaml"), (f"SOLVER.ITER_MAX={alone}", segmenter)),
+        **dict.fromkeys((SUPERVISED, "labels_only.yaml"), (f"SOLVER.ITER_MAX={alone}", segmenter)),
         WEAK: (f"SOLVER.ITER_MAX={gasnet}", segmenter, *others),
         PUBLISHED: (f"SOLVER.ITER_MAX={gasnet}", *published),
     }

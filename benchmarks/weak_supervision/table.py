@@ -62,7 +62,6 @@ CLAIMS = (
         target=0.5,
         above=0.25,
     ),
-    Claim("GASNet is better than the teacher", ("gasnet-1", "teacher-1"), np.subtract, target=0.03, above=0),
     Claim("GASNet is better than without D", ("gasnet-1", "no-adversarial"), np.subtract, target=0.03, above=0),
 )
 

@@ -229,14 +229,6 @@ def test_the_splits_that_training_reads():
     assert supervised.loss.model_copy(update={"healthy": 0.0}) == labels_only.loss
 
 
-def test_a_teacher_is_the_moving_average_of_s_alone():
-    alone = ["LOSS.TEACHER=1", "SOLVER.SEGMENTER_ONLY=true", "SOLVER.SEGMENTER_AVERAGE=0.9"]
-    assert read_settings(None, alone).training_splits == ("LABELED", "WO_LABEL", "HEALTHY")
-    for missing in ("SOLVER.SEGMENTER_ONLY=false", "SOLVER.SEGMENTER_AVERAGE=0"):
-        with pytest.raises(SettingsError, match=r"LOSS\.TEACHER: the teacher is the moving average of S alone"):
-            read_settings(None, [*alone, missing])
-
-
 def test_what_the_authors_ran():
     settings = read_settings(CONFIGS / "published.yaml")
     assert settings.exp.constraints == {"recons", "origImgToD", "genImgToD", "perception"}

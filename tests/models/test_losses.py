@@ -9,7 +9,6 @@ from models.losses import (
     IGNORED,
     OTHER,
     adversarial_loss,
-    consistency_loss,
     focal_loss,
     lung_cross_entropy,
     lung_dice_loss,
@@ -135,13 +134,3 @@ def test_losses_inside_the_lungs_are_0_where_nothing_counts():
             assert value.item() == 0
             value.backward()
             assert not logits.grad.any()
-
-
-def test_consistency_loss_by_hand():
-    logits = torch.logit(_volumes([0.5, 0.25, 0.9], [0.5, 0.5, 0.5]))
-    taught = _volumes([1.0, 0.0, 0.0], [0.0, 0.5, 0.5]).requires_grad_()
-    lung = _volumes([1.0, 1.0, 0.0], [1.0, 1.0, 1.0])
-    value = consistency_loss(logits.requires_grad_(), taught, lung)
-    assert value.item() == pytest.approx(((0.25 + 0.0625) / 2 + 0.25 / 3) / 2, rel=1e-6)
-    value.backward()
-    assert taught.grad is None

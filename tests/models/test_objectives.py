@@ -11,12 +11,10 @@ from models.objectives import (
     Method,
     Networks,
     discriminator_objective,
-    disturb,
     joint_objective,
     paste_lesions,
     segmenter_objective,
     synthesise,
-    teacher_objective,
 )
 from tests import reference
 from tests.several import on_processes
@@ -387,28 +385,3 @@ def test_the_segmenter_learns_inside_the_lungs_with_cross_entropy_and_dice(small
     assert objective.terms["labelled"].item() == pytest.approx((-p.log().mean() + dice).item(), rel=1e-4)
     expected = 2 * (0.5 * objective.terms["healthy"] + 3 * objective.terms["labelled"])
     assert objective.total.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_the_weight_of_the_teacher_rises(small):
-    networks, batch = small
-    method = Method(frozenset(), last_iteration=100, loss=Weights(teacher=8, teacher_ramp=40), gate=NO_GATES)
-    with torch.no_grad():
-        p = networks.segmenter(batch.image).sigmoid()
-    expected = (((p - batch.lesion) ** 2)[batch.lung == 1]).mean().item()
-    for iteration, weight in ((0, 0), (10, 2), (40, 8), (90, 8)):
-        total = teacher_objective(networks, batch, Batch(), method, iteration).total.item()
-        assert total == pytest.approx(weight * expected, rel=1e-4)
-
-
-def test_disturbed_volumes_differ_in_gain_offset_and_noise():
-    torch.manual_seed(0)
-    image = torch.stack([torch.full((1, 8, 16, 16), level) for level in (-1.0, 0.0)]).repeat(500, 1, 1, 1, 1)
-    assert disturb(image, 0) is image
-    found = disturb(image, 0.1)
-    black, grey = found.flatten(1).mean(dim=1).unflatten(0, (500, 2)).T
-    # Where I = -1, only the offset counts; where I = 0, the gain, too.
-    assert black.mean().item() == pytest.approx(-1, abs=0.015)
-    assert black.std().item() == pytest.approx(0.1, rel=0.1)
-    assert grey.std().item() == pytest.approx(0.1 * 2**0.5, rel=0.1)
-    # The noise of a volume has the SD |c|, c normal: its mean square is that of c.
-    assert found.flatten(1).std(dim=1).square().mean().sqrt().item() == pytest.approx(0.1, rel=0.1)

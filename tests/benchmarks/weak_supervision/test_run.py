@@ -54,7 +54,6 @@ def test_every_row_has_the_settings_its_name_promises():
         assert settings.image.size == (20, 96, 96)
         assert settings_of(name, "full").image.size == (40, 160, 160)
     assert {name for name in ROWS if settings_of(name).loss.adversarial == 0} == {"no-adversarial"}
-    assert {name for name in ROWS if settings_of(name).loss.teacher} == {"teacher-1"}
     assert {name for name in ROWS if not settings_of(name).loss.healthy} == {"labels-only-1"}
     published = {"published-1", "published-loss-1", "published-1-one-head"}
     assert {name for name in ROWS if settings_of(name).loss.segmentation_loss == "focal"} == published
