@@ -314,6 +314,8 @@ def _frames(path: Path, header: Elements, image_type: tuple[str, ...]) -> list[S
     groups = header.get("PerFrameFunctionalGroupsSequence")
     if not groups:
         raise ValueError("an enhanced CT without its functional groups")
+    if (count := header.get("NumberOfFrames")) != len(groups):
+        raise ValueError(f"an enhanced CT of {count} frames, with places for {len(groups)}")
     for number, group in enumerate(groups):
         flat = {name: value for name, value in header.items() if not name.endswith("GroupsSequence")}
         for sequence, name in _OF_FRAMES:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bz2
 import io
 import logging
+import math
 import os
 import re
 import struct
@@ -224,6 +225,7 @@ def _voxel_file(path: Path, name: str) -> Path:
     raise VolumeError(f"{path}: its voxels, {name}, are missing; copy both files")
 
 
+_MOST_DIMENSIONS = 7
 _FLAT = "is not three-dimensional; expected one volume of several slices"
 
 
@@ -248,7 +250,7 @@ def _nifti(path: Path, file: BinaryIO) -> Header:
     if (magic == separate) != (extension is not None):
         raise VolumeError(f"{path}: NIfTI in one file ends in .nii or .nii.gz, in two in .hdr and .img; rename it")
     dimensions, code, offset = int(header["dim"][0]), int(header["datatype"]), float(header["vox_offset"])
-    if not 3 <= dimensions <= 7 or (header["dim"][4 : max(4, dimensions + 1)] != 1).any():
+    if not 3 <= dimensions <= _MOST_DIMENSIONS or (header["dim"][4 : max(4, dimensions + 1)] != 1).any():
         raise VolumeError(f"{path}: {_FLAT}")
     if code not in _NIFTI_TYPES:
         raise VolumeError(f"{path}: holds values of NIfTI's type {code}; expected one number per voxel")
@@ -345,8 +347,11 @@ def _metaimage(path: Path, file: BinaryIO) -> Header:
     name, size = fields["elementdatafile"], tuple(int(n) for n in fields["dimsize"].split())
     kind, channels = first("elementtype").upper().removeprefix("MET_"), first("elementnumberofchannels", default="1")
     units, spacing = first("distanceunits", default="mm").lower(), numbers("elementspacing", "elementsize")
-    origin = numbers("offset", "position", "origin", default="0 0 0")
-    axes = numbers("transformmatrix", "rotation", "orientation", default="1 0 0 0 1 0 0 0 1")
+    count = len(size)
+    if not 3 <= count <= _MOST_DIMENSIONS or first("ndims") != str(count) or set(size[3:]) - {1}:
+        raise VolumeError(f"{path}: {_FLAT}")
+    origin = numbers("offset", "position", "origin", default=count * "0 ")
+    axes = numbers("transformmatrix", "rotation", "orientation", default=" ".join(map(str, np.eye(count).ravel())))
     slope = numbers("elementtointensityfunctionslope", default="1")
     intercept = numbers("elementtointensityfunctionoffset", default="0")
     if not spacing:
@@ -355,18 +360,18 @@ def _metaimage(path: Path, file: BinaryIO) -> Header:
         raise VolumeError(f"{path}: has voxels of {channels} {kind}; expected one binary number per voxel")
     if units not in ("mm", "?"):
         raise VolumeError(f"{path}: its spacing is not in mm but in {units}; convert it")
-    if first("ndims") != "3" or [*map(len, (size, spacing, origin, axes))] != [3, 3, 3, 9]:
+    if {*map(len, (spacing, origin)), len(axes) / count} != {count}:
         raise VolumeError(f"{path}: {_FLAT}")
     if (slope, intercept) != ((1,), (0,)):
         raise VolumeError(f"{path}: its header scales its values, which some readers ignore; store the scaled values")
     if first("headersize", default="0") not in ("0", "-1"):
         raise ValueError("voxels at an offset")
-    direction = tuple(np.reshape(axes, (3, 3)).T.ravel().tolist())  # the file has an axis per row
+    direction = tuple(np.reshape(axes, (count, count))[:3, :3].T.ravel().tolist())  # the file has an axis per row
     data, offset = (path, stop) if name.upper() == "LOCAL" else (_voxel_file(path, name), 0)
     swapped = first("binarydatabyteordermsb", "elementbyteordermsb", default="false").lower() == "true"
     encoding = "zlib" if first("compresseddata", default="false").lower() == "true" else "raw"
     voxel = np.dtype((">" if swapped else "<") + _MET_TYPES[kind])
-    return Header(path, size, spacing, origin, direction, voxel, data, offset, encoding)
+    return Header(path, size[:3], spacing[:3], origin[:3], direction, voxel, data, offset, encoding)
 
 
 # ----------------------------------------------------------------------------------------------- NRRD
@@ -379,7 +384,7 @@ def _nrrd(path: Path, file: BinaryIO, layered: bool) -> Header:
     layers = len(sizes) == 4 and layered
     units = {str(unit).lower() for key in ("space units", "units") for unit in fields.get(key, [])} - {"mm", ""}
     voxel = _nrrd_type(str(fields["type"]), str(fields.get("endian", "little")))
-    if len(sizes) - layers != 3:
+    if len(sizes) < 3:
         raise VolumeError(f"{path}: {_FLAT}")
     if voxel is None:
         raise VolumeError(f"{path}: has voxels of the type {fields['type']}; expected one number per voxel")
@@ -389,8 +394,13 @@ def _nrrd(path: Path, file: BinaryIO, layered: bool) -> Header:
         raise VolumeError(f"{path}: does not say how large its voxels are (no space directions); set them")
     if any(fields.get(key) for key in ("line skip", "byte skip")):
         raise ValueError("voxels at an offset")
-    directions, origin = _nrrd_axes(fields)
-    directions = directions[layers:].reshape(3, 3)
+    directions, origin = _nrrd_axes(path, fields)
+    axes = np.arange(layers, layers + 3)
+    if len(sizes) > 3 and not layers:  # such as of time, or of the values of a voxel
+        axes = np.flatnonzero(np.abs(directions).max(1) > 0)
+        if len(axes) != 3 or math.prod(np.delete(sizes, axes).tolist()) != 1:
+            raise VolumeError(f"{path}: {_FLAT}")
+    directions = directions[axes].reshape(3, 3)
     spacing = np.linalg.norm(directions, axis=1)
     with np.errstate(all="ignore"):
         direction = (directions / spacing[:, None]).T
@@ -400,7 +410,7 @@ def _nrrd(path: Path, file: BinaryIO, layered: bool) -> Header:
     data, offset = (_voxel_file(path, name), 0) if name else (path, offset)
     return Header(
         path,
-        tuple(sizes[-3:]),
+        tuple(sizes[k] for k in axes),
         *(tuple(values.ravel().tolist()) for values in (spacing, origin.reshape(3), direction)),
         voxel,
         data,
@@ -420,14 +430,21 @@ def _nrrd_type(name: str, endian: str) -> np.dtype | None:
     return np.dtype((">" if endian == "big" else "<") + (kind.replace("i", "u") if name.startswith("u") else kind))
 
 
-def _nrrd_axes(fields: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+_NRRD_SPACE = re.compile(r"(l|r|left-|right-)(p|a|posterior-|anterior-)(s|i|superior|inferior)(t|-time)?")
+_NRRD_NO_PATIENT = ("", "scanner-xyz", "scanner-xyz-time", "3d-right-handed", "3d-right-handed-time")
+
+
+def _nrrd_axes(path: Path, fields: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """The steps along the axes, one row per axis, and the origin; in LPS."""
-    if "space directions" not in fields:
-        return np.diag(np.array(fields["spacings"], float)), np.zeros(3)
     space = str(fields.get("space", "")).lower()
-    words = space.split("-") if "-" in space else list(space)
-    anatomical = len(words) >= 3 and all(word[:1] in "lraps" + "i" for word in words[:3])
-    signs = np.array([1.0 if not anatomical or word[0] in "lps" else -1.0 for word in (words + ["l"] * 3)[:3]])
+    if (match := _NRRD_SPACE.fullmatch(space)) is None:
+        if space not in _NRRD_NO_PATIENT:
+            raise ValueError(f"its space is {space}")
+        said = f"its space is {space}" if space else "no space"
+        log.warning("%s: does not say how the patient lies (%s); taken as LPS, as by ITK", path, said)
+    signs = [1.0 if word[0] in "lps" else -1.0 for word in match.groups()[:3]] if match else [1.0, 1.0, 1.0]
+    if "space directions" not in fields:
+        return np.diag(np.array(fields["spacings"], float))[:, :3], np.zeros(3)
     directions = [[np.nan] * 3 if row is None else row for row in fields["space directions"]]
     origin = fields.get("space origin")
-    return np.array(directions, float) * signs, (np.zeros(3) if origin is None else np.array(origin, float)) * signs
+    return np.array(directions, float)[:, :3] * signs, np.array([0, 0, 0] if origin is None else origin)[:3] * signs

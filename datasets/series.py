@@ -129,12 +129,15 @@ def group_series(slices: Sequence[Slice], others: Sequence[Other]) -> list[Serie
     found = []
     for members in _with_uid_per_slice(by_uid):
         found += _volumes(*members)
-    beside = [other.like for other in others if other.like is not None]
     lone = [series.first for series in found if len(series.slices) == 1]
+    lone += [other.like for other in others if other.like is not None]
     by_folder: dict[Path, list[Other]] = defaultdict(list)
     for other in others:
         by_folder[other.path.parent].append(other)
-    return [_complete(series, by_folder, [*lone, *beside]) for series in found]
+    alike: dict[Any, list[Slice]] = defaultdict(list)
+    for series in found:
+        alike[_names(series.first)] += (series.first, series.slices[-1])
+    return [_complete(series, by_folder, lone, alike[_names(series.first)]) for series in found]
 
 
 # ----------------------------------------------------------------------------------- what belongs together
@@ -371,6 +374,17 @@ def _step_problem(slices: Sequence[Slice], heights: np.ndarray, normal: np.ndarr
 
     steps = np.diff(heights)
     usual = float(np.median(steps))
+    count = np.arange(len(slices))
+    step, start = np.polyfit(count, heights, 1)  # positions may be rounded
+    uneven = np.abs(heights - (start + step * count)).max() > _UNEVEN * step
+    k = int(np.abs(np.diff(steps, prepend=steps[0])).argmax())
+    parts = steps[:k], steps[k + 1 :]
+    even = all(len(part) >= _OWN_VOLUME - 1 and np.ptp(part) < _UNEVEN * part.min() for part in parts)
+    if uneven and even and np.ptp(np.delete(steps, k)) > _UNEVEN * usual:
+        return (
+            f"its slices are {steps[0]:g} mm apart up to {named(k)}, {steps[-1]:g} mm from there on; resample the "
+            "series, or keep one of the parts in a folder of its own"
+        )
     for k in np.flatnonzero(steps <= _UNEVEN * usual):
         return f"{named(k)} and {named(k + 1)} lie at the same place; remove one of them"
     numbers = [s.place_in_series for s in slices]
@@ -382,9 +396,7 @@ def _step_problem(slices: Sequence[Slice], heights: np.ndarray, normal: np.ndarr
                 f"{named(k)} and {named(k + 1)} are neighbours and have the same InstanceNumber {numbers[k]}; are two "
                 "scans mixed? Put each into a folder of its own"
             )
-    count = np.arange(len(slices))
-    step, start = np.polyfit(count, heights, 1)  # positions may be rounded
-    if np.abs(heights - (start + step * count)).max() > _UNEVEN * step:
+    if uneven:
         k = int(np.abs(steps - usual).argmax())
         return (
             f"its slices are not evenly spaced: {steps[k]:g} mm between {named(k)} and {named(k + 1)}, {usual:g} mm "
@@ -405,10 +417,13 @@ def _step_problem(slices: Sequence[Slice], heights: np.ndarray, normal: np.ndarr
     return None
 
 
-def _complete(series: Series, others: Mapping[Path, Sequence[Other]], lone: Sequence[Slice]) -> Series:
-    """A series has a problem if what lies beside it may be one of its slices.
+def _complete(
+    series: Series, others: Mapping[Path, Sequence[Other]], lone: Sequence[Slice], alike: Sequence[Slice]
+) -> Series:
+    """A series has a problem if what lies beside it may be one of its slices, or continue it.
 
-    That is a damaged file, another object with its UID, or a single slice that continues it and has lost its UIDs.
+    That is a damaged file, another object with its UID, a single slice that continues it and has lost its UIDs, or the
+    ends of the series with its names (`alike`), if one begins where it ends.
     """
     problem = None
     for other in chain.from_iterable(others.get(folder, ()) for folder in {s.path.parent for s in series.slices}):
@@ -419,20 +434,35 @@ def _complete(series: Series, others: Mapping[Path, Sequence[Other]], lone: Sequ
         elif series.problem is None and other.like is not None and other.like.series == series.first.series != "":
             problem = f"{other.path}: belongs to the series but is no slice of a CT ({other.kind})"
     if problem is series.problem is None:
-        _, spacing, origin, direction = series.geometry
-        normal = np.reshape(direction, (3, 3))[:, 2] * spacing[2]
-        ends = np.array(origin) - normal, series.slices[-1].position + normal
-        for one in lone:
-            near = any(np.linalg.norm(one.position - end) < _UNEVEN * spacing[2] for end in ends)
-            if (near or _fills_a_number(one, series)) and _same_shape(one, series.first):
-                problem = f"{one.path}: continues the series of {series.first.name}, but as another series or object"
+        _, spacing, _, direction = series.geometry
+        step = np.reshape(direction, (3, 3))[:, 2] * spacing[2]
+        ends = _corner_and_centre(series.first) - step, _corner_and_centre(series.slices[-1]) + step
+
+        def is_next(one: Slice) -> bool:
+            away = [np.linalg.norm(_corner_and_centre(one) - end, axis=1).min() for end in ends]
+            return min(away) < _UNEVEN * spacing[2]
+
+        missed = [*filter(is_next, (*lone, *alike)), *(one for one in lone if _fills_a_number(one, series))]
+        for one in missed[:1]:
+            problem = f"{one.path}: continues the series of {series.first.name}, but as another series, object or size"
     if problem is None:
         return series
     return replace(series, geometry=None, problem=f"{problem}; copy it again, or move it out of the folder")
 
 
 def _fills_a_number(lone: Slice, series: Series) -> bool:
-    """Whether a slice beside a series has all of its names but the UID, and an InstanceNumber that it lacks."""
-    numbers = {s.place_in_series for s in series.slices}
-    names = [(s.path.parent, s.number, s.description, s.kernel, s.acquisition) for s in (lone, series.first)]
-    return names[0] == names[1] and bool(lone.place_in_series) and lone.place_in_series not in numbers
+    """Whether a slice beside a series has all of its names but the UID, its shape, and an InstanceNumber it lacks."""
+    numbers = {"", *(s.place_in_series for s in series.slices)}
+    named_alike = _names(lone) == _names(series.first) and _same_shape(lone, series.first)
+    return named_alike and lone.place_in_series not in numbers
+
+
+def _names(one: Slice) -> tuple[Any, ...]:
+    """What names a series but its UID."""
+    return one.path.parent, one.number, one.description, one.kernel, one.acquisition
+
+
+def _corner_and_centre(one: Slice) -> np.ndarray:
+    """Where the first pixel and the middle of a slice lie, (2, 3)."""
+    half = (np.array(one.size) - 1) * one.spacing / 2
+    return one.position + np.outer((0, 1), half @ one.rows.reshape(2, 3))

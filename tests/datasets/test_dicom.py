@@ -105,6 +105,17 @@ def test_compressed_frames_of_an_enhanced_ct(enhanced, syntax):
         np.testing.assert_array_equal(pixels(open_scan(path.parent).read()), stored - 1024)
 
 
+@pytest.mark.fault("enhanced CT")
+@pytest.mark.parametrize("places", [3, 5])
+def test_an_enhanced_ct_with_places_for_another_number_of_frames(enhanced, places):
+    path, _ = enhanced
+    data = pydicom.dcmread(path)
+    groups = data.PerFrameFunctionalGroupsSequence
+    data.PerFrameFunctionalGroupsSequence = [*groups, groups[1]][:places]
+    data.save_as(path)
+    refused(path, lambda: open_scan(path.parent).read(), f"of 4 frames, with places for {places}")
+
+
 @pytest.mark.fault("compressed slices")
 def test_what_cannot_be_decoded_names_the_plug_ins(enhanced):
     path, _ = enhanced

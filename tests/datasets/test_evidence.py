@@ -246,7 +246,7 @@ def test_the_advice_for_a_tilt_names_the_file_that_there_will_be(tmp_path, unsig
 def test_a_slice_that_lost_its_uid_and_its_place_is_missed_by_its_number(tmp_path):
     folder = write_dicom(tmp_path / "case", STORED)
     changed_slice(folder / "slice012.dcm", SeriesInstanceUID="1.2.3", ImagePositionPatient=[0, 0, 5000])
-    refused(folder, only(tmp_path).read, "as another series or object")
+    refused(folder, only(tmp_path).read, "as another series, object")
 
 
 def test_a_slice_of_which_only_an_unknown_kind_is_left_is_missed(tmp_path):

@@ -296,7 +296,7 @@ DAMAGED = "damaged or contradictory header"
 
 @pytest.mark.fault("RGB, complex, unknown")
 @pytest.mark.fault("spacing 0, negative")
-@pytest.mark.fault("no orientation at all")
+@pytest.mark.fault("NIfTI without orientation")
 @pytest.mark.fault("sheared, zero or NaN")
 @pytest.mark.fault("bits a voxel that are")
 @pytest.mark.fault("spacing that is not")

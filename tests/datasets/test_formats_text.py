@@ -8,7 +8,7 @@ import SimpleITK as sitk
 
 from datasets.formats import files_of
 from datasets.volumes import read_geometry, read_volume
-from tests.volumes import geometry, pixels, refused, write
+from tests.volumes import geometry, image_of, pixels, refused, write
 
 
 @pytest.mark.fault("MetaImage and NRRD")
@@ -159,6 +159,55 @@ def test_fields_of_a_metaimage_that_itk_ignores(tmp_path, hu, field, finding):
         refused(path, lambda: read_volume(path), finding)
     else:
         np.testing.assert_array_equal(pixels(read_volume(path)), hu)
+
+
+@pytest.mark.fault("2D, 4D, one slice, several")
+@pytest.mark.parametrize("extension", [".mha", ".nrrd", ".nii.gz"])
+def test_a_fourth_dimension_of_one_is_no_dimension(tmp_path, hu, extension):
+    path = tmp_path / f"scan{extension}"
+    image = image_of(hu, spacing=(0.5, 0.75, 2), origin=(1, 2, 3), direction=(0, -1, 0, 1, 0, 0, 0, 0, 1))
+    sitk.WriteImage(sitk.JoinSeries(image), str(path))
+    np.testing.assert_array_equal(pixels(read_volume(path)), hu)
+    assert geometry(read_volume(path)) == geometry(image)
+    sitk.WriteImage(sitk.JoinSeries(image, image), str(path))
+    refused(path, lambda: read_volume(path), "not three-dimensional")
+
+
+@pytest.mark.fault("2D, 4D, one slice, several")
+@pytest.mark.parametrize("axis", [0, 3])
+def test_an_axis_of_nrrd_without_a_place(tmp_path, hu, axis):
+    steps = np.insert(np.diag([0.5, 0.75, 2.0]), axis, np.nan, axis=0)
+    fields = {"space": "right-anterior-superior", "space directions": steps, "space origin": [1, 2, 3]}
+    path, voxels = tmp_path / "scan.nrrd", np.expand_dims(hu.T, axis)
+    pynrrd.write(str(path), voxels, fields)
+    np.testing.assert_array_equal(pixels(read_volume(path)), hu)
+    lps = (-1, 0, 0, 0, -1, 0, 0, 0, 1)
+    assert geometry(read_volume(path)) == ((8, 7, 6), (0.5, 0.75, 2), (-1, -2, 3), lps)
+    pynrrd.write(str(path), np.concatenate([voxels, voxels], axis), fields)
+    refused(path, lambda: read_volume(path), "not three-dimensional")
+
+
+@pytest.mark.fault("NRRD without space")
+@pytest.mark.parametrize(
+    ("space", "finding"),
+    [
+        ("left-anterior-superior", None),
+        ("RAS", None),
+        ("scanner-xyz", "its space is scanner-xyz"),
+        ("3D-right-handed", "its space is 3d-right-handed"),
+        ("", "no space"),
+        ("3D-left-handed", "its space is 3d-left-handed"),
+        ("SPL", "its space is spl"),
+    ],
+)
+def test_spaces_of_nrrd(tmp_path, hu, space, finding, caplog):
+    fields = (f"space: {space}" if space else "space dimension: 3", "space directions: (1,0,0) (0,2,0) (0,0,3)")
+    path = nrrd(tmp_path / "scan.nrrd", hu, *fields, "space origin: (4,5,6)")
+    if space in ("3D-left-handed", "SPL"):
+        refused(path, lambda: read_volume(path), finding)
+        return
+    assert geometry(read_volume(path)) == geometry(path)
+    assert [finding in record.getMessage() for record in caplog.records] == [True] * bool(finding)
 
 
 @pytest.mark.fault("2D, 4D, one slice, several")

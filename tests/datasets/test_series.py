@@ -2,7 +2,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from datasets.scans import open_scan, read_ct
+from datasets.scans import find_scans, open_scan, read_ct
 from datasets.volumes import Reading, volume_id
 from tests.volumes import ORIGIN, SPACING, changed_slice, geometry, pixels, refused, rotation, write_dicom
 
@@ -65,6 +65,51 @@ def test_a_missing_and_a_double_slice(tmp_path, stored):
     refused(double, lambda: open_scan(double).read(), same_place)
 
 
+@pytest.mark.fault("slices whose distance changes")
+@pytest.mark.parametrize(
+    ("above", "said"),
+    [
+        (5.0, "2.5 mm apart up to slice005.dcm, 5 mm from there on"),
+        (30.0, "2.5 mm apart up to slice005.dcm, 30 mm from there on"),
+        (0.2, "2.5 mm apart up to slice005.dcm, 0.2 mm from there on"),
+    ],
+)
+def test_a_distance_that_changes_half_way(tmp_path, above, said):
+    folder = write_dicom(tmp_path / "case", np.zeros((9, 7, 8)))
+    for number in range(5):  # slice009 is the lowest
+        position = [0, 0, 10 + (4 - number) * above]
+        changed_slice(folder / f"slice00{number + 1}.dcm", ImagePositionPatient=position)
+    for number in range(5, 9):
+        changed_slice(folder / f"slice00{number + 1}.dcm", ImagePositionPatient=[0, 0, (8 - number) * 2.5])
+    refused(folder, lambda: open_scan(folder).read(), said)
+
+
+@pytest.mark.fault("a series that goes on")
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"SeriesInstanceUID": "1.2.3"},
+        {"PixelSpacing": [0.9, 0.9]},
+        {"StudyInstanceUID": "1.2.4", "SeriesInstanceUID": "1.2.3"},
+    ],
+)
+def test_the_rest_of_a_series_under_another_uid_or_with_another_field_of_view(tmp_path, tags):
+    stored = np.zeros((12, 7, 9), np.int16)
+    folder = write_dicom(tmp_path / "case", stored)
+    for number in range(1, 6):
+        path = folder / f"slice{number:03}.dcm"
+        data = pydicom.dcmread(path)
+        x, y, z = data.ImagePositionPatient
+        if "PixelSpacing" in tags:  # about the same centre: 0.7 mm along 9 columns, 0.8 mm along 7 rows
+            x, y = x + 4 * (0.7 - 0.9), y + 3 * (0.8 - 0.9)
+        changed_slice(path, ImagePositionPatient=[x, y, z], **tags)
+    refused(folder, next(iter(find_scans(folder).values())).read, "slice00[56].*continues the series")
+    # Another name is another series, of which one is taken.
+    for number in range(1, 6):
+        changed_slice(folder / f"slice{number:03}.dcm", SeriesNumber="7")
+    assert {scan.read().GetSize()[2] for scan in find_scans(folder).values()} <= {5, 7}
+
+
 @pytest.mark.fault("all slices in one file, damaged")
 @pytest.mark.fault("gantry tilt")
 @pytest.mark.parametrize(
@@ -94,6 +139,7 @@ def test_series_that_are_no_straight_volume(tmp_path, stored, slices, written, m
         ({"ImagePositionPatient": None}, "damaged, or not DICOM"),
         ({"PixelData": None}, "damaged, or not DICOM"),
         ({"SeriesInstanceUID": "1.2.3"}, "continues the series .* as another series"),
+        ({"SeriesInstanceUID": "1.2.3", "Columns": 16392}, "continues the series .* or size"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"}, "damaged, or not DICOM"),
     ],
 )
