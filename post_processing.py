@@ -43,16 +43,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--masks", type=Path, required=True, metavar="PRED", help="folder of cropped masks")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the full-size masks")
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        help=f"probabilities above it are lesion (default: that of the test.py that wrote them, or {THRESHOLD})",
-    )
-    add_scan_options(parser, "series", "max-voxels")
+    add_scan_options(parser, "threshold", "series", "max-voxels")
     add_quiet(parser)
     options = parser.parse_args(arguments)
-    if options.threshold is not None and not 0 <= options.threshold < 1:
-        parser.error("--threshold must be at least 0 and below 1")
     options.reading = chosen_reading(parser, options)
     return options
 

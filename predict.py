@@ -34,7 +34,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from datasets import CROP_SIZE, WINDOW
 from datasets.scan_options import add_scan_options, check_window, chosen_reading
-from evaluation import THRESHOLD
 from utils.cli import add_device, add_part, add_quiet, new_parser, run, start_logging
 
 PRETRAINED = Path(__file__).resolve().parent / "pretrained"
@@ -59,12 +58,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="also write dicom_seg/<id>.dcm for scans that are DICOM series; none if no lesion was found",
     )
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        help=f"probabilities above it are lesion (default: that of the segmenter's file, or {THRESHOLD})",
-    )
-    add_scan_options(parser, "lungs", "lungmask-model", "weights", "precision", "grey-window", "series", "max-voxels")
+    add_scan_options(parser, "threshold", "lungs", "lungmask-model", "weights", "precision", "grey-window")
+    add_scan_options(parser, "series", "max-voxels")
     parser.add_argument(
         "--size",
         type=int,
@@ -88,8 +83,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_device(parser)
     add_quiet(parser)
     options = parser.parse_args(arguments)
-    if options.threshold is not None and not 0 <= options.threshold < 1:
-        parser.error("--threshold must be at least 0 and below 1")
     if options.size is not None and (min(options.size) < 4 or any(n % 4 for n in options.size)):
         parser.error("--size needs multiples of 4")
     options.size = options.size and tuple(options.size)

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from datasets import HELD_OUT, TRAINING, WITH_LESION
 from datasets.scan_options import add_scan_options, chosen_reading
-from evaluation import THRESHOLD, TOLERANCE_MM
+from evaluation import TOLERANCE_MM
 from utils.cli import add_device, add_part, add_published_crops, add_quiet, new_parser, run, start_logging
 
 
@@ -55,11 +55,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--allow-seen", action="store_true", help="test on scans that the model was trained on or chosen by, too"
     )
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        help=f"probabilities above it are lesion (default: that of the segmenter's file, or {THRESHOLD})",
-    )
+    add_scan_options(parser, "threshold")
     parser.add_argument("--save-vis", action="store_true", help="save a figure of every scan in figures/")
     parser.add_argument("--generator-path", type=Path, metavar="FILE", help="G, for I_g and I_s in the figures")
     parser.add_argument(
@@ -87,8 +83,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for split in options.split:
         if split not in (*TRAINING, *HELD_OUT):
             parser.error(f"argument --split: {split} is none of {', '.join((*TRAINING, *HELD_OUT))}")
-    if options.threshold is not None and not 0 <= options.threshold < 1:
-        parser.error("--threshold must be at least 0 and below 1")
     if options.generator_path is not None and not options.save_vis:
         parser.error("--generator-path is for the figures of --save-vis")
     if not 0 <= options.surface_tolerance < math.inf:

@@ -21,7 +21,19 @@ if TYPE_CHECKING:
     from datasets.series import Series
     from datasets.volumes import Reading
 
+
+def _threshold(text: str) -> float:
+    if not 0 <= (value := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected a probability of at least 0 and below 1, got {text}")
+    return value
+
+
 _OPTIONS = {
+    "threshold": {
+        "type": _threshold,
+        "metavar": "P",
+        "help": "probabilities above it are lesion (default: that of the test or of the segmenter's file, else 0.5)",
+    },
     "series": {
         "metavar": "UID|NUMBER|TEXT",
         "help": "of a study with several CT series, take the one with this SeriesInstanceUID, SeriesNumber, "

@@ -41,7 +41,6 @@ from benchmarks.weak_supervision.run import (
     load_trained,
     result_path,
     settings_to_record,
-    stop_after,
     train_row,
 )
 from configs.settings import Settings, read_settings
@@ -172,17 +171,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tested", nargs="+", default=list(TESTED), metavar="LIST", help=f"test lists (default {' '.join(TESTED)})"
     )
-    parser.add_argument("--minutes", type=float, metavar="N", help="stop after this time and save (default: no limit)")
     add_device(parser)
     add_quiet(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that override the file")
     options = parser.parse_intermixed_args(arguments)
-    if min(options.seeds) < 0 or (options.minutes is not None and options.minutes <= 0):
-        parser.error("--seeds must be at least 0, --minutes above 0")
+    if min(options.seeds) < 0:
+        parser.error("--seeds must be at least 0")
     start_logging(options.quiet)
     device = choose_device(options.device)
-    if options.minutes is not None:
-        stop_after(60 * options.minutes)
     paths = []
     for seed in options.seeds:
         for name in options.rows:

@@ -2,26 +2,21 @@
 
 Writes to OUTPUT: cohort/ (generated if missing), runs/, and one results/<row>_seed_<n>.json per finished run with the
 test scores of the segmenter selected on validation, at the threshold that is best on validation. Finished runs are
-skipped and interrupted ones resume, so the same command can be repeated until everything is done. --minutes ends it
-after a time, with all states saved. Then run python -m benchmarks.weak_supervision.table OUTPUT.
+skipped and interrupted ones resume, so the same command can be repeated until everything is done. To use more cores,
+run it for several rows or seeds at once. Then run python -m benchmarks.weak_supervision.table OUTPUT.
 
 Examples:
-  python -m benchmarks.weak_supervision.run --size small --output output/weak --processes 2
+  OMP_NUM_THREADS=1 python -m benchmarks.weak_supervision.run --size small --output output/weak
   python -m benchmarks.weak_supervision.run --size small --output output/weak --rows s-1 gasnet-1 s-40 --seeds 0
-  python -m benchmarks.weak_supervision.run --size full --output output/weak_full --device cuda --minutes 10
+  timeout 600 python -m benchmarks.weak_supervision.run --size full --output output/weak_full --device cuda
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +43,8 @@ from utils.distributed import choose_device
 from utils.errors import GasnetError, SettingsError
 from utils.files import lock_folder, write_text
 from utils.ledger import environment, recording
-from utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
-
-_CHANGED_NOTHING = ("SPEED.KEEP_MEMORY", "SPEED.CHANNELS_LAST", "IMAGE.AUGMENT_ON", "INTERVAL.JUDGE")
-"""Settings of earlier versions that changed no result; AUGMENT_ON was only ever ``loader``."""
 
 THRESHOLDS = np.linspace(0.02, 0.98, 49)
 """Probabilities to choose a threshold from."""
@@ -171,17 +162,12 @@ def run_row(name: str, size: str, seed: int, output: Path, device: torch.device,
 def is_finished(path: Path, settings: Settings) -> bool:
     """Whether a run has a result.
 
-    A setting that the record lacks had its default, and one that no longer exists must have been off.
-
     Raises:
         SettingsError: it was made with other settings.
     """
     if not path.is_file():
         return False
-    found = _flat(json.loads(path.read_text(encoding="utf-8"))["settings"])
-    wanted, defaults = _flat(settings_to_record(settings)), _flat(settings_to_record(Settings()))
-    gone = {key: value for key, value in found.items() if key not in wanted and key not in _CHANGED_NOTHING}
-    if any(gone.values()) or any(found.get(key, defaults[key]) != value for key, value in wanted.items()):
+    if json.loads(path.read_text(encoding="utf-8"))["settings"] != settings_to_record(settings):
         raise SettingsError(f"{path}: made with other settings; remove it and its run or choose another --output")
     return True
 
@@ -189,13 +175,6 @@ def is_finished(path: Path, settings: Settings) -> bool:
 def settings_to_record(settings: Settings) -> dict[str, Any]:
     """Settings of a run as JSON, without the location of the benchmark's folder."""
     return _without_folders(settings).model_dump(by_alias=True, mode="json")
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _without_folders(settings: Settings) -> Settings:
@@ -221,60 +200,6 @@ def _curves(path: Path) -> dict[str, list[dict[str, float]]]:
     return {"curve": curve, **({"judged": judged} if judged else {})}
 
 
-def _start_worker() -> None:
-    start_logging(quiet=True)
-    torch.set_num_threads(1)
-
-
-def run_all(
-    runs: Sequence[tuple[str, int]], size: str, output: Path, device: torch.device, processes: int, progress: bool
-) -> dict[str, str]:
-    """Train and test several runs, optionally in parallel; a failed run does not stop the others.
-
-    With more than one process, each run uses a single thread.
-
-    Returns:
-        Error messages of failed runs, by run.
-
-    Raises:
-        GasnetError: a parallel run was stopped by a signal.
-    """
-    failed = {}
-    if processes == 1:
-        for name, seed in runs:
-            try:
-                run_row(name, size, seed, output, device, progress)
-            except GasnetError as error:
-                failed[f"{name}, seed {seed}"] = str(error)
-        return failed
-    # Forked processes cannot use CUDA.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start_worker) as pool:
-        jobs = {pool.submit(run_row, name, size, seed, output, device): (name, seed) for name, seed in runs}
-        for job in progress_bar(as_completed(jobs), "running", unit="run", total=len(jobs), shown=progress):
-            name, seed = jobs[job]
-            try:
-                job.result()
-            except GasnetError as error:
-                failed[f"{name}, seed {seed}"] = str(error)
-            except (SystemExit, BrokenProcessPool):
-                pool.shutdown(cancel_futures=True)
-                raise GasnetError("stopped; the same command resumes") from None
-    return failed
-
-
-def stop_after(seconds: float) -> None:
-    """End the runs after a time, as SIGTERM does: they save their state."""
-
-    def stop() -> None:
-        for process in multiprocessing.active_children() or [multiprocessing.current_process()]:
-            os.kill(process.pid, signal.SIGTERM)
-
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = new_parser(__doc__, "python -m benchmarks.weak_supervision.run")
@@ -283,28 +208,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for cohort, runs and results")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"any of {', '.join(ROWS)}")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default 0 1 2")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="number of parallel runs (default 1)")
-    parser.add_argument("--minutes", type=float, metavar="N", help="stop after this time and save (default: no limit)")
     add_device(parser)
     add_quiet(parser)
     options = parser.parse_args(arguments)
     if unknown := [name for name in options.rows if name not in ROWS]:
         parser.error(f"argument --rows: unknown row {unknown[0]}; choose from {', '.join(ROWS)}")
-    if options.processes < 1 or min(options.seeds) < 0:
-        parser.error("--processes must be at least 1, --seeds at least 0")
-    if options.minutes is not None and options.minutes <= 0:
-        parser.error("--minutes must be above 0")
+    if min(options.seeds) < 0:
+        parser.error("--seeds must be at least 0")
     start_logging(options.quiet)
-    device = choose_device(options.device)
-    progress = not options.quiet
-
-    if options.minutes is not None:
-        stop_after(60 * options.minutes)
-    makers = os.cpu_count() if device.type == "cuda" else options.processes
-    write_cohort(options.output / "cohort", SIZES[options.size], processes=makers or 1, progress=progress)
+    device, progress, failed = choose_device(options.device), not options.quiet, {}
+    write_cohort(options.output / "cohort", SIZES[options.size], processes=os.cpu_count() or 1, progress=progress)
     # All rows of a seed before the next seed, so that an incomplete table is still comparable.
     runs = [(name, seed) for seed in options.seeds for name in options.rows]
-    failed = run_all(runs, options.size, options.output, device, options.processes, progress)
+    for name, seed in runs:
+        try:
+            run_row(name, options.size, seed, options.output, device, progress)
+        except GasnetError as error:
+            failed[f"{name}, seed {seed}"] = str(error)
     print(f"{len(runs) - len(failed)} of {len(runs)} runs finished; results in {options.output / 'results'}")
     for name, reason in failed.items():
         log.error("%s: %s", name, reason)

@@ -107,7 +107,10 @@ def test_lists_without_lesions_hold_the_volume_found(tmp_path, monkeypatch):
 
 
 def test_wrong_options(capsys):
-    for options, message in ((["--rows", "s-2"], "invalid choice: 's-2'"), (["--minutes", "0"], "--minutes above 0")):
+    for options, message in (
+        (["--rows", "s-2"], "invalid choice: 's-2'"),
+        (["--seeds", "-1"], "--seeds must be at least 0"),
+    ):
         with pytest.raises(SystemExit):
             main(["c", "--output", "o", *options])
         assert message in capsys.readouterr().err

@@ -9,7 +9,6 @@ from benchmarks.weak_supervision import rows, run, table
 from benchmarks.weak_supervision.cohort import SIZES, Counts, Size, write_cohort
 from benchmarks.weak_supervision.rows import ROWS, Row, Scale, row_settings
 from models.losses import Weights
-from tests.several import on_processes
 from utils.errors import SettingsError
 
 CPU = torch.device("cpu")
@@ -37,6 +36,7 @@ def cohort(tmp_path_factory):
 @pytest.fixture
 def output(cohort, tmp_path, monkeypatch):
     monkeypatch.setitem(rows.SCALES, "small", TINY)
+    monkeypatch.setitem(SIZES, "small", Size((16, 32, 64), COUNTS))
     (tmp_path / "cohort").symlink_to(cohort)
     return tmp_path
 
@@ -75,10 +75,13 @@ def test_what_the_authors_ran_keeps_its_weights_and_gates():
     assert found.loss.perception_start == found.solver.iter_max // 2 == found.solver.last_iteration // 2
 
 
-def test_runs_are_trained_tested_and_skipped_when_finished(output, monkeypatch):
-    runs = [("s-1", 0), ("gasnet-1", 0)]
-    assert run.run_all(runs, "small", output, CPU, processes=1, progress=False) == {}
-    results = {name: json.loads(run.result_path(output, name, 0).read_text()) for name, _ in runs}
+def test_runs_are_trained_tested_and_skipped_when_finished(output, monkeypatch, capsys):
+    def command(output, *rows):
+        return ["--output", str(output), "--seeds", "0", "--device", "cpu", "--quiet", "--rows", *rows]
+
+    names = "s-1", "gasnet-1"
+    assert run.main(command(output, *names)) == 0
+    results = {name: json.loads(run.result_path(output, name, 0).read_text()) for name in names}
     for name, result in results.items():
         assert [(row["id"], row["kind"]) for row in result["test"]["rows"]] == [
             ("test_000", "lesion"), ("test_001", "lesion"), ("testh_000", "no lesion")
@@ -95,7 +98,7 @@ def test_runs_are_trained_tested_and_skipped_when_finished(output, monkeypatch):
     assert "judged" not in results["s-1"]
 
     monkeypatch.setattr(run, "train", lambda training: pytest.fail("trained again"))
-    assert run.run_all(runs, "small", output, CPU, processes=1, progress=False) == {}
+    assert run.main(command(output, *names)) == 0
     # Scores that are undefined for a scan are left out, and every scan has a line of its own.
     text = run.result_path(output, "s-1", 0).read_text()
     assert "null" not in text.split('"rows"')[1].split("]")[0]
@@ -105,17 +108,16 @@ def test_runs_are_trained_tested_and_skipped_when_finished(output, monkeypatch):
     # The folder may move.
     moved = output.with_name(f"{output.name} moved")
     output.rename(moved)
-    assert run.run_all(runs, "small", moved, CPU, processes=1, progress=False) == {}
+    assert run.main(command(moved, *names)) == 0
     output = moved
     # A result with other settings, or with settings that do not exist, is refused.
     path = run.result_path(output, "s-1", 0)
     path.write_text(path.read_text().replace('"SEED": 0', '"SEED": 0, "SETTING_OF_OLD": 1'))
-    failed = run.run_all(runs[:1], "small", output, CPU, processes=1, progress=False)
-    assert "made with other settings" in failed["s-1, seed 0"]
     monkeypatch.setitem(ROWS, "gasnet-1", Row("GASNet, 1 label", overrides=("LOSS.RECONS=7",)))
-    failed = run.run_all(runs[1:], "small", output, CPU, processes=1, progress=False)
-    assert list(failed) == ["gasnet-1, seed 0"]
-    assert "made with other settings" in failed["gasnet-1, seed 0"]
+    assert run.main(command(output, *names)) == 1
+    said = capsys.readouterr().err
+    for name in names:
+        assert f"{name}, seed 0: {run.result_path(output, name, 0)}: made with other settings" in said
 
 
 def test_an_interrupted_run_resumes_and_one_with_other_settings_is_refused(output, monkeypatch):
@@ -159,23 +161,6 @@ def test_an_unknown_row_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run.main(["--output", str(tmp_path), "--rows", "s-1", "s-2"])
     assert "--rows: unknown row s-2; choose from s-1, gasnet-1" in capsys.readouterr().err
-
-
-def endless(arguments):
-    """The command, with runs that only a limit of time ends."""
-    rows.SCALES["small"] = Scale((*TINY.overrides, "SOLVER.ITER_MAX=100000", "INTERVAL.VALID=1000"))
-    SIZES["small"] = Size((16, 32, 64), COUNTS)
-    return run.main(arguments)
-
-
-def test_a_time_limit_saves_the_runs(cohort, tmp_path):
-    (tmp_path / "cohort").symlink_to(cohort)
-    options = ["--output", str(tmp_path), "--rows", "gasnet-1", "--minutes", "0.05", "--device", "cpu"]
-    (ended,) = on_processes(1, tmp_path / "log", endless, options)
-    assert ended.code == 128 + signal.SIGTERM, ended.err
-    assert "state saved" in ended.err
-    assert list((tmp_path / "runs" / "gasnet-1_seed_0").glob("*/state_*.pth"))
-    assert not (tmp_path / "results").exists()
 
 
 def test_the_threshold_is_the_best_in_the_mean_over_scans():
