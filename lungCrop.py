@@ -58,9 +58,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print which files belong together, write nothing")
     add_scan_options(parser, "lungs", "lungmask-model", "weights", "precision")
     add_scan_options(parser, "size", "window", "grey-window", "series", "max-voxels")
-    parser.add_argument(
-        "--lesions-anywhere", action="store_true", help="keep lesion labels that lie outside the lungs by 80 %% or more"
-    )
+    add_scan_options(parser, "airless-lungs", "lesions-anywhere")
     parser.add_argument("--overwrite", action="store_true", help="crop scans again that are done")
     add_part(parser)
     add_device(parser)
@@ -101,9 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def begin() -> Callable[[str, Recipe], None]:
         finder = lungs.finder(device) if masks.lungs is None else None
-        cropper = LungMaskCrop(
-            finder, options.size, options.reading, options.window, accept_outside=options.lesions_anywhere
-        )
+        cropper = LungMaskCrop(finder, options.size, options.reading, options.window)
         return lambda case_id, recipe: crop_scan(case_id, scans[case_id], ledger, recipe, cropper, masks)
 
     with (

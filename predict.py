@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="also write dicom_seg/<id>.dcm for scans that are DICOM series; none if no lesion was found",
     )
     add_scan_options(parser, "threshold", "lungs", "lungmask-model", "weights", "precision", "grey-window")
-    add_scan_options(parser, "series", "max-voxels")
+    add_scan_options(parser, "series", "max-voxels", "airless-lungs")
     parser.add_argument(
         "--size",
         type=int,

@@ -23,7 +23,7 @@ from datasets.formats import read_header
 from datasets.geometry import image_like, located, lps_geometry, lps_view, mask_onto, shape_of
 from datasets.lung_finders import FindLungs
 from datasets.lungmask_model import load_lungmask
-from datasets.plausibility import check_gas, check_lesion, check_lungs, check_surroundings
+from datasets.plausibility import check_lesion, check_lungs
 from datasets.scans import open_scan, read_ct
 from datasets.volumes import DEFAULT, NOTES, Reading, Scan, as_labels, read_mask_on
 from datasets.window import map_window
@@ -261,7 +261,6 @@ class LungMaskCrop:
     window: tuple[float, float] = WINDOW  # HU that become 0 and 255
     lung_labels: Collection[int] | None = None  # what counts as lung in given masks; by default every label above 0
     lesion_labels: Collection[int] | None = None  # what counts as lesion; by default every label above 0
-    accept_outside: bool = False  # lesion labels that lie outside the lungs are a warning
 
     @cached_property
     def lungs(self) -> FindLungs:
@@ -317,16 +316,14 @@ class LungMaskCrop:
             except VolumeError as error:
                 raise VolumeError(f"{scan}: {error}") from None
         voxels, spacing = sitk.GetArrayViewFromImage(ct), ct.GetSpacing()[::-1]
-        check_lungs(scan, labels, spacing)
-        check_gas(scan, voxels, labels)
-        check_surroundings(scan, voxels, labels, spacing)
+        check_lungs(scan, voxels, labels, spacing, self.reading.airless_lungs)
         return ct, labels
 
     def _read_lesion(self, path: Path | str, name: object, ct: sitk.Image, lungs: np.ndarray) -> np.ndarray:
         values = self._read_fitting(path, name, ct, None)
         labels = np.flatnonzero(np.bincount(values.ravel(), minlength=256)[1:]) + 1
         lesion = values if self.lesion_labels is None else np.isin(np.arange(256), list(self.lesion_labels))[values]
-        check_lesion(name, lesion, lungs, labels.tolist(), self.accept_outside)
+        check_lesion(name, lesion, lungs, labels.tolist(), self.reading.lesions_anywhere)
         return lesion
 
     def _read_fitting(

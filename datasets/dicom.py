@@ -422,14 +422,15 @@ def _padding_to_air(slices: Sequence[Slice], voxels: np.ndarray) -> np.ndarray:
 
 
 def write_series(ct: sitk.Image, folder: Path, patient: str, seed: str) -> None:
-    """Write a CT (HU, whole numbers of at least -1024) as a DICOM series, one file per slice, as scanners export it.
+    """Write a CT (HU, whole numbers) as a DICOM series, one file per slice, as scanners export it.
 
-    The folder is created atomically, and must not exist yet. The UIDs depend on the seed alone.
+    Values below -1024 become -1024. The folder is created atomically, and must not exist yet. The UIDs depend on the
+    seed alone.
 
     Raises:
         VolumeError: the folder cannot be written.
     """
-    stored = (sitk.GetArrayViewFromImage(ct).astype(np.int32) - _AIR_HU).astype(np.uint16)
+    stored = (np.maximum(sitk.GetArrayViewFromImage(ct), _AIR_HU).astype(np.int32) - _AIR_HU).astype(np.uint16)
     axes, spacing = np.reshape(ct.GetDirection(), (3, 3)).T, ct.GetSpacing()
     shared = {
         **{f"{name}UID": generate_uid(entropy_srcs=[seed, name.removesuffix("Instance")]) for name in _SHARED_UIDS},

@@ -84,44 +84,46 @@ def check_label_values(name: object, values: np.ndarray) -> None:
         )
 
 
-def check_lungs(name: object, lungs: np.ndarray, spacing: Sequence[float]) -> None:
-    """Refuse lungs that are too large; every label above 0 is lung."""
+def check_lungs(
+    name: object, ct: np.ndarray, lungs: np.ndarray, spacing: Sequence[float], accept_airless: bool = False
+) -> None:
+    """Check the lungs of a CT in HU; every label above 0 is lung, an empty mask passes.
+
+    Refused are lungs that are too large, or that hold almost no gas (with `accept_airless`, a warning). Lungs of which
+    much holds none, and a CT that was erased around them, are warned of.
+    """
     ml = np.count_nonzero(lungs) * float(np.prod(spacing)) / 1000
     if ml > MOST_LUNG_ML:
         sizes = "x".join(f"{mm:.3g}" for mm in spacing)
         raise VolumeError(
             f"{name}: lungs of {ml / 1000:.1f} l are impossible; check the spacing of {sizes} mm (z, y, x)"
         )
+    slices = np.flatnonzero(lungs.any((1, 2)))
+    if len(slices):
+        slices = np.unique(slices[np.linspace(0, len(slices) - 1, _SLICES).astype(int)])
+        planes = [(ct[z], (lungs[z] > 0).astype(np.uint8)) for z in slices]
+        _check_gas(name, np.concatenate([plane[lung > 0] for plane, lung in planes]), accept_airless)
+        _check_surroundings(name, planes, spacing)
 
 
-def check_gas(name: object, ct: np.ndarray, lungs: np.ndarray) -> None:
-    """Warn of lungs of which much holds no gas in a CT (in HU), refuse lungs without; every label above 0 is lung."""
-    slices = _slices_of(lungs)
-    if not len(slices):
-        return
-    values = np.concatenate([ct[z][lungs[z] > 0] for z in slices])
+def _check_gas(name: object, values: np.ndarray, accept_airless: bool) -> None:
     share = np.count_nonzero((values >= GAS_HU[0]) & (values <= GAS_HU[1])) / len(values)
     text = (
         f"{name}: {share:.0%} of the lungs have {GAS_HU[0]} to {GAS_HU[1]} HU (median {np.median(values):.0f}); is the "
         "CT in HU? Is the lung mask flipped, shifted, or of another scan?"
     )
-    if share < GAS_REFUSED:
-        raise VolumeError(text)
+    if share < GAS_REFUSED and not accept_airless:
+        raise VolumeError(f"{text} --airless-lungs keeps it")
     if share < GAS_WARNED:
         log.warning("%s", text)
 
 
-def check_surroundings(name: object, ct: np.ndarray, lungs: np.ndarray, spacing: Sequence[float]) -> None:
-    """Warn of a CT (in HU) that was erased outside the lungs; every label above 0 is lung."""
-    slices = _slices_of(lungs)
-    if not len(slices):
-        return
+def _check_surroundings(
+    name: object, planes: Sequence[tuple[np.ndarray, np.ndarray]], spacing: Sequence[float]
+) -> None:
     width, height = (2 * max(round(_SHELL_MM / mm), 1) + 1 for mm in (spacing[2], spacing[1]))
     kernel = np.ones((height, width), np.uint8)
-    around = []
-    for z in slices:
-        lung = (lungs[z] > 0).astype(np.uint8)
-        around.append(ct[z][(cv2.dilate(lung, kernel) > 0) & (lung == 0)])
+    around = [plane[(cv2.dilate(lung, kernel) > 0) & (lung == 0)] for plane, lung in planes]
     values, counts = np.unique(np.concatenate(around), return_counts=True)
     if len(values) and (share := counts.max() / counts.sum()) > CONSTANT:
         log.warning(
@@ -129,12 +131,6 @@ def check_surroundings(name: object, ct: np.ndarray, lungs: np.ndarray, spacing:
             "are not those of a whole one",
             *(name, 100 * share, values[counts.argmax()]),
         )
-
-
-def _slices_of(lungs: np.ndarray) -> np.ndarray:
-    """Indices of at most `_SLICES` slices over the height of the lungs."""
-    slices = np.flatnonzero(lungs.any((1, 2)))
-    return np.unique(slices[np.linspace(0, len(slices) - 1, _SLICES).astype(int)]) if len(slices) else slices
 
 
 def check_lesion(
@@ -153,7 +149,10 @@ def check_lesion(
     if not voxels:
         return
     outside = (voxels - inside) / voxels
-    text = f"{name}: {outside:.0%} of the lesion mask lie outside the lungs; is it flipped, or of another scan?"
+    text = (
+        f"{name}: {outside:.0%} of the lesion mask lie outside the lungs. Lungs by thresholds lose consolidation; "
+        "--lungs lungmask keeps it. Otherwise, is the mask flipped, or of another scan?"
+    )
     if outside >= OUTSIDE_REFUSED and not accept_outside:
         raise VolumeError(f"{text} lungCrop.py --lesions-anywhere keeps it")
     if outside >= OUTSIDE_WARNED:

@@ -52,6 +52,11 @@ _OPTIONS = {
         "help": "map CTs of 0..255, 0..1 or -1..1 back to HU, of which LOW and HIGH became the ends of that scale "
         "(CovidSeg's Radiopaedia: -1250 250)",
     },
+    "airless-lungs": {"action": "store_true", "help": "keep scans whose lungs hold almost no gas"},
+    "lesions-anywhere": {
+        "action": "store_true",
+        "help": "keep lesion labels that lie outside the lungs by 80 %% or more",
+    },
     "segments": {
         "nargs": "+",
         "metavar": "NAME",
@@ -117,6 +122,7 @@ def chosen_reading(parser: argparse.ArgumentParser, options: argparse.Namespace)
         options.series,
         window and check_window(parser, "--grey-window", window),
         None if segments is None else tuple(segments),
+        **{name: getattr(options, name, False) for name in ("airless_lungs", "lesions_anywhere")},
     )
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from datasets.choice import choose_series
-from datasets.dicom import Other, Slice, is_dicom_file, read_slices, short_hash
+from datasets.dicom import EXTENSIONS, Other, Slice, is_dicom_file, read_slices, short_hash
 from datasets.pairs import is_mask_name, mask_of
 from datasets.series import Series, common_folder, group_series, studies_of
 from datasets.volumes import DEFAULT, Reading, Scan, as_ct, is_volume_file, volume_id
@@ -347,9 +347,9 @@ def _volume_id(root: Path, path: Path, stem: str) -> str:
 
 
 def _series_id(root: Path, series: Series) -> str:
-    """The id of a series: the path of its folder below the root, or the root's name."""
+    """The id of a series: the path of its folder below the root, or the root's name without extension."""
     if series.folder == root or not series.folder.is_relative_to(root):
-        return root.name
+        return root.stem if root.is_file() and root.suffix.lower() in EXTENSIONS else root.name
     return "_".join(series.folder.relative_to(root).parts)
 
 

@@ -49,7 +49,7 @@ NOTES = "ITK_FileNotes"
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read."""
+    """How files are read, and what is accepted that is rarely meant."""
 
     # most voxels of a volume; a larger one is refused before memory is allocated for it
     max_voxels: int = MAX_VOXELS
@@ -59,6 +59,9 @@ class Reading:
     grey_window: tuple[float, float] | None = None
     # names of the segments that count in segmentations; by default see `datasets.segments`
     segments: tuple[str, ...] | None = None
+    # whether lungs that hold almost no gas, and lesion labels outside the lungs, are a warning instead of an error
+    airless_lungs: bool = False
+    lesions_anywhere: bool = False
 
 
 DEFAULT = Reading()

@@ -58,6 +58,17 @@ def predicted(scans, model, output, *arguments, lungs="threshold", report=False)
     return predict.main([str(word) for word in (*command, *([] if report else ["--no-report"]), *arguments)])
 
 
+@pytest.mark.fault("a given lung mask that is flipped")
+def test_lungs_without_gas_are_refused_unless_they_are_expected(phantoms, model, output, tmp_path, capsys):
+    ct, lungs = (sitk.ReadImage(str(phantoms / name / "diseased_000.nii.gz")) for name in ("ct", "lung"))
+    white = sitk.Mask(ct, lungs == 0, outsideValue=30)
+    path = write(tmp_path / "scans" / "diseased_000.nii.gz", white)
+    assert predicted(path, model, output, lungs=phantoms / "lung") == 1
+    assert "0% of the lungs have -1200 to -300 HU (median 30)" in capsys.readouterr().err
+    assert predicted(path, model, output, "--airless-lungs", lungs=phantoms / "lung") == 0
+    assert (output / "masks" / "diseased_000.nii.gz").is_file()
+
+
 def rows(output):
     return table(output / "summary.csv")
 

@@ -179,6 +179,8 @@ def test_scaling_without_a_decoder_stays_within_16_bits(tmp_path, slope, interce
 def test_a_series_is_read_by_others_as_it_was_written(tmp_path):
     voxels = np.random.default_rng(0).integers(-1024, 3000, (5, 7, 6)).astype(np.int16)
     image = image_of(voxels, direction=rotation(0.1, -0.2, 0.3))
+    voxels[0, 0, 0] = -1024
+    image[0, 0, 0] = -3024  # padding, which would wrap
     write_series(image, tmp_path / "case", "case", "seed")
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "case")))

@@ -7,14 +7,12 @@ from datasets.crop import LungMaskCrop
 from datasets.lungs import with_sides
 from datasets.phantom.make import write_phantoms
 from datasets.plausibility import (
-    check_gas,
     check_label_values,
     check_lesion,
     check_lungs,
-    check_surroundings,
     label_sides,
 )
-from datasets.volumes import read_labels
+from datasets.volumes import Reading, read_labels
 from tests.volumes import pixels, write
 from utils.errors import VolumeError
 
@@ -39,10 +37,8 @@ def messages(caplog):
 
 def test_a_plausible_scan_has_no_finding(phantom, caplog):
     _, ct, lungs, lesion, spacing = phantom
-    check_lungs("scan", lungs, spacing)
     for labels in (lungs, np.zeros_like(lungs)):
-        check_gas("scan", ct, labels)
-        check_surroundings("scan", ct, labels, spacing)
+        check_lungs("scan", ct, labels, spacing)
     check_lesion("scan", lesion, lungs, [1])
     check_lesion("scan", np.zeros_like(lesion), lungs)
     assert label_sides("scan", lungs) is lungs
@@ -79,12 +75,12 @@ def test_labels_that_are_no_sides(phantom, caplog):
 
 @pytest.mark.fault("lungs of more than 12 l")
 def test_lungs_of_more_than_12_litres_are_refused(phantom):
-    _, _, lungs, _, spacing = phantom
+    _, ct, lungs, _, spacing = phantom
     litres = np.count_nonzero(lungs) * np.prod(spacing) / 1e6
     assert 3 < litres < 8
-    check_lungs("scan", lungs, np.multiply(spacing, (11.9 / litres) ** (1 / 3)))
+    check_lungs("scan", ct, lungs, np.multiply(spacing, (11.9 / litres) ** (1 / 3)))
     with pytest.raises(VolumeError, match=f"scan: lungs of {8 * litres:.1f} l are impossible"):
-        check_lungs("scan", lungs, np.multiply(spacing, 2))
+        check_lungs("scan", ct, lungs, np.multiply(spacing, 2))
 
 
 @pytest.mark.fault("a lesion label that lies outside")
@@ -99,7 +95,9 @@ def test_lesions_outside_the_lungs(phantom, caplog, share):
         with pytest.raises(VolumeError, match=said):
             check_lesion("scan", lesion, lungs)
     check_lesion("scan", lesion, lungs, accept_outside=True)
-    assert [message.startswith(said) for message in messages(caplog)] == [True] * (share >= 20)
+    assert [message.startswith(said) and "--lungs lungmask" in message for message in messages(caplog)] == [True] * (
+        share >= 20
+    )
 
 
 @pytest.mark.fault("a lesion label that covers")
@@ -112,16 +110,16 @@ def test_a_lesion_mask_that_is_that_of_the_lungs(phantom, caplog):
 @pytest.mark.parametrize("value", [0, -1024])
 def test_a_ct_that_was_erased_outside_the_lungs(phantom, caplog, value):
     _, ct, lungs, _, spacing = phantom
-    check_surroundings("scan", np.where(lungs > 0, ct, value), lungs, spacing)
+    check_lungs("scan", np.where(lungs > 0, ct, value), lungs, spacing)
     assert f"scan: 100% of what surrounds the lungs is {value} HU" in caplog.text
 
 
 @pytest.mark.fault("a given lung mask that is flipped")
 def test_lungs_without_gas(tmp_path, phantom, caplog):
     _, ct, lungs, *_ = phantom
-    cropper = LungMaskCrop(size=(16, 32, 32))
 
-    def crop(ct, lungs):
+    def crop(ct, lungs, **reading):
+        cropper = LungMaskCrop(size=(16, 32, 32), reading=Reading(**reading))
         cropper.crop(write(tmp_path / "scan.nii.gz", ct), None, write(tmp_path / "lungs.nii.gz", lungs))
         return [message for message in messages(caplog) if "the lungs have -1200 to -300 HU" in message]
 
@@ -133,8 +131,10 @@ def test_lungs_without_gas(tmp_path, phantom, caplog):
     # An intercept that was lost behind a padding of -2000 or applied twice, and a wrong sign.
     padded = np.where(np.arange(ct.shape[2]) < 3, -2000, ct + 1024)
     for wrong in (padded, ct - 1024, -ct):
-        with pytest.raises(VolumeError, match="is the CT in HU"):
+        with pytest.raises(VolumeError, match=r"is the CT in HU.* --airless-lungs keeps it"):
             crop(wrong.astype(np.int16), lungs)
+    (message,) = crop(wrong.astype(np.int16), lungs, airless_lungs=True)
+    assert "--airless-lungs" not in message
 
 
 @pytest.mark.fault("probabilities stored as whole")

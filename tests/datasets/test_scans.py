@@ -401,6 +401,14 @@ def test_series_picks_by_uid_number_or_text_and_an_unclear_choice_is_refused(tmp
 
 
 @pytest.mark.fault("enhanced CT")
+@pytest.mark.parametrize(("name", "case_id"), [("a.b.dcm", "a.b"), ("a.IMA", "a"), ("1.2.840.113", "1.2.840.113")])
+def test_a_dicom_file_that_is_named_alone_is_known_by_its_name(tmp_path, name, case_id):
+    path = tmp_path / "enhanced" / name
+    write_enhanced(write_dicom(tmp_path / "plain", STORED), path, STORED, range(6))
+    assert [*find_scans(path)] == [case_id]
+
+
+@pytest.mark.fault("enhanced CT")
 def test_an_enhanced_ct_is_read_frame_by_frame(tmp_path):
     folder = series(tmp_path / "plain", slope=2.0, intercept=-1000.0)
     write_enhanced(folder, tmp_path / "enhanced" / "all", STORED, order=[3, 0, 5, 1, 4, 2])
