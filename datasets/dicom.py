@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPE
 
 from datasets.dicom_header import Elements, read_elements
 from utils.errors import VolumeError, one_line
-from utils.files import atomic_folder, is_dangling
+from utils.files import is_dangling
 
 logging.getLogger("pydicom").setLevel(logging.ERROR)  # it logs every oddity of a header; what matters is checked
 
@@ -424,8 +425,8 @@ def _padding_to_air(slices: Sequence[Slice], voxels: np.ndarray) -> np.ndarray:
 def write_series(ct: sitk.Image, folder: Path, patient: str, seed: str) -> None:
     """Write a CT (HU, whole numbers) as a DICOM series, one file per slice, as scanners export it.
 
-    Values below -1024 become -1024. The folder is created atomically, and must not exist yet. The UIDs depend on the
-    seed alone.
+    Values below -1024 become -1024. The folder must not exist yet, and is made once all slices are written. The UIDs
+    depend on the seed alone.
 
     Raises:
         VolumeError: the folder cannot be written.
@@ -454,7 +455,10 @@ def write_series(ct: sitk.Image, folder: Path, patient: str, seed: str) -> None:
         "SliceThickness": f"{spacing[2]:.9g}",
     }
     try:
-        with atomic_folder(folder) as temporary:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:
+            part = Path(temporary) / folder.name
+            part.mkdir()
             for k, plane in enumerate(stored):
                 header = Dataset()
                 header.file_meta = FileMetaDataset()
@@ -464,7 +468,8 @@ def write_series(ct: sitk.Image, folder: Path, patient: str, seed: str) -> None:
                 header.SOPInstanceUID, header.InstanceNumber = generate_uid(entropy_srcs=[seed, str(k)]), k + 1
                 header.ImagePositionPatient = [f"{mm:.9g}" for mm in ct.TransformIndexToPhysicalPoint((0, 0, k))]
                 header.set_pixel_data(plane, "MONOCHROME2", 16, generate_instance_uid=False)
-                header.save_as(temporary / f"slice_{k + 1:04d}.dcm", enforce_file_format=True)
+                header.save_as(part / f"slice_{k + 1:04d}.dcm", enforce_file_format=True)
+            part.rename(folder)
     except OSError as error:
         raise VolumeError(f"{folder}: cannot be written ({error.strerror}); check the folder and the disk") from None
 

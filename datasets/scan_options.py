@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from datasets import CROP_SIZE, MAX_VOXELS, WINDOW
 from datasets.lung_finders import LUNG_FINDERS, Lungs
 from utils.cli import add_quiet, new_parser, start_logging
-from utils.files import as_csv, write_text
+from utils.files import as_csv
 
 if TYPE_CHECKING:
     from datasets.scans import Index
@@ -135,12 +136,12 @@ def chosen_lungs(options: argparse.Namespace) -> Lungs:
 
 _INDEX = """Prints the index of an archive: every CT below the paths that were named, and everything else found.
 
-Only headers are read, unless which of several series shows the chest is told by their lungs alone. Also writes the
-index as CSV.
+Only headers are read, unless which of several series shows the chest is told by their lungs alone. The index is CSV;
+what else was found is told on standard error.
 
 Examples:
     python -m datasets.scans /archive
-    python -m datasets.scans /archive --csv index.csv --series "Lung 1.0"
+    python -m datasets.scans /archive --series "Lung 1.0" > index.csv
 """
 
 _COLUMNS = (
@@ -187,7 +188,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m datasets.scans``."""
     parser = new_parser(_INDEX, "python -m datasets.scans")
     parser.add_argument("input", type=Path, nargs="+", metavar="INPUT", help="CT files, or folders of them")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the index as CSV")
     add_scan_options(parser, "series")
     add_quiet(parser)
     options = parser.parse_args(arguments)
@@ -196,15 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     start_logging(options.quiet)
     index = index_scans(*options.input, series=options.series, progress=not options.quiet)
-    rows = _rows(index)
-    if options.csv is not None:
-        write_text(options.csv, as_csv(_COLUMNS, rows))
-    for row in rows:
-        if row.get("slices") or row["taken"] == "yes":
-            parts = (row.get("spacing_mm"), row.get("size"), row.get("description"), row.get("reason"))
-            taken = row.get("scan") or "passed over"
-            print(f"{taken}: {', '.join([*(part for part in parts if part), row['path']])}")
-    print(f"{len(index.scans)} scans")
-    for line in (*index.summary(), *index.warnings()):
-        print(line)
+    print(as_csv(_COLUMNS, _rows(index)), end="")
+    for line in (f"{len(index.scans)} scans", *index.summary(), *index.warnings()):
+        print(line, file=sys.stderr)
     return 1 if index.unreadable or any(scan.problem for scan in index.scans.values()) else 0

@@ -8,7 +8,6 @@ import io
 import logging
 import os
 import re
-import shutil
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -52,29 +51,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
     with suppress(OSError):  # some network file systems cannot, and the file is in its place
         _to_disk(path.parent)
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path` to fill, which becomes `path` when the block ends without error.
-
-    If anything fails, nothing is left; only a kill leaves the hidden folder.
-
-    Raises:
-        FolderError: there is something at `path` that is not an empty folder.
-    """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise FolderError(f"{path}: is not an empty folder; choose another, or remove it")
-    temporary = path.absolute().with_name(f".partial.{os.getpid()}.{path.absolute().name}")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        with name_in_errors(path):
-            _to_disk(temporary)
-            temporary.replace(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def sha256(path: Path) -> str:

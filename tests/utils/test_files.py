@@ -18,7 +18,7 @@ from models.checkpoint import save
 from tests.volumes import image_of, touched
 from utils import files
 from utils.errors import FolderError, GasnetError
-from utils.files import atomic_folder, atomic_write, lock_folder, write_text
+from utils.files import atomic_write, lock_folder, write_text
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -225,38 +225,3 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
         write_text(tmp_path / "file.txt", "text")
     assert f"{tmp_path}: cannot be locked (No locks available)" in caplog.text
     assert left.exists()  # it may be another run's
-
-
-def test_a_folder_appears_when_it_is_whole(tmp_path):
-    path = tmp_path / "deep" / "folder"
-    with atomic_folder(path) as temporary:
-        write_text(temporary / "file.txt", "text")
-        assert not path.exists()
-        assert temporary.parent == path.parent
-        assert temporary.name.startswith(".")
-    assert [p.name for p in path.iterdir()] == ["file.txt"]
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_an_empty_folder_is_filled_and_others_are_left_alone(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with atomic_folder(tmp_path / "empty") as temporary:
-        write_text(temporary / "file.txt", "text")
-    assert (tmp_path / "empty" / "file.txt").read_text() == "text"
-    for taken in (tmp_path / "empty", tmp_path / "empty" / "file.txt"):
-        with pytest.raises(FolderError, match=r"is not an empty folder"), atomic_folder(taken):
-            pass
-    assert [p.name for p in (tmp_path / "empty").iterdir()] == ["file.txt"]
-
-
-def test_nothing_is_left_of_a_folder_that_fails(tmp_path):
-    path = tmp_path / "folder"
-
-    def fail():
-        with atomic_folder(path) as temporary:
-            write_text(temporary / "half.txt", "half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert list(tmp_path.iterdir()) == []
