@@ -136,7 +136,7 @@ def group_series(slices: Sequence[Slice], others: Sequence[Other]) -> list[Serie
         by_folder[other.path.parent].append(other)
     alike: dict[Any, list[Slice]] = defaultdict(list)
     for series in found:
-        alike[_names(series.first)] += (series.first, series.slices[-1])
+        alike[_names(series.first)] += (series.first, series.slices[-1])  # also in other folders and studies
     return [_complete(series, by_folder, lone, alike[_names(series.first)]) for series in found]
 
 
@@ -452,14 +452,14 @@ def _complete(
 
 def _fills_a_number(lone: Slice, series: Series) -> bool:
     """Whether a slice beside a series has all of its names but the UID, its shape, and an InstanceNumber it lacks."""
-    numbers = {"", *(s.place_in_series for s in series.slices)}
-    named_alike = _names(lone) == _names(series.first) and _same_shape(lone, series.first)
-    return named_alike and lone.place_in_series not in numbers
+    first, numbers = series.first, {"", *(s.place_in_series for s in series.slices)}
+    alike = lone.path.parent == first.path.parent and _names(lone) == _names(first) and _same_shape(lone, first)
+    return alike and lone.place_in_series not in numbers
 
 
 def _names(one: Slice) -> tuple[Any, ...]:
-    """What names a series but its UID."""
-    return one.path.parent, one.number, one.description, one.kernel, one.acquisition
+    """What names a series but its UID: its patient or, without one, its folder; number, description, ..."""
+    return one.patient_id or one.path.parent, one.number, one.description, one.kernel, one.acquisition
 
 
 def _corner_and_centre(one: Slice) -> np.ndarray:

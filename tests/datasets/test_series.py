@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pydicom
 import pytest
@@ -104,6 +106,14 @@ def test_the_rest_of_a_series_under_another_uid_or_with_another_field_of_view(tm
             x, y = x + 4 * (0.7 - 0.9), y + 3 * (0.8 - 0.9)
         changed_slice(path, ImagePositionPatient=[x, y, z], **tags)
     refused(folder, next(iter(find_scans(folder).values())).read, "slice00[56].*continues the series")
+    if "StudyInstanceUID" in tags:
+        (tmp_path / "other").mkdir()
+        for number in range(1, 6):
+            shutil.copy(folder / f"slice{number:03}.dcm", tmp_path / "other")
+            (folder / f"slice{number:03}.dcm").unlink()
+        for scan in find_scans(tmp_path).values():
+            refused(tmp_path, scan.read, "slice00[56].*continues the series")
+        return
     # Another name is another series, of which one is taken.
     for number in range(1, 6):
         changed_slice(folder / f"slice{number:03}.dcm", SeriesNumber="7")
