@@ -79,12 +79,16 @@ def phantoms(tmp_path_factory):
     return folder
 
 
+def write_config(folder, cohort):
+    """Write a config of a few iterations on the tiny cohort, with results in FOLDER/output."""
+    path = folder / "config.yaml"
+    path.write_text(CONFIG % {"root": cohort, "output": folder / "output"})
+    return path
+
+
 @pytest.fixture
 def config(cohort, tmp_path):
-    """A config of a few iterations on the tiny cohort, with results in tmp_path/output."""
-    path = tmp_path / "config.yaml"
-    path.write_text(CONFIG % {"root": cohort, "output": tmp_path / "output"})
-    return path
+    return write_config(tmp_path, cohort)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,18 @@ def noting_who_indexes(main, arguments, log):
 
     scans.index_scans = noted
     return main(arguments)
+
+
+def stop_at(training, iteration):
+    """Let a run get SIGTERM in an iteration."""
+    between = training.between
+
+    def stop():
+        if training.iteration == iteration:
+            training.stop.receive(signal.SIGTERM)
+        between()
+
+    training.between = stop
 
 
 def in_double_precision():

@@ -24,9 +24,8 @@ def jobs(tmp_path_factory):
 @pytest.mark.fault("any script killed at")
 @pytest.mark.parametrize("script", kill_everything.SCRIPTS)
 def test_killed_scripts_lose_nothing(jobs, script):
-    kills = 5
-    tally = kill_everything.kill_often(jobs[script], kills, random.Random(1))
-    assert tally["kills"] == kills
+    tally = kill_everything.kill_often(jobs[script], 5, random.Random(1))
+    assert tally["kills"] == 5
     assert tally["runs"] >= 1
 
 

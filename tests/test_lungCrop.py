@@ -28,8 +28,8 @@ def output(tmp_path):
 
 
 def cropped(scans, output, *arguments, size=(8, 16, 16)):
-    options = ["--lungs", "threshold", "--size", *map(str, size), "--quiet", *arguments]
-    return lungCrop.main([str(scans), "--output", str(output), *options])
+    options = ["--lungs", "threshold", "--size", *map(str, size), "--quiet", "--output", str(output)]
+    return lungCrop.main([*options, str(scans), *arguments])
 
 
 def test_a_folder_of_scans_becomes_a_cohort(scans, output, capsys):
@@ -45,9 +45,10 @@ def test_a_folder_of_scans_becomes_a_cohort(scans, output, capsys):
         assert set(np.unique(pixels(lesion))) == ({0, 1} if case_id.startswith("diseased") else {0})
 
 
-def test_what_is_done_is_skipped_unless_it_is_of_another_size_or_window_or_lacks_its_lesion(scans, output, capsys):
+def test_what_is_done_is_skipped_unless_it_is_of_another_size_or_window_or_lacks_its_lesion(scans, output):
     image, lung = output / "images" / "diseased_000.nii.gz", output / "lung" / "diseased_000.nii.gz"
-    window = ["--window", "-1000.5", "400"]
+    labels = ["--labels", str(scans / "lesion")]
+    window = [*labels, "--window", "-1000.5", "400"]
 
     def is_done(*arguments, **size):
         before = image.stat().st_mtime_ns if image.exists() else 0
@@ -56,9 +57,10 @@ def test_what_is_done_is_skipped_unless_it_is_of_another_size_or_window_or_lacks
 
     assert is_done()
     assert not is_done()
-    assert is_done("--labels", str(scans / "lesion"))
+    assert is_done(*labels)
     assert (output / "lesion" / "diseased_000.nii.gz").is_file()
-    assert is_done("--overwrite")
+    assert not is_done(*labels)
+    assert is_done(*labels, "--overwrite")
     published, box = pixels(image), pixels(lung)
     assert recorded_window(image) == (-1250, 250)
     assert is_done(*window)
@@ -69,11 +71,10 @@ def test_what_is_done_is_skipped_unless_it_is_of_another_size_or_window_or_lacks
     np.testing.assert_allclose(pixels(image)[inside], (hu[inside] + 1000.5) / 1400.5 * 255, atol=0.05)
     np.testing.assert_array_equal(pixels(lung), box)
     assert not is_done(*window)
-    assert is_done(size=(6, 16, 16))
+    assert is_done(*window, size=(6, 16, 16))
     assert pixels(image).shape == (6, 16, 16)
     with pytest.raises(SystemExit):
         cropped(scans / "ct", output, "--window", "250", "-1250")
-    assert "--window needs the lower HU first" in capsys.readouterr().err
 
 
 def test_bad_scans_are_named_and_the_others_are_done(scans, output, capsys):
@@ -93,6 +94,9 @@ def test_labels_are_matched_by_name_and_the_rest_is_warned_of(scans, output, cap
     labels = scans / "lesion"
     (labels / "diseased_000.nii.gz").rename(labels / "diseased_000_label.nii.gz")
     (labels / "healthy_000.nii.gz").rename(labels / "nobody.nii.gz")
+    assert cropped(scans / "ct", output, "--labels", str(labels), "--dry-run") == 0
+    assert f"diseased_000.nii.gz, label {labels / 'diseased_000_label.nii.gz'}\n" in capsys.readouterr().out
+    assert not output.exists()
     assert cropped(scans / "ct", output, "--labels", str(labels)) == 0
     captured = capsys.readouterr()
     assert "2 with a lesion label" in captured.out
@@ -156,9 +160,8 @@ def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed
     files, printed = [], []
     for count in (1, 2):
         output, logs = tmp_path / str(count), tmp_path / f"log {count}"
-        arguments = [str(scans / "ct"), "--output", str(output), "--labels", str(scans / "lesion"), "--quiet"]
-        arguments += ["--lungs", "threshold", "--size", "8", "16", "16"]
-        ended = on_processes(count, logs, noting_who_indexes, lungCrop.main, arguments, logs)
+        arguments = [str(scans / "ct"), "--output", str(output), "--lungs", "threshold", "--size", "8", "16", "16"]
+        ended = on_processes(count, logs, noting_who_indexes, lungCrop.main, [*arguments, "--quiet"], logs)
         assert [path.name for path in logs.glob("indexed *")] == ["indexed 0"]
         assert [e.code for e in ended] == [1] * count
         assert all(e.out == e.err == "" for e in ended[1:])
@@ -167,7 +170,7 @@ def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed
     assert "3 of 5 scans are in" in printed[0]
     assert printed[0].count("failed: ") == 2
     assert printed[0] == printed[1]
-    assert len(files[0]) == 9
+    assert len(files[0]) == 6
     assert files[0] == files[1]
 
 
@@ -176,8 +179,8 @@ def test_an_archive_that_cannot_be_indexed_is_one_line_of_all_processes(tmp_path
     arguments = [str(tmp_path / "nowhere"), "--output", str(tmp_path / "out"), "--quiet"]
     ended = on_processes(2, tmp_path / "log", lungCrop.main, arguments)
     assert [e.code for e in ended] == [1, 1]
-    told = [e.err for e in ended if e.err]
-    assert told == [f"error: {tmp_path / 'nowhere'}: no such file or folder; expected a CT or a folder of CTs\n"]
+    (told,) = [e.err for e in ended if e.err]
+    assert told.startswith(f"error: {tmp_path / 'nowhere'}: no such file or folder; ")
     assert not (tmp_path / "out").exists()
 
 
@@ -224,14 +227,11 @@ def test_parts_write_beside_each_other_what_one_run_writes(scans, tmp_path):
 
 
 def test_several_inputs_and_folders_of_labels(scans, output, tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    (scans / "ct" / "healthy_000.nii.gz").rename(tmp_path / "one" / "healthy_000.nii.gz")
-    (scans / "lesion" / "diseased_000.nii.gz").rename(tmp_path / "two" / "diseased_000.nii.gz")
-    labels = ["--labels", str(scans / "lesion"), str(tmp_path / "two"), "--lungs", "threshold", "--quiet"]
-    inputs = [str(path) for path in sorted((scans / "ct").iterdir())]
-    size = ["--size", "8", "16", "16", "--output", str(output)]
-    assert lungCrop.main([*inputs, str(tmp_path / "one"), *labels, *size]) == 0
+    for kind, name in (("ct", "healthy_000"), ("lesion", "diseased_000")):
+        (tmp_path / kind).mkdir()
+        (scans / kind / f"{name}.nii.gz").rename(tmp_path / kind / f"{name}.nii.gz")
+    labels = ["--labels", str(scans / "lesion"), str(tmp_path / "lesion")]
+    assert cropped(tmp_path / "ct", output, *map(str, sorted((scans / "ct").iterdir())), *labels) == 0
     assert len(written(output)) == 9
 
 

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -10,8 +8,6 @@ from tests.outputs import written
 from tests.volumes import crop_to_box, dice, geometry, image_of, pixels, write, write_dicom
 from utils.cli import run
 from utils.ledger import Ledger, Recipe
-
-CT = Path(__file__).resolve().parents[2] / "shared" / "ct"
 
 
 @pytest.fixture
@@ -80,13 +76,27 @@ def test_the_threshold_is_that_of_the_test(scans):
 
 def test_scans_and_masks_without_their_other_half_are_named(scans, capsys):
     folder, _ = scans
-    (folder / "masks" / "two.nii.gz").rename(folder / "masks" / "zwei.nii.gz")
+    mask = (folder / "masks" / "two.nii.gz").rename(folder / "zwei.nii.gz")
     assert pasted(folder, "masks") == 1
     out = capsys.readouterr().out
     assert "3 of 4 scans have a full-size mask" in out
     assert f"not tested: two: no mask in {folder / 'masks'}\n" in out
     assert "failed" not in out
-    assert f"no raw scan for: {folder / 'masks' / 'zwei.nii.gz'}" in out
+    (folder / "raw" / "two.nii").unlink()
+    mask = mask.rename(folder / "masks" / "zwei.nii.gz")
+    assert pasted(folder, "masks") == 1
+    assert f"no raw scan for: {mask}" in capsys.readouterr().out
+
+
+@pytest.mark.fault("own masks where results are written")
+def test_a_mask_of_the_user_is_not_replaced(scans, capsys):
+    folder, _ = scans
+    mine = folder / "out" / "three.nrrd"
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    assert pasted(folder, "masks") == 1
+    assert f"failed: three: {mine}: was not written by this command" in capsys.readouterr().out
+    assert mine.read_bytes() == b"mine"
 
 
 @pytest.mark.fault("a mask that was cut")

@@ -70,12 +70,6 @@ def test_a_recipe_can_be_followed_to_the_letter(name, tmp_path):
     assert commands
     files = " ".join(file for file in changed if file.endswith(".py"))
     checks = f"python -m ruff check {files}\npython -m ruff format --check {files}\n"
-    done = subprocess.run(
-        ["sh", "-euc", checks + "\n".join(commands)],
-        cwd=copy,
-        env=environment_for(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
+    words, environment = ["sh", "-euc", checks + "\n".join(commands)], environment_for(tmp_path)
+    done = subprocess.run(words, cwd=copy, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

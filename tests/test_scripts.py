@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.volumes import touched
+
 ROOT = Path(__file__).parents[1]
 SHELL = shutil.which("dash") or "sh"
 
@@ -15,12 +17,11 @@ SHELL = shutil.which("dash") or "sh"
 def project(tmp_path):
     """A copy of the scripts in a folder with spaces, with a complete environment for users (not for tests)."""
     root = tmp_path / "a folder with spaces"
-    names = ("train.sh", "test.sh", "requirements.txt", "requirements-dev.txt", "tests/run.sh")
-    for name in (*names, "scripts/environment.sh", "scripts/config.sh"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
+    names = ("train.sh", "test.sh", "requirements.txt", "requirements-dev.txt", "tests/run.sh", ".venv/bin/python")
+    touched(root, *names, "scripts/environment.sh", "scripts/config.sh")
+    for name in (*names[:-1], "scripts/environment.sh", "scripts/config.sh"):
         shutil.copy(ROOT / name, root / name)
     python = root / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\nprintf "<%s>" "$@"\necho\n')
     python.chmod(0o755)
     mark_as_installed(root, "requirements")
@@ -34,9 +35,8 @@ def mark_as_installed(root, name):
 
 
 def called(script, *arguments, cwd, **environment):
-    done = subprocess.run(
-        [SHELL, str(script), *arguments], cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment}
-    )
+    command = [shutil.which(SHELL), str(script), *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment})
     return done.returncode, done.stdout, done.stderr
 
 
@@ -45,7 +45,6 @@ def called(script, *arguments, cwd, **environment):
     [
         (["train.sh"], "{default} --is-validation"),
         (["train.sh", "my c.yaml", "EXP.ID=a b", "--resume"], "my c.yaml --is-validation EXP.ID=a b --resume"),
-        (["train.sh", "SOLVER.BATCH_SIZE=2"], "{default} --is-validation SOLVER.BATCH_SIZE=2"),
         (["test.sh"], "{default}"),
         (["test.sh", "c.yaml", "a model.pth", "--save-vis"], "c.yaml --model-path a model.pth --save-vis"),
         (["test.sh", "b.pth"], "{default} --model-path b.pth"),
@@ -61,15 +60,12 @@ def test_a_script_takes_a_config_and_a_model_and_hands_on_everything_else(projec
     assert out.strip("<>\n").replace("><", " ") == f"{script} --config-path {expected}"
 
 
-def test_run_checks_style_and_runs_the_tests_from_the_projects_folder(project, tmp_path):
+def test_run_checks_style_and_runs_the_tests(project, tmp_path):
     mark_as_installed(project, "requirements-dev")
     code, out, _ = called(project / "tests" / "run.sh", "-k", "a b", cwd=tmp_path)
     assert code == 0
-    assert out.splitlines() == [
-        "<-m><ruff><check><.>",
-        "<-m><ruff><format><--check><.>",
-        "<-m><pytest><-n><auto><--dist><loadfile><--no-loadscope-reorder><-k><a b>",
-    ]
+    assert [line.split("><")[1] for line in out.splitlines()] == ["ruff", "ruff", "pytest"]
+    assert out.endswith("<-k><a b>\n")
 
 
 def test_a_missing_python_is_one_line(project, tmp_path):
@@ -78,12 +74,9 @@ def test_a_missing_python_is_one_line(project, tmp_path):
     programs.mkdir()
     for name in ("cksum", "cmp", "dirname", "sh"):
         (programs / name).symlink_to(shutil.which(name))
-    shell = shutil.which(SHELL)
-    done = subprocess.run(
-        [shell, str(project / "train.sh")], cwd=tmp_path, env={"PATH": str(programs)}, capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: Python 3.11 to 3.13 not found")
+    code, _, err = called(project / "train.sh", cwd=tmp_path, PATH=str(programs))
+    assert code == 1
+    assert err.startswith("error: Python 3.11 to 3.13 not found")
     assert not (project / ".venv").exists()
 
 
@@ -112,18 +105,15 @@ def test_requirements_are_installed_when_they_are_needed_first_and_when_they_cha
         assert installed() == [[], [], []]
 
 
-def test_a_failing_installation_is_an_error_and_tried_again(project, tmp_path):
+def test_a_failing_installation_is_tried_again_and_an_environment_without_pip_made_anew(project, tmp_path):
     (project / ".venv" / "requirements.cksum").unlink()
-    (project / ".venv" / "bin" / "python").write_text('#!/bin/sh\n[ "$3" = --version ]\n')
+    python = project / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\n[ "$3" = --version ]\n')
     for _ in range(2):
         code, _, err = called(project / "train.sh", cwd=tmp_path)
         assert code == 1
         assert "error: pip could not install" in err
-
-
-def test_an_environment_without_pip_is_made_anew(project, tmp_path):
-    (project / ".venv" / "requirements.cksum").unlink()
-    (project / ".venv" / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    python.write_text("#!/bin/sh\nexit 1\n")
     base = tmp_path / "base"
     base.write_text('#!/bin/sh\n[ "$1" = -c ] || printf "<%s>" "$@" >&2\n[ "$1" = -c ]\n')
     base.chmod(0o755)

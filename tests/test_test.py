@@ -3,13 +3,11 @@ import json
 import re
 import shutil
 from contextlib import redirect_stdout
-from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from PIL import Image
 from scipy import ndimage
 
 import post_processing
@@ -19,10 +17,9 @@ from datasets.cohort import contents_of
 from evaluation import testing
 from models import Discriminator, Generator, Segmenter, load_published
 from models.checkpoint import load_segmenter
-from tests.conftest import CONFIG
-from tests.outputs import save_model, summary, table, written
+from tests.conftest import write_config
+from tests.outputs import save_model, summary, table
 from tests.reference import load, published_state
-from tests.several import noting_who_indexes, on_processes
 from tests.volumes import dice, geometry, pixels, write
 from training.states import save_state
 from utils.cli import run
@@ -32,9 +29,7 @@ SIZE = (20, 64, 64)
 
 @pytest.fixture(scope="module")
 def config(cohort, tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "config.yaml"
-    path.write_text(CONFIG % {"root": cohort, "output": path.parent / "output"})
-    return path
+    return write_config(tmp_path_factory.mktemp("config"), cohort)
 
 
 @pytest.fixture(scope="module")
@@ -256,8 +251,11 @@ def test_what_is_done_is_not_done_again_and_parts_are_joined(tested, config, mod
     assert (output / "metrics.csv").read_bytes() == (tested[0] / "metrics.csv").read_bytes()
 
 
-def test_the_threshold_and_the_report_are_a_choice(config, model, tmp_path):
-    output = results_of(config, model, tmp_path / "out", "--threshold", "0.45", "--no-report")
+def test_threshold_tolerance_and_report_are_a_choice(config, model, tmp_path):
+    options = ["--threshold", "0.45", "--no-report", "--surface-tolerance", "1000"]
+    output = results_of(config, model, tmp_path / "out", *options)
+    surface = summary(output)["lesion"]["surface_dice"]
+    assert (surface["tolerance_mm"], surface["mean"]) == (1000, 1)
     probability, mask = (pixels(output / kind / "sick_4.nii.gz") for kind in ("probabilities", "masks"))
     np.testing.assert_array_equal(mask > 0, probability > 0.45)
     assert mask.sum() > (probability > 0.5).sum()
@@ -291,29 +289,6 @@ def test_the_page_shows_every_scan_with_its_scores(tested):
     assert [plane["size"] for plane in cases[0]["planes"]] == [[64, 64], [64, 20]]
 
 
-def test_two_processes_write_the_files_of_one(tested, config, model, raw, tmp_path):
-    output, logs = tmp_path / "out", tmp_path / "log"
-    # Splits of two scans and of one: a process has nothing to do.
-    arguments = arguments_of(config, model, output, *with_raw(raw))
-    ended = on_processes(2, logs, noting_who_indexes, test.main, arguments, logs)
-    assert [path.name for path in logs.glob("indexed *")] == ["indexed 0"]
-    assert [(e.code, e.err) for e in ended] == [(0, "")] * 2
-    assert ended[0].out.replace(str(output), "") == tested[1].replace(str(tested[0]), "")
-    assert ended[1].out == ""
-    one, two = ({Path(name): folder / name for name in written(folder)} for folder in (tested[0], output))
-    assert len(two) == 4 * 3 + 4  # figure, mask, probabilities and view of each scan
-    assert two.keys() == one.keys()
-    for name in two:
-        # Where arrays lie in memory differs from process to process, and with it, now and then, the last bit.
-        if name.parent.name == "probabilities":
-            np.testing.assert_allclose(pixels(two[name]), pixels(one[name]), rtol=0, atol=1e-6)
-        elif name.suffix == ".png":
-            shown = [np.asarray(Image.open(files[name]), int) for files in (one, two)]
-            np.testing.assert_allclose(*shown, rtol=0, atol=1)
-        else:
-            assert two[name].read_bytes() == one[name].read_bytes(), name
-
-
 def test_scores_at_the_scans_own_resolution_are_those_of_the_masks_that_are_pasted_back(tested, raw, tmp_path):
     output, printed = tested
     arguments = ["--images", str(raw / "ct"), "--masks", str(output / "probabilities")]
@@ -332,9 +307,8 @@ def test_scores_at_the_scans_own_resolution_are_those_of_the_masks_that_are_past
     dices = dices[:2]
     assert summary(output)["raw"]["lesion"]["dice"]["mean"] == pytest.approx(np.mean(dices))
     assert summary(output)["raw"]["failed"] == {}
-    crops, own = printed.split("at the scans' own resolution")
+    own = printed.split("at the scans' own resolution")[1]
     assert f"{100 * np.mean(dices):5.1f} ± {100 * np.std(dices):.1f} %" in own
-    assert crops.startswith("at the resolution of the crops")
 
 
 def test_raw_scans_that_are_missing_or_do_not_fit_are_named_and_the_rest_is_done(config, model, raw, tmp_path, capsys):
@@ -348,9 +322,8 @@ def test_raw_scans_that_are_missing_or_do_not_fit_are_named_and_the_rest_is_done
     out = capsys.readouterr().out
     assert set(rows(output)) == {"sick_4", "sick_5", "well_2"}
     assert summary(output)["raw"]["lesion"]["scans"] == 1
-    assert list(summary(output)["raw"]["failed"]) == ["sick_4", "well_2"]
     assert "failed: sick_4: sick_4: no label of this name" in out
-    assert re.search(r"failed: well_2: \S*.*well_2.nii.gz: does not lie on \S*well_2.nrrd", out)
+    assert re.search(r"failed: well_2: .*well_2.nii.gz: does not lie on ", out)
     label = sitk.ReadImage(str(copy / "labels" / "sick_5_label.nrrd"))
     write(copy / "labels" / "sick_4_label.nrrd", label[1:])
     (copy / "ct" / "sick_5.nrrd").unlink()
@@ -358,7 +331,6 @@ def test_raw_scans_that_are_missing_or_do_not_fit_are_named_and_the_rest_is_done
     out = capsys.readouterr().out
     assert f"failed: sick_4: {copy / 'labels' / 'sick_4_label.nrrd'}: its size" in out
     assert "failed: sick_5: sick_5: no raw scan of this name" in out
-    assert "no scan was scored" in out
 
 
 def test_healthy_and_unknown_scans_need_no_raw_labels(config, model, raw, tmp_path):
@@ -369,10 +341,3 @@ def test_healthy_and_unknown_scans_need_no_raw_labels(config, model, raw, tmp_pa
     row = rows(output)["sick_4"]
     assert (row["kind"], row["dice"], row["true_ml"]) == ("unknown", "", "")
     assert float(row["predicted_ml"]) > 0
-
-
-def test_a_wider_tolerance_gives_a_higher_surface_dice(tested, config, model, tmp_path):
-    wide = summary(results_of(config, model, tmp_path / "out", "--surface-tolerance", "1000"))["lesion"]["surface_dice"]
-    default = summary(tested[0])["lesion"]["surface_dice"]
-    assert (default["tolerance_mm"], wide["tolerance_mm"]) == (3, 1000)
-    assert default["mean"] < wide["mean"] == 1

@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from datasets.cohort import read_cohort
 from evaluation import inference as predict
 from models.checkpoint import SegmenterInput, load, load_segmenter
 from models.objectives import Networks, discriminator_objective, joint_objective, segmenter_objective
-from tests.conftest import CONFIG
+from tests.conftest import write_config
 from tests.outputs import same
-from tests.several import Ended, in_double_precision, on_processes
+from tests.several import Ended, in_double_precision, on_processes, stop_at
 from training import run as training_run
 from training.run import TrainingRun
 from utils import distributed
@@ -37,10 +36,7 @@ def command(config, *more):
 
 
 def parameters(training):
-    return {
-        network: [p.detach().clone() for p in getattr(training.networks, network).parameters()]
-        for network in Networks._fields
-    }
+    return {name: [p.detach().clone() for p in n.parameters()] for name, n in training.networks._asdict().items()}
 
 
 def moved(before, training):
@@ -69,8 +65,7 @@ def followed(training):
 @pytest.fixture(scope="module")
 def whole(cohort, tmp_path_factory):
     """The folder of an undisturbed run with the config of the fixture `config`, which validates."""
-    path = tmp_path_factory.mktemp("whole") / "config.yaml"
-    path.write_text(CONFIG % {"root": cohort, "output": path.parent / "output"})
+    path = write_config(tmp_path_factory.mktemp("whole"), cohort)
     assert train.main(command(path, "--is-validation")) == 0
     return read_settings(path).exp.folder
 
@@ -140,14 +135,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, whole, run_folder):
     # Stop at iterations 3, 5 and 6: within both phases and between them.
     for stop in (3, 5, 6):
         training = started(config, resume=run_folder.exists())
-        between = training.between
-
-        def stop_there(training=training, between=between, stop=stop):
-            if training.iteration == stop:
-                training.stop.receive(signal.SIGTERM)
-            between()
-
-        training.between = stop_there
+        stop_at(training, stop)
         with pytest.raises(SystemExit, match="143"):
             train.train(training)
     train.main(command(config, "--is-validation", "--resume"))
@@ -192,21 +180,16 @@ def test_compiling_changes_rounding_at_most(config, tmp_path, monkeypatch):
         assert found == pytest.approx(plain, rel=2e-3, abs=1e-4)
 
 
-def poisoned(training, iterations):
-    batch = training.batch
-
-    def next_batch(split):
-        value = batch(split)
-        wrong = split == "WO_LABEL" and training.iteration in iterations
-        return value._replace(image=value.image * float("nan")) if wrong else value
-
-    training.batch = next_batch
-
-
 @pytest.mark.fault("NaN or Inf in a loss")
 def test_nan_never_reaches_the_weights_and_is_reported_with_the_batch(config, run_folder, caplog):
     training = started(config, "SOLVER.ITER_MAX=4", "INTERVAL.LOG=1", validate=False)
-    poisoned(training, {1, 2})
+    batch = training.batch
+
+    def poisoned(split):
+        wrong = float("nan") if split == "WO_LABEL" and training.iteration in (1, 2) else 1
+        return (value := batch(split))._replace(image=value.image * wrong)
+
+    training.batch = poisoned
     train.train(training)
     assert all(torch.isfinite(p).all() for network in parameters(training).values() for p in network)
     # One joint step and two steps of D; the segmenter's own objective had a good batch.
@@ -258,11 +241,9 @@ def train_in_double(stop_at, arguments):
 
 
 def test_two_processes_take_the_steps_of_one_stop_together_and_go_on_as_one(config, tmp_path):
-    arguments = [
-        "--config-path", str(config), "--is-validation", "--device", "cpu", "SOLVER.ITER_MAX=4",
-        "LOSS={MIL_START: 0, PERCEPTION_START: 0}", "SOLVER.DISCRIMINATOR_STEPS=1",
-        "INTERVAL={LOG: 1, VALID: 3, PICTURE: 4}",
-    ]  # fmt: skip
+    always = ["--config-path", str(config), "--is-validation", "--device", "cpu", "SOLVER.ITER_MAX=4"]
+    always += ["LOSS={MIL_START: 0, PERCEPTION_START: 0}", "SOLVER.DISCRIMINATOR_STEPS=1"]
+    arguments = [*always, "INTERVAL={LOG: 1, VALID: 3, PICTURE: 4}"]
 
     def ended(name, count, stop_at, *more):
         folder = f"EXP.OUTPUT_DIR={tmp_path / name.split()[0]}"
@@ -278,10 +259,9 @@ def test_two_processes_take_the_steps_of_one_stop_together_and_go_on_as_one(conf
     assert resumed.code == 0, resumed.err
 
     folders = [next((tmp_path / name).glob("*/state_0000004.pth")).parent for name in ("alone", "together")]
-    logs = [entries(folder) for folder in folders]
-    assert len(logs[0]) == len(logs[1]) == 4 + 2
+    logs = [[entry | {"seconds_per_iteration": 0} for entry in entries(folder)] for folder in folders]
+    assert len(logs[0]) == 4 + 2
     for one, two in zip(*logs, strict=True):
-        one.pop("seconds_per_iteration", None), two.pop("seconds_per_iteration", None)
         assert two == pytest.approx(one, rel=1e-8)
     alone, together = (load(folder / "state_0000004.pth") for folder in folders)
     assert together["position"] == alone["position"] == {"LABELED": 2, "WO_LABEL": 8, "HEALTHY": 12}
@@ -307,8 +287,6 @@ def test_a_run_on_cuda_trains_resumes_and_goes_on_on_the_cpu(config, run_folder,
     assert load(run_folder / "segmenter_best.pth")["valid_dice"] > 0
     assert train.main([*arguments, "--device", "cuda", "--resume", "SOLVER.ITER_MAX=10"]) == 0
     assert train.main([*arguments, "--device", "cpu", "--resume", "SOLVER.ITER_MAX=12"]) == 0
-    assert (run_folder / "state_0000012.pth").is_file()
-    shutil.rmtree(run_folder)
 
 
 def test_a_segmenter_alone_learns_its_own_objective_and_nothing_else_moves(config):
@@ -324,9 +302,8 @@ def test_a_segmenter_alone_learns_its_own_objective_and_nothing_else_moves(confi
 
 def test_a_segmenter_on_labels_alone_needs_no_other_scans(config, run_folder):
     overrides = ["SOLVER.SEGMENTER_ONLY=true", "LOSS.HEALTHY=0"]
-    training = started(
-        config, *overrides, "SOLVER.ITER_MAX=2", "DATASET.SPLIT.HEALTHY=null", "DATASET.SPLIT.WO_LABEL=null"
-    )
+    others = ["DATASET.SPLIT.HEALTHY=null", "DATASET.SPLIT.WO_LABEL=null"]
+    training = started(config, *overrides, "SOLVER.ITER_MAX=2", *others)
     train.train(training)
     terms = {name for entry in entries(run_folder) for name in entry if name.startswith(("segmenter/", "joint/"))}
     assert terms == {"segmenter/labelled", "segmenter/total"}

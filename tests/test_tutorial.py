@@ -12,15 +12,8 @@ from tests.volumes import geometry
 def test_the_tutorial_does_what_it_says(tmp_path):
     text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     commands = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
-    done = subprocess.run(
-        ["sh", "-euc", commands],
-        cwd=tmp_path,
-        env=project_in(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    words, environment = ["sh", "-euc", commands], project_in(tmp_path)
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "tutorial"
     predicted = folder / "predicted"

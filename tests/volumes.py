@@ -1,5 +1,7 @@
 """Small volumes with a given geometry, written with libraries of their own: SimpleITK, nibabel and pydicom."""
 
+import itertools
+
 import numpy as np
 import pydicom
 import pytest
@@ -69,6 +71,13 @@ def rotation(x, y, z):
     return about_z @ about_y @ about_x
 
 
+def orientations():
+    """The 48 directions of scans along the axes, half of them left-handed."""
+    for axes in itertools.permutations(np.eye(3)):
+        for signs in itertools.product((1, -1), repeat=3):
+            yield np.array(axes) * signs
+
+
 def write_dicom(
     folder,
     stored,
@@ -115,9 +124,9 @@ def write_dicom(
     return folder
 
 
-def refused(path, call, match):
-    """`call` raises a VolumeError of one line that names the file and matches."""
-    with pytest.raises(VolumeError, match=match) as caught:
+def refused(path, call, match, error=VolumeError):
+    """`call` raises an error of one line that names the file and matches."""
+    with pytest.raises(error, match=match) as caught:
         call()
     message = str(caught.value)
     assert str(path) in message

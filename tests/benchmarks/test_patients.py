@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
 
 from benchmarks import patients
 from benchmarks.patients import find_patients, interval, main
 from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
 from models.segmenter import Segmenter
+from tests.volumes import write
 from utils.errors import GasnetError
 
 SIZE = (8, 32, 32)
@@ -19,8 +19,7 @@ SIZE = (8, 32, 32)
 @pytest.fixture
 def folder(tmp_path):
     """Three scans of three boxes of lung; the first two have a lesion mask."""
-    for part in ("ct", "lung", "lesion", "lists"):
-        (tmp_path / part).mkdir()
+    (tmp_path / "lists").mkdir()
     for number, name in enumerate(("a", "b", "c")):
         ct = np.full((12, 40, 40), 40, np.int16)
         lung = np.zeros_like(ct, np.uint8)
@@ -31,9 +30,7 @@ def folder(tmp_path):
         ct[lesion > 0] = -300 + 20 * number
         for part, array in (("ct", ct), ("lung", lung), ("lesion", lesion)):
             if part != "lesion" or name != "c":
-                image = sitk.GetImageFromArray(array)
-                image.SetSpacing((2.0, 2.0, 5.0))
-                sitk.WriteImage(image, tmp_path / part / f"{name}.nii.gz")
+                write(tmp_path / part / f"{name}.nii.gz", array, spacing=(2.0, 2.0, 5.0))
     return tmp_path
 
 
@@ -67,20 +64,15 @@ def test_the_table_holds_dice_by_group_and_volumes_elsewhere(folder, model, tmp_
     assert high["groups"]["others"]["ml by scan"]["c"] == 0
 
 
-def test_scans_in_no_list_are_left_out(folder, model, tmp_path, capsys):
+def test_scans_in_no_list_are_left_out_and_without_lists_all_are_one_group(folder, model, capsys):
+    assert find_patients(folder).groups == {"all": ["a", "b", "c"]}
     (folder / "lists" / "patients.txt").write_text("a\n")
     (folder / "ct" / "b.nii.gz").write_bytes(b"never read")
     assert main([str(folder), "--model-path", str(model), "--device", "cpu", "--quiet"]) == 0
     assert "| patients | 1 |" in capsys.readouterr().out
 
 
-def test_without_lists_all_scans_are_one_group(folder):
-    assert find_patients(folder).groups == {"all": ["a", "b", "c"]}
-
-
-def test_a_list_with_an_unknown_scan_and_a_scan_without_lungs_are_errors_before_anything_is_segmented(
-    folder, model, monkeypatch
-):
+def test_an_unknown_scan_and_one_without_lungs_are_errors_before_anything_is_segmented(folder, model, monkeypatch):
     monkeypatch.setattr(patients, "score_patients", lambda *_: pytest.fail("not yet"))
     (folder / "lists" / "x.txt").write_text("d\n")
     arguments = [str(folder), "--model-path", str(model), "--device", "cpu", "--quiet"]
@@ -93,8 +85,6 @@ def test_a_list_with_an_unknown_scan_and_a_scan_without_lungs_are_errors_before_
 
 def test_the_interval_is_that_of_the_mean():
     values = np.random.default_rng(1).normal(0.6, 0.1, 200)
-    low, high = interval(values)
     half = 1.96 * values.std() / np.sqrt(200)
-    assert low == pytest.approx(values.mean() - half, abs=0.003)
-    assert high == pytest.approx(values.mean() + half, abs=0.003)
+    assert interval(values) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.003)
     assert interval([0.5, 0.5]) == (0.5, 0.5)

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from configs.settings import CONSTRAINTS, Settings, misspelt_constraints, read_settings
+from tests import volumes
 from utils.errors import SettingsError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -16,10 +17,7 @@ def written(tmp_path, text):
 
 
 def refused(message, path, overrides=()):
-    with pytest.raises(SettingsError, match=message) as caught:
-        read_settings(path, overrides)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return volumes.refused("", lambda: read_settings(path, overrides), message, SettingsError)
 
 
 def test_gan_yaml_names_every_setting_with_its_published_value():
@@ -78,10 +76,8 @@ def test_overrides_are_applied_in_order_over_the_file(tmp_path):
     ("text", "message"),
     [
         ("SOLVER: {BATCHSIZE: 4}", "SOLVER.BATCHSIZE: unknown setting; known here: BATCH_SIZE"),
-        ("SOLVERS: {}", "SOLVERS: unknown setting; known here: EXP"),
         ("solver: {BATCH_SIZE: 4}", "solver: unknown setting"),
-        ("SOLVER: {BATCH_SIZE: four}", "SOLVER.BATCH_SIZE: .*integer, got 'four'"),
-        ("SOLVER: {BATCH_SIZE: true}", "SOLVER.BATCH_SIZE: .*integer"),
+        ("SOLVER: {BATCH_SIZE: true}", "SOLVER.BATCH_SIZE: .*integer, got True"),
         ("SOLVER: {BATCH_SIZE: '4'}", "SOLVER.BATCH_SIZE: .*integer"),
         ("SOLVER: {BATCH_SIZE: -1}", "SOLVER.BATCH_SIZE: .*greater than or equal to 1, got -1"),
         ("SOLVER: {OPTIMIZER: {U: {NAME: Adam, LR: .nan}}}", "SOLVER.OPTIMIZER.U.LR: .*finite number"),
@@ -92,7 +88,6 @@ def test_overrides_are_applied_in_order_over_the_file(tmp_path):
         ("IMAGE: {SIZE: [16, 64]}", "IMAGE.SIZE.2: "),
         ("IMAGE: {SIZE: [16, 64, 64]}", "IMAGE: SLICES must be at most the depth in SIZE, 16, got 32"),
         ("IMAGE: {SLICES: 8}", "IMAGE: SLICES must be a multiple of 16, and SIZE of 4, 32 and 32, got 8 and"),
-        ("IMAGE: {SIZE: [40, 150, 160]}", "IMAGE: SLICES must be a multiple of 16, and SIZE of 4, 32 and 32"),
         ("IMAGE: {SIZE: [16, 32, 32], SLICES: 16}", "IMAGE: SLICES and SIZE must be above 16 slices of 32x32"),
         ("SOLVER: {OPTIMIZER: {U: {NAME: Adam, LR: 1e38}}}", "SOLVER.OPTIMIZER.U.LR: .*less than or equal to 1"),
         ("EXP: {ID: ../run}", "EXP.ID: .*pattern"),
@@ -190,10 +185,7 @@ def test_a_published_config_is_recognised_in_one_line(tmp_path, text):
 @pytest.mark.parametrize(
     ("run", "constraints"),
     [
-        (
-            "sample1_recons_origImgToD_genImgToD_perception_MIL",
-            {"recons", "origImgToD", "genImgToD", "perception", "MIL"},
-        ),
+        ("sample1_recons_origImgToD_genImgToD_perception_MIL", set(CONSTRAINTS)),
         ("sample_focal_recons_MIL_", {"recons", "MIL"}),
         ("sample1_focal_origImgToD", {"origImgToD"}),
         ("reconstruction_MILK", set()),
@@ -209,7 +201,6 @@ def test_constraints_are_whole_words_of_the_id(run, constraints):
 def test_a_word_that_nearly_is_a_constraint_is_warned_of(word, meant):
     warning = misspelt_constraints(read_settings(None, [f"EXP.ID=sample1_{word}_origImgToD"]))
     assert warning.startswith(f"EXP.ID: {word} (did you mean {meant}?) has no effect; ")
-    assert ", ".join(CONSTRAINTS) in warning
     others = "EXP.ID=wuhan_focal_run7_recons_seed0_precision"
     assert misspelt_constraints(read_settings(None, [others])) is None
 

@@ -7,7 +7,9 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from datasets.lungs import segment_by_threshold
 from datasets.phantom.make import make_phantom
+from tests.volumes import dice
 
 SOFT_HU = 40.0
 FINE = 3  # shapes are drawn on a finer grid and averaged, so that walls thinner than a voxel are blurred
@@ -32,6 +34,14 @@ class Scan:
 
     def cut(self, *box: slice) -> "Scan":
         return replace(self, hu=self.hu[box], lung=self.lung[box], gas=self.gas[box])
+
+
+def check(scan: Scan, least: float = 0.98) -> np.ndarray:
+    """Segment a scan; both lungs, as far as they are in the image, reach a Dice of ``least``. Returns the labels."""
+    labels = segment_by_threshold(scan.image())
+    for side in (1, 2):
+        assert dice(labels == side, scan.lung == side) > least
+    return labels
 
 
 @cache

@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 
 from datasets import augment as module
-from datasets.augment import (
-    NOISE,
-    augment,
-    build_affine,
-    build_augmenter,
-    build_blur,
-    build_elastic,
-    build_perspective,
-    shift,
-)
+from datasets.augment import NOISE, augment, build_augmenter, build_perspective, shift
 from tests.reference import DATA
+from tests.volumes import dice
 
 IN_2020 = {
     # What the published code passes; all else is the default of imgaug 0.4.0.
@@ -25,21 +17,13 @@ IN_2020 = {
     "Fliplr": {"p": 0.5},
     # Scales are drawn for each axis apart.
     "Affine": {
-        "scale": {"x": (1.0, 1.05), "y": (1.0, 1.05)},
-        "translate_percent": None,
-        "translate_px": None,
-        "rotate": (-5, 5),
-        "shear": None,
-        "order": [0, 1],
-        "cval": 0,
-        "mode": imgaug.ALL,
-        "fit_output": False,
-        "backend": "auto",
+        "scale": {"x": (1.0, 1.05), "y": (1.0, 1.05)}, "translate_percent": None, "translate_px": None, "shear": None,
+        "rotate": (-5, 5), "order": [0, 1], "cval": 0, "mode": imgaug.ALL, "fit_output": False, "backend": "auto",
     },
     # Neither blur has a draw per channel, and one width holds for both axes.
     "GaussianBlur": {"sigma": (0.0, 0.8)},
     "ElasticTransformation": {"alpha": (0.0, 0.4), "sigma": 0.0005, "order": 3, "cval": 0, "mode": "constant"},
-}
+}  # fmt: skip
 """Parameters by augmenter; average blur and perspective transform are ours."""
 
 STATISTICS = json.loads((DATA / "year_2020.json").read_text(encoding="utf-8"))["augmentation"]
@@ -131,17 +115,11 @@ EXCEPTIONS = {
 @pytest.mark.parametrize("name", STATISTICS)
 def test_draws_are_those_of_2020(monkeypatch, name):
     """Means over 250 draws, to four standard deviations of the difference and 1 %."""
-    builders = {
-        "affine": build_affine,
-        "blur": build_blur,
-        "elastic": build_elastic,
-        "perspective": build_perspective,
-        "all": build_augmenter,
-    }
     kind, _, alpha = name.partition(", alpha ")
     if alpha:
         monkeypatch.setattr(module, "JITTER", float(alpha))
-    found = statistics(builders[kind](), 250)
+    build = build_augmenter if kind == "all" else getattr(module, f"build_{kind}")
+    found = statistics(build(), 250)
     for statistic, (mean, deviation) in STATISTICS[name].items():
         if statistic not in EXCEPTIONS.get(name, ()):
             tolerance = 4 * deviation * (1 / 250 + 1 / 800) ** 0.5 + 0.01 * mean + 1e-5
@@ -158,18 +136,17 @@ def overlaps(augmenter, radius, count, size=160):
         image, mask = augment(augmenter, np.random.default_rng(seed), 0.2 + 0.6 * disc.astype(np.float32), disc)
         shape, mask = image[0] > 0.5, mask[0] > 0
         centres = [np.array([y[m].mean(), x[m].mean()]) for m in (shape, mask)]
-        dice = 2 * (shape & mask).sum() / (shape.sum() + mask.sum())
-        found.append((dice, np.linalg.norm(centres[0] - centres[1])))
+        found.append((dice(shape, mask), np.linalg.norm(centres[0] - centres[1])))
     return np.array(found).T
 
 
 def test_an_image_stays_over_its_mask(augmenter):
-    dice, distance = overlaps(augmenter, 30, 200)
+    overlap, distance = overlaps(augmenter, 30, 200)
     assert (distance > 0.4).mean() <= 0.01
-    assert dice.mean() > 0.995
+    assert overlap.mean() > 0.995
     for radius, least in ((3, 0.99), (6, 0.99), (30, 0.998)):
-        dice, distance = overlaps(build_perspective(), radius, 200)
-        assert dice.mean() > least
+        overlap, distance = overlaps(build_perspective(), radius, 200)
+        assert overlap.mean() > least
         assert distance.max() < 0.4
         assert distance.mean() < 0.05
 

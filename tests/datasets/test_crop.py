@@ -1,6 +1,3 @@
-import itertools
-import tracemalloc
-
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -12,13 +9,12 @@ from datasets.crop import (
     LungMaskCrop,
     bounding_box,
     crop_image,
-    crop_to_lungs,
     paste_back,
     remove_small_components,
     resize,
 )
 from tests import reference
-from tests.volumes import crop_to_box, geometry, image_of, pixels, refused, rotation, write
+from tests.volumes import crop_to_box, geometry, image_of, orientations, pixels, refused, rotation, write
 from utils.errors import VolumeError
 
 SIZE = (6, 9, 8)
@@ -63,7 +59,6 @@ def test_nearest_voxels_are_scipys_for_every_length():
 @pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.uint16, np.float32, np.float64, np.int32])
 @pytest.mark.parametrize("order", [NEAREST, LINEAR])
 def test_resizing_is_scipys_zoom(dtype, order):
-    """Linear to 1e-6 of the range of the values; nearest exactly."""
     rng = np.random.default_rng(3)
     for _ in range(25):
         shape, size = rng.integers(2, 40, (2, 3))
@@ -110,29 +105,6 @@ def test_pasting_back_probabilities_is_scipys_zoom():
     np.testing.assert_array_equal(found[sure], values[sure] > 0.5)
 
 
-@pytest.mark.parametrize("orientation", ["LPS", "RAS", "SAR"])
-def test_no_copy_of_a_whole_scan_is_made(orientation):
-    """Cropping takes less than a volume of float32 besides its input; pasting back, the mask and little more."""
-    lungs = np.zeros((60, 128, 128), np.uint8)
-    lungs[10:50, 30:100, 10:120] = 1
-    scan = sitk.DICOMOrient(image_of(np.full(lungs.shape, -900, np.int16)), orientation)
-    given = pixels(sitk.DICOMOrient(image_of(lungs), orientation))
-
-    def most_bytes(call):
-        call()  # what is imported on first use does not count
-        tracemalloc.start()
-        result = call()
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return peak, result
-
-    peak, crops = most_bytes(lambda: crop_to_lungs(scan, given, size=(20, 32, 32)))
-    assert peak < 4 * lungs.size
-    peak, back = most_bytes(lambda: paste_back(crops[1], scan))
-    assert peak < 1.5 * lungs.size
-    np.testing.assert_array_equal(pixels(back), given)
-
-
 def test_lobes_are_no_components_of_their_own():
     labels = np.zeros((10, 10, 20), np.uint8)
     labels[1:5, 1:5, 1:5], labels[1:5, 1:5, 10:15], labels[2, 2, 12], labels[6, 6, 6] = 1, 2, 1, 3
@@ -173,19 +145,9 @@ def test_a_crop_lies_over_its_scan():
     np.testing.assert_allclose(pixels(crop), pixels(resampled), atol=1e-6)
 
 
-def orientations():
-    """Directions of scans: all 48 along the axes, half of them left-handed, and an oblique one."""
-    for axes in itertools.permutations(range(3)):
-        for signs in itertools.product((1, -1), repeat=3):
-            direction = np.zeros((3, 3))
-            direction[list(axes), range(3)] = signs
-            yield direction
-    yield rotation(0.3, 0.2, -0.25)
-
-
 @pytest.mark.fault("the 48 orientations")
 @pytest.mark.fault("lesion labels above")
-@pytest.mark.parametrize("direction", list(orientations()), ids=lambda d: "".join(f"{v:.0f}" for v in d.ravel()))
+@pytest.mark.parametrize("direction", [*orientations(), rotation(0.3, 0.2, -0.25)], ids=range(49))
 def test_any_orientation_gives_the_same_crop_and_masks_come_back_voxel_for_voxel(case, direction):
     folder, ct, lungs, lesion = case
     oblique = not np.isin(direction, (-1, 0, 1)).all()
@@ -204,9 +166,10 @@ def test_any_orientation_gives_the_same_crop_and_masks_come_back_voxel_for_voxel
     for crop, other in zip(crops, cropper.crop(*straight), strict=True):
         np.testing.assert_array_equal(pixels(crop), pixels(other))
         assert ORIENTATION(crop.GetDirection()) == "LPS"
-    back = paste_back(crops[2], sitk.ReadImage(str(turned[0])))
-    assert geometry(back) == geometry(turned[0])
-    np.testing.assert_array_equal(pixels(back), pixels(turned[1]) > 0)
+    for crop, threshold in ((crops[2], None), (sitk.Cast(crops[2], sitk.sitkFloat32), 0.5)):
+        back = paste_back(crop, sitk.ReadImage(str(turned[0])), threshold)
+        assert geometry(back) == geometry(turned[0])
+        np.testing.assert_array_equal(pixels(back), pixels(turned[1]) > 0)
 
 
 def test_a_scan_in_single_precision_geometry_is_matched_too(tmp_path):
@@ -233,18 +196,18 @@ def test_a_crop_of_another_scan_is_refused(change):
     shape = (14, 20, 18)
     crop = crop_to_box(image_of(np.zeros(shape, np.uint8)), (slice(3, 12), slice(4, 17), slice(2, 16)), SIZE, NEAREST)
     other = image_of(np.zeros(change.pop("shape", shape), np.uint8), **change)
-    with pytest.raises(VolumeError, match=r"expected a crop that lungCrop\.py made from this very scan"):
+    with pytest.raises(VolumeError, match="expected a crop that"):
         paste_back(crop, other)
 
 
 @pytest.mark.fault("no lung")
-def test_a_ct_without_lungs_is_named(case):
+@pytest.mark.parametrize("slices", [0, 1])
+def test_a_ct_without_lungs_is_named(case, slices):
     folder, ct, lungs, _ = case
     path = write(folder / "scan.nii.gz", ct)
-    refused(path, lambda: LungMaskCrop(lambda _: np.zeros_like(lungs)).crop(path), "no lung found")
-    flat = np.zeros_like(lungs)
-    flat[5] = 1
-    refused(path, lambda: LungMaskCrop(lambda _: flat).crop(path), "no lung found")
+    lungs[slices:] = 0
+    lungs[:slices] = 1
+    refused(path, lambda: LungMaskCrop(lambda _: lungs).crop(path), "no lung found")
 
 
 @pytest.mark.fault("mask of another size")

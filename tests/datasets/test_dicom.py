@@ -124,9 +124,7 @@ def test_what_cannot_be_decoded_names_the_plug_ins(enhanced):
     data["PixelData"].is_undefined_length = True
     data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.201"  # high-throughput JPEG 2000
     data.save_as(path)
-    refused(
-        path, lambda: open_scan(path.parent).read(), "cannot be decoded .* install pylibjpeg, pylibjpeg-libjpeg and"
-    )
+    refused(path, lambda: open_scan(path.parent).read(), "cannot be decoded .* install pylibjpeg")
 
 
 @pytest.mark.parametrize("signed", [0, 1])

@@ -236,13 +236,6 @@ def test_copies_of_another_patient_are_that_patients(tmp_path):
     np.testing.assert_array_equal(pixels(open_scan(folder).read()), STORED - 1024)
 
 
-@pytest.mark.fault("gantry tilt")
-@pytest.mark.parametrize(("unsigned", "advice"), [(False, "_Tilt_Eq"), (True, "dcm2niix straightens none")])
-def test_the_advice_for_a_tilt_names_the_file_that_there_will_be(tmp_path, unsigned, advice):
-    folder = write_dicom(tmp_path / "case", STORED, shift=(0, 0.5, 0), PixelRepresentation=0 if unsigned else 1)
-    refused(folder, only(tmp_path).read, advice)
-
-
 def test_a_slice_that_lost_its_uid_and_its_place_is_missed_by_its_number(tmp_path):
     folder = write_dicom(tmp_path / "case", STORED)
     changed_slice(folder / "slice012.dcm", SeriesInstanceUID="1.2.3", ImagePositionPatient=[0, 0, 5000])

@@ -1,6 +1,5 @@
 import gzip
 import struct
-import time
 
 import nibabel as nib
 import numpy as np
@@ -32,17 +31,12 @@ def changed(path, *changes):
     return path
 
 
-def read_nifti(path, max_voxels=MAX_VOXELS):
-    header = read_header(path, max_voxels)
-    return header, read_voxels(header)
+def voxels(path, max_voxels=MAX_VOXELS):
+    return read_voxels(read_header(path, max_voxels))
 
 
-def voxels(path):
-    return read_nifti(path)[1]
-
-
-def refuses(path, match):
-    return refused(path, lambda: read_nifti(path), match)
+def refuses(path, match, **options):
+    return refused(path, lambda: voxels(path, **options), match)
 
 
 @pytest.mark.fault("big-endian files, all")
@@ -54,7 +48,7 @@ def test_versions_and_byte_orders(tmp_path, hu, kind, order):
     header.set_data_dtype(np.int16)
     path = nifti(tmp_path / "scan.nii", hu, header, kind=kind)
     assert struct.unpack(f"{order}i", path.read_bytes()[:4]) == (header.sizeof_hdr,)
-    grid, found = read_nifti(path)
+    grid, found = read_header(path, MAX_VOXELS), voxels(path)
     np.testing.assert_array_equal(found, hu)
     assert found.dtype.isnative
     np.testing.assert_allclose((grid.spacing, grid.origin), (SPACING, ORIGIN), rtol=1e-6)
@@ -77,11 +71,6 @@ def test_the_geometry_is_simpleitks(tmp_path, hu, forms, handedness):
     ours = grid.size, grid.spacing, grid.origin, grid.direction
     for one, other in zip(ours, geometry(tmp_path / "scan.nii.gz"), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
-
-
-def test_a_factor_of_handedness_that_was_left_out_is_1(tmp_path, hu):
-    path = changed(nifti(tmp_path / "scan.nii", hu), (76, "f", 0), (252, "2h", 1, 0))
-    assert read_header(path, MAX_VOXELS).direction == tuple(np.eye(3).ravel())
 
 
 @pytest.mark.fault("2D, 4D, one slice, several")
@@ -112,11 +101,8 @@ def test_values_without_a_slope_are_not_scaled(tmp_path, hu, slope):
         found = voxels(changed(path, (112, "2f", slope, intercept)))
         np.testing.assert_array_equal(found, hu)
         assert found.dtype == np.int16
-        np.testing.assert_array_equal(np.asanyarray(nib.load(path).dataobj).T, hu)
-        np.testing.assert_array_equal(pixels(path), hu)
     # With an intercept, readers disagree.
     refuses(changed(path, (112, "2f", slope, -24)), "header .scaled by")
-    assert not np.array_equal(np.asanyarray(nib.load(path).dataobj).T, pixels(path))
 
 
 @pytest.mark.fault("header extensions")
@@ -150,15 +136,15 @@ def test_a_header_and_its_voxels_in_two_files(tmp_path, hu, kind, extension):
     nib.save(kind(hu.T, np.diag([-1, -1, 2, 1])), image)
     assert is_volume_file(path)
     assert volume_id(path) == "scan"
-    grid, found = read_nifti(path)
-    np.testing.assert_array_equal(found, hu)
+    grid = read_header(path, MAX_VOXELS)
+    np.testing.assert_array_equal(voxels(path), hu)
     assert grid.spacing == (1, 1, 2)
     assert grid.data.name == image.name
     refused(image, lambda: read_volume(image), "name the .hdr")
     content = gzip.decompress(image.read_bytes()) if extension else image.read_bytes()
     for wrong, match in ((content[:-2], "cut short"), (content + b"xx", "holds more than")):
         image.write_bytes(gzip.compress(wrong) if extension else wrong)
-        refused(image, lambda: read_nifti(path), match)
+        refused(image, lambda: voxels(path), match)
     image.unlink()
     refuses(path, rf"its voxels, scan\.img{extension}, are missing")
 
@@ -211,9 +197,7 @@ def test_a_file_that_is_too_long(tmp_path, hu):
     refuses(path, "holds more than the 1024 bytes of its header")
     path.write_bytes(whole)
     # A slice less in the header, and SimpleITK drops the last one.
-    changed(path, (46, "h", 5))
-    assert sitk.ReadImage(str(path)).GetSize() == (8, 7, 5)
-    refuses(path, "holds more than the 912 bytes")
+    refuses(changed(path, (46, "h", 5)), "holds more than the 912 bytes")
 
 
 @pytest.mark.fault("NIfTI cut short, header")
@@ -251,21 +235,11 @@ def test_where_the_voxels_begin(tmp_path, hu):
     np.testing.assert_array_equal(voxels(changed(path, (108, "f", 400))), hu)
 
 
-@pytest.mark.fault("big-endian files, all")
-@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.float32, np.float64, np.int64])
-def test_every_type_of_voxel(tmp_path, hu, dtype):
-    header = nib.Nifti1Header()
-    header.set_data_dtype(dtype)
-    found = voxels(nifti(tmp_path / "scan.nii", (hu > 0).astype(dtype), header))
-    assert found.dtype == dtype
-    np.testing.assert_array_equal(found, hu > 0)
-
-
 @pytest.mark.fault("header of gigabytes")
 def test_a_large_volume_in_a_small_file_is_refused_before_memory_is_taken(tmp_path, hu):
     path = changed(nifti(tmp_path / "scan.nii", hu), (42, "3h", 32767, 32767, 32767))
     refuses(path, "more than 536870912; if that is right, allow it with --max-voxels")
-    refused(path, lambda: read_nifti(path, 2**60), "do not fit into memory")
+    refuses(path, "do not fit into memory", max_voxels=2**60)
     bomb = tmp_path / "bomb.nii.gz"
     changed(path, (42, "3h", 1024, 1024, 8))
     bomb.write_bytes(gzip.compress(path.read_bytes()[:352] + bytes(2**26)))
@@ -322,8 +296,9 @@ DAMAGED = "damaged or contradictory header"
     ],
 )
 def test_headers_that_cannot_be(tmp_path, hu, changes, match):
-    voxels(changed(nifti(tmp_path / "scan.nii", hu), (123, "B", 10)))  # mm and s
-    refuses(changed(tmp_path / "scan.nii", *changes), match)
+    path = changed(nifti(tmp_path / "scan.nii", hu), (123, "B", 10), (76, "f", 0))  # mm and s; a handedness of 1
+    np.testing.assert_array_equal(voxels(path), hu)
+    refuses(changed(path, *changes), match)
 
 
 @pytest.mark.parametrize("kind", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "f4", "f8"])
@@ -335,19 +310,12 @@ def test_what_is_written_is_read_by_others_as_what_itk_writes(tmp_path, hu, kind
         ours, plain, theirs = (tmp_path / name for name in ("ours.nii.gz", "plain.nii", "theirs.nii"))
         write_volume(image, ours)
         write_volume(image, plain)
+        assert ours.read_bytes()[3:8] == bytes(5)  # neither a name nor a time: equal images give equal files
         sitk.WriteImage(image, str(theirs))
         assert gzip.decompress(ours.read_bytes()) == plain.read_bytes()
         for one, other in zip(geometry(ours), geometry(theirs), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(nib.load(ours).affine, nib.load(theirs).affine, rtol=1e-6, atol=1e-6)
-        header, found = read_nifti(ours)
-        for array in (pixels(ours), found):
+        for array in (pixels(ours), voxels(ours)):
             np.testing.assert_array_equal(array, hu.astype(kind))
-        assert header.voxel == kind
-
-
-def test_equal_images_give_equal_files(tmp_path, hu, monkeypatch):
-    for seconds, name in enumerate(("a.nii.gz", "b.nii.gz")):  # the header of a gzip has a name and a time
-        monkeypatch.setattr(time, "time", lambda seconds=seconds: 1e9 + seconds)
-        write_volume(image_of(hu), tmp_path / name)
-    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+        assert read_header(ours, MAX_VOXELS).voxel == kind

@@ -1,6 +1,4 @@
 import logging
-import os
-import pickle
 import warnings
 from urllib.error import URLError
 
@@ -13,7 +11,8 @@ from scipy import ndimage
 from datasets import lungmask_model
 from datasets.lungmask_model import Lungmask, load_lungmask
 from datasets.phantom.make import make_phantom
-from utils.errors import VolumeError
+from tests.models.test_torch_files import Payload
+from tests.volumes import refused
 
 CPU = torch.device("cpu")
 
@@ -108,34 +107,24 @@ def test_labels_are_lungmasks_in_any_orientation_shape_and_type(small, code, sha
 
 
 def _one_line(match, **arguments):
-    with pytest.raises(VolumeError, match=match) as caught:
-        load_lungmask(device=CPU, **arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_damaged_weights(weights, tmp_path):
-    half = tmp_path / "half.pth"
-    half.write_bytes(weights.read_bytes()[:100_000])
-    text = tmp_path / "page.pth"
-    text.write_text("<html>404</html>")
-    empty = tmp_path / "empty.pth"
-    empty.touch()
-    flipped = tmp_path / "flipped.pth"  # in the middle of a tensor: torch alone loads it
-    content = bytearray(weights.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    flipped.write_bytes(content)
-    for path in (half, text, empty, flipped):
-        _one_line(path.name, weights=path)
-    _one_line("no such file", weights=tmp_path / "missing.pth")
+    return refused("", lambda: load_lungmask(device=CPU, **arguments), match)
 
 
 @pytest.mark.fault("NaN or Inf in weights")
-def test_weights_with_nan(weights, tmp_path):
+@pytest.mark.fault("a pickle that would")
+def test_weights_are_read_as_checkpoints_are(weights, tmp_path):
+    path, bait = tmp_path / "weights.pth", tmp_path / "bait"
     state = torch.load(weights)
-    state["last.bias"][1] = float("nan")
-    torch.save(state, tmp_path / "nan.pth")
-    _one_line(r"nan\.pth: NaN or Inf in its entry 'last.bias'", weights=tmp_path / "nan.pth")
+    nan = state["last.bias"] * float("nan")
+    for entry, message in ((nan, "NaN or Inf in its entry 'last.bias'"), (Payload(bait), "never run")):
+        torch.save(state | {"last.bias": entry}, path)
+        _one_line(rf"weights\.pth: .*{message}", weights=path)
+    assert not bait.exists()
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 0xFF  # in the middle of a tensor: torch alone loads it
+    path.write_bytes(content)
+    _one_line(r"weights\.pth", weights=path)
+    _one_line("no such file", weights=tmp_path / "missing.pth")
 
 
 @pytest.mark.fault("another architecture, missing")
@@ -153,29 +142,6 @@ def test_weights_of_another_network(tmp_path):
 
 def test_models_of_lobes_are_rejected():
     assert "R231" in _one_line("LTRCLobes", model="LTRCLobes")
-
-
-class _Payload:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.fault("a pickle that would")
-@pytest.mark.parametrize("forced", [False, True])
-def test_malicious_weights_run_nothing(tmp_path, monkeypatch, forced):
-    if forced:
-        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    bait = tmp_path / "bait"
-    plain, legacy, archive = (tmp_path / f"{name}.pth" for name in ("plain", "legacy", "archive"))
-    plain.write_bytes(pickle.dumps({"last.bias": _Payload(bait)}))
-    torch.save({"last.bias": _Payload(bait)}, legacy, _use_new_zipfile_serialization=False)
-    torch.save({"last.bias": _Payload(bait)}, archive)
-    for path in (plain, legacy, archive):
-        assert "never run" in _one_line(path.name, weights=path)
-    assert not bait.exists()
 
 
 @pytest.mark.fault("lungmask's weights out")

@@ -9,7 +9,6 @@ import pytest
 from datasets.make_splits import amount, cohort_ids, main, make_splits
 from tests.volumes import write
 from utils.cli import run
-from utils.errors import CohortError
 from utils.ledger import Ledger
 
 LABELLED = [f"a{k}" for k in range(10)]
@@ -24,15 +23,11 @@ def split(seed=0, **amounts):
 
 def test_every_scan_is_dealt_once_and_to_a_split_of_its_kind():
     splits = split()
-    assert {key: len(ids) for key, ids in splits.items()} == {
-        "LABELED": 1, "WO_LABEL": 4 + 6, "HEALTHY": 3, "VALID": 2, "VALIDWL": 2, "VALIDH": 3, "TEST": 3, "TESTH": 6,
-        "left_out": 0,
+    assert {key: "".join(sorted(i[0] for i in ids)) for key, ids in splits.items()} == {
+        "LABELED": "a", "WO_LABEL": "aaaabbbbbb", "HEALTHY": "hhh", "VALID": "aa", "VALIDWL": "bb", "VALIDH": "hhh",
+        "TEST": "aaa", "TESTH": "hhhhhh", "left_out": "",
     }  # fmt: skip
     assert sorted(i for ids in splits.values() for i in ids) == sorted(LABELLED + UNLABELLED + HEALTHY)
-    for key, kinds in (("LABELED", "a"), ("VALID", "a"), ("TEST", "a"), ("VALIDWL", "b"), ("WO_LABEL", "ab")):
-        assert all(i[0] in kinds for i in splits[key])
-    for key in ("HEALTHY", "VALIDH", "TESTH"):
-        assert all(i[0] == "h" for i in splits[key])
 
 
 def test_the_seed_deals():
@@ -40,11 +35,6 @@ def test_the_seed_deals():
     assert any(split(seed=1) != split(seed=k) for k in range(2, 5))
     shuffled = make_splits(LABELLED[::-1], UNLABELLED, HEALTHY, AMOUNTS, np.random.default_rng(1))
     assert shuffled == split(seed=1)
-
-
-def test_more_than_there_is_cannot_be_dealt():
-    with pytest.raises(CohortError, match="LABELED asks for 6 scans, 5 of 10 are left"):
-        split(LABELED=6)
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "-0.5", "x", "nan", "1e3"])
@@ -152,7 +142,7 @@ def test_crops_of_the_same_ct_stay_together(root, seed, capsys):
         assert len({found[case_id] for case_id in (f"a{k}", f"a{k} (1)", f"a{k + 1}", f"a{k + 1} (1)")}) == 1
     assert sum(side == "testing" for side in found.values()) == 4  # one CT has four crops
     err = capsys.readouterr().err
-    assert "5 CT(s) have several crops, which stay together, the first a0, a0 (1), a1, a1 (1)" in err
+    assert "5 CT(s) have several crops" in err
     assert "TEST has 1 scan(s) fewer than asked for" in err
 
 
@@ -179,18 +169,15 @@ def test_scans_of_a_patient_stay_together(root, tmp_path, separator, capsys):
     assert "scan(s) without voxel label are left out, to hold TEST apart" in capsys.readouterr().err
     assert main([str(root), *OPTIONS, "--patients", str(table), "--quiet"]) == 0  # kept
     assert sides(root) == found
-    table.write_text("nobody,1")
-    assert run(lambda: main([str(root), *OPTIONS, "--patients", str(table)])) == 1
-    assert "names no scan of this cohort" in capsys.readouterr().err
-
-
-def test_a_patient_on_two_sides_of_kept_lists_is_refused(root, tmp_path, capsys):
-    assert main([str(root), *OPTIONS]) == 0
+    # A patient on two sides of the lists that are kept, and a table of other scans.
     one, other = lists(root)["test_id_L"][0], lists(root)["train_id_WL"][0]
-    table = tmp_path / "patients.csv"
-    table.write_text(f"{one},7\n{other},7\n")
-    assert run(lambda: main([str(root), *OPTIONS, "--patients", str(table)])) == 1
-    assert "are of one patient or CT, and stand in training and testing" in capsys.readouterr().err
+    for wrong, message in (
+        (f"{one},7\n{other},7\n", "are of one patient or CT"),
+        ("nobody,1", "names no scan of this"),
+    ):
+        table.write_text(wrong)
+        assert run(lambda: main([str(root), *OPTIONS, "--patients", str(table)])) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_a_cohort_that_is_being_made_is_refused(root, capsys):
@@ -237,14 +224,11 @@ def test_what_a_user_got_wrong_is_one_line(root, arguments, message, capsys):
     assert not (root / "id_txt").exists()
 
 
-def test_ids_match_in_either_unicode_form(root):
+def test_ids_match_in_either_unicode_form_and_those_that_look_like_patterns_are_ids(root):
     for folder, form in (("images", "NFD"), ("lesion", "NFC")):
         touch(root / folder / f"{unicodedata.normalize(form, 'Müller')}.nii.gz", seed=99)
     assert "M\u00fcller" in cohort_ids(root, ["h*"])[0]
     assert "M\u00fcller" in cohort_ids(root, ["h*", unicodedata.normalize("NFD", "Müll*")])[2]
-
-
-def test_ids_that_look_like_patterns_are_ids(root):
     touch(root / "images" / "h[1].nii.gz")
     assert cohort_ids(root, ["h[1]"])[2] == ["h1", "h[1]"]
     (root / "images" / "h1.nii.gz").unlink()

@@ -6,12 +6,7 @@ from scipy import ndimage
 from datasets.crop import LungMaskCrop
 from datasets.lungs import with_sides
 from datasets.phantom.make import write_phantoms
-from datasets.plausibility import (
-    check_label_values,
-    check_lesion,
-    check_lungs,
-    label_sides,
-)
+from datasets.plausibility import check_label_values, check_lesion, check_lungs, label_sides
 from datasets.volumes import Reading, read_labels
 from tests.volumes import pixels, write
 from utils.errors import VolumeError
@@ -155,7 +150,7 @@ def test_probabilities_as_bytes_are_no_labels(tmp_path, phantom):
 
 @pytest.mark.fault("a lesion that all voxels")
 def test_a_lesion_that_resizing_would_lose_stays(tmp_path, phantom):
-    """Single voxels, of which the nearest voxels of the crop keep one in eight or none."""
+    # Single voxels, of which the nearest voxels of the crop keep one in eight or none.
     _, ct, lungs, _, _ = phantom
     rng = np.random.default_rng(0)
     cropper = LungMaskCrop(size=(16, 32, 32))
@@ -167,9 +162,6 @@ def test_a_lesion_that_resizing_would_lose_stays(tmp_path, phantom):
         assert pixels(crop).sum() >= 1
         # Within half a voxel of the crop, along each axis.
         (found,) = np.argwhere(pixels(crop))[:1]
-        distance = np.subtract(crop.TransformIndexToPhysicalPoint(found[::-1].tolist()), _point(scan, place))
+        point = sitk.ReadImage(str(scan)).TransformIndexToPhysicalPoint(place[::-1].tolist())
+        distance = np.subtract(crop.TransformIndexToPhysicalPoint(found[::-1].tolist()), point)
         assert (np.abs(distance) <= 0.5 * np.array(crop.GetSpacing()) + 1e-3).all()
-
-
-def _point(path, place):
-    return sitk.ReadImage(str(path)).TransformIndexToPhysicalPoint(place[::-1].tolist())

@@ -15,6 +15,7 @@ from tests.volumes import ORIGIN, SPACING, changed_slice, image_of, refused, wri
 SHAPE = (6, 7, 8)
 CT = image_of(np.zeros(SHAPE, np.int16))
 START = np.array([2, 1, 3])  # x, y, z of the first voxel of the extent
+LESION = [("Lesion", 0, 1)]
 
 
 def segmentation(path, layers, names, space="left-posterior-superior", start=START, shift=0.0):
@@ -50,15 +51,10 @@ def expected(inside):
 @pytest.mark.fault("a segmentation of 3D Slicer")
 @pytest.mark.parametrize("space", ["left-posterior-superior", "right-anterior-superior"])
 def test_a_segmentation_that_is_cut_to_its_extent_lies_on_the_ct(tmp_path, space):
-    inside = np.random.default_rng(0).integers(0, 2, (3, 4, 2))
-    path = segmentation(tmp_path / "a.seg.nrrd", [inside], [("Lesion", 0, 1)], space)
-    np.testing.assert_array_equal(read_mask_on(path, "ct", CT), expected(inside))
-
-
-def test_a_mask_without_segment_names_counts_whole(tmp_path):
     inside = np.random.default_rng(0).integers(0, 3, (3, 4, 2))
-    path = segmentation(tmp_path / "a.seg.nrrd", [inside], [])
-    np.testing.assert_array_equal(read_mask_on(path, "ct", CT), expected(inside > 0))
+    for names, counted in ((LESION, inside == 1), ([], inside > 0)):  # without names, all of it counts
+        path = segmentation(tmp_path / "a.seg.nrrd", [inside], names, space)
+        np.testing.assert_array_equal(read_mask_on(path, "ct", CT), expected(counted))
 
 
 @pytest.mark.fault("a segmentation of 3D Slicer")
@@ -71,9 +67,6 @@ def test_layers_and_label_values_say_what_a_segment_is(tmp_path):
     heart = read_mask_on(path, "ct", CT, Reading(segments=("heart",)))
     np.testing.assert_array_equal(heart, expected(second == 2))
     refused(path, lambda: read_mask_on(path, "ct", CT, Reading(segments=("liver",))), "it has GGO, Left lung")
-
-
-LESION = [("Lesion", 0, 1)]
 
 
 @pytest.mark.parametrize(

@@ -68,14 +68,6 @@ def test_paths_that_lead_to_no_file(tmp_path, hu):
     refused(tmp_path / "scan.txt", lambda: read_volume(tmp_path / "scan.txt"), "is none of .nii.gz, .nii, ")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-@pytest.mark.parametrize("extension", EXTENSIONS)
-def test_a_file_that_may_not_be_read(tmp_path, hu, extension):
-    path = write(tmp_path / f"scan{extension}", hu)
-    path.chmod(0)
-    refused(path, lambda: read_volume(path), "unreadable")
-
-
 @pytest.mark.fault("2D, 4D, one slice, several")
 @pytest.mark.parametrize("extension", [".nii.gz", ".nrrd", ".mha"])
 def test_volumes_of_other_shapes(tmp_path, hu, extension):
@@ -134,10 +126,10 @@ def test_a_ct_mapped_to_a_scale_is_named_or_mapped_back(tmp_path, hu, low, high,
 
 
 @pytest.mark.parametrize("values", [(0, 1), (-1, 0)])
-def test_a_mask_is_no_mapped_ct(tmp_path, values):
+@pytest.mark.parametrize("window", [None, (-1250.0, 250.0)])
+def test_a_mask_is_no_mapped_ct(tmp_path, values, window):
     path = write(tmp_path / "mask.nii.gz", np.resize(np.array(values, np.int16), SHAPE))
-    for reading in (Reading(), Reading(grey_window=(-1250.0, 250.0))):
-        refused(path, lambda reading=reading: read_ct(path, reading), "are not HU")
+    refused(path, lambda: read_ct(path, Reading(grey_window=window)), "are not HU")
 
 
 @pytest.mark.fault("masks of 0 and 255")

@@ -38,16 +38,7 @@ def test_no_lesion():
     assert burden.severity == "CT-0"
 
 
-def test_one_lung():
-    lesion, lungs, hu = scan()
-    lungs[lungs == 1] = 0
-    burden = measure_burden(lesion, lungs, hu, 0.5)
-    assert burden.right_lung_percent is None
-    assert burden.left_lung_percent == burden.lesion_percent_of_lung == 75.0
-    assert burden.severity == "CT-3"
-
-
-def test_lung_of_no_known_side_counts_among_all_lung():
+def test_lung_of_no_known_side_counts_among_all_lung_and_one_lung_is_all():
     lesion, lungs, hu = scan()
     lungs[1, 0, 4] = 3
     burden = measure_burden(lesion, lungs, hu, 0.5)
@@ -56,6 +47,10 @@ def test_lung_of_no_known_side_counts_among_all_lung():
     burden = measure_burden(lesion, (lungs > 0) * np.uint8(3), hu, 0.5)
     assert burden.right_lung_percent is burden.left_lung_percent is None
     assert burden.severity == "CT-2"  # 41.7 % of both
+    lungs[lungs != 2] = 0
+    burden = measure_burden(lesion, lungs, hu, 0.5)
+    assert burden.right_lung_percent is None
+    assert burden.left_lung_percent == burden.lesion_percent_of_lung == pytest.approx(100 * 2 / 3)
 
 
 def test_no_lung():

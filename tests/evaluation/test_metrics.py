@@ -48,13 +48,9 @@ def test_one_scan_by_hand():
     prediction[0, 1, 0] = True  # FP 2; TN 20 - 6
     row = score_scan("a", "VALID", prediction, truth, lung, spacing=(5, 10, 10))
     assert row["voxels"] == [3, 2, 1, 14]
-    assert row["dice"] == pytest.approx(6 / 9)
-    assert row["sensitivity"] == pytest.approx(3 / 4)
-    assert row["specificity"] == pytest.approx(14 / 16)
-    assert row["iou"] == pytest.approx(3 / 6)
-    assert (row["predicted_ml"], row["true_ml"]) == (2.5, 2.0)
-    assert row["predicted_percent_of_lung"] == pytest.approx(50)
-    assert row["true_percent_of_lung"] == pytest.approx(40)
+    expected = {"dice": 6 / 9, "sensitivity": 3 / 4, "specificity": 14 / 16, "iou": 3 / 6, "predicted_ml": 2.5}
+    expected |= {"true_ml": 2.0, "predicted_percent_of_lung": 50, "true_percent_of_lung": 40}
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
 
 
 def test_a_scan_of_unknown_truth_has_its_volume_only():
@@ -67,18 +63,6 @@ def test_a_scan_of_unknown_truth_has_its_volume_only():
     }  # fmt: skip
     assert summarise([row])["unknown"]["predicted_ml"] == {"mean": 4, "std": 0}
     assert summarise([row])["pooled"] is None
-
-
-def test_the_table_says_percent_and_millilitres():
-    truth = np.zeros((2, 1, 2, 2), bool)
-    truth[0, 0, 0] = True
-    prediction = truth.copy()
-    prediction[1, 0, 0, 0] = True
-    table = as_table(summarise(scores_of(truth, prediction)))
-    assert "with lesion (1 scans)" in table
-    assert "dice                   100.0 ± 0.0 %" in table
-    assert "without lesion (1 scans, something found in 1)" in table
-    assert "false_positive_ml        0.0 ± 0.0 ml" in table
 
 
 def detailed(prediction, truth, spacing=(5.0, 1.0, 1.0)):
@@ -126,20 +110,10 @@ def test_an_undefined_hd95_is_counted_and_not_averaged():
     assert summary["lesion"]["hd95_mm"] == {"scans": 2, "undefined": 1, "mean": pytest.approx(5), "std": 5}
     assert summary["lesion"]["surface_dice"]["mean"] == pytest.approx(1 / 3)
     assert (summary["lesion"]["lesions"], summary["lesion"]["lesions_found"]) == (3, 1)
-    table = as_table(summary)
-    assert "hd95_mm                  5.0 ± 5.0 mm  (over 2 scans; in 1 nothing was found)" in table
-    assert "surface_dice            33.3 ± 47.1 %  (within 3 mm)" in table
-    assert "lesion_sensitivity      33.3 ± 47.1 %  (1 of 3 lesions found)" in table
+    assert "hd95_mm                  5.0 ± 5.0 mm  (over 2 scans; in 1 nothing was found)" in as_table(summary)
     nowhere = summarise([detailed(voxels(), truth)])
     assert nowhere["lesion"]["hd95_mm"] == {"scans": 0, "undefined": 1, "mean": None, "std": None}
     assert "hd95_mm                    -  (over 0 scans; in 1 nothing was found)" in as_table(nowhere)
-
-
-def test_details_are_not_measured_unless_they_are_asked_for():
-    truth = voxels((1, 1, 1))
-    row = score_scan("a", "VALID", truth, truth, truth, spacing=(1, 1, 1))
-    assert row["surface_dice"] is None
-    assert "hd95_mm" not in summarise([row])["lesion"]
 
 
 def test_details_do_not_depend_on_what_surrounds_the_masks():
@@ -147,12 +121,6 @@ def test_details_do_not_depend_on_what_surrounds_the_masks():
     small, large = detailed(prediction[3:5, 3:4, 2:5], truth[3:5, 3:4, 2:5]), detailed(prediction, truth)
     names = COLUMNS[COLUMNS.index("hd95_mm") :]
     assert {name: large[name] for name in names} == {name: small[name] for name in names}
-
-
-def counted(prediction, truth):
-    """Lesions, those that were found, and false positives."""
-    row = count_lesions(prediction, truth)
-    return row["lesions"], row["lesions_found"], row["false_positive_lesions"]
 
 
 BAR, ENDS = voxels((1, 1, slice(2, 8))), voxels((1, 1, 2), (1, 1, 7))
@@ -175,7 +143,7 @@ BAR, ENDS = voxels((1, 1, slice(2, 8))), voxels((1, 1, 2), (1, 1, 7))
     ],
 )
 def test_which_lesions_are_found(prediction, truth, expected):
-    assert counted(prediction, truth) == expected
+    assert tuple(count_lesions(prediction, truth)[name] for name in LESIONS) == expected
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -188,4 +156,5 @@ def test_components_are_those_of_simpleitk(seed):
         labels.append(sitk.GetArrayFromImage(image))
     found = {label for label in np.unique(labels[1]) if label and prediction[labels[1] == label].any()}
     false = {label for label in np.unique(labels[0]) if label and not truth[labels[0] == label].any()}
-    assert counted(prediction, truth) == (int(labels[1].max()), len(found), len(false))
+    counted = tuple(count_lesions(prediction, truth)[name] for name in LESIONS)
+    assert counted == (int(labels[1].max()), len(found), len(false))

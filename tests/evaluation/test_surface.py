@@ -52,13 +52,11 @@ def test_the_larger_of_the_two_directed_percentiles_counts():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_agreement_with_scipy_and_with_monais_own_scores(seed):
+def test_agreement_with_monais_scores(seed):
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
     prediction, truth = blobs(seed), blobs(seed + 10)
     distances = surface_distances(prediction, truth, SPACING)
-    np.testing.assert_allclose(np.sort(distances[0]), np.sort(by_scipy(prediction, truth)), atol=1e-4)
-    np.testing.assert_allclose(np.sort(distances[1]), np.sort(by_scipy(truth, prediction)), atol=1e-4)
     tensors = [torch.from_numpy(mask)[None, None] for mask in (prediction, truth)]
     expected = compute_hausdorff_distance(*tensors, include_background=True, percentile=95, spacing=SPACING)
     assert hd95(distances) == pytest.approx(expected.item(), abs=1e-4)
@@ -66,9 +64,9 @@ def test_agreement_with_scipy_and_with_monais_own_scores(seed):
     assert surface_dice(distances, 2.0) == pytest.approx(nsd.item(), abs=1e-6)
 
 
-def test_masks_that_fill_thin_or_all_of_their_arrays():
+def test_distances_are_scipys_also_of_masks_that_fill_thin_or_all_of_their_arrays():
     rng = np.random.default_rng(0)
-    for shape in ((1, 1, 1), (1, 1, 7), (1, 6, 5), (2, 2, 2), (7, 1, 3), (6, 7, 8)):
+    for shape in ((1, 1, 1), (1, 1, 7), (1, 6, 5), (2, 2, 2), (7, 1, 3), (12, 40, 36)):
         for share in (0.3, 0.9, 1.0):
             prediction, truth = rng.random((2, *shape)) < share
             prediction.flat[0] = truth.flat[-1] = True

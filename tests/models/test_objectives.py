@@ -286,49 +286,6 @@ def test_the_mean_over_processes_is_the_objective_of_the_whole_batch(tmp_path):
     assert (mean(gated, "joint", "gradient") - expected).norm() < 1e-3 * expected.norm()
 
 
-class CalledOnceABatch(torch.nn.Module):
-    def __init__(self, discriminator):
-        super().__init__()
-        self.discriminator, self.calls = discriminator, 0
-
-    def forward(self, x):
-        self.calls += len(x)
-        return torch.cat([self.discriminator(volume) for volume in x.split(1)])
-
-
-def test_one_pass_of_the_discriminator_is_as_good_as_one_a_batch(small):
-    networks, batch = small
-    other = batch._replace(image=reference.wave(batch.image.shape, 0.7))
-    one_by_one = networks._replace(discriminator=CalledOnceABatch(networks.discriminator.eval()))
-    method = Method(PUBLISHED, last_iteration=20_000, gate=NO_GATES)
-    for objective, volumes in ((joint_objective, 2), (discriminator_objective, 4)):
-        found = []
-        for given in (networks, one_by_one):
-            networks.discriminator.zero_grad()
-            value = objective(given, batch, other, method, 10_001)
-            value.total.backward()
-            found.append((value.terms, [p.grad for p in networks.discriminator.parameters()]))
-        assert one_by_one.discriminator.calls == volumes
-        one_by_one.discriminator.calls = 0
-        (terms, gradients), (expected, expected_gradients) = found
-        assert list(terms) == list(expected)
-        for name, term in terms.items():
-            torch.testing.assert_close(term, expected[name], rtol=1e-5, atol=1e-6)
-        largest = max(gradient.abs().max().item() for gradient in expected_gradients)
-        for a, b in zip(gradients, expected_gradients, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * largest)
-
-
-def test_a_step_of_the_discriminator_normalises_its_weights_once(small):
-    networks, batch = small
-    method = Method(PUBLISHED, last_iteration=20_000)
-    norm = networks.discriminator.plane1[0].parametrizations.weight[0]
-    calls = []
-    norm.register_forward_hook(lambda *_: calls.append(1))
-    discriminator_objective(networks, batch, batch, method, 0)
-    assert len(calls) == 1
-
-
 def with_loss(**changes):
     return Method(PUBLISHED, last_iteration=20_000, loss=Weights(**changes), gate=NO_GATES)
 

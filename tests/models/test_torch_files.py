@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.checkpoint import read_torch_file
+from tests import volumes
 from tests.outputs import same
 from utils.errors import CheckpointError
 
@@ -21,10 +22,7 @@ def written(path, content=CONTENT, **options):
 
 
 def refused(path, message="[a-z]"):
-    with pytest.raises(CheckpointError, match=message) as caught:
-        read_torch_file(path)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return volumes.refused(path, lambda: read_torch_file(path), message, CheckpointError)
 
 
 def read(path):

@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -144,39 +145,27 @@ def test_damaged_entries_are_none(made):
             pytest.fail("wrote over it")
 
 
-def test_results_of_scans_that_are_gone_go(made, tmp_path, caplog):
+def test_results_of_scans_that_are_gone_go_unless_they_were_corrected(made, tmp_path, caplog, monkeypatch):
     results, path, scan = made
     elsewhere = tmp_path / "elsewhere"
     results.remove_gone([scan.parent], {}, lambda case_id: True)  # it is there, and just not read this time
     scan.unlink()
     results.remove_gone([elsewhere], {}, lambda case_id: True)
     results.remove_gone([scan.parent], {}, lambda case_id: False)  # of another part
+    with monkeypatch.context() as patch:  # a folder that may not be looked into
+        patch.setattr(ledger.os, "lstat", Mock(side_effect=PermissionError(13, "Permission denied")))
+        results.remove_gone([scan.parent], {}, lambda case_id: True)
     assert path.exists()
+    mask = path.read_text()
+    path.write_text("corrected by hand")
+    results.remove_gone([scan.parent], {}, lambda case_id: True)
+    assert path.read_text() == "corrected by hand"
+    assert "a.nii: was changed since this command wrote it" in caplog.text
+    path.write_text(mask)
     results.remove_gone([scan.parent], {}, lambda case_id: True)
     assert not path.exists()
     assert results.entries() == {}
     assert "removed the results of 1 scan(s) that are not in the input any more, the first a" in caplog.text
-
-
-def test_a_scan_that_cannot_be_looked_for_is_not_gone(made, monkeypatch):
-    def lstat(_):
-        raise PermissionError(13, "Permission denied")
-
-    results, path, scan = made
-    scan.unlink()
-    with monkeypatch.context() as patch:
-        patch.setattr(ledger.os, "lstat", lstat)
-        results.remove_gone([scan.parent], {}, lambda case_id: True)
-    assert path.exists()
-
-
-def test_results_that_were_corrected_stay_when_their_scan_goes(made, caplog):
-    results, path, scan = made
-    path.write_text("corrected by hand")
-    scan.unlink()
-    results.remove_gone([scan.parent], {}, lambda case_id: True)
-    assert path.read_text() == "corrected by hand"
-    assert "a.nii: was changed since this command wrote it" in caplog.text
 
 
 def read_runs(folder):
@@ -195,9 +184,7 @@ def test_a_run_says_what_made_a_result(tmp_path, monkeypatch):
     assert record["outcome"] == "finished"
     now = datetime.now().astimezone()
     assert now - timedelta(seconds=60) < datetime.fromisoformat(record["started"]) <= now
-    assert 0 <= record["seconds"] < 60
     assert record["versions"]["torch"] == version("torch").split("+")[0]
-    assert record["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert (record["device"], record["threads"], record["processes"]) == ("cpu", torch.get_num_threads(), 1)
     assert record["seed"] == record["settings"]["EXP"]["SEED"] == 7
     assert record["model"] == str(tmp_path / "S.pth")
@@ -220,18 +207,14 @@ def test_what_ends_a_run_is_entered_and_passed_on(error, outcome, tmp_path):
     assert read_runs(tmp_path)[-1]["outcome"] == outcome
 
 
-def test_earlier_runs_stay(tmp_path):
+def test_earlier_runs_stay(tmp_path, monkeypatch):
     for seed in (1, 2):
         with recording(tmp_path, seed=seed):
             pass
-    assert [run["seed"] for run in read_runs(tmp_path)] == [1, 2]
-
-
-def test_only_rank_zero_enters_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "rank", lambda: 1)
-    with recording(tmp_path):
+    monkeypatch.setattr(distributed, "rank", lambda: 1)  # others enter nothing
+    with recording(tmp_path, seed=3):
         pass
-    assert list(tmp_path.iterdir()) == []
+    assert [run["seed"] for run in read_runs(tmp_path)] == [1, 2]
 
 
 def test_the_revision_is_that_of_the_checkout(tmp_path, monkeypatch):

@@ -1,10 +1,8 @@
 import contextlib
-import gc
 import io
 import sys
 import threading
 import time
-import weakref
 
 import numpy as np
 import pytest
@@ -66,28 +64,15 @@ def test_faults_of_the_program_and_signals_end_the_run(error):
         for_each({"x": None}, work, "trying", progress=False)
 
 
-class Prepared:
-    """Something that can be watched."""
-
-
-def test_one_item_is_prepared_ahead_and_no_more_than_two_are_held():
-    alive = weakref.WeakSet()
-    started, most = [], []
-
-    def prepare(case_id, number):
-        started.append(number)
-        made = Prepared()
-        alive.add(made)
-        return made
+def test_one_item_is_prepared_ahead():
+    started = []
 
     def work(case_id, item):
-        threading.Event().wait(0.05)
-        assert started == list(range(int(case_id) + 2))[:6]  # nothing after the next one, however long this one takes
-        gc.collect()
-        most.append(len(alive))
+        time.sleep(0.05)
+        assert started == list("abcd"[: "abcd".index(case_id) + 2])  # nothing after the next one
 
-    assert for_each({str(k): k for k in range(6)}, work, "trying", prepare=prepare, progress=False) == {}
-    assert max(most) == 2
+    prepare = lambda case_id, item: started.append(case_id)  # noqa: E731
+    assert for_each(dict.fromkeys("abcd"), work, "trying", prepare=prepare, progress=False) == {}
 
 
 def test_an_interruption_ends_the_preparation_of_the_next_item():

@@ -16,9 +16,6 @@ def small(monkeypatch):
     monkeypatch.setattr(scans, "CROP", (12, 48, 48))
     monkeypatch.setattr(pretrain, "SUB_VOLUMES", (((8, 32, 32), 2), ((12, 32, 32), 1)))
     monkeypatch.setattr(pretrain, "SAVED_EVERY", 2)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_the_rate_is_highest_after_the_warm_up_and_low_at_the_end():

@@ -27,12 +27,6 @@ def test_a_part_is_measured_printed_and_written(tmp_path, capsys, monkeypatch):
     assert table in capsys.readouterr().out
 
 
-def test_an_unknown_part_is_named(capsys):
-    with pytest.raises(SystemExit):
-        command.main(["--device", "cpu", "--only", "training,speed"])
-    assert "--only: unknown part speed; choose from training, segmenter, preparation, lungs" in capsys.readouterr().err
-
-
 def test_rows_by_hand():
     rows = command.compare("a", {"baseline": [4.0, 2.0, 3.0], "ours": [1.0, 2.0, 1.5]})
     assert [(row["median_s"], row["ratio"], row["lowest_s"], row["highest_s"]) for row in rows] == [
@@ -63,14 +57,3 @@ def test_all_ways_compute_the_same_losses(monkeypatch):
     assert set(found) == set(networks.choices(CPU)) >= {"published", "ours", "ours, contiguous"}
     for values in found.values():
         assert values == pytest.approx(found["published"], rel=1e-3)
-
-
-def test_a_step_moves_the_networks_that_it_trains():
-    small = "MODEL.WIDTH={UNET: 2, G: 2, D: 2}"
-    settings = networks.read_settings(None, [*networks._ALL_TERMS, *networks._DEMO, small])
-    for choice in networks.choices(CPU).values():
-        training = networks.Training(settings, CPU, **choice)
-        before = [next(network.parameters()).clone() for network in training.networks]
-        training.joint()
-        moved = [not torch.equal(a, next(n.parameters())) for a, n in zip(before, training.networks, strict=True)]
-        assert moved == [True, True, False]

@@ -1,7 +1,4 @@
 import json
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +18,7 @@ from benchmarks.weak_supervision.cohort import (
 )
 from datasets.cohort import read_cohort, read_volumes
 from tests.volumes import pixels
-from utils.errors import FolderError, SettingsError
-from utils.files import lock_folder
+from utils.errors import SettingsError
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results" / "weak_supervision"
 SIZE = Size((16, 32, 48), Counts(labelled=1, diseased=4, healthy=4, valid=1, validh=1, test=1, testh=1))
@@ -81,10 +77,8 @@ def test_label_lists_are_nested():
 
 
 def test_existing_scans_are_kept_and_another_cohort_is_refused(root):
-    kept = root / "images" / "diseased_000.nii.gz"
-    before = kept.stat().st_mtime_ns
-    lost = root / "facts" / "test_000.json"
-    facts = json.loads(lost.read_text())
+    kept, lost = root / "images" / "diseased_000.nii.gz", root / "facts" / "test_000.json"
+    before, facts = kept.stat().st_mtime_ns, json.loads(lost.read_text())
     lost.unlink()
     write_cohort(root, SIZE, seed=5)
     assert kept.stat().st_mtime_ns == before
@@ -92,17 +86,6 @@ def test_existing_scans_are_kept_and_another_cohort_is_refused(root):
     for other in ({"seed": 6}, {"seed": 5, "hardness": Hardness(confounders=0.5)}):
         with pytest.raises(SettingsError, match=r"holds a cohort of .*'seed': 5"):
             write_cohort(root, SIZE, **other)
-
-
-def test_a_complete_cohort_is_shared_and_an_incomplete_one_has_one_writer(root):
-    again = partial(write_cohort, root, SIZE, 5)
-    with lock_folder(root), ProcessPoolExecutor(1, get_context("spawn")) as others:
-        others.submit(again).result()
-        (root / "id_txt" / "labels_3.txt").unlink()
-        with pytest.raises(FolderError, match="is writing here"):
-            others.submit(again).result()
-    again()
-    assert len((root / "id_txt" / "labels_3.txt").read_text().split()) == 3
 
 
 def test_the_command_passes_its_switches(tmp_path, monkeypatch, capsys):

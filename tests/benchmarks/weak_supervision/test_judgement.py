@@ -1,8 +1,5 @@
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
 from torch import nn
 
@@ -10,6 +7,7 @@ from benchmarks.weak_supervision.judgement import judge
 from configs.settings import read_settings
 from datasets.cohort import Case
 from models.objectives import Networks
+from tests.volumes import write
 
 SHAPE = (16, 32, 64)
 SETTINGS = read_settings(None, [f"IMAGE.SIZE={list(SHAPE)}", "IMAGE.SLICES=16", "IMAGE.NORMALIZATION=window"])
@@ -30,22 +28,14 @@ class Brightness(nn.Module):
         return logit if self.heads == 1 else (-logit, 3 * logit[:, :, None].expand(-1, 1, 4))
 
 
-@dataclass
-class Constant:
-    value: float
-
-    def __call__(self, x):
-        return torch.full_like(x, self.value)
+def constant(value):
+    return lambda x: torch.full_like(x, value)
 
 
 def case(folder, name, image, lung, lesion):
-    paths = []
-    for kind, array in (("image", image), ("lung", lung), ("lesion", lesion)):
-        paths.append(folder / f"{name}_{kind}.nii.gz")
-        sitk.WriteImage(
-            sitk.GetImageFromArray(np.asarray(array, np.float32 if kind == "image" else np.uint8)), paths[-1]
-        )
-    return Case(name, *paths)
+    image[0, 0, 0] = 0  # a volume is not all the same
+    arrays = {"image": image.astype(np.float32), "lung": lung.astype(np.uint8), "lesion": lesion.astype(np.uint8)}
+    return Case(name, *(write(folder / f"{name}_{kind}.nii.gz", array) for kind, array in arrays.items()))
 
 
 @pytest.fixture
@@ -54,17 +44,13 @@ def cohort(tmp_path):
     lung[:, :16], lesion[:, :4] = 1, 1
     sick = [case(tmp_path, f"s{n}", np.full(SHAPE, level), lung, lesion) for n, level in enumerate((100.0, 200.0))]
     well = [case(tmp_path, f"h{n}", np.full(SHAPE, level), lung, none) for n, level in enumerate((90.0, 150.0))]
-    for image in (*sick, *well):  # a volume is not all the same
-        volume = sitk.ReadImage(image.image)
-        volume[0, 0, 0] = 0
-        sitk.WriteImage(volume, image.image)
     return {"VALID": tuple(sick), "VALIDH": tuple(well)}
 
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_areas_by_hand(cohort, heads):
     # S finds nothing; G paints black.
-    networks = Networks(Constant(-100.0), Constant(-1.0), Brightness(heads))
+    networks = Networks(constant(-100.0), constant(-1.0), Brightness(heads))
     found = judge(networks, cohort, SETTINGS)
     # Brightness of diseased volumes: 100 and 200; of healthy ones: 90 and 150. Black in an eighth of the volume leaves
     # 87.5 and 175, in half of it 50 and 100.
@@ -75,7 +61,7 @@ def test_areas_by_hand(cohort, heads):
 
 
 def test_nothing_is_judged_without_healthy_scans_and_d_stays_as_it_was(cohort):
-    networks = Networks(Constant(0.0), Constant(0.0), Brightness())
+    networks = Networks(constant(0.0), constant(0.0), Brightness())
     assert judge(networks, {"VALID": cohort["VALID"]}, SETTINGS) == {}
     assert judge(networks, {"VALIDH": cohort["VALIDH"]}, SETTINGS) == {}
     assert not any(networks.discriminator.judged_in_training)

@@ -1,14 +1,14 @@
 import json
-import signal
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.weak_supervision import rows, run, table
+from benchmarks.weak_supervision import rows, run
 from benchmarks.weak_supervision.cohort import SIZES, Counts, Size, write_cohort
 from benchmarks.weak_supervision.rows import ROWS, Row, Scale, row_settings
 from models.losses import Weights
+from tests.several import stop_at
 from utils.errors import SettingsError
 
 CPU = torch.device("cpu")
@@ -99,17 +99,11 @@ def test_runs_are_trained_tested_and_skipped_when_finished(output, monkeypatch, 
 
     monkeypatch.setattr(run, "train", lambda training: pytest.fail("trained again"))
     assert run.main(command(output, *names)) == 0
-    # Scores that are undefined for a scan are left out, and every scan has a line of its own.
-    text = run.result_path(output, "s-1", 0).read_text()
-    assert "null" not in text.split('"rows"')[1].split("]")[0]
-    assert [line.strip()[:17] for line in text.splitlines() if '"id"' in line] == [
-        '{"id": "test_000"', '{"id": "test_001"', '{"id": "testh_000'
-    ]  # fmt: skip
+    # Scores that are undefined for a scan are left out.
+    assert "null" not in run.result_path(output, "s-1", 0).read_text().split('"rows"')[1].split("]")[0]
     # The folder may move.
-    moved = output.with_name(f"{output.name} moved")
-    output.rename(moved)
-    assert run.main(command(moved, *names)) == 0
-    output = moved
+    output = output.rename(output.with_name(f"{output.name} moved"))
+    assert run.main(command(output, *names)) == 0
     # A result with other settings, or with settings that do not exist, is refused.
     path = run.result_path(output, "s-1", 0)
     path.write_text(path.read_text().replace('"SEED": 0', '"SEED": 0, "SETTING_OF_OLD": 1'))
@@ -121,20 +115,11 @@ def test_runs_are_trained_tested_and_skipped_when_finished(output, monkeypatch, 
 
 
 def test_an_interrupted_run_resumes_and_one_with_other_settings_is_refused(output, monkeypatch):
-    settings = row_settings("s-1", "small", 0, output / "cohort", output)
-    begun = []
-    train = run.train
+    settings, begun, train = row_settings("s-1", "small", 0, output / "cohort", output), [], run.train
 
     def stopped(training):
         begun.append(training.iteration)
-        between = training.between
-
-        def stop():
-            if training.iteration == 2:
-                training.stop.receive(signal.SIGTERM)
-            between()
-
-        training.between = stop
+        stop_at(training, 2)
         train(training)
 
     monkeypatch.setattr(run, "train", stopped)
@@ -144,17 +129,9 @@ def test_an_interrupted_run_resumes_and_one_with_other_settings_is_refused(outpu
     monkeypatch.setattr(run, "train", lambda training: begun.append(training.iteration) or train(training))
     run.run_row("s-1", "small", 0, output, CPU)
     assert begun == [0, 2]
+    longer = settings.solver.model_copy(update={"iter_max": 9})
     with pytest.raises(SettingsError, match="started with other settings"):
-        run.train_row(
-            settings.model_copy(update={"solver": settings.solver.model_copy(update={"iter_max": 9})}), CPU, False
-        )
-
-
-def test_table_and_figures_are_made_from_results(output, capsys, monkeypatch):
-    for name in ("s-1", "s-40", "gasnet-1"):
-        run.run_row(name, "small", 0, output, CPU)
-    assert table.main([str(output)]) == 0
-    assert capsys.readouterr().out.strip() == (output / "table.md").read_text().strip()
+        run.train_row(settings.model_copy(update={"solver": longer}), CPU, False)
 
 
 def test_an_unknown_row_is_named(tmp_path, capsys):

@@ -9,6 +9,7 @@ from benchmarks.weak_supervision.table import (
     claim_line,
     dice_matrix,
     interval,
+    main,
     read_results,
     row_line,
 )
@@ -51,7 +52,7 @@ def test_intervals_are_those_of_the_normal_distribution_where_it_holds():
     scans = rng.normal(0.5, 0.2, size=(1, 400))
     low, high = interval(lambda mean: mean, scans)
     error = 1.96 * scans.std() / 20
-    assert (low, high) == (pytest.approx(scans.mean() - error, abs=2e-3), pytest.approx(scans.mean() + error, abs=2e-3))
+    assert (low, high) == pytest.approx((scans.mean() - error, scans.mean() + error), abs=2e-3)
     # A difference of paired rows varies less than either of them.
     low, high = interval(np.subtract, scans + 0.1, scans)
     assert low == pytest.approx(high) == pytest.approx(0.1)
@@ -67,15 +68,13 @@ def test_claims_compare_the_seeds_that_all_rows_have():
     gap, without_d = (claim_line(claim, found) for claim in CLAIMS)
     assert "| 0.75 | 0.75 to 0.75 | 0.75, 0.75, 0.75 | 0.5, interval above 0.25 | yes |" in gap
     assert "| 0.10 | 0.10 to 0.10 | 0.10 | 0.03, interval above 0 | open: 1 of 3 seeds |" in without_d
-    found["no-adversarial"] += [
-        result("no-adversarial", seed, dice) for seed, dice in ((1, (0.3, 0.5)), (2, (0.5, 0.7)))
-    ]
+    found["no-adversarial"] += [result("no-adversarial", k, dice) for k, dice in ((1, (0.3, 0.5)), (2, (0.5, 0.7)))]
     assert claim_line(CLAIMS[1], found).endswith("| no |")  # not in every seed
     text = as_markdown(found)
     assert text.index("**S alone**") < text.index("**GASNet**") < text.index("**Claims**")
 
 
-def test_results_are_read_in_table_order_and_a_damaged_one_is_named(tmp_path):
+def test_results_are_read_in_table_order_and_a_damaged_one_is_named(tmp_path, capsys):
     with pytest.raises(GasnetError, match="no results; run python -m"):
         read_results(tmp_path)
     (tmp_path / "results").mkdir()
@@ -87,7 +86,8 @@ def test_results_are_read_in_table_order_and_a_damaged_one_is_named(tmp_path):
     assert list(found) == ["s-1", "s-40"]
     # Results of rows that no longer exist are ignored.
     (tmp_path / "results" / "gone_seed_0.json").write_text(json.dumps(result("gone", 0, (0.5,))))
-    assert list(read_results(tmp_path)) == ["s-1", "s-40"]
+    assert main([str(tmp_path)]) == 0
+    assert (tmp_path / "table.md").read_text().strip() == capsys.readouterr().out.strip() == as_markdown(found).strip()
     path.write_text("[1")
     with pytest.raises(GasnetError, match=r"s-1_seed_0\.json: not a result of this benchmark"):
         read_results(tmp_path)

@@ -13,7 +13,6 @@ from datasets.public.__main__ import main
 from datasets.public.make import PublicScan, lesion_note, make_lists
 from datasets.public.sets import COVIDSEG, MEDSEG, MOSMED
 from tests.outputs import save_model, summary
-from tests.several import on_processes
 from tests.volumes import image_of, pixels, write
 from utils.cli import run
 from utils.errors import CohortError
@@ -173,24 +172,9 @@ def test_medseg_counts_ground_glass_and_consolidation_and_on_request_effusion(tm
     assert made("medseg", download, tmp_path / "one", "--lesion-labels", "1", "2", "3") == 0
     assert "2 result(s) are redone, the first medseg_1: other lesion_labels" in capsys.readouterr().err
     np.testing.assert_array_equal(crop(tmp_path / "one", "lesion", "medseg_1"), lesion(1, 1, 1)[LUNGS])
-    assert report(tmp_path / "one", "medseg")["rules"] == {
-        "lungs": "given", "lung_labels": [1, 2], "lesion_labels": [1, 2, 3]
-    }  # fmt: skip
-
-
-def test_tests_say_which_labels_of_medseg_were_counted(tmp_path):
-    config, model, download = ROOT / "configs" / "mosmed.yaml", tmp_path / "segmenter.pth", medseg(tmp_path / "b", 1)
-    root, output = tmp_path / "data", tmp_path / "test"
-    save_model(model, SMALL)
-    assert made("medseg", download, root, size=SMALL) == 0
     note = "MedSeg (B): lesion is labels 1 2; the published test counts labels 1 2 3, so its Dice does not compare"
     assert lesion_note(MEDSEG, {1, 2}) == note
     assert lesion_note(MEDSEG, {1, 2, 3}) == "MedSeg (B): lesion is labels 1 2 3, as in the published test"
-    arguments = ["--config-path", config, "--model-path", model, "--output", output, "--split", "TEST", "--quiet"]
-    overrides = [*OF_SMALL, f"DATASET.ROOT={root}", "DATASET.SPLIT.TEST=B"]
-    assert test.main([*map(str, arguments), *overrides]) == 0
-    assert summary(output)["notes"] == [note]
-    assert note in (output / "report.html").read_text(encoding="utf-8")
 
 
 def test_mosmed_is_told_apart_by_folders_and_masks_and_lungmask_finds_its_lungs(tmp_path, lungmask):
@@ -303,6 +287,11 @@ def test_sets_are_added_to_one_cohort_and_the_configs_train_on_its_lists(tmp_pat
     assert set(after) - set(before) == {"A_labelled", "A_sub1", "A_sub2", "B"}
     listed = [case_id for ids in after.values() for case_id in ids]
     assert len(listed) == len(set(listed)) == 18 == len(list((output / "images").iterdir()))
+    found = tmp_path / "test"
+    options = ["--model-path", str(save_model(tmp_path / "s.pth", SMALL)), "--output", str(found), "--split", "TEST"]
+    options += ["--config-path", str(ROOT / "configs" / "mosmed.yaml"), "--quiet", *OF_SMALL, f"DATASET.ROOT={output}"]
+    assert test.main([*options, "DATASET.SPLIT.TEST=B"]) == 0
+    assert summary(found)["notes"] == [lesion_note(MEDSEG, {1, 2})]
     for name in ("mosmed", "mosmed_finetune"):
         config = ROOT / "configs" / f"{name}.yaml"
         capsys.readouterr()
@@ -341,12 +330,10 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
     (download / "notes.txt").touch()
     assert made("medseg", download, tmp_path / "cohort", "--dry-run") == 1
     assert not (tmp_path / "cohort").exists()
-    lines = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
-    assert {"CTs 3, the set has 9", "lesion masks 2, the set has 9", "B 1", f"{download}/notes.txt: no volume"} < lines
-    assert any(
-        line.startswith(f"failed: medseg_2: {download}/rp_lung_msk/2.nii.gz: holds the labels 9") for line in lines
-    )
-    assert any(line.startswith(f"failed: medseg_3: {download}/rp_im/3.nii.gz: no lesion mask") for line in lines)
+    told = " ".join(capsys.readouterr().out.split())
+    findings = ("CTs 3, the set has 9", "lesion masks 2, the set has 9", f"{download}/notes.txt: no volume", "B 1")
+    for finding in (*findings, "failed: medseg_2: ", "failed: medseg_3: "):
+        assert finding in told
 
 
 def test_what_is_done_is_skipped_and_what_failed_is_done_when_it_is_mended(tmp_path):
@@ -356,7 +343,6 @@ def test_what_is_done_is_skipped_and_what_failed_is_done_when_it_is_mended(tmp_p
     broken.write_bytes(whole[: len(whole) // 2])
     assert made("medseg", download, output) == 1
     assert lists(output)["B"] == ["medseg_1"]
-    assert list(report(output, "medseg")["failed"]) == ["medseg_2"]
     before = crop_of_1.stat().st_mtime_ns
     broken.write_bytes(whole)
     assert made("medseg", download, output) == 0
@@ -369,43 +355,35 @@ def test_what_is_done_is_skipped_and_what_failed_is_done_when_it_is_mended(tmp_p
 @pytest.mark.fault("labels that the set")
 @pytest.mark.fault("0..255 in a set in")
 def test_files_that_are_not_as_they_should_be_cost_their_scan_alone(tmp_path):
-    download, output = covidseg(tmp_path / "a", coronacases=range(1, 8)), tmp_path / "cohort"
+    download, output = covidseg(tmp_path / "a", coronacases=range(1, 7)), tmp_path / "cohort"
     write(download / "infection_mask" / "coronacases_002.nii", lesion(1, 2))
     write(download / "lung_mask" / "coronacases_003.nii", np.zeros(SHAPE, np.uint8))
     write(download / "infection_mask" / "coronacases_004.nii", image_of(lesion(1), origin=(0, 0, 0)))
     write(download / "ct_scans" / "coronacases_org_005.nii", grey(5))
     (download / "ct_scans" / "coronacases_org_006.nii").write_bytes(b"")
-    write(download / "ct_scans" / "coronacases_007.nii", hu(7))
     assert made("covidseg", download, output) == 1
     failed = report(output, "covidseg")["failed"]
     reasons = {
-        2: "holds the labels 2, which the set does not have; choose the labels that count with --lesion-labels",
+        2: "holds the labels 2, which the set does not have",
         3: "holds no lung; use --lungs lungmask",
         4: "its origin",
         5: "as if mapped to 0..255",
         6: "coronacases_org_006.nii",
-        7: "2 files for one CT; keep one of them",
     }
     assert sorted(failed) == [f"covidseg_coronacases_{number:03d}" for number in reasons]
     for number, reason in reasons.items():
         assert reason in failed[f"covidseg_coronacases_{number:03d}"]
-    assert lists(output) == {
-        "A_labelled": ["covidseg_coronacases_001"],
-        "A_sub2": ["covidseg_radiopaedia_4_85506_1", *(f"covidseg_{name}" for name in PAIR)],
-    }
+    assert set(lists(output)) == {"A_labelled", "A_sub2"}
 
 
 def test_odd_files_are_named_and_their_scans_done(tmp_path, capsys):
     download, output = covidseg(tmp_path / "a"), tmp_path / "cohort"
     write(download / "infection_mask" / "coronacases_002.nii", lesion())
-    write(download / "infection_mask" / "coronacases_099.nii", lesion(1))
     write(download / "ct_scans" / f"{LONG.format('4_85506_1')}.nii", hu(2))
     assert made("covidseg", download, output, "--label", PAIR[0]) == 0
     found = report(output, "covidseg")
     assert (found["lists"]["A_labelled"], found["in_no_list"]) == ([f"covidseg_{PAIR[0]}"], [f"covidseg_{PAIR[1]}"])
-    odd = "\n".join(found["odd"])
-    assert "coronacases_099.nii: no CT for it; ignored" in odd
-    assert "share patients" in odd
+    assert "share patients" in "\n".join(found["odd"])
     assert "coronacases_002.nii: holds no lesion" in capsys.readouterr().err
     image = crop(output, "images", "covidseg_radiopaedia_4_85506_1")
     np.testing.assert_allclose(image, (hu(2)[LUNGS].astype(float) + 1250) * 0.17, atol=1e-4)
@@ -420,14 +398,15 @@ def test_labels_of_ones_own_choice_pass_over_all_others(tmp_path):
 
 
 def test_without_its_labelled_scan_a_set_says_so(tmp_path, capsys):
-    download, output = covidseg(tmp_path / "a", coronacases=(2, 3)), tmp_path / "cohort"
+    download, output = covidseg(tmp_path / "a", coronacases=(2, 3), radiopaedia=()), tmp_path / "cohort"
     assert made("covidseg", download, output) == 0
     assert "A_labelled" not in lists(output)
     assert "covidseg_coronacases_001: would be the labelled scan, but is missing" in capsys.readouterr().out
     assert run(lambda: made("covidseg", download, output, "--label", "coronacases_001")) == 1
-    assert "--label coronacases_001: no scan of CovidSeg (A) here" in capsys.readouterr().err
     assert run(lambda: made("mosmed", mosmed(tmp_path / "c"), output, "--label", "study_0001")) == 1
-    assert "--label study_0001: has no lesion mask" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "--label coronacases_001: no scan of CovidSeg (A) here" in err
+    assert "--label study_0001: has no lesion mask" in err
 
 
 @pytest.mark.parametrize(
@@ -453,16 +432,3 @@ def test_the_download_is_never_written_to(tmp_path, capsys):
     for _ in range(2):
         assert made("medseg", download, download / "cohort") == 0
     assert report(download / "cohort", "medseg")["odd"] == []
-
-
-def test_two_processes_write_what_one_writes(tmp_path):
-    download, written = covidseg(tmp_path / "a", radiopaedia=()), []
-    (download / "infection_mask" / "coronacases_003.nii").write_bytes(b"")
-    assert made("covidseg", download, tmp_path / "1") == 1
-    ended = on_processes(2, tmp_path / "log", made, "covidseg", download, tmp_path / "2")
-    assert [e.code for e in ended] == [1, 1]
-    for output in (tmp_path / "1", tmp_path / "2"):
-        files = [path for path in output.rglob("*.*") if path.suffix in (".gz", ".txt") or "public_" in path.name]
-        written.append({str(path.relative_to(output)): path.read_bytes() for path in files})
-    assert len(written[0]) == 3 * 2 + 2 + 1
-    assert written[0] == written[1]

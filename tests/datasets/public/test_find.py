@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -80,17 +81,14 @@ def test_both_layouts_of_covidseg(tmp_path, nested, layout, files):
     [
         (COVIDSEG, "coronacases_org_001.nii", "covidseg_coronacases_001"),
         (COVIDSEG, "coronacases_001.nii.gz", "covidseg_coronacases_001"),
-        (COVIDSEG, "Coronacases_010", "covidseg_coronacases_010"),
-        (COVIDSEG, "covidseg_coronacases_001", "covidseg_coronacases_001"),
+        (COVIDSEG, "covidseg_Coronacases_010", "covidseg_coronacases_010"),
         (COVIDSEG, "radiopaedia_org_covid-19-pneumonia-10_85902_1-dcm.nii", "covidseg_radiopaedia_10_85902_1"),
-        (COVIDSEG, "radiopaedia_org_covid-19-pneumonia-4_85506_1-dcm.nii", "covidseg_radiopaedia_4_85506_1"),
         (COVIDSEG, "radiopaedia_10_85902_1.nii.gz", "covidseg_radiopaedia_10_85902_1"),
         (COVIDSEG, "radiopaedia_org_covid-19-pneumonia-10-dcm.nii", None),
         (COVIDSEG, "radiopaedia_10_85902_1_copy.nii", None),
         (COVIDSEG, "coronacases.nii", None),
         (COVIDSEG, "study_0001.nii", None),
         (MEDSEG, "3.nii.gz", "medseg_3"),
-        (MEDSEG, "medseg_3", "medseg_3"),
         (MEDSEG, "three.nii.gz", None),
         (MOSMED, "study_0255.nii.gz", "mosmed_study_0255"),
         (MOSMED, "study_0255_mask.nii", "mosmed_study_0255"),
@@ -104,8 +102,7 @@ def test_names(public_set, name, case_id):
 
 def test_mosmed(tmp_path):
     found = find_public_scans(MOSMED, mosmed(tmp_path / "COVID19_1110"))
-    groups = [scan.group for scan in found.scans.values()]
-    assert {group: groups.count(group) for group in set(groups)} == {"C": 3, "D_healthy": 4, "D_diseased": 7}
+    assert Counter(scan.group for scan in found.scans.values()) == {"C": 3, "D_healthy": 4, "D_diseased": 7}
     assert found.failed == {}
     assert [number for number, _ in found.counts.values()] == [4, 6, 2, 1, 1, 3]
     scan = found.scans["mosmed_study_0005"]
