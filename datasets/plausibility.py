@@ -38,6 +38,7 @@ GAS_WARNED, GAS_REFUSED = 0.8, 0.1
 
 _SHELL_MM = 10.0  # width of what surrounds the lungs
 _SLICES = 32  # looked at, over the height of the lungs
+_SEVERAL = 4  # slices
 _GRADED_VALUES = 10  # so many values that pass into others: no labels
 
 
@@ -89,8 +90,8 @@ def check_lungs(
 ) -> None:
     """Check the lungs of a CT in HU; every label above 0 is lung, an empty mask passes.
 
-    Refused are lungs that are too large, or that hold almost no gas (with `accept_airless`, a warning). Lungs of which
-    much holds none, and a CT that was erased around them, are warned of.
+    Refused are lungs that are too large, drawn in every n-th slice only, or that hold almost no gas (with
+    `accept_airless`, a warning). Lungs of which much holds none, and a CT erased around them, are warned of.
     """
     ml = np.count_nonzero(lungs) * float(np.prod(spacing)) / 1000
     if ml > MOST_LUNG_ML:
@@ -99,11 +100,20 @@ def check_lungs(
             f"{name}: lungs of {ml / 1000:.1f} l are impossible; check the spacing of {sizes} mm (z, y, x)"
         )
     slices = np.flatnonzero(lungs.any((1, 2)))
+    if _lie_apart(slices):
+        raise VolumeError(
+            f"{name}: the lung mask has no two slices that are neighbours; draw the slices between them, too"
+        )
     if len(slices):
         slices = np.unique(slices[np.linspace(0, len(slices) - 1, _SLICES).astype(int)])
         planes = [(ct[z], (lungs[z] > 0).astype(np.uint8)) for z in slices]
         _check_gas(name, np.concatenate([plane[lung > 0] for plane, lung in planes]), accept_airless)
         _check_surroundings(name, planes, spacing)
+
+
+def _lie_apart(slices: np.ndarray) -> bool:
+    """Whether no two of several slices with a label are neighbours: it was drawn in every n-th slice."""
+    return len(slices) >= _SEVERAL and bool(np.diff(slices).min() > 1)
 
 
 def _check_gas(name: object, values: np.ndarray, accept_airless: bool) -> None:
@@ -157,6 +167,10 @@ def check_lesion(
         raise VolumeError(f"{text} lungCrop.py --lesions-anywhere keeps it")
     if outside >= OUTSIDE_WARNED:
         log.warning("%s", text)
+    if _lie_apart(np.flatnonzero(lesion.any((1, 2)))):
+        log.warning(
+            "%s: the lesion mask has no two slices that are neighbours; is it drawn in every n-th slice only?", name
+        )
     share = inside / max(np.count_nonzero(lungs), 1)
     if share >= ALL_LUNG:
         which = f" (labels {', '.join(map(str, sorted(labels)))})" if labels else ""

@@ -39,6 +39,9 @@ _GREY_SCALES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 _OVERSHOOT = 0.1
 """How far the values of a mapped CT may leave their scale, relative to its length: interpolation overshoots."""
 
+_SPANNED = 0.5
+"""Share of its scale that a mapped CT spans at least: it has air and bone. Standardised values span less of 0..255."""
+
 _ROUNDING = 0.02
 """How far labels may lie from whole numbers. nibabel, given labels as floats for a file of integers, scales them to the
 integers' whole range: labels up to 10 are off by 0.02 at most in 8 bits."""
@@ -201,7 +204,7 @@ def _grey_scale(values: np.ndarray, lowest: float, highest: float) -> tuple[floa
     """The first of `_GREY_SCALES` that holds all values; None if none does, or the values are those of a mask."""
     for low, high in _GREY_SCALES:
         over = _OVERSHOOT * (high - low)
-        if low - over <= lowest < highest <= high + over:
+        if low - over <= lowest < highest <= high + over and highest - lowest >= _SPANNED * (high - low):
             return None if high == 1 and not (values % 1).any() else (low, high)
     return None
 

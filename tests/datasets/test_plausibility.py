@@ -95,6 +95,20 @@ def test_lesions_outside_the_lungs(phantom, caplog, share):
     )
 
 
+@pytest.mark.fault("lungs or lesions that are drawn")
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_masks_drawn_in_some_slices(phantom, caplog, step):
+    _, ct, lungs, lesion, spacing = phantom
+    drawn = np.arange(len(lungs))[:, None, None] % step == 0
+    check_lesion("scan", lesion * drawn, lungs)
+    assert ["no two slices" in message for message in messages(caplog)] == [True] * (step > 1)
+    if step == 1:
+        check_lungs("scan", ct, lungs, spacing)
+    else:
+        with pytest.raises(VolumeError, match="scan: the lung mask has no two slices that are neighbours"):
+            check_lungs("scan", ct, lungs * drawn, spacing)
+
+
 @pytest.mark.fault("a lesion label that covers")
 def test_a_lesion_mask_that_is_that_of_the_lungs(phantom, caplog):
     check_lesion("scan", phantom[2], phantom[2], [1, 2])

@@ -111,6 +111,14 @@ def test_a_ct_has_air(tmp_path, hu):
 
 
 @pytest.mark.fault("a CT mapped to 0..255")
+@pytest.mark.parametrize("deviation", [100, 300, 500])
+def test_a_standardised_ct_is_no_mapped_one(tmp_path, hu, deviation):
+    path = write(tmp_path / "standardised.nii.gz", ((hu - hu.mean()) / deviation).astype(np.float32))
+    message = refused(path, lambda: read_ct(path, Reading(grey_window=(-1250.0, 250.0))), "are not HU")
+    assert "mapped" not in message
+
+
+@pytest.mark.fault("a CT mapped to 0..255")
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-1, 1), (0, 255)])
 @pytest.mark.parametrize("over", [0, 0.03])
 def test_a_ct_mapped_to_a_scale_is_named_or_mapped_back(tmp_path, hu, low, high, over):
