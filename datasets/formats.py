@@ -17,6 +17,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO
 
@@ -196,6 +197,11 @@ def _decoded(file: BinaryIO, header: Header, most: int) -> BinaryIO:
     return io.BytesIO(content)
 
 
+@lru_cache
+def _warn(text: str) -> None:  # headers are read several times
+    log.warning("%s", text)
+
+
 def _cut_short(path: Path, found: int, expected: int) -> VolumeError:
     return VolumeError(f"{path}: cut short: {found} of {expected} bytes; copy the file again")
 
@@ -220,7 +226,7 @@ def _voxel_file(path: Path, name: str) -> Path:
     for place in (path.parent / name, path.parent / windows.as_posix(), path.parent / windows.name):
         if place.is_file():
             if place != path.parent / name:
-                log.warning("%s: its voxels are read from %s; the header names %s", path, place, name)
+                _warn(f"{path}: its voxels are read from {place}; the header names {name}")
             return place
     raise VolumeError(f"{path}: its voxels, {name}, are missing; copy both files")
 
@@ -322,7 +328,7 @@ def _straightened(path: Path, axes: np.ndarray) -> np.ndarray:
     leaning = float(np.abs(axes.T @ axes - np.eye(3)).max())
     if not ORTHONORMAL < leaning <= _LEANING:
         return axes
-    log.warning("%s: its axes are %.1g radians from right angles; taken as straight", path, leaning)
+    _warn(f"{path}: its axes are {leaning:.1g} radians from right angles; taken as straight")
     left, _, right = np.linalg.svd(axes)
     return left @ right
 
@@ -441,7 +447,7 @@ def _nrrd_axes(path: Path, fields: dict[str, Any]) -> tuple[np.ndarray, np.ndarr
         if space not in _NRRD_NO_PATIENT:
             raise ValueError(f"its space is {space}")
         said = f"its space is {space}" if space else "no space"
-        log.warning("%s: does not say how the patient lies (%s); taken as LPS, as by ITK", path, said)
+        _warn(f"{path}: does not say how the patient lies ({said}); taken as LPS, as by ITK")
     signs = [1.0 if word[0] in "lps" else -1.0 for word in match.groups()[:3]] if match else [1.0, 1.0, 1.0]
     if "space directions" not in fields:
         return np.diag(np.array(fields["spacings"], float))[:, :3], np.zeros(3)

@@ -192,7 +192,7 @@ def test_spaces_of_nrrd(tmp_path, hu, space, finding, caplog):
     if space in ("3D-left-handed", "SPL"):
         refused(path, lambda: read_volume(path), finding)
         return
-    assert geometry(read_volume(path)) == geometry(path)
+    assert geometry(read_volume(path)) == geometry(read_geometry(path)) == geometry(path)
     assert [finding in record.getMessage() for record in caplog.records] == [True] * bool(finding)
 
 
