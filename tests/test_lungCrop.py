@@ -6,7 +6,9 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 import lungCrop
+from datasets import lungmask_model
 from datasets.crop import LungMaskCrop, recorded_window
+from datasets.lungs import segment_by_threshold
 from tests.outputs import written
 from tests.several import noting_who_indexes, on_processes
 from tests.utils.test_files import holder
@@ -108,7 +110,7 @@ def test_labels_are_matched_by_name_and_the_rest_is_warned_of(scans, output, cap
 def test_lung_masks_can_be_given(scans, output, capsys):
     (scans / "lung" / "healthy_000.nii.gz").unlink()
     assert cropped(scans / "ct", output, "--lungs", str(scans / "lung")) == 1
-    assert "failed: healthy_000: " in capsys.readouterr().out
+    assert "healthy_000.nii.gz: no lung mask of this name" in capsys.readouterr().out
     # The first voxel of the crop is that of the box around the mask.
     box = ndimage.find_objects(1 * (pixels(scans / "lung" / "diseased_000.nii.gz") > 0))[0]
     crop, scan = (sitk.ReadImage(str(path / "diseased_000.nii.gz")) for path in (output / "lung", scans / "ct"))
@@ -186,10 +188,12 @@ def test_an_archive_that_cannot_be_indexed_is_one_line_of_all_processes(tmp_path
 
 @pytest.mark.fault("results of a replaced scan")
 def test_crops_of_other_inputs_or_options_are_made_again_and_others_are_not_read(scans, output, capsys, monkeypatch):
-    arguments = (scans / "ct", output, "--labels", str(scans / "lesion"))
+    monkeypatch.setattr(lungmask_model, "load_lungmask", lambda *_, **__: segment_by_threshold)
+    arguments = (scans / "ct", output, "--labels", str(scans / "lesion"), "--lungs", "lungmask")
     assert cropped(*arguments) == 0
     with monkeypatch.context() as patch:
         patch.setattr(LungMaskCrop, "crop_scan", lambda *_: pytest.fail("nothing is left"))
+        patch.setattr(lungmask_model, "load_lungmask", lambda *_, **__: pytest.fail("no weights are needed"))
         assert cropped(*arguments) == 0
     label = scans / "lesion" / "diseased_000.nii.gz"
     write(label, sitk.ReadImage(str(label)) * 0)
