@@ -154,6 +154,8 @@ def test_scans_mapped_to_0_to_255_are_mapped_back_with_their_window(scans, tmp_p
     # Where bone was cut off at 250 HU, interpolation gives other values.
     lung = pixels(tmp_path / "hu" / "lung" / path.name) > 0
     assert np.isclose(grey[lung], hu[lung], atol=0.01).mean() > 0.99
+    assert cropped(path, tmp_path / "grey", "--grey-window", "-1000", "250") == 0
+    assert (pixels(tmp_path / "grey" / "images" / path.name) > grey).mean() > 0.5  # cropped again, as other HU
 
 
 def test_two_processes_write_the_files_of_one_and_tell_of_every_scan_that_failed(scans, tmp_path):
