@@ -18,7 +18,6 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,14 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.output is None:
         print(facts.describe())
         return 0
-    for folder in {file.parent for file in options.output}:
-        files = [file for file in options.output if file.parent == folder]
-        with lock_folder(folder), recording(folder, model=path), ExitStack() as stack:
-            for file in files:
-                stack.enter_context(Ledger(folder, "exported").writing(file.name, [file]))
-            for file in files:
-                difference = export(segmenter, facts, file)
-                print(f"{file}: on random input, probabilities differ by at most {difference:.1g} from those of S")
+    for file in options.output:
+        ledger = Ledger(file.parent, "exported")
+        with lock_folder(ledger.folder), recording(ledger.folder, model=path), ledger.writing(file.name, [file]):
+            difference = export(segmenter, facts, file)
+        print(f"{file}: on random input, probabilities differ by at most {difference:.1g} from those of S")
     return 0
 
 
