@@ -58,9 +58,11 @@ class Engine(nn.Module):
     @property
     def way(self) -> str:
         """What computes, and in which precision, such as ``OpenVINO 2026.4.1 in float32``."""
-        by_openvino = self._by_openvino(next(self.network.parameters()).device)
-        program = f"OpenVINO {version('openvino')}" if by_openvino else f"PyTorch {version('torch')}"
-        return f"{program} in {str(DTYPES[self.precision]).removeprefix('torch.')}"
+        program, precision = f"PyTorch {version('torch')}", self.precision
+        if self._by_openvino(next(self.network.parameters()).device):
+            program = f"OpenVINO {version('openvino')}"
+            precision = "bf16" if self.precision == "bf16" and _has_bfloat16() else "fp32"
+        return f"{program} in {str(DTYPES[precision]).removeprefix('torch.')}"
 
     def forward(self, x: Tensor) -> Tensor:
         """As the network's, in float32. Whatever stops OpenVINO is one line in the log, and PyTorch computes."""
@@ -114,6 +116,12 @@ def _openvino() -> ModuleType | None:
         log.info("OpenVINO cannot be imported (%s); PyTorch computes, which takes longer", one_line(error))
         return None
     return openvino
+
+
+@cache
+def _has_bfloat16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this CPU; on others it takes float32, without a word."""
+    return "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _run(compiled: Any, x: Tensor) -> Tensor:

@@ -109,11 +109,15 @@ def test_where_openvino_is_missing_or_fails_pytorch_computes_and_one_line_says_s
 
 
 @torch.no_grad()
-def test_bfloat16_is_used_when_it_is_asked_for_and_never_by_default(segmenter, monkeypatch):
+def test_bfloat16_is_used_when_it_is_asked_for_where_a_cpu_has_it_and_never_by_default(segmenter, monkeypatch):
     x = volume(8, 32, 32)
-    exact = segmenter(x)
-    rounded = Engine(segmenter, "bf16")(x)
-    assert 1e-4 < (rounded - exact).abs().max() / exact.abs().max() < 0.1
+    exact, network = segmenter(x), Engine(segmenter, "bf16")
+    rounded = (network(x) - exact).abs().max() / exact.abs().max()
+    if network.way.endswith("in bfloat16"):
+        assert 1e-4 < rounded < 0.1
+    else:  # OpenVINO takes float32 on CPUs without AVX-512
+        assert network.way.endswith("in float32")
+        assert rounded < 1e-4
     for amx, expected in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(engine, "computes_bfloat16", lambda device, amx=amx: amx)
         assert precision_of_lungs("auto", CPU) == expected
