@@ -458,7 +458,7 @@ def write_series(ct: sitk.Image, folder: Path, patient: str, seed: str) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:
             part = Path(temporary) / folder.name
-            part.mkdir()
+            part.mkdir()  # the temporary folder itself can be read by its owner alone
             for k, plane in enumerate(stored):
                 header = Dataset()
                 header.file_meta = FileMetaDataset()
