@@ -20,7 +20,7 @@ import SimpleITK as sitk
 
 from datasets import CROP_SIZE, WINDOW
 from datasets.formats import read_header
-from datasets.geometry import image_like, located, lps_geometry, lps_view, mask_onto, shape_of
+from datasets.geometry import Box, bounding_box, image_like, located, lps_geometry, lps_view, mask_onto, shape_of
 from datasets.lung_finders import FindLungs
 from datasets.lungmask_model import load_lungmask
 from datasets.plausibility import check_lesion, check_lungs
@@ -36,8 +36,6 @@ SMALLEST_COMPONENT = 1e-3
 
 NEAREST, LINEAR = 0, 1
 """Orders of interpolation: nearest for masks, linear for CTs and probabilities."""
-
-Box = tuple[slice, slice, slice]
 
 _ALIGNED = 0.05
 """Tolerance in voxels between a crop's corner and a voxel centre of its scan; headers have single precision."""
@@ -78,15 +76,6 @@ def remove_small_components(lungs: np.ndarray, share: float = SMALLEST_COMPONENT
         small[0] = False
         cleaned[box][small[components]] = 0
     return cleaned
-
-
-def bounding_box(mask: np.ndarray) -> Box | None:
-    """Slices of the smallest box around the non-zero voxels, or None if there are none."""
-    outline = mask.any(0)
-    if not outline.any():
-        return None
-    inside = [np.flatnonzero(line) for line in (mask.any((1, 2)), outline.any(1), outline.any(0))]
-    return tuple(slice(int(indices[0]), int(indices[-1]) + 1) for indices in inside)
 
 
 def resize(array: np.ndarray, size: tuple[int, int, int], order: int) -> np.ndarray:

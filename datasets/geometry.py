@@ -27,6 +27,8 @@ _SAME = 1e-3
 WHOLE = 0.02
 """How far, in voxels, a mask of a part of a scan may lie from the scan's voxels."""
 
+Box = tuple[slice, slice, slice]
+
 
 def located(
     voxels: np.ndarray | sitk.Image, spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]
@@ -38,6 +40,15 @@ def located(
     voxels.SetOrigin(origin)
     voxels.SetDirection(direction)
     return voxels
+
+
+def bounding_box(mask: np.ndarray) -> Box | None:
+    """Slices of the smallest box around the non-zero voxels, or None if there are none."""
+    outline = mask.any(0)
+    if not outline.any():
+        return None
+    inside = [np.flatnonzero(line) for line in (mask.any((1, 2)), outline.any(1), outline.any(0))]
+    return tuple(slice(int(indices[0]), int(indices[-1]) + 1) for indices in inside)
 
 
 def blank(

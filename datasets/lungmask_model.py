@@ -135,7 +135,8 @@ class Lungmask:
 
     @torch.inference_mode()
     def _label(self, slices: Array) -> Array:
-        return self.engine(torch.from_numpy(slices[:, None]).to(self.device)).argmax(1).byte().cpu().numpy()
+        scores = self.engine(torch.from_numpy(slices[:, None]).to(self.device))
+        return scores.max(1).indices.byte().cpu().numpy()  # argmax is 15 times as slow on a CPU
 
 
 def load_lungmask(

@@ -11,6 +11,8 @@ import numpy as np
 import skimage
 from scipy import ndimage
 
+from datasets.geometry import Box, bounding_box
+
 SIZE = 256
 """Rows and columns of the network's input."""
 
@@ -25,7 +27,6 @@ FOUR = EIGHT & ndimage.generate_binary_structure(3, 1)
 """Neighbours of a voxel in its slice."""
 
 Array = np.ndarray
-Box = tuple[slice, ...]
 
 
 @cache
@@ -37,7 +38,7 @@ def _nearest(size: int, wanted: int) -> Array:
 def resize_nearest(plane: Array, shape: tuple[int, int]) -> Array:
     """As `ndimage.zoom` of order 0, to a shape."""
     rows, columns = (_nearest(n, m) for n, m in zip(plane.shape, shape, strict=True))
-    found = plane[rows[:, None], columns]
+    found = plane.take(rows, 0).take(columns, 1)
     found[rows < 0] = 0
     found[:, columns < 0] = 0
     return found
@@ -114,18 +115,20 @@ def clean(labels: Array) -> Array:
     cleaned = np.zeros(labels.shape, np.uint8)
     if not labels.any():
         return cleaned
-    inside = _box(labels > 0)
+    inside = bounding_box(labels > 0)
     parts = cc3d.connected_components(labels[inside])  # numbered as by scikit-image, 25 times as fast
     kept = _merge(parts, labels[inside])
     for label in np.unique(kept[kept > 0]):
         mask = np.zeros(labels.shape, bool)
-        mask[inside] = _largest((kept == label)[parts])
+        of_label = kept == label
+        found = of_label[parts]
+        mask[inside] = found if of_label.sum() == 1 else _largest(found)
         cleaned[_fill(mask)] = label
     return cleaned
 
 
 def _merge(parts: Array, labels: Array) -> Array:
-    """Merge components, the smallest first, changing `parts`; returns the label of each, 0 if it is removed."""
+    """Merge components, the smallest first, changing `parts`; returns the label of each, 0 if it is gone."""
     boxes, areas = ndimage.find_objects(parts), np.bincount(parts.flat)
     label_of = np.zeros(len(areas), np.uint8)
     label_of[parts] = labels
@@ -144,7 +147,7 @@ def _merge(parts: Array, labels: Array) -> Array:
         if not counts.any():
             continue
         neighbour = others[counts.argmax()]
-        around[mask] = neighbour
+        around[mask], kept[part] = neighbour, 0
         both = zip(boxes[part - 1], boxes[neighbour - 1], strict=True)
         boxes[neighbour - 1] = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in both)
         if areas[neighbour] == largest[label_of[neighbour]]:
@@ -153,15 +156,13 @@ def _merge(parts: Array, labels: Array) -> Array:
     return kept
 
 
-def _box(mask: Array) -> Box:
-    return ndimage.find_objects(mask.view(np.uint8))[0]
-
-
 def _largest(mask: Array) -> Array:
     """The largest component of a mask that has one."""
-    parts = cc3d.connected_components(mask)
+    box, found = bounding_box(mask), np.zeros_like(mask)
+    parts = cc3d.connected_components(mask[box])
     # lungmask's way of choosing among components of one size
-    return parts == np.argsort(np.bincount(parts.flat)[1:].astype(float))[-1] + 1
+    found[box] = parts == np.argsort(np.bincount(parts.flat)[1:].astype(float))[-1] + 1
+    return found
 
 
 def _fill(mask: Array) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from datasets.crop import bounding_box
+from datasets.geometry import bounding_box
 
 RATIOS = ("dice", "sensitivity", "specificity", "iou")
 

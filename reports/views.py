@@ -15,8 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 from PIL import Image
 
-from datasets.crop import Box, bounding_box
-from datasets.geometry import lps_geometry, lps_view
+from datasets.geometry import Box, bounding_box, lps_geometry, lps_view
 
 LEVELS = ((-1350.0, 0), (-160.0, 112), (240.0, 255))
 """HU and their grey values, linear in between, from the lower end of the lung window to the upper end of the

@@ -3,7 +3,8 @@ import pytest
 import SimpleITK as sitk
 
 import post_processing
-from datasets.crop import LINEAR, NEAREST, bounding_box, paste_back
+from datasets.crop import LINEAR, NEAREST, paste_back
+from datasets.geometry import bounding_box
 from tests.outputs import written
 from tests.volumes import crop_to_box, dice, geometry, image_of, pixels, write, write_dicom
 from utils.cli import run
