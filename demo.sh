@@ -27,9 +27,9 @@ cp -R "$folder/raw/id_txt" "$folder/cohort/id_txt"  # which scans train, validat
 echo "3/5 GASNet for a minute, with one labelled scan: train.py"
 set -- "DATASET.ROOT=$folder/cohort" "EXP.OUTPUT_DIR=$folder/output" \
     "DATASET.SPLIT={LABELED: labels_1, WO_LABEL: diseased, HEALTHY: healthy, VALID: valid, VALIDH: validh, TEST: test,\
- TESTH: testh}" "IMAGE.SIZE=[16, 64, 64]" IMAGE.SLICES=16 "MODEL.WIDTH={UNET: 8, G: 8, D: 8}" SOLVER.ITER_MAX=100 \
-    LOSS.PERCEPTION_START=40 LOSS.PERCEPTION_RAMP=40 DATALOADER.NUM_WORKERS=0 DATALOADER.CACHE_MB=100 \
-    "INTERVAL={LOG: 10, VALID: 25, SAVE: 50, PICTURE: 25}"
+ TESTH: testh}" "IMAGE.SIZE=[16, 64, 64]" IMAGE.SLICES=16 "MODEL.WIDTH={UNET: 8, G: 8, D: 8}" SOLVER.ITER_MAX=60 \
+    LOSS.PERCEPTION_START=25 LOSS.PERCEPTION_RAMP=25 DATALOADER.NUM_WORKERS=0 DATALOADER.CACHE_MB=100 \
+    "INTERVAL={LOG: 10, VALID: 30, SAVE: 60, PICTURE: 20}"
 gasnet="$folder/output/weak_recons_origImgToD_genImgToD_perception"
 "$python" train.py --config-path configs/weak.yaml --device cpu --is-validation "$@"
 
@@ -44,7 +44,7 @@ done
 "$python" post_processing.py --images "$@" --masks "$folder/test/probabilities" --output "$folder/masks"
 
 echo "5/5 other CTs, segmented in one step by the segmenter of pretrained/: predict.py"
-"$python" -m datasets.phantom "$folder/other" --healthy 1 --diseased 3 --size 64 192 192 --seed 5
+"$python" -m datasets.phantom "$folder/other" --healthy 1 --diseased 2 --size 64 192 192 --seed 5
 "$python" predict.py "$folder/other/ct" --lungs threshold --output "$folder/found" --device cpu
 "$python" -m benchmarks.patients "$folder/other" --model-path pretrained --device cpu --quiet > "$folder/pretrained.txt"
 mkdir "$folder/raw/lists"

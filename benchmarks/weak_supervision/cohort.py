@@ -79,7 +79,7 @@ SIZES = {
     "small": Size((20, 96, 96), Counts()),
     "long": Size((20, 96, 96), Counts()),
     "full": Size((40, 160, 160), Counts(diseased=300, healthy=300)),
-    "demo": Size((24, 80, 80), Counts(diseased=40, healthy=40, valid=8, validh=4, test=12, testh=4)),
+    "demo": Size((24, 80, 80), Counts(diseased=24, healthy=24, valid=6, validh=2, test=10, testh=4)),
 }
 
 
