@@ -162,8 +162,15 @@ def _with_uid_per_slice(by_uid: dict[Any, list[Slice]]) -> Iterable[tuple[list[S
 
 def _volumes(slices: list[Slice], notes: list[str]) -> list[Series]:
     """The volumes among the slices of one UID; slices that cannot be told apart are one volume with a problem."""
-    slices, copies = _without_copies(slices)
-    notes = notes + copies
+    found = _volumes_apart(*_without_copies(slices, notes, lambda s: s.instance or id(s)))
+    if all(one.problem is None for one in found):
+        return found
+    # Copies may have a UID of their own. Slices of air are alike in two scans, so all must be in order without them.
+    others = _volumes_apart(*_without_copies(slices, notes, lambda s: None))
+    return others if all(one.problem is None for one in others) else found
+
+
+def _volumes_apart(slices: list[Slice], notes: list[str]) -> list[Series]:
     if not _taken_twice(slices):
         return _volumes_of_scan(slices, notes)
     said = "one SeriesInstanceUID in {} {} with the same places or InstanceNumbers: one scan per {}"
@@ -190,7 +197,8 @@ def _volumes_of_scan(slices: list[Slice], notes: list[str]) -> list[Series]:
     for shape in shapes:
         parts, said = _acquisitions(shape)
         found += [_ordered(part, notes + said) for part in parts]
-    return found
+    alone = len(found) == 1
+    return [one if one.problem else replace(one, notes=(*one.notes, *_missing(one, alone))) for one in found]
 
 
 def _study_of(slices: Sequence[Slice]) -> tuple[str, str, Path | None]:
@@ -232,24 +240,20 @@ def _same_shape(a: Slice, b: Slice) -> bool:
     )
 
 
-def _without_copies(slices: list[Slice]) -> tuple[list[Slice], list[str]]:
-    """Keep one of several files with the same patient, SOPInstanceUID and pixels."""
+def _without_copies(
+    slices: list[Slice], notes: list[str], uid: Callable[[Slice], Any]
+) -> tuple[list[Slice], list[str]]:
+    """Keep one of several slices with the same patient, UID, geometry, scaling and pixels, and say so."""
     seen: dict[Any, Slice] = {}
-    kept, copies = [], 0
+    kept = []
     for one in slices:
-        twin = seen.setdefault((one.patient_id, one.person, one.instance, one.frame), one)
-        if twin is one or not one.instance or not _same_content(twin, one):
+        geometry = one.position.tobytes(), one.rows.tobytes(), one.spacing, one.size, one.frame
+        twin = seen.setdefault((one.patient_id, one.person, geometry, one.rescale, uid(one)), one)
+        pixels = None if twin is one else value_in(one.path, "PixelData")
+        if pixels is None or pixels != value_in(twin.path, "PixelData"):
             kept.append(one)
-        else:
-            copies += 1
-    return kept, [f"exact copies of slices passed over: {copies}"] if copies else []
-
-
-def _same_content(a: Slice, b: Slice) -> bool:
-    if not np.array_equal(a.position, b.position):
-        return False
-    pixels = value_in(a.path, "PixelData")
-    return pixels is not None and pixels == value_in(b.path, "PixelData")
+    copies = len(slices) - len(kept)
+    return kept, [*notes, f"exact copies of slices passed over: {copies}"] if copies else notes
 
 
 def _acquisitions(slices: list[Slice]) -> tuple[list[list[Slice]], list[str]]:
@@ -338,18 +342,22 @@ def _ordered(slices: list[Slice], notes: Sequence[str]) -> Series:
     direction = (np.stack([row, column, normal], axis=1) + 0.0).ravel()
     size, spacing = (*first.size, len(slices)), (*first.spacing, step)
     geometry = size, spacing, tuple(first.position.tolist()), tuple(direction.tolist())
-    return Series(tuple(slices), geometry, study, (*notes, *_missing(slices)))
+    return Series(tuple(slices), geometry, study, tuple(notes))
 
 
-def _missing(slices: Sequence[Slice]) -> list[str]:
-    """What the headers say about slices that are not there."""
-    stated = max(s.of_acquisition for s in slices)
-    if stated <= len(slices):
-        return []
+def _missing(series: Series, alone: bool) -> list[str]:
+    """What the headers say about slices that are not there; InstanceNumbers left out may be of volumes beside it."""
+    slices, stated = series.slices, max(s.of_acquisition for s in series.slices)
     numbers = sorted(int(s.place_in_series) for s in slices if s.place_in_series.isdecimal())
+    steps = set(np.diff(numbers).tolist()) if alone and len(numbers) == len(slices) else set()
+    if stated > len(slices):
+        evidence = f", but {stated} were acquired (ImagesInAcquisition)"
+    elif len(steps) == 1 and min(steps) > 1:
+        evidence = f" in steps of {min(steps)}, {series.step_mm:g} mm apart and {series.first.thickness:g} mm thick"
+    else:
+        return []
     found = f", InstanceNumbers {numbers[0]} to {numbers[-1]}" if numbers else ""
-    found = f"holds {len(slices)} slices{found}, but {stated} were acquired (ImagesInAcquisition)"
-    return [f"{found}; is the copy complete?"]
+    return [f"holds {len(slices)} slices{found}{evidence}; is the copy complete?"]
 
 
 def _rescale_problem(slices: Sequence[Slice]) -> str | None:

@@ -64,8 +64,8 @@ def test_patients_of_other_ids_in_one_folder_with_one_set_of_uids_are_scans_of_t
 
 
 def test_slices_of_one_name_are_told_apart_by_their_folders(tmp_path):
-    for name in "ab":
-        write_dicom(tmp_path / "ct" / name, STORED, InstanceNumber=1, **CONSTANT)
+    for k, name in enumerate("ab"):
+        write_dicom(tmp_path / "ct" / name, STORED + k, InstanceNumber=1, **CONSTANT)
     (tmp_path / "ct" / "a" / "slice003.dcm").unlink()  # so that a folder is no scan by itself
     refused("ct", only(tmp_path).read, r"a/slice\d+\.dcm and b/slice\d+\.dcm lie at the same place")
 
@@ -251,3 +251,44 @@ def test_a_slice_of_which_only_an_unknown_kind_is_left_is_missed(tmp_path):
     data.file_meta.MediaStorageSOPClassUID = "1.2"
     data.save_as(last)
     refused(folder, only(tmp_path).read, last.name)
+
+
+@pytest.mark.fault("double slice")
+@pytest.mark.parametrize("number", [None, 99], ids=["of its number", "numbered anew"])
+def test_slices_copied_under_other_uids_are_passed_over_if_their_pixels_are_equal(tmp_path, number, caplog):
+    folder = write_dicom(tmp_path / "case", STORED)
+    for name in ("slice001", "slice005"):
+        tags = {"SOPInstanceUID": generate_uid()} | ({} if number is None else {"InstanceNumber": number})
+        changed_slice(folder / f"{name}.dcm", folder / f"{name} (1).dcm", **tags)
+    np.testing.assert_array_equal(pixels(only(tmp_path).read()), STORED - 1024)
+    assert "exact copies of slices passed over: 2" in caplog.text
+    copy = folder / "slice005 (1).dcm"
+    changed_slice(copy, RescaleIntercept=-1000)  # equal pixels, other HU
+    refused(folder, only(tmp_path).read, "lie at the same place")
+
+
+def test_a_copy_does_not_hide_that_slices_of_two_scans_are_mixed(tmp_path):
+    """Slices of air are alike in two scans; they are of one scan only where all others are."""
+    stored = STORED.copy()
+    stored[9:] = 0
+    write_dicom(tmp_path / "case", stored, SeriesInstanceUID="1.2.3")
+    write_dicom(tmp_path / "case", np.where(stored, stored + 1, 0), name="other", SeriesInstanceUID="1.2.3")
+    refused(tmp_path / "case", only(tmp_path).read, "lie at the same place")
+
+
+@pytest.mark.fault("every n-th slice of a series")
+@pytest.mark.parametrize("step", [2, 3])
+def test_every_nth_slice_of_a_series_is_read_and_said(tmp_path, step, caplog):
+    folder = write_dicom(tmp_path / "case", STORED)
+    find_scans(tmp_path)
+    assert caplog.text == ""
+    for k in range(12):
+        if k % step:
+            (folder / f"slice{12 - k:03d}.dcm").unlink()
+    scan = only(tmp_path)
+    np.testing.assert_array_equal(pixels(scan.read()), STORED[::step] - 1024)
+    np.testing.assert_allclose(scan.geometry().GetSpacing()[2], 2.5 * step)
+    found = f"InstanceNumbers 1 to {13 - step} in steps of {step}, {2.5 * step:g} mm apart and 2.5 mm thick"
+    assert found in caplog.text
+    (folder / f"slice{12 - step:03d}.dcm").unlink()  # the second
+    refused(folder, only(tmp_path).read, "not evenly spaced|one slice")
