@@ -197,9 +197,13 @@ def _decoded(file: BinaryIO, header: Header, most: int) -> BinaryIO:
     return io.BytesIO(content)
 
 
+def _warn(path: Path, text: str) -> None:
+    _warn_once(path, text, path.stat().st_ino, path.stat().st_mtime_ns)
+
+
 @lru_cache
-def _warn(text: str) -> None:  # headers are read several times
-    log.warning("%s", text)
+def _warn_once(path: Path, text: str, *_file: int) -> None:  # headers are read several times, files may be replaced
+    log.warning("%s: %s", path, text)
 
 
 def _cut_short(path: Path, found: int, expected: int) -> VolumeError:
@@ -226,7 +230,7 @@ def _voxel_file(path: Path, name: str) -> Path:
     for place in (path.parent / name, path.parent / windows.as_posix(), path.parent / windows.name):
         if place.is_file():
             if place != path.parent / name:
-                _warn(f"{path}: its voxels are read from {place}; the header names {name}")
+                _warn(path, f"its voxels are read from {place}; the header names {name}")
             return place
     raise VolumeError(f"{path}: its voxels, {name}, are missing; copy both files")
 
@@ -328,7 +332,7 @@ def _straightened(path: Path, axes: np.ndarray) -> np.ndarray:
     leaning = float(np.abs(axes.T @ axes - np.eye(3)).max())
     if not ORTHONORMAL < leaning <= _LEANING:
         return axes
-    _warn(f"{path}: its axes are {leaning:.1g} radians from right angles; taken as straight")
+    _warn(path, f"its axes are {leaning:.1g} radians from right angles; taken as straight")
     left, _, right = np.linalg.svd(axes)
     return left @ right
 
@@ -447,7 +451,7 @@ def _nrrd_axes(path: Path, fields: dict[str, Any]) -> tuple[np.ndarray, np.ndarr
         if space not in _NRRD_NO_PATIENT:
             raise ValueError(f"its space is {space}")
         said = f"its space is {space}" if space else "no space"
-        _warn(f"{path}: does not say how the patient lies ({said}); taken as LPS, as by ITK")
+        _warn(path, f"does not say how the patient lies ({said}); taken as LPS, as by ITK")
     signs = [1.0 if word[0] in "lps" else -1.0 for word in match.groups()[:3]] if match else [1.0, 1.0, 1.0]
     if "space directions" not in fields:
         return np.diag(np.array(fields["spacings"], float))[:, :3], np.zeros(3)

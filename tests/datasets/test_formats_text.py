@@ -196,6 +196,16 @@ def test_spaces_of_nrrd(tmp_path, hu, space, finding, caplog):
     assert [finding in record.getMessage() for record in caplog.records] == [True] * bool(finding)
 
 
+def test_what_is_said_of_a_file_is_said_of_the_next_file_of_its_name(tmp_path, hu, caplog):
+    """As in a server, which writes what it is sent to one place."""
+    for count in (1, 2, 3):
+        fields = "space directions: (1,0,0) (0,2,0) (0,0,3)", "space dimension: 3"
+        path = nrrd(tmp_path / "scan.nrrd", hu + count, *fields)
+        for _ in range(2):
+            read_geometry(path), read_volume(path)
+        assert len(caplog.records) == count
+
+
 @pytest.mark.parametrize("name", ["scan.nhdr", "scan.nrrd"])
 def test_nrrd_in_two_files(tmp_path, hu, name):
     raw = tmp_path / "scan.raw"
