@@ -8,7 +8,7 @@ import numpy as np
 
 from datasets.phantom.body import SOFT, Anatomy
 from datasets.phantom.geometry import HALF_LENGTH_TO_SIGMA, Frame, distance_inside, filtered_noise, smooth_field
-from datasets.phantom.lesions import MIXTURE, Patient, falling
+from datasets.phantom.lesions import Patient, falling
 
 Array = np.ndarray
 
@@ -24,10 +24,8 @@ STAGES: Mapping[str, tuple[float, Mapping[str, float]]] = {
 """Share of the patients, and shares of the lesion kinds, by stage."""
 
 
-def draw_patient(rng: np.random.Generator, stages: bool = True) -> Patient:
-    """Draw the stage of a patient; without stages, every patient has the same mixture of lesion kinds."""
-    if not stages:
-        return Patient(MIXTURE, float(rng.random()))
+def draw_patient(rng: np.random.Generator) -> Patient:
+    """Draw the stage of a patient."""
     stage = str(rng.choice(list(STAGES), p=[share for share, _ in STAGES.values()]))
     return Patient(STAGES[stage][1], float(rng.random()), stage)
 

@@ -1,4 +1,7 @@
-"""Crops around the lungs of bodies with confounders, at four sites; what makes them hard can be switched off."""
+"""Crops around the lungs of bodies with confounders, at four sites.
+
+Everything but the lesions is independent of the disease.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from datasets.phantom.body import (
     mediastinum_distance,
 )
 from datasets.phantom.geometry import WARP_KNOT, WARP_SD, Frame, distance_inside, paint, spline_field, spline_weights
-from datasets.phantom.lesions import LESION_DENSITY, Patient, add_lesions
+from datasets.phantom.lesions import Patient, add_lesions
 from datasets.phantom.lungs import aerated_lung
 from datasets.phantom.make import Phantom, lungs_of, paint_lungs, paint_thorax, scan
 from datasets.phantom.scanner import Site, draw_position
@@ -31,22 +34,6 @@ Disease = Callable[[np.random.Generator, Array, Array, Anatomy, Frame], tuple[Ar
 the lesion density and the names of what it painted."""
 
 _COARSE = 4.0  # mm; grid on which the lungs' box is found
-PLAIN_SITE = "A"
-"""Site of all scans if sites are switched off."""
-
-
-@dataclass(frozen=True)
-class Hardness:
-    """What makes scans hard; each can be switched off. Everything but the lesions is independent of the disease."""
-
-    sites: bool = True  # different scanners; otherwise `PLAIN_SITE`
-    inspiration: bool = True  # lungs from deep inspiration to expiration
-    confounders: float = 1.0  # their strength; 0 is off
-    stages: bool = True  # different stages of the disease; otherwise one mixture
-
-
-HARD, EASY = Hardness(), Hardness(sites=False, inspiration=False, confounders=0.0, stages=False)
-
 
 SITES: Mapping[str, Site] = {
     "A": Site((1.0, 1.5), (0.65, 0.9), (0.0, 0.0), (12.0, 22.0), 0.9, 0.01, 10.0),
@@ -114,7 +101,7 @@ def paint_body(
     rng: np.random.Generator,
     size: tuple[int, int, int],
     disease: Disease | None,
-    hardness: Hardness = HARD,
+    confounders: float = 1.0,
     grain: float = 60.0,
     most_crowded: float = 2.0,
 ) -> Body:
@@ -124,49 +111,41 @@ def paint_body(
         rng: random generator; the same state gives the same body, bit by bit.
         size: (z, y, x).
         disease: paints lesions; None for a healthy body.
-        hardness: what is switched on; sites and stages are not used.
+        confounders: their strength, 0 to 1.
         grain: SD in HU of the texture of aerated lung.
         most_crowded: highest factor of the number of vessels.
     """
-    anatomy, level, fissures, crowding = draw_anatomy(rng), None, 1.0, 1.0
-    if hardness.inspiration:
-        level = rng.uniform()  # from 0 (deep) to 1
-        gravity = rng.uniform(50, 110) + 60 * level
-        anatomy = replace(anatomy, parenchyma=-860 + 150 * level, gravity=gravity)
-        fissures = rng.uniform(0.5, 2.2)
-        crowding = rng.uniform(1.4, most_crowded) if rng.random() < 0.5 else 1.0
+    anatomy, level = draw_anatomy(rng), rng.uniform()  # of inspiration, from 0 (deep) to 1
+    gravity = rng.uniform(50, 110) + 60 * level
+    anatomy = replace(anatomy, parenchyma=-860 + 150 * level, gravity=gravity)
+    fissures = rng.uniform(0.5, 2.2)
+    crowding = rng.uniform(1.4, most_crowded) if rng.random() < 0.5 else 1.0
     g = draw_crop_frame(rng, anatomy, size)
     thorax = paint_thorax(rng, anatomy, g)
-    strength, found = hardness.confounders, []
-    if strength and rng.random() < EFFUSION:
-        fluid = effusion_height(rng, anatomy, g, strength)
+    found = []
+    if confounders and rng.random() < EFFUSION:
+        fluid = effusion_height(rng, anatomy, g, confounders)
         paint(thorax.hu, np.maximum(fluid, thorax.lung - 1), FLUID, g.spacing[0])
         thorax.lung = np.maximum(thorax.lung, -fluid)
         found.append("effusion")
     mask = lungs_of(thorax, g)
     above = height_above_diaphragm(anatomy, g)
     tissue = aerated_lung(rng, anatomy, g, fissures, grain)
-    if strength:
+    if confounders:
         depth = distance_inside(mask > 0, g.spacing[::-1]).astype(np.float32)
-        found += add_confounders(rng, Lung(g, anatomy, tissue, mask, depth, above), strength)
+        found += add_confounders(rng, Lung(g, anatomy, tissue, mask, depth, above), confounders)
     density, kinds = np.zeros(size, np.float32), ()
     if disease is not None:
         density, kinds = disease(rng, tissue, mask, anatomy, g)
     paint_lungs(rng, thorax, tissue, mask, anatomy, g, crowding, leaf=4)
-    if strength and rng.random() < MOTION:
-        move(rng, thorax.hu, anatomy, g, above, strength)
+    if confounders and rng.random() < MOTION:
+        move(rng, thorax.hu, anatomy, g, above, confounders)
         found.append("motion")
-    facts = {"kinds": list(kinds), "confounders": sorted(found), "inspiration": level and round(level, 3)}
+    facts = {"kinds": list(kinds), "confounders": sorted(found), "inspiration": round(level, 3)}
     return Body(thorax.hu, mask, density, g.spacing, facts)
 
 
-def make_crop(
-    rng: np.random.Generator,
-    size: tuple[int, int, int],
-    patient: Patient | None,
-    site: str,
-    hardness: Hardness = HARD,
-) -> Phantom:
+def make_crop(rng: np.random.Generator, size: tuple[int, int, int], patient: Patient | None, site: str) -> Phantom:
     """Make one crop around the lungs.
 
     Args:
@@ -174,10 +153,9 @@ def make_crop(
         size: (z, y, x).
         patient: lesions; None for a healthy scan.
         site: key of `SITES`.
-        hardness: what is switched on.
     """
-    body = paint_body(rng, size, patient and partial(add_lesions, patient=patient), hardness)
-    cut = rng.uniform(0.35, 0.65) if hardness.confounders else LESION_DENSITY  # annotators differ
+    body = paint_body(rng, size, patient and partial(add_lesions, patient=patient))
+    cut = rng.uniform(0.35, 0.65)  # annotators differ
     facts = {"site": site, "stage": patient and patient.stage, **body.facts}
     return scan(rng, body.hu, body.lung, body.density, body.spacing, facts, SITES[site], cut)
 

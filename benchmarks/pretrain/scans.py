@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from benchmarks.phantom.diseases import add_confluent_lesions, draw_patient
-from benchmarks.phantom.make import Body, Hardness, paint_body
+from benchmarks.phantom.make import Body, paint_body
 from datasets.phantom.body import Anatomy
 from datasets.phantom.geometry import Frame
 from datasets.phantom.lesions import add_lesions
@@ -56,8 +56,8 @@ def paint(seed: int, number: int, without: str | None = None) -> Body:
     kind = rng.choice(["healthy", "one", "several", "confluent", "both"], p=shares)
     sets = {"healthy": 0, "one": 1, "several": int(rng.integers(2, MAX_SETS + 1)), "confluent": 0, "both": 2}[kind]
     disease = partial(_several, sets=sets, confluent=kind in ("confluent", "both"))
-    hardness = Hardness(confounders=float(rng.choice([0.0, 0.5, 0.75, 1.0], p=[0.15, 0.15, 0.2, 0.5])))
-    return paint_body(rng, CROP, disease, hardness, grain=rng.uniform(5, 60), most_crowded=3.0)
+    confounders = float(rng.choice([0.0, 0.5, 0.75, 1.0], p=[0.15, 0.15, 0.2, 0.5]))
+    return paint_body(rng, CROP, disease, confounders, grain=rng.uniform(5, 60), most_crowded=3.0)
 
 
 def body_path(folder: Path, number: int) -> Path:

@@ -7,13 +7,12 @@
 
 Scans come from four sites and differ in inspiration, confounders and stage of the disease, see `benchmarks.phantom`.
 Sites are balanced in every list and independent of the disease. facts/<id>.json describes the content of each scan. A
-scan depends only on the seed, its kind, its number and the options. Existing scans are kept. With --raw, the scans are
+scan depends only on the seed, its kind and its number. Existing scans are kept. With --raw, the scans are
 CTs in HU in ct/, for lungCrop.py.
 
 Examples:
   python -m benchmarks.weak_supervision.cohort cohort --size small
   python -m benchmarks.weak_supervision.cohort cohort_full --size full --processes 16
-  python -m benchmarks.weak_supervision.cohort cohort_weaker --confounders 0.5
   python -m benchmarks.weak_supervision.cohort raw --size demo --raw
 """
 
@@ -22,7 +21,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from benchmarks.phantom.diseases import draw_patient
-from benchmarks.phantom.make import HARD, PLAIN_SITE, Hardness, label_patient, make_crop, site_of
+from benchmarks.phantom.make import label_patient, make_crop, site_of
 from datasets.phantom.make import Phantom
 from datasets.volumes import write_volume
 from datasets.window import map_window
@@ -83,7 +82,7 @@ SIZES = {
 }
 
 
-def make_scan(seed: int, kind: str, number: int, crop: tuple[int, int, int], hardness: Hardness = HARD) -> Phantom:
+def make_scan(seed: int, kind: str, number: int, crop: tuple[int, int, int]) -> Phantom:
     """Generate one scan of the cohort.
 
     Args:
@@ -91,18 +90,16 @@ def make_scan(seed: int, kind: str, number: int, crop: tuple[int, int, int], har
         kind: one of `KINDS`.
         number: index of the scan within its kind.
         crop: matrix, (z, y, x).
-        hardness: what makes the cohort hard.
     """
     entropy = [seed, 1 + KINDS.index(kind)]
     rng = np.random.default_rng(np.random.SeedSequence([*entropy, number]))
     if kind == "labelled":
         while True:
-            found = make_crop(rng, crop, label_patient(rng), PLAIN_SITE, hardness)
+            found = make_crop(rng, crop, label_patient(rng), "A")
             if found.lesion.sum() >= LEAST_LABELLED * (found.lung > 0).sum():
                 return found
-    site = site_of(entropy, number) if hardness.sites else PLAIN_SITE
-    patient = draw_patient(rng, hardness.stages) if kind in DISEASED else None
-    return make_crop(rng, crop, patient, site, hardness)
+    patient = draw_patient(rng) if kind in DISEASED else None
+    return make_crop(rng, crop, patient, site_of(entropy, number))
 
 
 def images_of(crop: Phantom, raw: bool = False) -> tuple[sitk.Image, ...]:
@@ -134,7 +131,7 @@ def _write_scan(root: Path, made_from: Mapping[str, Any], kind: str, number: int
     if facts.is_file():
         return
     raw = made_from.get("raw", False)
-    crop = make_scan(made_from["seed"], kind, number, tuple(made_from["crop"]), Hardness(**made_from["hardness"]))
+    crop = make_scan(made_from["seed"], kind, number, tuple(made_from["crop"]))
     for folder, image in zip(RAW_FOLDERS if raw else FOLDERS, images_of(crop, raw), strict=True):
         write_volume(image, root / folder / f"{name}.nii.gz")
     write_text(facts, json.dumps(scan_facts(crop)) + "\n")
@@ -155,7 +152,6 @@ def write_cohort(
     root: Path,
     size: Size,
     seed: int = 0,
-    hardness: Hardness = HARD,
     raw: bool = False,
     processes: int = 1,
     progress: bool = False,
@@ -166,7 +162,6 @@ def write_cohort(
         root: cohort folder.
         size: matrix of the crops and number of scans.
         seed: random seed.
-        hardness: what makes the cohort hard.
         raw: write CTs in HU.
         processes: number of parallel processes.
         progress: show a progress bar.
@@ -175,7 +170,7 @@ def write_cohort(
         SettingsError: the folder holds another cohort.
         OSError: a file cannot be written.
     """
-    made_from = {"seed": seed, "crop": list(size.crop), "hardness": asdict(hardness), **({"raw": True} if raw else {})}
+    made_from = {"seed": seed, "crop": list(size.crop), **({"raw": True} if raw else {})}
     scans = [(kind, number) for kind in KINDS for number in range(getattr(size.counts, kind))]
     lists = {kind: [_name(*scan) for scan in scans if scan[0] == kind] for kind in KINDS if kind != "labelled"}
     lists |= label_lists(seed, size.counts)
@@ -218,24 +213,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="cohort seed (default 0)")
     parser.add_argument("--raw", action="store_true", help="write CTs in HU")
     parser.add_argument(
-        "--confounders", type=float, default=HARD.confounders, metavar="STRENGTH", help="0 to 1 (default 1)"
-    )
-    for name in ("sites", "inspiration", "stages"):
-        parser.add_argument(f"--no-{name}", action="store_false", dest=name, help=f"without different {name}")
-    parser.add_argument(
         "--processes", type=int, default=1, metavar="N", help="number of parallel processes (default 1)"
     )
     add_quiet(parser)
     options = parser.parse_args(arguments)
-    if options.seed < 0 or options.processes < 1 or not 0 <= options.confounders <= 1:
-        parser.error("--seed must be at least 0, --processes at least 1, --confounders 0 to 1")
+    if options.seed < 0 or options.processes < 1:
+        parser.error("--seed must be at least 0, --processes at least 1")
     start_logging(options.quiet)
-    hardness = Hardness(options.sites, options.inspiration, options.confounders, options.stages)
     write_cohort(
         options.output,
         SIZES[options.size],
         options.seed,
-        hardness,
         raw=options.raw,
         processes=options.processes,
         progress=not options.quiet,

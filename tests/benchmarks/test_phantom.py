@@ -1,20 +1,18 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from benchmarks.phantom.confounders import CONFOUNDERS, Lung
 from benchmarks.phantom.diseases import STAGES, draw_patient
-from benchmarks.phantom.make import EASY, HARD, draw_crop_frame, label_patient, make_crop, site_of
+from benchmarks.phantom.make import draw_crop_frame, label_patient, make_crop, paint_body, site_of
 from datasets.phantom.body import draw_anatomy
 from datasets.phantom.lesions import FILLINGS
 
 CROP = (16, 48, 48)
 
 
-def crop(seed, diseased=True, hardness=HARD, patient=None):
+def crop(seed, diseased=True, patient=None):
     rng = np.random.default_rng(seed)
-    return make_crop(rng, CROP, patient or (draw_patient(rng) if diseased else None), "A", hardness)
+    return make_crop(rng, CROP, patient or (draw_patient(rng) if diseased else None), "A")
 
 
 def ml(mask, spacing):
@@ -36,7 +34,7 @@ def test_same_state_gives_the_same_bits():
 
 def test_crops_are_boxes_around_the_lungs():
     for seed in range(2):
-        case = crop(seed, diseased=seed == 1, hardness=replace(HARD, confounders=0.0))
+        case = crop(seed, diseased=seed == 1)
         assert case.hu.shape == case.lung.shape == case.lesion.shape == CROP
         assert (case.hu.dtype, case.lung.dtype, case.lesion.dtype) == (np.float32, np.uint8, np.uint8)
         assert set(np.unique(case.lung)) == {0, 1, 2}
@@ -80,7 +78,7 @@ def test_confounders_are_in_healthy_scans_and_can_be_weakened(crops):
         assert 0 < np.abs(half).sum() < np.abs(full).sum(), name
         assert (full.min() >= 0) == (name != "emphysema")
     assert {name for case in crops for name in case.facts["confounders"]} > {"bands", "dependent density", "nodules"}
-    assert crop(0, hardness=EASY).facts["confounders"] == []
+    assert paint_body(np.random.default_rng(0), CROP, None, confounders=0.0).facts["confounders"] == []
 
 
 def test_stages_have_their_kinds_and_shares():
@@ -92,6 +90,5 @@ def test_stages_have_their_kinds_and_shares():
     drawn = [draw_patient(rng).stage for _ in range(2000)]
     for stage, (share, _) in STAGES.items():
         assert drawn.count(stage) / 2000 == pytest.approx(share, abs=0.04)
-    assert draw_patient(rng, stages=False).stage is None
     patient = label_patient(rng)
     assert (patient.stage, patient.kinds) == ("progressive", {"ground glass": 1.0})

@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.phantom.make import Hardness
 from benchmarks.weak_supervision.cohort import (
     LEAST_LABELLED,
     SIZES,
@@ -83,24 +82,19 @@ def test_existing_scans_are_kept_and_another_cohort_is_refused(root):
     write_cohort(root, SIZE, seed=5)
     assert kept.stat().st_mtime_ns == before
     assert json.loads(lost.read_text()) == facts
-    for other in ({"seed": 6}, {"seed": 5, "hardness": Hardness(confounders=0.5)}):
-        with pytest.raises(SettingsError, match=r"holds a cohort of .*'seed': 5"):
-            write_cohort(root, SIZE, **other)
+    with pytest.raises(SettingsError, match=r"holds a cohort of .*'seed': 5"):
+        write_cohort(root, SIZE, seed=6)
 
 
 def test_the_command_passes_its_switches(tmp_path, monkeypatch, capsys):
     tiny = Size((16, 32, 32), Counts(labelled=0, diseased=1, healthy=0, valid=0, validh=0, test=0, testh=0))
     monkeypatch.setitem(SIZES, "small", tiny)
-    options = ["--confounders", "0.5", "--no-sites", "--no-stages", "--no-inspiration", "--seed", "3", "--quiet"]
-    assert main([str(tmp_path / "c"), *options]) == 0
-    assert json.loads((tmp_path / "c" / "cohort.json").read_text()) == {
-        "seed": 3, "crop": [16, 32, 32],
-        "hardness": {"sites": False, "inspiration": False, "confounders": 0.5, "stages": False},
-    }  # fmt: skip
-    for option in (["--confounders", "2"], ["--seed", "-1"], ["--processes", "0"]):
+    assert main([str(tmp_path / "c"), "--seed", "3", "--quiet"]) == 0
+    assert json.loads((tmp_path / "c" / "cohort.json").read_text()) == {"seed": 3, "crop": [16, 32, 32]}
+    for option in (["--seed", "-1"], ["--processes", "0"]):
         with pytest.raises(SystemExit):
             main([str(tmp_path / "c"), *option])
-        assert "--seed must be at least 0, --processes at least 1, --confounders 0 to 1" in capsys.readouterr().err
+        assert "--seed must be at least 0, --processes at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
