@@ -122,15 +122,13 @@ def clean(labels: Array) -> Array:
     kept = _merge(parts, labels[inside])
     for label in np.unique(kept[kept > 0]):
         mask = np.zeros(labels.shape, bool)
-        of_label = kept == label
-        found = of_label[parts]
-        mask[inside] = found if of_label.sum() == 1 else _largest(found)
+        mask[inside] = _largest((kept == label)[parts])
         cleaned[_fill(mask)] = label
     return cleaned
 
 
 def _merge(parts: Array, labels: Array) -> Array:
-    """Merge components, the smallest first, changing `parts`; returns the label of each, 0 if it is gone."""
+    """Merge components, the smallest first, changing `parts`; returns the label of each, 0 if it is removed."""
     boxes, areas = ndimage.find_objects(parts), np.bincount(parts.flat)
     label_of = np.zeros(len(areas), np.uint8)
     label_of[parts] = labels
@@ -149,7 +147,7 @@ def _merge(parts: Array, labels: Array) -> Array:
         if not counts.any():
             continue
         neighbour = counts.argmax()
-        around[mask], kept[part] = neighbour, 0
+        around[mask] = neighbour
         both = zip(boxes[part - 1], boxes[neighbour - 1], strict=True)
         boxes[neighbour - 1] = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in both)
         if areas[neighbour] == largest[label_of[neighbour]]:

@@ -162,11 +162,11 @@ def _with_uid_per_slice(by_uid: dict[Any, list[Slice]]) -> Iterable[tuple[list[S
 
 def _volumes(slices: list[Slice], notes: list[str]) -> list[Series]:
     """The volumes among the slices of one UID; slices that cannot be told apart are one volume with a problem."""
-    found = _volumes_apart(*_without_copies(slices, notes, lambda s: s.instance or id(s)))
+    found = _volumes_apart(*_without_copies(slices, notes))
     if all(one.problem is None for one in found):
         return found
     # Copies may have a UID of their own. Slices of air are alike in two scans, so all must be in order without them.
-    others = _volumes_apart(*_without_copies(slices, notes, lambda s: None))
+    others = _volumes_apart(*_without_copies(slices, notes, by_uid=False))
     return others if all(one.problem is None for one in others) else found
 
 
@@ -240,15 +240,14 @@ def _same_shape(a: Slice, b: Slice) -> bool:
     )
 
 
-def _without_copies(
-    slices: list[Slice], notes: list[str], uid: Callable[[Slice], Any]
-) -> tuple[list[Slice], list[str]]:
-    """Keep one of several slices with the same patient, UID, geometry, scaling and pixels, and say so."""
+def _without_copies(slices: list[Slice], notes: list[str], by_uid: bool = True) -> tuple[list[Slice], list[str]]:
+    """Keep one of several slices with the same patient, geometry, scaling, pixels and, by default, UID, and say so."""
     seen: dict[Any, Slice] = {}
     kept = []
     for one in slices:
         geometry = one.position.tobytes(), one.rows.tobytes(), one.spacing, one.size, one.frame
-        twin = seen.setdefault((one.patient_id, one.person, geometry, one.rescale, uid(one)), one)
+        uid = (one.instance or id(one)) if by_uid else None
+        twin = seen.setdefault((one.patient_id, one.person, geometry, one.rescale, uid), one)
         pixels = None if twin is one else value_in(one.path, "PixelData")
         if pixels is None or pixels != value_in(twin.path, "PixelData"):
             kept.append(one)

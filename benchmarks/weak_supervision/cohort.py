@@ -7,8 +7,8 @@
 
 Scans come from four sites and differ in inspiration, confounders and stage of the disease, see `benchmarks.phantom`.
 Sites are balanced in every list and independent of the disease. facts/<id>.json describes the content of each scan. A
-scan depends only on the seed, its kind and its number. Existing scans are kept. With --raw, the scans are
-CTs in HU in ct/, for lungCrop.py.
+scan depends only on the seed, its kind and its number. Existing scans are kept. With --raw, the scans are CTs in HU in
+ct/, for lungCrop.py.
 
 Examples:
   python -m benchmarks.weak_supervision.cohort cohort --size small
