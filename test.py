@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from datasets import HELD_OUT, TRAINING, WITH_LESION
 from datasets.scan_options import add_scan_options, chosen_reading
 from evaluation import TOLERANCE_MM
-from utils.cli import add_device, add_part, add_published_crops, add_quiet, new_parser, run, start_logging
+from utils.cli import add_device, add_part, add_quiet, new_parser, run, start_logging
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -70,7 +70,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--labels", type=Path, nargs="+", metavar="DIR", help="lesion labels of the raw scans, named like them"
     )
     add_scan_options(parser, "segments", "series", "max-voxels")
-    add_published_crops(parser)
     parser.add_argument("--no-report", dest="report", action="store_false", help="leave out report.html")
     add_part(parser)
     add_device(parser)

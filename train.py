@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parent))
 
 from utils import distributed
-from utils.cli import add_device, add_published_crops, add_quiet, new_parser, run, start_logging
+from utils.cli import add_device, add_quiet, new_parser, run, start_logging
 from utils.distributed import choose_device
 from utils.ledger import recording
 
@@ -74,7 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--is-validation", action="store_true", help="validate, and keep the best segmenter")
     parser.add_argument("--resume", action="store_true", help="resume from the latest state of this run")
     parser.add_argument("--dry-run", action="store_true", help="check settings and cohort, print them, and exit")
-    add_published_crops(parser)
     add_device(parser)
     add_quiet(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that override the file")
@@ -90,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.warning("%s", warning)
     device = choose_device(options.device)
     splits = used_splits(settings, options.is_validation)
-    cohort = read_cohort_of(settings, splits, not options.quiet, options.published_crops)
+    cohort = read_cohort_of(settings, splits, not options.quiet)
     if options.dry_run:
         print(settings.to_yaml())
         print(f"constraints: {', '.join(sorted(settings.exp.constraints)) or 'none'}; device: {device}")

@@ -19,7 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from configs.settings import Settings
-from datasets import HELD_OUT, TRAINING, WINDOW, WITH_LESION
+from datasets import TRAINING, WINDOW, WITH_LESION
 from datasets.crop import has_no_geometry, recorded_window
 from datasets.geometry import check_same_geometry, lps_view, shape_of
 from datasets.pairs import composed
@@ -44,9 +44,6 @@ CROPS = "crops"
 HEALTHY = ("HEALTHY", "VALIDH", "TESTH")
 """Splits of healthy scans."""
 
-_TURNED = ("cor", "mos")
-"""Parts of an id that make the published code turn a crop along y."""
-
 _MAX_LISTED = 20
 _NO_FILE_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]")  # folders and control characters
 _LONGEST_ID = 240  # bytes; file systems take names of 255
@@ -60,8 +57,6 @@ class Case:
     image: Path
     lung: Path
     lesion: Path | None  # None if the scan has no voxel label
-    turned: bool = False  # turn all volumes along y when reading them
-    highest_lesion: int = 1  # lesion labels from 1 to this one are lesion, higher ones an error
     content: str = ""  # checksum of the CT's voxels or, of a crop that is not in the ledger, of the crop's
     note: str | None = None  # what tests on the scan should say
 
@@ -208,12 +203,7 @@ def read_volumes(case: Case) -> Volumes:
     lung = _read_mask(case.lung, case.image, image, highest=2)
     if not lung.any():
         raise VolumeError(f"{case.lung}: empty; expected the lungs of the scan")
-    lesion = (
-        np.zeros_like(lung) if case.lesion is None else _read_mask(case.lesion, case.image, image, case.highest_lesion)
-    )
-    if case.turned:
-        image = image[:, ::-1]  # its geometry still lays the turned arrays, and masks made from them, over the file
-        values, lung, lesion = (np.ascontiguousarray(array[:, ::-1]) for array in (values, lung, lesion))
+    lesion = np.zeros_like(lung) if case.lesion is None else _read_mask(case.lesion, case.image, image, highest=1)
     return Volumes(values, lung, lesion, image)
 
 
@@ -233,7 +223,6 @@ def read_cohort(
     size: tuple[int, int, int],
     window: tuple[float, float] = WINDOW,
     progress: bool = False,
-    published_crops: bool = False,
 ) -> dict[str, tuple[Case, ...]]:
     """Find and check all scans of a cohort.
 
@@ -243,8 +232,6 @@ def read_cohort(
         size: (z, y, x) that all volumes must have.
         window: HU that became 0 and 255 in all crops; crops without a record have the published window.
         progress: show a progress bar while the volumes are read.
-        published_crops: read crops of the published code as it does: those whose id contains ``cor`` or ``mos`` are
-            turned along y, and in held-out splits every lesion label above 0 is lesion.
 
     Returns:
         Cases by split, for all splits with a list.
@@ -285,7 +272,7 @@ def read_cohort(
             else:
                 cases.append(Case(case_id, files["images"], files["lung"], files.get("lesion")))
         cohort[key] = tuple(cases)
-    cohort = _with_published_crops(root, cohort, published_crops)
+    _warn_of_published_crops(root, cohort)
 
     # Check a scan that is listed with and without its voxel label once, with the label.
     distinct = {case.image: case for case in sorted(_all(cohort), key=lambda case: case.lesion is not None)}
@@ -313,13 +300,11 @@ def read_cohort(
 
 
 def read_cohort_of(
-    settings: Settings, splits: Mapping[str, str | None], progress: bool = False, published_crops: bool = False
+    settings: Settings, splits: Mapping[str, str | None], progress: bool = False
 ) -> dict[str, tuple[Case, ...]]:
     """Read the cohort of an experiment on rank 0 and broadcast it; see `read_cohort`."""
     dataset, image = settings.dataset, settings.image
-    return distributed.on_rank_zero(
-        lambda: read_cohort(dataset.root, splits, image.size, image.window, progress, published_crops)
-    )
+    return distributed.on_rank_zero(lambda: read_cohort(dataset.root, splits, image.size, image.window, progress))
 
 
 def notes_of(cases: Iterable[Case]) -> list[str]:
@@ -327,28 +312,15 @@ def notes_of(cases: Iterable[Case]) -> list[str]:
     return sorted({case.note for case in cases if case.note})
 
 
-def _with_published_crops(
-    root: Path, cohort: Mapping[str, tuple[Case, ...]], as_published: bool
-) -> dict[str, tuple[Case, ...]]:
-    """Warn about crops of the published code and, if asked to, set how they are read."""
-    published = {case.id: any(part in case.id for part in _TURNED) for case in _all(cohort) if _is_published(case)}
+def _warn_of_published_crops(root: Path, cohort: Mapping[str, tuple[Case, ...]]) -> None:
+    published = dict.fromkeys(case.id for case in _all(cohort) if _is_published(case))
     if published:
         log.warning(
             "%s: %d crop(s) of the published code (spacing 1, origin 0, identity direction), the first %s: volumes in "
-            "ml are meaningless; the %d whose id contains %s %s",
-            *(root, len(published), next(iter(published)), sum(published.values()), " or ".join(_TURNED)),
-            "are turned along y"
-            if as_published
-            else "lie upside down against the others; --published-crops turns them",
+            "ml are meaningless, and those whose id contains cor or mos lie upside down against the others; crop the "
+            "CTs again with lungCrop.py",
+            *(root, len(published), next(iter(published))),
         )
-    if not published or not as_published:
-        return dict(cohort)
-
-    def read_as_published(case: Case, key: str) -> Case:
-        highest = 255 if key in HELD_OUT and case.id in published else case.highest_lesion
-        return replace(case, turned=published.get(case.id, False), highest_lesion=highest)
-
-    return {key: tuple(read_as_published(case, key) for case in cases) for key, cases in cohort.items()}
 
 
 def _is_published(case: Case) -> bool:

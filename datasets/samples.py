@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from configs.settings import DataloaderSettings, ImageSettings, SolverSettings
-from datasets.cohort import HELD_OUT, TRAINING, Case, Volumes, read_volumes
+from datasets import HELD_OUT, TRAINING
+from datasets.cohort import Case, Volumes, read_volumes
 from models.losses import IGNORED
 from utils import distributed
 from utils.errors import TrainingError

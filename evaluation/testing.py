@@ -258,7 +258,7 @@ def test_cohort(options: argparse.Namespace) -> int:
                 f"{model}: was trained on {what} {trained}, IMAGE.{name.upper()} is {wanted}; crop the scans with that "
                 f"{name} and set IMAGE.{name.upper()}"
             )
-    cohort = read_cohort_of(settings, _splits(settings, options.split), not options.quiet, options.published_crops)
+    cohort = read_cohort_of(settings, _splits(settings, options.split), not options.quiet)
     cases, splits = _by_id(cohort)
     seen = _check_unseen(cases, model, frozenset(facts.seen or ()), options.allow_seen)
     threshold = facts.threshold if options.threshold is None else options.threshold
@@ -291,7 +291,6 @@ def test_cohort(options: argparse.Namespace) -> int:
         "threshold": threshold,
         "tolerance_mm": options.surface_tolerance,
         "normalization": trained_on.normalization,
-        "published_crops": options.published_crops,
         "generator": None if generator is None else fingerprint(generator),
     }
     wanted = [what for what, asked in ((FIGURES, options.save_vis), ("report", options.report)) if asked]

@@ -183,22 +183,6 @@ def test_the_best_model_of_the_run_is_the_default(config, capsys):
     assert (run_folder / "test" / "metrics.csv").is_file()
 
 
-def test_crops_of_the_published_code_are_tested_as_they_were(tested, config, cohort, model, tmp_path, capsys):
-    root = shutil.copytree(cohort, tmp_path / "published")
-    for path in sorted(root.rglob("*.nii.gz")):
-        array = pixels(path)
-        path.unlink()
-        # Of the published code, scans of CovidSeg stand on their heads in the files.
-        if path.name.startswith("sick_4"):
-            array, path = array[:, ::-1], path.with_name("coronacases_004.nii.gz")
-        sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
-    (root / "id_txt" / "valid_id_L.txt").write_text("coronacases_004\nsick_5")
-    found = rows(results_of(config, model, tmp_path / "out", "--published-crops", f"DATASET.ROOT={root}"))
-    assert found["coronacases_004"]["dice"] == rows(tested[0])["sick_4"]["dice"]
-    assert found["sick_5"]["dice"] == rows(tested[0])["sick_5"]["dice"]
-    assert "2 crop(s) of the published code" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

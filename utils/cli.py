@@ -34,15 +34,6 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_published_crops(parser: argparse.ArgumentParser) -> None:
-    """Add ``--published-crops``."""
-    parser.add_argument(
-        "--published-crops",
-        action="store_true",
-        help="read crops of the published code as it does: ids with cor or mos are turned along y",
-    )
-
-
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``."""
     parser.add_argument(
