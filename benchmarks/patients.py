@@ -23,7 +23,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from benchmarks.records import as_json
+from benchmarks.records import as_json, as_table
 from datasets.cohort import read_id_list
 from datasets.crop import LungMaskCrop
 from datasets.pairs import match_masks
@@ -138,19 +138,22 @@ def summarise(scores: Mapping[str, Row], ids: Sequence[str]) -> dict[str, Any]:
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """One row per segmenter, threshold and group."""
-    lines = [
-        "| segmenter | threshold | group | scans | Dice | 95 % interval | worst | sensitivity | found elsewhere, ml |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        for group, summary in row["groups"].items():
-            low, high = summary.get("interval", ("", ""))
-            spread = f"{low} to {high}" if "interval" in summary else ""
-            found = ", ".join(f"{value:.0f}" for value in summary.get("ml by scan", {}).values())
-            scored = [summary.get(key, "") for key in ("dice", "worst", "sensitivity")]
-            cells = (row["segmenter"], row["threshold"], group, summary["scans"], scored[0], spread, *scored[1:], found)
-            lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
-    return "\n".join(lines) + "\n"
+    return as_table(
+        [
+            {
+                **{key: row[key] for key in ("segmenter", "threshold")},
+                "group": group,
+                "scans": found["scans"],
+                "Dice": found.get("dice"),
+                "95 % interval": "{} to {}".format(*found["interval"]) if "interval" in found else None,
+                "worst": found.get("worst"),
+                "sensitivity": found.get("sensitivity"),
+                "found elsewhere, ml": ", ".join(f"{value:.0f}" for value in found.get("ml by scan", {}).values()),
+            }
+            for row in rows
+            for group, found in row["groups"].items()
+        ]
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

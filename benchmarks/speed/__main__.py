@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.records import as_json
+from benchmarks.records import as_json, as_table
 from benchmarks.speed import networks, peers
 from utils.cli import add_device, new_parser, run, start_logging
 from utils.distributed import choose_device, keep_freed_memory
@@ -73,15 +73,8 @@ def compare(what: str, seconds: Mapping[str, Sequence[float]]) -> list[dict[str,
     ]
 
 
-def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Format rows as a Markdown table."""
-    columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns), *([_text(row[column]) for column in columns] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _rounded(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: f"{v:.4g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows]
 
 
 def _processor() -> str:
@@ -114,10 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for what, ways in PARTS[part](device, options.quick):
             rows += compare(what, alternate(ways, 2 if options.quick else 5, wait))
         tables[part] = rows
-        print(f"\n## {part}\n\n{as_markdown(rows)}", flush=True)
+        print(f"\n## {part}\n\n{as_table(_rounded(rows))}", flush=True)
         # Write after each part: finished measurements survive a later failure.
         write_text(options.output / f"{name}.json", as_json({"command": command, "environment": told, **tables}))
-        sections = [f"## {part}\n\n{as_markdown(rows)}\n" for part, rows in tables.items()]
+        sections = [f"## {part}\n\n{as_table(_rounded(rows))}" for part, rows in tables.items()]
         facts = "\n".join(f"- {key}: {value}" for key, value in told.items())
         write_text(options.output / f"{name}.md", "\n".join([f"# `{command}`\n\n{facts}\n", *sections]))
     return 0

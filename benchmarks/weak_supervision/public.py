@@ -29,28 +29,23 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.records import as_json
-from benchmarks.weak_supervision.run import (
-    is_finished,
-    load_trained,
-    result_path,
-    settings_to_record,
-    train_row,
-)
+from benchmarks.records import as_table
+from benchmarks.weak_supervision.run import result_path, run_once
 from configs.settings import Settings, read_settings
 from datasets.cohort import LIST_FOLDER, find_volume, lesion_folder, notes_of, read_cohort, read_id_list
 from evaluation.inference import predict_case
-from models.checkpoint import LAST
+from models.checkpoint import LAST, load_segmenter
+from models.layers import place
 from utils.cli import add_device, add_quiet, new_parser, run, start_logging
 from utils.distributed import choose_device
 from utils.files import write_text
-from utils.ledger import environment
 
 log = logging.getLogger(__name__)
 
@@ -85,14 +80,14 @@ def row_settings(name: str, seed: int, cohort: Path, output: Path, config: Path,
     return read_settings(config, [_ITERATIONS, *ROWS[name], *overrides, *own])
 
 
-def test_segmenter(settings: Settings, lists: Sequence[str], device: torch.device) -> dict[str, Any]:
+def test_segmenter(settings: Settings, device: torch.device, lists: Sequence[str]) -> dict[str, Any]:
     """Score the last segmenter on lists of test scans; missing lists are left out.
 
     Returns:
         ``dice``, by list and scan; ``found_ml``, the same for lists without lesion masks; ``protocols``, the notes of
         the cohort.
     """
-    segmenter, normalization = load_trained(settings, LAST, device)
+    segmenter = place(load_segmenter(settings.exp.folder / LAST)[0], device)
     root, image = Path(settings.dataset.root), settings.image
     found: dict[str, Any] = {"dice": {}, "found_ml": {}}
     tested = []
@@ -104,29 +99,10 @@ def test_segmenter(settings: Settings, lists: Sequence[str], device: torch.devic
         known = any(find_volume(lesion_folder(root), case_id) for case_id in ids)
         split, kind, score = ("TEST", "dice", "dice") if known else ("TESTH", "found_ml", "predicted_ml")
         cases = read_cohort(root, {split: name}, image.size, image.window)[split]
-        scores = [predict_case(segmenter, case, split, normalization).score for case in cases]
+        scores = [predict_case(segmenter, case, split, image.normalization).score for case in cases]
         found[kind][name] = {one["id"]: one[score] for one in scores}
         tested += cases
     return found | {"protocols": notes_of(tested)}
-
-
-def run_row(
-    name: str, seed: int, settings: Settings, output: Path, lists: Sequence[str], device: torch.device, progress: bool
-) -> Path:
-    """Train and test one run and write its result; a run with a result of the same settings is skipped."""
-    path = result_path(output, name, seed)
-    if is_finished(path, settings):
-        return path
-    train_row(settings, device, progress, validate=settings.dataset.split.valid is not None)
-    result = {
-        "row": name,
-        "seed": seed,
-        **test_segmenter(settings, lists, device),
-        "environment": environment(device),
-        "settings": settings_to_record(settings),
-    }
-    write_text(path, as_json(result))
-    return path
 
 
 def as_markdown(paths: Sequence[Path], lists: Sequence[str] = TESTED) -> str:
@@ -135,15 +111,15 @@ def as_markdown(paths: Sequence[Path], lists: Sequence[str] = TESTED) -> str:
     Dice in percent, or ml found in lists without lesions; for the public sets, also the published row.
     """
     results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    lines = [f"| row | seeds | {' | '.join(lists)} |", f"|{'---|' * (2 + len(lists))}"]
+    rows = []
     for name in ROWS:
         of_row = [result for result in results if result["row"] == name]
         if of_row:
-            lines.append(f"| {name} | {len(of_row)} | {' | '.join(_cell(of_row, key) for key in lists)} |")
+            rows.append({"row": name, "seeds": len(of_row), **{key: _cell(of_row, key) for key in lists}})
     if set(lists) <= set(PUBLISHED):
-        lines.append(f"| readme of the published code | | {' | '.join(f'{PUBLISHED[key]:.1f}' for key in lists)} |")
+        rows.append({"row": "readme of the published code", "seeds": None, **{key: PUBLISHED[key] for key in lists}})
     notes = sorted({note for result in results for note in result["protocols"]})
-    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
+    return "\n".join([as_table(rows), *notes]).rstrip() + "\n"
 
 
 def _mean(by_scan: Mapping[str, float]) -> float:
@@ -179,11 +155,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--seeds must be at least 0")
     start_logging(options.quiet)
     device = choose_device(options.device)
-    paths = []
+    paths, test = [], partial(test_segmenter, lists=options.tested)
     for seed in options.seeds:
         for name in options.rows:
             settings = row_settings(name, seed, options.cohort, options.output, options.config_path, options.overrides)
-            paths.append(run_row(name, seed, settings, options.output, options.tested, device, not options.quiet))
+            path, validate = result_path(options.output, name, seed), settings.dataset.split.valid is not None
+            about = {"row": name, "seed": seed}
+            paths.append(run_once(path, about, settings, test, device, not options.quiet, validate))
     table = as_markdown(paths, options.tested)
     write_text(options.output / "table.md", table)
     print(table)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,9 @@ from benchmarks.weak_supervision.judgement import judge
 from benchmarks.weak_supervision.rows import ROWS, SCALES, row_settings
 from configs.settings import Settings, read_settings
 from datasets.cohort import read_cohort
-from datasets.window import WINDOW
 from evaluation.inference import predict_case
 from evaluation.metrics import COLUMNS, summarise
-from models import Segmenter
-from models.checkpoint import BEST, SegmenterInput, load, load_segmenter
+from models.checkpoint import BEST, load_segmenter
 from models.layers import place
 from train import train, used_splits
 from training.run import TrainingRun
@@ -85,20 +83,6 @@ def train_row(settings: Settings, device: torch.device, progress: bool, validate
         train(JudgedRun(settings, cohort, device, resume=True, validate=validate, progress=progress))
 
 
-def load_trained(settings: Settings, checkpoint: str, device: torch.device | None = None) -> tuple[Segmenter, str]:
-    """Load a segmenter from the folder of a run, and the normalization that it was trained with.
-
-    On a device it gets that device's layout; None leaves it on the CPU, in its usual layout.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    image = settings.image
-    default = SegmenterInput(size=image.size, window=WINDOW, normalization=image.normalization)
-    segmenter, facts = load_segmenter(settings.exp.folder / checkpoint, default)
-    return (segmenter if device is None else place(segmenter, device)), facts.trained_on.normalization
-
-
 def best_threshold(probabilities: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> float:
     """The one of `THRESHOLDS` with the highest mean Dice over scans with lesion."""
 
@@ -114,11 +98,13 @@ def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
     """Score the selected segmenter on the test scans.
 
     Returns:
-        ``threshold``, chosen on the validation scans with lesion, the summary of the scores, and ``rows``, one per
-        scan. Scores that are undefined for a scan are left out of its row.
+        ``best_iteration`` and ``valid_dice`` of the segmenter; ``test``: ``threshold``, chosen on the validation scans
+        with lesion, the summary of the scores, and ``rows``, one per scan, without scores that are undefined for it;
+        and the curves of the training.
     """
-    split = settings.dataset.split
-    segmenter, normalization = load_trained(settings, BEST, device)
+    split, normalization = settings.dataset.split, settings.image.normalization
+    segmenter, facts = load_segmenter(settings.exp.folder / BEST)
+    segmenter = place(segmenter, device)
     names = {"VALID": split.valid, "TEST": split.test, "TESTH": split.testh}
     cohort = read_cohort(settings.dataset.root, names, settings.image.size)
     known = [predict_case(segmenter, case, "VALID", normalization) for case in cohort.pop("VALID")]
@@ -129,47 +115,37 @@ def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
         for case in cases
     ]
     rows = [{name: score[name] for name in COLUMNS if score[name] is not None} for score in scores]
-    return {"threshold": round(threshold, 3), **summarise(scores), "rows": rows}
-
-
-def run_row(name: str, size: str, seed: int, output: Path, device: torch.device, progress: bool = False) -> Path:
-    """Train and test one run and write its result, unless it is there; returns the result file.
-
-    Raises:
-        GasnetError: the run cannot be trained, or was started with other settings.
-    """
-    settings = row_settings(name, size, seed, output / "cohort", output)
-    path = result_path(output, name, seed)
-    if is_finished(path, settings):
-        return path
-    train_row(settings, device, progress)
-    best = load(settings.exp.folder / BEST)
-    result = {
-        "row": name,
-        "seed": seed,
-        "size": size,
-        "best_iteration": best["iteration"],
-        "valid_dice": best["valid_dice"],
-        "test": test_row(settings, device),
+    return {
+        "best_iteration": facts.iteration,
+        "valid_dice": facts.valid_dice,
+        "test": {"threshold": round(threshold, 3), **summarise(scores), "rows": rows},
         **_curves(settings.exp.folder / "metrics.jsonl"),
-        "environment": environment(device),
-        "settings": settings_to_record(settings),
     }
-    write_text(path, as_json(result))
-    return path
 
 
-def is_finished(path: Path, settings: Settings) -> bool:
-    """Whether a run has a result.
+def run_once(
+    path: Path,
+    about: Mapping[str, Any],
+    settings: Settings,
+    test: Callable[[Settings, torch.device], dict[str, Any]],
+    device: torch.device,
+    progress: bool = False,
+    validate: bool = True,
+) -> Path:
+    """Train and test one run and write its result, what is said about it first, unless it is there; returns the file.
 
     Raises:
-        SettingsError: it was made with other settings.
+        SettingsError: the result was made, or the run was started, with other settings.
+        GasnetError: the run cannot be trained.
     """
+    recorded = settings_to_record(settings)
     if not path.is_file():
-        return False
-    if json.loads(path.read_text(encoding="utf-8"))["settings"] != settings_to_record(settings):
+        train_row(settings, device, progress, validate)
+        facts = {**about, **test(settings, device), "environment": environment(device), "settings": recorded}
+        write_text(path, as_json(facts))
+    elif json.loads(path.read_text(encoding="utf-8"))["settings"] != recorded:
         raise SettingsError(f"{path}: made with other settings; remove it and its run or choose another --output")
-    return True
+    return path
 
 
 def settings_to_record(settings: Settings) -> dict[str, Any]:
@@ -222,7 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = [(name, seed) for seed in options.seeds for name in options.rows]
     for name, seed in runs:
         try:
-            run_row(name, options.size, seed, options.output, device, progress)
+            settings = row_settings(name, options.size, seed, options.output / "cohort", options.output)
+            about = {"row": name, "seed": seed, "size": options.size}
+            run_once(result_path(options.output, name, seed), about, settings, test_row, device, progress)
         except GasnetError as error:
             failed[f"{name}, seed {seed}"] = str(error)
     print(f"{len(runs) - len(failed)} of {len(runs)} runs finished; results in {options.output / 'results'}")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.records import as_table
 from benchmarks.weak_supervision.rows import ROWS
 from utils.cli import new_parser, run
 from utils.errors import GasnetError
@@ -120,40 +121,25 @@ def seeds_of(*rows: Results) -> list[int]:
     return sorted(set.intersection(*({result["seed"] for result in results} for results in rows)))
 
 
-_COLUMNS = (
-    "row",
-    "seeds",
-    "test Dice",
-    "95 % interval",
-    "SD over seeds",
-    "false positives in healthy scans, ml",
-    "thresholds",
-    "validation Dice",
-    "best iteration",
-)
-
-
-def row_line(title: str, results: Results) -> str:
+def row_of(title: str, results: Results) -> dict[str, str]:
     """A row of the table."""
     seeds = seeds_of(results)
     matrix = dice_matrix(results, seeds)
-    low, high = interval(lambda mean: mean, matrix)
     found = [result["test"]["no_lesion"]["false_positive_ml"]["mean"] for result in results]
-    cells = (
-        title,
-        f"{len(seeds)}",
-        f"{matrix.mean():.3f}",
-        f"{low:.3f} to {high:.3f}",
-        f"{matrix.mean(axis=1).std():.3f}" if len(seeds) > 1 else "-",
-        f"{np.mean(found):.0f}",
-        ", ".join(f"{result['test']['threshold']:.2f}" for result in results),
-        f"{np.mean([result['valid_dice'] for result in results]):.3f}",
-        ", ".join(str(result["best_iteration"]) for result in results),
-    )
-    return f"| {' | '.join(cells)} |"
+    return {
+        "row": title,
+        "seeds": f"{len(seeds)}",
+        "test Dice": f"{matrix.mean():.3f}",
+        "95 % interval": "{:.3f} to {:.3f}".format(*interval(lambda mean: mean, matrix)),
+        "SD over seeds": f"{matrix.mean(axis=1).std():.3f}" if len(seeds) > 1 else "-",
+        "false positives in healthy scans, ml": f"{np.mean(found):.0f}",
+        "thresholds": ", ".join(f"{result['test']['threshold']:.2f}" for result in results),
+        "validation Dice": f"{np.mean([result['valid_dice'] for result in results]):.3f}",
+        "best iteration": ", ".join(str(result["best_iteration"]) for result in results),
+    }
 
 
-def claim_line(claim: Claim, found: Mapping[str, Results]) -> str | None:
+def claim_row(claim: Claim, found: Mapping[str, Results]) -> dict[str, str] | None:
     """A row of the table of claims, or None if a row of the claim has no results."""
     if any(name not in found for name in claim.rows):
         return None
@@ -164,38 +150,25 @@ def claim_line(claim: Claim, found: Mapping[str, Results]) -> str | None:
     value = float(claim.value(*(matrix.mean() for matrix in matrices)))
     low, high = interval(claim.value, *matrices)
     by_seed = claim.value(*(matrix.mean(axis=1) for matrix in matrices))
-    cells = (
-        claim.title,
-        f"{value:.2f}",
-        f"{low:.2f} to {high:.2f}",
-        ", ".join(f"{one:.2f}" for one in by_seed),
-        f"{claim.target:g}, interval above {claim.above:g}",
-        _met(value >= claim.target and low > claim.above and min(by_seed) > 0, len(seeds)),
-    )
-    return f"| {' | '.join(cells)} |"
-
-
-def _met(shown: bool, seeds: int) -> str:
-    if seeds < FEWEST_SEEDS:
-        return f"open: {seeds} of {FEWEST_SEEDS} seeds"
-    return "yes" if shown else "no"
+    shown = value >= claim.target and low > claim.above and min(by_seed) > 0
+    return {
+        "claim": claim.title,
+        "value": f"{value:.2f}",
+        "95 % interval": f"{low:.2f} to {high:.2f}",
+        "per seed": ", ".join(f"{one:.2f}" for one in by_seed),
+        "target": f"{claim.target:g}, interval above {claim.above:g}",
+        "met": f"open: {len(seeds)} of {FEWEST_SEEDS} seeds" if len(seeds) < FEWEST_SEEDS else "yes" if shown else "no",
+    }
 
 
 def as_markdown(found: Mapping[str, Results]) -> str:
     """The tables: rows by section, then the claims."""
-    parts = []
-    for group, title in GROUPS.items():
-        lines = [row_line(ROWS[name].title, results) for name, results in found.items() if ROWS[name].group == group]
-        if lines:
-            parts.append(_table(title, _COLUMNS, lines))
-    lines = [line for claim in CLAIMS if (line := claim_line(claim, found))]
-    if lines:
-        parts.append(_table("Claims", ("claim", "value", "95 % interval", "per seed", "target", "met"), lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def _table(title: str, columns: Sequence[str], lines: Sequence[str]) -> str:
-    return "\n".join([f"**{title}**\n", f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *lines])
+    parts = {
+        title: [row_of(ROWS[name].title, results) for name, results in found.items() if ROWS[name].group == group]
+        for group, title in GROUPS.items()
+    }
+    parts["Claims"] = [row for claim in CLAIMS if (row := claim_row(claim, found))]
+    return "\n".join(f"**{title}**\n\n{as_table(rows)}" for title, rows in parts.items() if rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

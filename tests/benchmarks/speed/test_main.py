@@ -22,9 +22,9 @@ def test_a_part_is_measured_printed_and_written(tmp_path, capsys, monkeypatch):
     assert [(row["what"], row["way"], row["repetitions"]) for row in results["segmenter"]] == [
         ("S", "baseline", 2), ("S", "ours", 2)
     ]  # fmt: skip
-    table = command.as_markdown(results["segmenter"])
+    table = "".join(line for line in capsys.readouterr().out.splitlines(keepends=True) if line.startswith("|"))
+    assert table.startswith("| what | way | median_s | ratio |")
     assert table in (tmp_path / "cpu_segmenter.md").read_text()
-    assert table in capsys.readouterr().out
 
 
 def test_rows_by_hand():

@@ -75,8 +75,8 @@ def test_lists_without_lesions_hold_the_volume_found(tmp_path, monkeypatch):
     with torch.no_grad():
         everything.predict.weight.zero_()
         everything.predict.bias.fill_(9)
-    monkeypatch.setattr(public, "load_trained", lambda *arguments: (everything.eval(), "window"))
-    found = public.test_segmenter(settings, ["test", "testh"], torch.device("cpu"))
+    monkeypatch.setattr(public, "load_segmenter", lambda path: (everything, None))
+    found = public.test_segmenter(settings, torch.device("cpu"), ["test", "testh"])
     lesion, lung = ({name: facts[key] for name, facts in read_facts(root).items()} for key in ("lesion_ml", "lung_ml"))
     assert found["found_ml"]["testh"] == pytest.approx({n: lung[n] for n in ("testh_000", "testh_001")}, abs=0.1)
     expected = {n: 2 * lesion[n] / (lesion[n] + lung[n]) for n in ("test_000", "test_001")}

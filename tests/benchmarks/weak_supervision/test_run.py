@@ -116,6 +116,7 @@ def test_runs_are_trained_tested_and_skipped_when_finished(output, monkeypatch, 
 
 def test_an_interrupted_run_resumes_and_one_with_other_settings_is_refused(output, monkeypatch):
     settings, begun, train = row_settings("s-1", "small", 0, output / "cohort", output), [], run.train
+    path = run.result_path(output, "s-1", 0)
 
     def stopped(training):
         begun.append(training.iteration)
@@ -124,10 +125,10 @@ def test_an_interrupted_run_resumes_and_one_with_other_settings_is_refused(outpu
 
     monkeypatch.setattr(run, "train", stopped)
     with pytest.raises(SystemExit):
-        run.run_row("s-1", "small", 0, output, CPU)
-    assert not run.result_path(output, "s-1", 0).exists()
+        run.run_once(path, {}, settings, run.test_row, CPU)
+    assert not path.exists()
     monkeypatch.setattr(run, "train", lambda training: begun.append(training.iteration) or train(training))
-    run.run_row("s-1", "small", 0, output, CPU)
+    run.run_once(path, {}, settings, run.test_row, CPU)
     assert begun == [0, 2]
     longer = settings.solver.model_copy(update={"iter_max": 9})
     with pytest.raises(SettingsError, match="started with other settings"):

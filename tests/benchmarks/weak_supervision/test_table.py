@@ -6,12 +6,12 @@ import pytest
 from benchmarks.weak_supervision.table import (
     CLAIMS,
     as_markdown,
-    claim_line,
+    claim_row,
     dice_matrix,
     interval,
     main,
     read_results,
-    row_line,
+    row_of,
 )
 from utils.errors import GasnetError
 
@@ -33,7 +33,7 @@ def result(row, seed, dice, false_positive=10.0, valid=0.6, iteration=50, thresh
 
 def test_a_row_of_the_table_by_hand():
     results = [result("s-1", 0, (0.1, 0.3), 4, 0.5, 50, 0.3), result("s-1", 1, (0.5, 0.7), 8, 0.7, 100, 0.42)]
-    cells = [cell.strip() for cell in row_line("S", results).strip("|").split("|")]
+    cells = list(row_of("S", results).values())
     # Means 0.2 and 0.6: their deviation is 0.2; resampling reaches from one seed's lower scan to the other's higher.
     assert cells == ["S", "2", "0.400", "0.100 to 0.700", "0.200", "6", "0.30, 0.42", "0.600", "50, 100"]
 
@@ -65,11 +65,11 @@ def test_claims_compare_the_seeds_that_all_rows_have():
         "s-40": [result("s-40", seed, (0.6, 0.8)) for seed in (0, 1, 2)],
         "no-adversarial": [result("no-adversarial", 0, (0.4, 0.6))],
     }
-    gap, without_d = (claim_line(claim, found) for claim in CLAIMS)
-    assert "| 0.75 | 0.75 to 0.75 | 0.75, 0.75, 0.75 | 0.5, interval above 0.25 | yes |" in gap
-    assert "| 0.10 | 0.10 to 0.10 | 0.10 | 0.03, interval above 0 | open: 1 of 3 seeds |" in without_d
+    gap, without_d = (list(claim_row(claim, found).values())[1:] for claim in CLAIMS)
+    assert gap == ["0.75", "0.75 to 0.75", "0.75, 0.75, 0.75", "0.5, interval above 0.25", "yes"]
+    assert without_d == ["0.10", "0.10 to 0.10", "0.10", "0.03, interval above 0", "open: 1 of 3 seeds"]
     found["no-adversarial"] += [result("no-adversarial", k, dice) for k, dice in ((1, (0.3, 0.5)), (2, (0.5, 0.7)))]
-    assert claim_line(CLAIMS[1], found).endswith("| no |")  # not in every seed
+    assert claim_row(CLAIMS[1], found)["met"] == "no"  # not in every seed
     text = as_markdown(found)
     assert text.index("**S alone**") < text.index("**GASNet**") < text.index("**Claims**")
 
