@@ -15,7 +15,7 @@ from pathlib import Path
 from datasets.segments import is_segmentation, referenced_series
 from datasets.volumes import Scan, is_volume_file, volume_id
 from utils.errors import VolumeError
-from utils.files import names_a_file, walk_files
+from utils.files import names_a_file, walk_files, without_partial_suffix
 
 _MASK_WORDS = "label|lesion|mask|seg|segmentation|infection|annotation|annot|gt|roi|lung|lungs|lungmask|prediction|pred"
 _MASK_SUFFIX = re.compile(rf"[._-]({_MASK_WORDS})s?$", re.IGNORECASE)
@@ -60,6 +60,7 @@ def match_masks(folder: Path, scans: Mapping[str, Scan]) -> tuple[dict[str, Path
         raise VolumeError(f"{folder}: no such folder; expected masks named as their scans")
     own = {path.resolve() for scan in scans.values() for path in scan.files}
     files = (path for path in walk_files(folder) if names_a_file(path) and path.resolve() not in own)
+    files = (path for path in files if without_partial_suffix(path.name) == path.name)
     masks = [path for path in files if is_volume_file(path) or is_segmentation(path)]
     by_name = [_index(scans, tier) for tier in range(4)]
     by_uid = {scan.series.first.series: case_id for case_id, scan in scans.items() if scan.series is not None}

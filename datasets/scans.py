@@ -54,6 +54,7 @@ _GENERIC = ("ct", "image", "img", "imaging", "scan", "volume", "vol", "data", "s
 _PACKED_NAME = re.compile(
     r"\.(zip|7z|rar|tar|tgz|tar\.\w+|(dcm|ima|dicom)\.(gz|bz2|xz|zst)|nii\.(bz2|xz|zst))$", re.IGNORECASE
 )
+_PACKING = re.compile(r"\.(gz|bz2|xz|zst|lz4|Z)$")
 _UNREAD_NAME = re.compile(r"\.(np[yz]|mg[hz]|mnc|h5|hdf5|mat|pic|vtk|vti)$", re.IGNORECASE)
 """Files that may hold CTs and are not read."""
 
@@ -260,13 +261,17 @@ def _pass_over_rest(found: _Found) -> list[Other]:
     """Sort what is neither volume nor DICOM; returns what should be a slice of a series beside it.
 
     That is a file that is named like the slices of its folder, but for numbers and for the ending of a file that is
-    still being copied.
+    packed or still being copied; unless what it will become is there.
     """
     patterns = {(path.parent, _pattern(path.name)) for path in found.dicom}
     lost = []
     for path in found.rest:
         name, hidden, reason = without_partial_suffix(path.name), path.name.startswith("."), _why_unreadable(path)
-        if (path.parent, _pattern(name)) in patterns or (reason == _LFS and not hidden):
+        name = _PACKING.sub("", name)
+        is_slice = (path.parent, _pattern(name)) in patterns
+        if is_slice and name != path.name and (path.parent / name).is_file():
+            found.passed.append(PassedOver(path, "copy of a slice, packed or in part"))
+        elif is_slice or (reason == _LFS and not hidden):
             lost.append(Other(path, reason or "damaged, or not DICOM", damaged=True))
         elif path.name.upper() == "DICOMDIR":
             found.passed.append(PassedOver(path, "DICOM directory"))
@@ -287,6 +292,8 @@ def _why_unreadable(path: Path) -> str | None:
         return f"cannot be read ({error.strerror})"
     if without_partial_suffix(path.name) != path.name:
         return "copied in part"
+    if start and _PACKING.search(path.name):
+        return "packed, unlike other slices of its folder (unpack it)"
     return _LFS if start == _POINTER else None if start else "empty"
 
 

@@ -88,13 +88,20 @@ def names_a_file(path: Path) -> bool:
     return path.is_file() or is_dangling(path)
 
 
-_PARTIAL = re.compile(r"\.(part|partial|filepart|crdownload|download|opdownload|tmp)$", re.IGNORECASE)
-"""Names of files that are still being copied, hidden or not."""
+_PARTIAL = re.compile(
+    r"(.+)\.(?:part|partial|filepart|crdownload|download|opdownload|tmp)|\.(.+)\.\w{6}", re.IGNORECASE
+)
+"""Names of files that are still being copied, hidden or not; the last form is that of rsync."""
 
 
 def without_partial_suffix(name: str) -> str:
     """The name that a file will have once it is copied; the same name for a complete file."""
-    return _PARTIAL.sub("", name).lstrip(".") if _PARTIAL.search(name) else name
+    match = _PARTIAL.fullmatch(name)
+    return (match[1] or match[2]).removeprefix(".syncthing.").lstrip(".") if match else name
+
+
+def _is_partial(path: Path) -> bool:
+    return _PARTIAL.fullmatch(path.name) is not None and not path.is_dir()
 
 
 def walk_files(
@@ -115,7 +122,7 @@ def walk_files(
             if is_folder and (place := os.path.realpath(path)) not in seen and not (skip is not None and skip(path)):
                 seen.add(place)
                 entries = sorted(path.iterdir(), reverse=True)
-                left += [e for e in entries if not e.name.startswith((".", "__MACOSX")) or _PARTIAL.search(e.name)]
+                left += [e for e in entries if not e.name.startswith((".", "__MACOSX")) or _is_partial(e)]
         except OSError as error:
             if unreadable is None:
                 raise

@@ -78,6 +78,9 @@ def test_slices_of_one_name_are_told_apart_by_their_folders(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 8912\n", "IM{}", "IM9: a Git LFS pointer"),
         (b"\0" * 300, "IM{}.crdownload", "IM9.crdownload: copied in part"),
         (b"\0" * 300, ".IM{}.filepart", ".IM9.filepart: copied in part"),
+        (b"\0" * 300, ".IM{}.Xy12Zq", ".IM9.Xy12Zq: copied in part"),  # of rsync
+        (b"\0" * 300, ".syncthing.IM{}.tmp", "IM9.tmp: copied in part"),
+        (b"\x1f\x8b" * 99, "IM{}.gz", r"IM9.gz: packed, unlike other slices of its folder \(unpack it\)"),
         (b"text", "IM{}", "IM9: damaged, or not DICOM"),
     ],
 )
@@ -92,6 +95,10 @@ def test_a_file_named_as_a_slice_that_cannot_be_read(tmp_path, content, name, ma
     (folder / "notes.txt").write_text("is no slice")
     (folder / "done").touch()
     refused(folder, only(tmp_path).read, match)
+    if name != "IM{}":  # beside the slice that it is a copy of
+        (folder / name.format(8)).write_bytes(content)
+        (folder / name.format(9)).unlink()
+        assert len(only(tmp_path).files) == 9
 
 
 @pytest.mark.fault("fewer slices than were acquired")
