@@ -234,35 +234,22 @@ def _false_positives(rows: Sequence[Row]) -> Row:
 
 def as_table(summary: dict[str, Any]) -> str:
     """A summary as the lines that test.py prints: mean +- standard deviation, ratios in percent."""
-    lesion, no_lesion, unknown = (summary[kind] for kind in ("lesion", "no_lesion", "unknown"))
     lines = []
-    if lesion["scans"]:
-        lines.append(f"with lesion ({lesion['scans']} scans)")
-        lines += [_line(lesion, name, "%", 100) for name in RATIOS]
-        lines += [_line(lesion, name, "ml") for name in ("predicted_ml", "true_ml", "volume_error_ml")]
-        lines.append(_line(lesion, "volume_error_percent", "%"))
-        if hd95_mm := lesion.get("hd95_mm"):
-            over = f"(over {hd95_mm['scans']} scans; in {hd95_mm['undefined']} nothing was found)"
-            tolerance = f"(within {lesion['surface_dice']['tolerance_mm']:g} mm)"
-            found = f"({lesion['lesions_found']} of {lesion['lesions']} lesions found)"
-            lines += [
-                _line(lesion, "hd95_mm", "mm") + (f"  {over}" if hd95_mm["undefined"] else ""),
-                f"{_line(lesion, 'surface_dice', '%', 100)}  {tolerance}",
-                f"{_line(lesion, 'lesion_sensitivity', '%', 100)}  {found}",
-                _line(lesion, "false_positive_lesions"),
-                _line(lesion, "lesion_f1", "%", 100),
-            ]
-    for what, part, name in (("without lesion", no_lesion, "false_positive_ml"), ("unknown", unknown, "predicted_ml")):
-        if part["scans"]:
-            lines.append(f"{what} ({part['scans']} scans, something found in {part['scans_with_prediction']})")
-            lines.append(_line(part, name, "ml"))
-            if "false_positive_lesions" in part:
-                lines.append(_line(part, "false_positive_lesions"))
+    for kind, title in (("lesion", "with lesion"), ("no_lesion", "without lesion"), ("unknown", "unknown")):
+        if (part := summary[kind])["scans"]:
+            found = f", something found in {part['scans_with_prediction']}" if "scans_with_prediction" in part else ""
+            lines.append(f"{title} ({part['scans']} scans{found})")
+            lines += [_line(name, value) for name, value in part.items() if isinstance(value, dict)]
+            if "lesions" in part:
+                lines.append(f"  {part['lesions_found']} of {part['lesions']} lesions found")
     return "\n".join(lines)
 
 
-def _line(part: Row, name: str, unit: str = "", factor: float = 1) -> str:
-    value = part[name]
-    if value["mean"] is None:
-        return f"  {name:22}     -"
-    return f"  {name:22} {factor * value['mean']:5.1f} ± {factor * value['std']:.1f} {unit}".rstrip()
+def _line(name: str, value: Row) -> str:
+    end = name.rsplit("_")[-1]
+    factor, unit = {"ml": (1, "ml"), "mm": (1, "mm"), "percent": (1, "%"), "lesions": (1, "")}.get(end, (100, "%"))
+    more = ", ".join(f"{key} {value[key]:g}" for key in ("scans", "undefined", "tolerance_mm") if key in value)
+    numbers = (
+        "    -" if value["mean"] is None else f"{factor * value['mean']:5.1f} ± {factor * value['std']:.1f} {unit}"
+    )
+    return f"  {name:22} {numbers}  ({more})" if more else f"  {name:22} {numbers}".rstrip()

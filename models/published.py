@@ -103,19 +103,6 @@ def is_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
     return any(name.startswith(first.split(".")[0]) for name in without_wrappers(state_dict))
 
 
-def published_heads(state_dict: Mapping[str, Tensor]) -> int | None:
-    """The number of heads of a published discriminator, None if the weights are of another network.
-
-    The layers of the second head are in the state dict of either. With one head, the last linear layer takes all
-    features, a multiple of the channels of the lowest level; with two, it takes one value per patch: 50 as published.
-    """
-    plain = without_wrappers(state_dict)
-    layer, lowest = plain.get("layer.weight"), plain.get("cov12.0.bias")
-    if layer is None or lowest is None or layer.ndim != 2 or not len(lowest):
-        return None
-    return 2 if layer.shape[1] % len(lowest) else 1
-
-
 def load_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
     """Load weights of the published code into a Segmenter, Generator or Discriminator.
 
@@ -124,16 +111,11 @@ def load_published(network: nn.Module, state_dict: Mapping[str, Tensor]) -> str:
     ``segmenter``, ``generator``, ``discriminator with one head`` or ``... two heads``.
 
     Raises:
-        CheckpointError: an entry is missing, unknown, or has a different shape, or the weights are those of a
-            discriminator with another number of heads.
+        CheckpointError: an entry is missing, unknown, or has a different shape, as in a discriminator with another
+            number of heads.
     """
     title = _title(network)
     modules, unused = _PUBLISHED[title]
-    if isinstance(network, Discriminator) and (heads := published_heads(state_dict)) not in (None, network.heads):
-        raise CheckpointError(
-            f"the weights of a published {_HEADS[heads]}, this network has {network.heads}; "
-            f"set MODEL.DISCRIMINATOR_HEADS={heads}"
-        )
     ours = {_published_name(modules, name): name for name in network.state_dict()}
     given: dict[str, Tensor] = {}
     for name, tensor in without_wrappers(state_dict).items():

@@ -102,11 +102,11 @@ def cohort_plots(rows: Sequence[Mapping[str, str | float | None]]) -> list[Plot]
     ):
         if len(values := _numbers(rows, key)):
             caption = f"{_cases(values)}{of}: {_spread(values, digits, '' if key == 'dice' else f' {unit}')}."
-            plots.append(draw(key, title, caption, lambda axes, v=values, u=unit: _strips(axes, {"": v}, u), left=0.2))
+            plots.append(draw(key, title, caption, lambda axes, v=values, u=unit: _boxes(axes, {"": v}, u), left=0.2))
     volumes = {name: values for name in ("predicted", "true") if len(values := _numbers(rows, f"{name}_ml"))}
     if volumes:
         caption = " ".join(f"{name.capitalize()}, {_cases(v)}: {_spread(v, 1, ' ml')}." for name, v in volumes.items())
-        plots.append(draw("volumes", "Lesion volume", caption, lambda axes: _strips(axes, volumes, "ml"), left=0.75))
+        plots.append(draw("volumes", "Lesion volume", caption, lambda axes: _boxes(axes, volumes, "ml"), left=0.75))
     # A scan without lesion cannot be underestimated, and many of them would hide how far the others are off.
     pairs = [(row["predicted_ml"], row["true_ml"]) for row in rows if row.get("true_ml")]
     if pairs:
@@ -142,26 +142,17 @@ def _bland_altman(predicted: np.ndarray, true: np.ndarray) -> Plot:
     return draw("bland-altman", "Agreement of volumes (Bland-Altman)", caption + ".", paint, left=0.95)
 
 
-def _strips(axes: Axes, groups: Mapping[str, np.ndarray], unit: str) -> None:
-    """All values as dots, with quartiles; the scale is logarithmic above 1 if values are far apart."""
-    colours = {"predicted": PREDICTED, "true": TRUE}
-    for number, (name, values) in enumerate(groups.items()):
-        # Fixed shifts, so that dots side by side are seen and the same page comes out every time.
-        shifts = ((np.arange(len(values)) * 0.618034) % 1 - 0.5) * 0.5
-        axes.scatter(values, number + shifts, s=16, color=colours.get(name, OTHER), alpha=0.7, linewidths=0)
-        low, middle, high = np.percentile(values, (25, 50, 75))
-        axes.plot([low, high], [number, number], color=INK, linewidth=1)
-        axes.plot([middle, middle], [number - 0.32, number + 0.32], color=INK, linewidth=1.8)
+def _boxes(axes: Axes, groups: Mapping[str, np.ndarray], unit: str) -> None:
+    """Medians, quartiles and ranges; the scale is logarithmic above 1 if values are far apart."""
+    line = {"color": INK}
+    styles = dict.fromkeys(("boxprops", "whiskerprops", "capprops", "medianprops"), line)
+    axes.boxplot(list(groups.values()), orientation="horizontal", tick_labels=list(groups), whis=(0, 100), **styles)
     largest = max(float(values.max()) for values in groups.values())
     smallest = min(float(np.median(values)) for values in groups.values())
     if largest > 30 * max(smallest, 1.0):
         axes.set_xscale("symlog", linthresh=1.0)
         axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_yticks(range(len(groups)), list(groups))
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.set_ylim(len(groups) - 0.5, -0.5)
-    axes.set_xlabel(f"{unit}; bars: median and quartiles")
+    axes.set_xlabel(f"{unit}; median, quartiles and range")
 
 
 def _numbers(rows: Sequence[Mapping[str, str | float | None]], key: str) -> np.ndarray:

@@ -110,10 +110,10 @@ def test_an_undefined_hd95_is_counted_and_not_averaged():
     assert summary["lesion"]["hd95_mm"] == {"scans": 2, "undefined": 1, "mean": pytest.approx(5), "std": 5}
     assert summary["lesion"]["surface_dice"]["mean"] == pytest.approx(1 / 3)
     assert (summary["lesion"]["lesions"], summary["lesion"]["lesions_found"]) == (3, 1)
-    assert "hd95_mm                  5.0 ± 5.0 mm  (over 2 scans; in 1 nothing was found)" in as_table(summary)
+    assert "hd95_mm                  5.0 ± 5.0 mm  (scans 2, undefined 1)" in as_table(summary)
     nowhere = summarise([detailed(voxels(), truth)])
     assert nowhere["lesion"]["hd95_mm"] == {"scans": 0, "undefined": 1, "mean": None, "std": None}
-    assert "hd95_mm                    -  (over 0 scans; in 1 nothing was found)" in as_table(nowhere)
+    assert "hd95_mm                    -  (scans 0, undefined 1)" in as_table(nowhere)
 
 
 def test_details_do_not_depend_on_what_surrounds_the_masks():
