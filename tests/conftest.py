@@ -5,7 +5,6 @@ import pytest
 from scipy import ndimage
 
 from datasets.phantom.make import write_phantoms
-from tests.faults import case_of, cases
 from tests.volumes import write
 
 SPLITS = {
@@ -111,26 +110,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Skip slow tests unless asked for, and attach the cases of docs/faults.md to the tests that show them.
-
-    Files that take minutes come first: behind the others, one process would wait for them.
-    """
+    """Skip slow tests unless asked for; files that take minutes come first, as one process would wait for them."""
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow; runs with --slow"))
-        for mark in item.iter_markers("fault"):
-            item.user_properties.append(("fault", case_of(mark.args[0])))
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Print how many cases of docs/faults.md were shown, and by how many tests."""
-    outcomes = {}
-    for outcome in ("passed", "failed", "error"):
-        for report in terminalreporter.getreports(outcome):
-            for name, case in getattr(report, "user_properties", ()):
-                if name == "fault":
-                    outcomes.setdefault(case, []).append(outcome)
-    shown = [tests for tests in outcomes.values() if set(tests) == {"passed"}]
-    passed = sum(map(len, shown))
-    terminalreporter.write_line(f"docs/faults.md: {len(shown)} of {len(cases())} cases shown, by {passed} tests")

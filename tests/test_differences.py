@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from scipy import ndimage
 
 from datasets.crop import CROP_SIZE
@@ -25,16 +24,3 @@ def test_the_last_plane_of_a_published_crop_is_0_for_some_lengths():
     assert map_window(np.zeros(1))[0] == 212.5
     kept = [1 - len(black[new]) / 698 for new in CROP_SIZE]
     assert 1 - np.prod(kept) == pytest.approx(0.24, abs=0.005)
-
-
-def test_the_first_step_of_adam():
-    """That of 2020 is today's with eps = 1e-8 / sqrt(1 - 0.999), 3e-7: below 1e-6, gradients count for less."""
-    steps = {}
-    for eps in (1e-8, 3.16228e-7):
-        weight = torch.zeros(6, dtype=torch.float64, requires_grad=True)
-        weight.grad = torch.tensor(IN_2020["adam_first_step"]["gradient"], dtype=torch.float64)
-        torch.optim.Adam([weight], lr=1.0, eps=eps).step()
-        steps[eps] = -weight.detach().numpy()
-    expected = np.array(IN_2020["adam_first_step"]["step"])
-    np.testing.assert_allclose(steps[3.16228e-7], expected, rtol=1e-5)
-    assert (steps[1e-8] / expected > [28, 16, 3.7, 1.3, 1.03, 1]).all()
