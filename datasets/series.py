@@ -346,13 +346,15 @@ def _ordered(slices: list[Slice], notes: Sequence[str]) -> Series:
 
 def _missing(series: Series, alone: bool) -> list[str]:
     """What the headers say about slices that are not there; InstanceNumbers left out may be of volumes beside it."""
-    slices, stated = series.slices, max(s.of_acquisition for s in series.slices)
+    slices, stated, thick = series.slices, max(s.of_acquisition for s in series.slices), series.first.thickness
     numbers = sorted(int(s.place_in_series) for s in slices if s.place_in_series.isdecimal())
     steps = set(np.diff(numbers).tolist()) if alone and len(numbers) == len(slices) else set()
     if stated > len(slices):
         evidence = f", but {stated} were acquired (ImagesInAcquisition)"
-    elif len(steps) == 1 and min(steps) > 1:
-        evidence = f" in steps of {min(steps)}, {series.step_mm:g} mm apart and {series.first.thickness:g} mm thick"
+    elif len(steps) == 1 and min(steps) > 1 and not series.step_mm < 1.01 * thick:  # slices that touch are complete
+        evidence = f" in steps of {min(steps)}, {series.step_mm:g} mm apart" + (
+            f" and {thick:g} mm thick" if thick else ""
+        )
     else:
         return []
     found = f", InstanceNumbers {numbers[0]} to {numbers[-1]}" if numbers else ""

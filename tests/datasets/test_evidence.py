@@ -297,5 +297,10 @@ def test_every_nth_slice_of_a_series_is_read_and_said(tmp_path, step, caplog):
     np.testing.assert_allclose(scan.geometry().GetSpacing()[2], 2.5 * step)
     found = f"InstanceNumbers 1 to {13 - step} in steps of {step}, {2.5 * step:g} mm apart and 2.5 mm thick"
     assert found in caplog.text
+    for path in folder.iterdir():  # slices that touch are numbered so
+        changed_slice(path, path, SliceThickness=2.5 * step)
+    caplog.clear()
+    find_scans(tmp_path)
+    assert caplog.text == ""
     (folder / f"slice{12 - step:03d}.dcm").unlink()  # the second
     refused(folder, only(tmp_path).read, "not evenly spaced|one slice")
