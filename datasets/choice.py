@@ -93,6 +93,16 @@ def whole_lungs(series: Series) -> int:
     return sum(bool(area.any()) and area[[0, -1]].max() < _CUT * area.max() for area in areas)
 
 
+def _are_one_ct(one: Series, other: Series) -> bool:
+    """Whether two series are copies, as sent twice under different UIDs."""
+    if one.geometry is None or one.geometry != other.geometry:
+        return False
+    try:
+        return np.array_equal(read_hu(one.slices), read_hu(other.slices))
+    except VolumeError:
+        return False
+
+
 RULES: tuple[tuple[str, Callable[[Series], Any]], ...] = (
     ("in HU", lambda s: s.first.quantity not in NOT_HU),
     ("not another part of the body", lambda s: shows_chest(s) >= 0),
@@ -157,6 +167,9 @@ def choose_series(candidates: Sequence[Series], choice: str | None) -> Choice:
         if worse:
             passed += [(series, rule) for series in worse]
             left, reason = [series for series in left if series not in worse], rule
+    if len(left) > 1 and all(_are_one_ct(left[0], other) for other in left[1:]):
+        passed, left = passed + [(copy, "a copy") for copy in left[1:]], left[:1]
+        reason = "the first of equal ones" if reason == "the only series" else reason
     if len(left) > 1:
         names = [name for series, name in zip(candidates, labels_of(candidates), strict=True) if series in left]
         problem = f"several series of {len(left[0].slices)} slices that no rule tells apart: {'; '.join(names)}"

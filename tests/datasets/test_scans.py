@@ -380,7 +380,8 @@ def test_quantities_that_are_no_hu_are_refused(tmp_path):
 
 @pytest.mark.fault("several series of as")
 def test_series_picks_by_uid_number_or_text_and_an_unclear_choice_is_refused(tmp_path, caplog):
-    bone = series(tmp_path / "s" / "a", **ONE_STUDY, SeriesNumber=2, SeriesDescription="Bone", SeriesInstanceUID="1.9")
+    tags = {"SeriesNumber": 2, "SeriesDescription": "Bone", "SeriesInstanceUID": "1.9"}
+    bone = series(tmp_path / "s" / "a", intercept=-1000, **ONE_STUDY, **tags)
     lung = series(tmp_path / "s" / "b", **ONE_STUDY, SeriesNumber=5, SeriesDescription="Lung 2.0")
     for choice, folder in (("2", bone), ("lung 2", lung), ("5", lung), ("1.9", bone), ("Bone", bone)):
         caplog.clear()
@@ -399,6 +400,16 @@ def test_series_picks_by_uid_number_or_text_and_an_unclear_choice_is_refused(tmp
     assert "number 2, Bone, 6 slices" in caplog.text
     assert "--series picks another of" in caplog.text
     assert "number 5, Lung 2.0, 5 slices" in caplog.text
+
+
+@pytest.mark.fault("a series that was sent twice")
+def test_a_series_that_was_sent_twice_under_two_uids_is_read_once(tmp_path, caplog):
+    first = series(tmp_path / "s" / "a", **ONE_STUDY)
+    second = series(tmp_path / "s" / "b", **ONE_STUDY)
+    assert list(paths(tmp_path).values()) == [first]
+    assert "(the first of equal ones); --series picks another" in caplog.text
+    changed_slice(min(second.iterdir()), min(second.iterdir()), RescaleIntercept=-1023)
+    assert "no rule tells apart" in next(iter(find_scans(tmp_path).values())).problem
 
 
 @pytest.mark.fault("enhanced CT")
