@@ -352,9 +352,7 @@ def _missing(series: Series, alone: bool) -> list[str]:
     if stated > len(slices):
         evidence = f", but {stated} were acquired (ImagesInAcquisition)"
     elif len(steps) == 1 and min(steps) > 1 and not series.step_mm < 1.01 * thick:  # slices that touch are complete
-        evidence = f" in steps of {min(steps)}, {series.step_mm:g} mm apart" + (
-            f" and {thick:g} mm thick" if thick else ""
-        )
+        evidence = f" in steps of {min(steps)}, {series.step_mm:g} mm apart" + f" and {thick:g} mm thick" * (thick > 0)
     else:
         return []
     found = f", InstanceNumbers {numbers[0]} to {numbers[-1]}" if numbers else ""

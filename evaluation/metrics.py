@@ -249,7 +249,6 @@ def _line(name: str, value: Row) -> str:
     end = name.rsplit("_")[-1]
     factor, unit = {"ml": (1, "ml"), "mm": (1, "mm"), "percent": (1, "%"), "lesions": (1, "")}.get(end, (100, "%"))
     more = ", ".join(f"{key} {value[key]:g}" for key in ("scans", "undefined", "tolerance_mm") if key in value)
-    numbers = (
-        "    -" if value["mean"] is None else f"{factor * value['mean']:5.1f} ± {factor * value['std']:.1f} {unit}"
-    )
+    mean, sd = value["mean"], value["std"]
+    numbers = "    -" if mean is None else f"{factor * mean:5.1f} ± {factor * sd:.1f} {unit}"
     return f"  {name:22} {numbers}  ({more})" if more else f"  {name:22} {numbers}".rstrip()

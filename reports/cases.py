@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from reports.page import INK, MINUS, Plot, draw, write_page
 from reports.views import View
 
-PREDICTED, TRUE, OTHER = "#e0761a", "#2f8fd0", "#14a37b"
-"""Orange, blue and green, distinguishable with colour blindness (after Okabe and Ito) on light and dark pages."""
+PREDICTED, OTHER = "#e0761a", "#14a37b"
+"""Orange and green, distinguishable with colour blindness (after Okabe and Ito) on light and dark pages."""
 
 LIMITS = 1.96
 """Standard deviations from the mean difference to the limits of agreement."""
@@ -144,14 +144,14 @@ def _bland_altman(predicted: np.ndarray, true: np.ndarray) -> Plot:
 
 def _boxes(axes: Axes, groups: Mapping[str, np.ndarray], unit: str) -> None:
     """Medians, quartiles and ranges; the scale is logarithmic above 1 if values are far apart."""
-    line = {"color": INK}
-    styles = dict.fromkeys(("boxprops", "whiskerprops", "capprops", "medianprops"), line)
+    styles = {key: {"color": INK} for key in ("boxprops", "whiskerprops", "capprops", "medianprops")}
     axes.boxplot(list(groups.values()), orientation="horizontal", tick_labels=list(groups), whis=(0, 100), **styles)
     largest = max(float(values.max()) for values in groups.values())
     smallest = min(float(np.median(values)) for values in groups.values())
     if largest > 30 * max(smallest, 1.0):
         axes.set_xscale("symlog", linthresh=1.0)
         axes.xaxis.set_major_formatter("{x:g}")
+    axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"{unit}; median, quartiles and range")
 
 
