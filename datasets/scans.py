@@ -29,6 +29,7 @@ import SimpleITK as sitk
 
 from datasets.choice import choose_series
 from datasets.dicom import EXTENSIONS, Other, Slice, is_dicom_file, read_slices, short_hash
+from datasets.formats import EXTENSIONS as VOLUMES
 from datasets.pairs import is_mask_name, mask_of
 from datasets.series import Series, common_folder, group_series, studies_of
 from datasets.volumes import DEFAULT, Reading, Scan, as_ct, is_volume_file, volume_id
@@ -69,7 +70,7 @@ _LONGEST_ID = 150
 _THREADS = 8
 
 _NAMED = 3
-_PACKED, _FORMAT = "packed file", "file of a type that is not read"
+_PACKED, _FORMAT, _PART = "packed file", "file of a type that is not read", "file that is not copied to its end"
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Index:
     def warnings(self) -> list[str]:
         """What may hold CTs and was not read, by name, with the remedy."""
         lines = []
-        for kind, remedy in ((_PACKED, "unpack"), (_FORMAT, "convert to NIfTI")):
+        for kind, remedy in ((_PACKED, "unpack"), (_FORMAT, "convert to NIfTI"), (_PART, "copy again")):
             paths = [str(item.path) for item in self.passed_over if item.kind == kind]
             more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
             if paths:
@@ -266,13 +267,15 @@ def _pass_over_rest(found: _Found) -> list[Other]:
     patterns = {(path.parent, _pattern(path.name)) for path in found.dicom}
     lost = []
     for path in found.rest:
-        name, hidden, reason = without_partial_suffix(path.name), path.name.startswith("."), _why_unreadable(path)
-        name = _PACKING.sub("", name)
+        whole, hidden, reason = without_partial_suffix(path.name), path.name.startswith("."), _why_unreadable(path)
+        name = _PACKING.sub("", whole)
         is_slice = (path.parent, _pattern(name)) in patterns
         if is_slice and name != path.name and (path.parent / name).is_file():
             found.passed.append(PassedOver(path, "copy of a slice, packed or in part"))
         elif is_slice or (reason == _LFS and not hidden):
             lost.append(Other(path, reason or "damaged, or not DICOM", damaged=True))
+        elif whole != path.name and whole.lower().endswith(VOLUMES) and not (path.parent / whole).is_file():
+            found.passed.append(PassedOver(path, _PART))
         elif path.name.upper() == "DICOMDIR":
             found.passed.append(PassedOver(path, "DICOM directory"))
         elif not hidden:

@@ -220,7 +220,15 @@ def test_slices_with_a_uid_each_that_stack_evenly_are_one_series(tmp_path, caplo
 @pytest.mark.fault("archives and files of other types")
 @pytest.mark.parametrize(
     ("names", "remedy"),
-    [(["a.zip"], "unpack"), (["a/1.dcm.gz", "a/2.dcm.gz"], "unpack"), (["a.npz"], "convert"), (["a.mgz"], "convert")],
+    [
+        *(
+            (["a.zip"], "unpack"),
+            (["a/1.dcm.gz", "a/2.dcm.gz"], "unpack"),
+            (["a.npz"], "convert"),
+            (["a.mgz"], "convert"),
+        ),
+        *((["a.nii.gz.part"], "copy again"), ([".a.nii.gz.Ab12Cd"], "copy again")),
+    ],
 )
 def test_what_may_hold_cts_and_is_not_read_is_named_even_if_quiet(tmp_path, names, remedy, caplog):
     write_dicom(tmp_path / "case", STORED)
