@@ -1,9 +1,9 @@
 """Which mask belongs to which scan: one rule for lesion labels, lung masks and cropped masks.
 
-A DICOM SEG belongs to the series that it refers to. Any other mask matches by the first of these that fits: the scan's
-id; its id and a suffix such as ``_mask``; the same name once the suffixes of CTs (``_ct``, nnU-Net's ``_0000``) and of
-masks are removed; the same for the name of the file or folder alone. A mask named alike in every folder
-(``mask.nii.gz``) has the name of its folder. Names are compared in Unicode's composed form (NFC).
+A DICOM SEG belongs to the series that it refers to, if one scan alone has its UID. Any other mask matches by the first
+of these that fits: the scan's id; its id and a suffix such as ``_mask``; the same name once the suffixes of CTs
+(``_ct``, nnU-Net's ``_0000``) and of masks are removed; the same for the name of the file or folder alone. A mask named
+alike in every folder (``mask.nii.gz``) has the name of its folder. Names are compared in Unicode's composed form (NFC).
 """
 
 import re
@@ -63,12 +63,15 @@ def match_masks(folder: Path, scans: Mapping[str, Scan]) -> tuple[dict[str, Path
     files = (path for path in files if without_partial_suffix(path.name) == path.name)
     masks = [path for path in files if is_volume_file(path) or is_segmentation(path)]
     by_name = [_index(scans, tier) for tier in range(4)]
-    by_uid = {scan.series.first.series: case_id for case_id, scan in scans.items() if scan.series is not None}
+    by_uid: dict[str, list[str]] = defaultdict(list)  # anonymisers give one UID to several patients
+    for case_id, scan in scans.items():
+        if scan.series is not None:
+            by_uid[scan.series.first.series].append(case_id)
     matched: dict[str, Path] = {}
     unmatched = []
     for path in masks:
-        case_id = None if is_volume_file(path) else by_uid.get(referenced_series(path) or None)
-        case_id = case_id or _scan_of(path, folder, by_name)
+        drawn_on = [] if is_volume_file(path) else by_uid.get(referenced_series(path) or None, [])
+        case_id = drawn_on[0] if len(drawn_on) == 1 else _scan_of(path, folder, by_name)
         if case_id is None:
             unmatched.append(path)
         elif case_id in matched:
