@@ -7,6 +7,7 @@ overlays the crop on its scan, and pasting back needs nothing else.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -40,7 +41,8 @@ NEAREST, LINEAR = 0, 1
 _ALIGNED = 0.05
 """Tolerance in voxels between a crop's corner and a voxel centre of its scan; headers have single precision."""
 
-_WINDOW_NOTE = "GASNet crop, {!r} to {!r} HU as 0 to 255"
+_WINDOW_NOTE = "GASNet crop, {!r} to {!r} HU"
+_LONGEST_NOTE = 79  # bytes, in a NIfTI header
 
 
 def recorded_window(path: Path) -> tuple[float, float]:
@@ -51,6 +53,29 @@ def recorded_window(path: Path) -> tuple[float, float]:
     """
     match = re.match(r"GASNet crop, (\S+) to (\S+) HU", read_header(path, DEFAULT.max_voxels).notes)
     return WINDOW if match is None else (float(match[1]), float(match[2]))
+
+
+def record_ct(crop: sitk.Image, ct: sitk.Image) -> None:
+    """Write a checksum of the CT into the header of its crop, so that wherever the crop goes it tells its CT."""
+    crop.SetMetaData(NOTES, f"{crop.GetMetaData(NOTES)}, CT {checksum_of_voxels(ct)}"[:_LONGEST_NOTE])
+
+
+def recorded_ct(path: Path) -> str | None:
+    """`checksum_of_voxels` of the CT of a crop, from its header; None if it is not recorded."""
+    match = re.fullmatch(r"GASNet crop, .*, CT ([0-9a-f]{32})", read_header(path, DEFAULT.max_voxels).notes)
+    return None if match is None else match[1]
+
+
+def checksum_of_voxels(ct: sitk.Image) -> str:
+    """A checksum of a CT's voxels, the same for all file types and orientations.
+
+    Values are in HU, and are rounded and clipped to -1024..3071.
+    """
+    values = lps_view(sitk.GetArrayViewFromImage(ct), ct)
+    digest = hashlib.sha256(str(values.shape).encode())
+    for plane in values:
+        digest.update(np.clip(np.rint(plane), -1024, 3071).astype("<i2").tobytes())
+    return digest.hexdigest()[:32]
 
 
 def remove_small_components(lungs: np.ndarray, share: float = SMALLEST_COMPONENT) -> np.ndarray:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets.cohort import FOLDERS, checksum_of_voxels
-from datasets.crop import LungMaskCrop
+from datasets.cohort import FOLDERS
+from datasets.crop import LungMaskCrop, record_ct
 from datasets.formats import files_of
 from datasets.lung_finders import Lungs
 from datasets.pairs import match_masks
@@ -75,9 +75,10 @@ def crop_scan(
         FolderError: the crops would replace somebody else's files.
     """
     ct, crops = cropper.crop_scan(scan, masks.labels.get(case_id), masks.lung_of(case_id, scan))
+    record_ct(crops[0], ct)
     paths = [ledger.folder / folder / f"{case_id}.nii.gz" for folder in FOLDERS[: len(crops)]]
     with ledger.writing(case_id, paths, recipe) as facts:
-        facts |= {"voxels": checksum_of_voxels(ct), "note": note}
+        facts |= {"note": note}
         for path, image in zip(paths, crops, strict=True):
             write_volume(image, path)
 

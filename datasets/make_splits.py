@@ -233,15 +233,12 @@ def cohort_ids(root: Path, healthy: Sequence[str]) -> tuple[list[str], list[str]
     Raises:
         CohortError: there are no images, no id or every id is healthy, or an item of `healthy` matches no id.
     """
-    from datasets.cohort import crop_entries, lesion_folder
+    from datasets.cohort import lesion_folder
     from datasets.pairs import composed
 
     folder = root / "images"
     ids = sorted(_volume_ids(folder))
     healthy = [composed(pattern) for pattern in healthy]
-    entries = crop_entries(root)
-    if unfinished := [case_id for case_id in ids if case_id in entries and not entries[case_id].finished]:
-        raise CohortError(f"{root}: {unfinished[0]} is not finished; run lungCrop.py again")
     if not ids:
         raise CohortError(f"{folder}: no images; make them with python lungCrop.py")
     well = [i for i in ids if any(i == pattern or fnmatchcase(i, pattern) for pattern in healthy)]
