@@ -373,6 +373,13 @@ def is_output(folder: Path) -> bool:
     return (folder / LEDGER / "runs").is_dir()
 
 
+def results_in(folder: Path) -> set[Path]:
+    """The files that the ledger of an output folder names; none of other folders."""
+    kinds = [path.name for path in (folder / LEDGER).iterdir()] if is_output(folder) else []
+    entries = (entry for kind in kinds for entry in Ledger(folder, kind).entries().values())
+    return {folder / name for entry in entries for name in entry.files}
+
+
 @contextmanager
 def recording(
     folder: Path,
