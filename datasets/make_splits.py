@@ -152,7 +152,7 @@ def read_patients(path: Path, ids: Sequence[str]) -> dict[str, str]:
     """Read a table of ids and patients, one scan per line, separated by comma, semicolon or tab.
 
     Raises:
-        CohortError: it cannot be read, or names no scan of the cohort.
+        CohortError: it cannot be read, names no scan of the cohort, or two patients of one scan.
     """
     from datasets.pairs import composed
 
@@ -162,7 +162,10 @@ def read_patients(path: Path, ids: Sequence[str]) -> dict[str, str]:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise CohortError(f"{path}: {reason}; expected lines such as scan_1,patient_7") from None
     cells = [[cell.strip().strip('"') for cell in re.split(r"[,;\t]", line)] for line in lines if line.strip()]
-    patients = {row[0]: f"patient {row[1]}" for row in cells if len(row) > 1 and row[0] in ids and row[1]}
+    patients: dict[str, str] = {}
+    for case_id, patient in (row[:2] for row in cells if len(row) > 1 and row[0] in ids and row[1]):
+        if patients.setdefault(case_id, f"patient {patient}") != f"patient {patient}":
+            raise CohortError(f"{path}: names two patients of {case_id}; keep one")
     if not patients:
         raise CohortError(f"{path}: names no scan of this cohort; expected lines such as {ids[0]},patient_7")
     if len(patients) < len(ids):
