@@ -8,7 +8,7 @@ alike in every folder (``mask.nii.gz``) has the name of its folder. Names are co
 
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -63,15 +63,17 @@ def match_masks(folder: Path, scans: Mapping[str, Scan]) -> tuple[dict[str, Path
     files = (path for path in files if without_partial_suffix(path.name) == path.name)
     masks = [path for path in files if is_volume_file(path) or is_segmentation(path)]
     by_name = [_index(scans, tier) for tier in range(4)]
-    by_uid: dict[str, list[str]] = defaultdict(list)  # anonymisers give one UID to several patients
-    for case_id, scan in scans.items():
-        if scan.series is not None:
-            by_uid[scan.series.first.series].append(case_id)
+    drawn_on = [(scan.series.first.series, case_id) for case_id, scan in scans.items() if scan.series is not None]
+    uses = Counter(uid for uid, _ in drawn_on)  # anonymisers give one UID to several patients
+    by_uid = {uid: case_id for uid, case_id in drawn_on if uses[uid] == 1}
+    places = {scan.path.parent.name for scan in scans.values()}
     matched: dict[str, Path] = {}
     unmatched = []
     for path in masks:
-        drawn_on = [] if is_volume_file(path) else by_uid.get(referenced_series(path) or None, [])
-        case_id = drawn_on[0] if len(drawn_on) == 1 else _scan_of(path, folder, by_name)
+        case_id = None if is_volume_file(path) else by_uid.get(referenced_series(path) or None)
+        if case_id is None and (case_id := _scan_of(path, folder, by_name)) is not None and path.parent != folder:
+            # What lies in the folder of one scan is not the mask of a scan in another folder.
+            case_id = None if path.parent.name in places - {scans[case_id].path.parent.name} else case_id
         if case_id is None:
             unmatched.append(path)
         elif case_id in matched:
