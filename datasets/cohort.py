@@ -20,8 +20,8 @@ import SimpleITK as sitk
 
 from configs.settings import Settings
 from datasets import TRAINING, WINDOW, WITH_LESION
-from datasets.crop import has_no_geometry, recorded_ct, recorded_window
-from datasets.geometry import check_same_geometry, shape_of
+from datasets.crop import has_no_geometry, recorded
+from datasets.geometry import check_same_geometry, lps_view, shape_of
 from datasets.pairs import composed
 from datasets.volumes import read_geometry, read_labels, read_volume
 from utils import distributed
@@ -165,20 +165,31 @@ def contents_of(root: Path, ids: Collection[str]) -> dict[str, str]:
         CohortError: a crop was not written to the end.
         VolumeError: a crop cannot be read.
     """
-
-    def content(case_id: str) -> str:
-        path = find_volume(root / FOLDERS[0], case_id)
-        return recorded_ct(path) or _checksum_of_crop(read_volume(path))
-
     entries = crop_entries(root)
     if unfinished := [case_id for case_id in ids if case_id in entries and not entries[case_id].finished]:
         raise CohortError(f"{root}: {unfinished[0]} is not finished; run lungCrop.py again")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(ids, pool.map(content, ids), strict=True))
+        paths = [find_volume(root / FOLDERS[0], case_id) for case_id in ids]
+        return dict(zip(ids, pool.map(lambda path: recorded(path)[1] or _checksum_of_crop(path), paths), strict=True))
 
 
-def _checksum_of_crop(image: sitk.Image) -> str:
-    return "crop " + hashlib.sha256(sitk.GetArrayViewFromImage(image).astype(np.float32).tobytes()).hexdigest()[:32]
+def _checksum_of_crop(path: Path) -> str:
+    return (
+        "crop "
+        + hashlib.sha256(sitk.GetArrayFromImage(read_volume(path)).astype(np.float32).tobytes()).hexdigest()[:32]
+    )
+
+
+def checksum_of_voxels(ct: sitk.Image) -> str:
+    """A checksum of a CT's voxels, the same for all file types and orientations.
+
+    Values are in HU, and are rounded and clipped to -1024..3071.
+    """
+    values = lps_view(sitk.GetArrayViewFromImage(ct), ct)
+    digest = hashlib.sha256(str(values.shape).encode())
+    for plane in values:
+        digest.update(np.clip(np.rint(plane), -1024, 3071).astype("<i2").tobytes())
+    return digest.hexdigest()[:32]
 
 
 def read_volumes(case: Case) -> Volumes:
@@ -333,7 +344,7 @@ def _problem(case: Case, size: tuple[int, int, int], window: tuple[float, float]
         found = shape_of(read_geometry(case.image))
         if found != size:
             return f"{case.image}: {found} voxels, IMAGE.SIZE is {size}; make both agree (lungCrop.py --size)"
-        if (cropped := recorded_window(case.image)) != window:
+        if (cropped := recorded(case.image)[0]) != window:
             return (
                 f"{case.image}: cropped with the window {list(cropped)}, IMAGE.WINDOW is {list(window)}; make both "
                 "agree (lungCrop.py --window)"

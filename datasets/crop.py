@@ -7,7 +7,6 @@ overlays the crop on its scan, and pasting back needs nothing else.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -42,40 +41,17 @@ _ALIGNED = 0.05
 """Tolerance in voxels between a crop's corner and a voxel centre of its scan; headers have single precision."""
 
 _WINDOW_NOTE = "GASNet crop, {!r} to {!r} HU"
-_LONGEST_NOTE = 79  # bytes, in a NIfTI header
 
 
-def recorded_window(path: Path) -> tuple[float, float]:
-    """Read the window from the header of a crop, a NIfTI file; without a record it is the published one.
+def recorded(path: Path) -> tuple[tuple[float, float], str | None]:
+    """Read window and checksum of the CT from the header of a crop; without a record, the published window and None.
 
     Raises:
         VolumeError: the header cannot be read.
     """
-    match = re.match(r"GASNet crop, (\S+) to (\S+) HU", read_header(path, DEFAULT.max_voxels).notes)
-    return WINDOW if match is None else (float(match[1]), float(match[2]))
-
-
-def record_ct(crop: sitk.Image, ct: sitk.Image) -> None:
-    """Write a checksum of the CT into the header of its crop, so that wherever the crop goes it tells its CT."""
-    crop.SetMetaData(NOTES, f"{crop.GetMetaData(NOTES)}, CT {checksum_of_voxels(ct)}"[:_LONGEST_NOTE])
-
-
-def recorded_ct(path: Path) -> str | None:
-    """`checksum_of_voxels` of the CT of a crop, from its header; None if it is not recorded."""
-    match = re.fullmatch(r"GASNet crop, .*, CT ([0-9a-f]{32})", read_header(path, DEFAULT.max_voxels).notes)
-    return None if match is None else match[1]
-
-
-def checksum_of_voxels(ct: sitk.Image) -> str:
-    """A checksum of a CT's voxels, the same for all file types and orientations.
-
-    Values are in HU, and are rounded and clipped to -1024..3071.
-    """
-    values = lps_view(sitk.GetArrayViewFromImage(ct), ct)
-    digest = hashlib.sha256(str(values.shape).encode())
-    for plane in values:
-        digest.update(np.clip(np.rint(plane), -1024, 3071).astype("<i2").tobytes())
-    return digest.hexdigest()[:32]
+    notes = read_header(path, DEFAULT.max_voxels).notes
+    match = re.match(r"GASNet crop, (\S+) to (\S+) HU(?:, CT ([0-9a-f]{32}))?", notes)
+    return (WINDOW, None) if match is None else ((float(match[1]), float(match[2])), match[3])
 
 
 def remove_small_components(lungs: np.ndarray, share: float = SMALLEST_COMPONENT) -> np.ndarray:

@@ -34,7 +34,7 @@ from datasets.series import Series, common_folder, group_series, studies_of
 from datasets.volumes import DEFAULT, Reading, Scan, as_ct, is_volume_file, volume_id
 from utils.errors import VolumeError
 from utils.files import names_a_file, walk_files, without_partial_suffix
-from utils.ledger import LEDGER, is_output, results_in
+from utils.ledger import results_in
 from utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -241,7 +241,7 @@ def _look(found: _Found) -> None:
 
     def is_ledger(folder: Path) -> bool:
         results.update(results_in(folder))
-        return folder.name == LEDGER and is_output(folder.parent)
+        return folder in results
 
     for path in walk_files(found.root, is_ledger, found.unreadable):
         if path in results:

@@ -13,7 +13,7 @@ from typing import Any
 import SimpleITK as sitk
 import torch
 
-from datasets.crop import checksum_of_voxels
+from datasets.cohort import checksum_of_voxels
 from datasets.crop_scans import Masks, given_lung_masks, keep_apart
 from datasets.scan_options import chosen_lungs
 from datasets.scans import files_of, find_scans, result_name

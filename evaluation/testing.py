@@ -56,9 +56,6 @@ from utils.progress import print_failures
 
 log = logging.getLogger(__name__)
 
-RAW = "scores on the raw scan"
-"""What a result holds if it was scored on the grid of its raw scan; otherwise it is tested again, and fails again."""
-
 REPORT_COLUMNS = (
     Column("id", "Scan"),
     Column("dice", "Dice", digits=3, help="Overlap of predicted and true lesion, 2 TP / (2 TP + FP + FN)."),
@@ -157,7 +154,7 @@ class Tester:
                 facts["raw"] = score_on_raw_scan(prediction, *files, self.reading, self.tolerance_mm)
             except GasnetError as error:
                 facts["problem"] = str(error)
-        facts["holds"] = [what for what in recipe.wanted if what != RAW or "raw" in facts]
+        facts["holds"] = [what for what in recipe.wanted if what != "raw" or what in facts]
         output, volumes, score = self.ledger.folder, prediction.volumes, prediction.score
         arrays = {MASKS: prediction.mask.astype(np.uint8), PROBABILITIES: prediction.probability.astype(np.float32)}
         images = {
@@ -298,8 +295,7 @@ def test_cohort(options: argparse.Namespace) -> int:
         "generator": None if generator is None else fingerprint(generator),
         "segments": options.segments,
     }
-    asked = ((FIGURES, options.save_vis), ("report", options.report), (RAW, raw is not None))
-    wanted = [what for what, given in asked if given]
+    wanted = [FIGURES] * options.save_vis + ["report"] * options.report + ["raw"] * (raw is not None)
     recipes = {case_id: tester.recipe(case, splits[case_id], made_by, wanted) for case_id, case in cases.items()}
     names = ["metrics.csv", "summary.json"]
     names += [name for name, asked in (("metrics_raw.csv", raw), ("report.html", options.report)) if asked]

@@ -283,10 +283,7 @@ def load_generator(path: Path) -> Generator:
 
 
 def load_weights(network: nn.Module, path: Path) -> list[str]:
-    """Load the weights of a network from one of our files or a published one; a segmenter also from a folder.
-
-    Returns the checksums of the CTs that the file says it has seen.
-    """
+    """Load the weights of a network from a file, ours or published, or a segmenter's folder; return the CTs it saw."""
     kind = type(network).__name__.lower()
     kind = kind if kind in ("generator", "discriminator") else "segmenter"
     if kind == "segmenter":

@@ -7,8 +7,8 @@ from scipy import ndimage
 
 import lungCrop
 from datasets import lungmask_model
-from datasets.cohort import contents_of
-from datasets.crop import LungMaskCrop, checksum_of_voxels, recorded_window
+from datasets.cohort import checksum_of_voxels, contents_of
+from datasets.crop import LungMaskCrop, recorded
 from datasets.lungs import segment_by_threshold
 from tests.outputs import written
 from tests.several import noting_who_indexes, on_processes
@@ -65,9 +65,9 @@ def test_what_is_done_is_skipped_unless_it_is_of_another_size_or_window_or_lacks
     assert not is_done(*labels)
     assert is_done(*labels, "--overwrite")
     published, box = pixels(image), pixels(lung)
-    assert recorded_window(image) == (-1250, 250)
+    assert recorded(image)[0] == (-1250, 250)
     assert is_done(*window)
-    assert recorded_window(image) == (-1000.5, 400)
+    assert recorded(image)[0] == (-1000.5, 400)
     # HU inside both windows, from either crop.
     hu = published / 255 * 1500 - 1250
     inside = (hu > -1000) & (hu < 249)

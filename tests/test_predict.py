@@ -16,7 +16,8 @@ import post_processing
 import predict
 import test
 from datasets import lungmask_model
-from datasets.crop import CROP_SIZE, checksum_of_voxels
+from datasets.cohort import checksum_of_voxels
+from datasets.crop import CROP_SIZE
 from datasets.lungs import segment_by_threshold
 from evaluation import lesion_segmenter
 from evaluation.burden import NOTICE

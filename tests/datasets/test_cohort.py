@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from datasets.cohort import Case, lesion_folder, read_cohort, read_id_list, read_volumes
-from datasets.crop import checksum_of_voxels
+from datasets.cohort import Case, checksum_of_voxels, lesion_folder, read_cohort, read_id_list, read_volumes
 from datasets.volumes import write_volume
 from tests.volumes import image_of, pixels, refused, write
 from utils.errors import CohortError
