@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -20,7 +20,7 @@ import SimpleITK as sitk
 
 from configs.settings import Settings
 from datasets import TRAINING, WINDOW, WITH_LESION
-from datasets.crop import has_no_geometry, recorded_window
+from datasets.crop import has_no_geometry, recorded
 from datasets.geometry import check_same_geometry, lps_view, shape_of
 from datasets.pairs import composed
 from datasets.volumes import read_geometry, read_labels, read_volume
@@ -39,7 +39,7 @@ LIST_FOLDER = "id_txt"
 """Folder of the lists in a cohort."""
 
 CROPS = "crops"
-"""Kind of the crops in the ledger. Facts: ``voxels``, the checksum of the CT; ``note``, what tests should say."""
+"""Kind of the crops in the ledger. Fact: ``note``, what tests should say."""
 
 HEALTHY = ("HEALTHY", "VALIDH", "TESTH")
 """Splits of healthy scans."""
@@ -57,7 +57,7 @@ class Case:
     image: Path
     lung: Path
     lesion: Path | None  # None if the scan has no voxel label
-    content: str = ""  # checksum of the CT's voxels or, of a crop that is not in the ledger, of the crop's
+    content: str = ""  # checksum of the CT's voxels or, if the crop's header has none, of the crop's
     note: str | None = None  # what tests on the scan should say
 
 
@@ -158,21 +158,26 @@ def crop_entries(root: Path) -> dict[str, Entry]:
     return {composed(case_id): entry for case_id, entry in Ledger(root, CROPS).entries().items()}
 
 
-def contents_of(root: Path, ids: Iterable[str]) -> dict[str, str]:
-    """Checksum by id of the voxels of the CTs of crops; of a crop that is not in the ledger, that of its own.
+def contents_of(root: Path, ids: Collection[str]) -> dict[str, str]:
+    """Checksum by id of the voxels of the CTs of crops, from their headers; of a crop that has none, that of its own.
 
     Raises:
+        CohortError: a crop was not written to the end.
         VolumeError: a crop cannot be read.
     """
-    known = {i: entry.facts["voxels"] for i, entry in crop_entries(root).items() if "voxels" in entry.facts}
-    missing = [case_id for case_id in ids if case_id not in known]
+    entries = crop_entries(root)
+    if unfinished := [case_id for case_id in ids if case_id in entries and not entries[case_id].finished]:
+        raise CohortError(f"{root}: {unfinished[0]} is not finished; run lungCrop.py again")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        crops = pool.map(lambda i: _checksum_of_crop(read_volume(find_volume(root / FOLDERS[0], i))), missing)
-        return known | dict(zip(missing, crops, strict=True))
+        paths = [find_volume(root / FOLDERS[0], case_id) for case_id in ids]
+        return dict(zip(ids, pool.map(lambda path: recorded(path)[1] or _checksum_of_crop(path), paths), strict=True))
 
 
-def _checksum_of_crop(image: sitk.Image) -> str:
-    return "crop " + hashlib.sha256(sitk.GetArrayViewFromImage(image).astype(np.float32).tobytes()).hexdigest()[:32]
+def _checksum_of_crop(path: Path) -> str:
+    return (
+        "crop "
+        + hashlib.sha256(sitk.GetArrayFromImage(read_volume(path)).astype(np.float32).tobytes()).hexdigest()[:32]
+    )
 
 
 def checksum_of_voxels(ct: sitk.Image) -> str:
@@ -339,7 +344,7 @@ def _problem(case: Case, size: tuple[int, int, int], window: tuple[float, float]
         found = shape_of(read_geometry(case.image))
         if found != size:
             return f"{case.image}: {found} voxels, IMAGE.SIZE is {size}; make both agree (lungCrop.py --size)"
-        if (cropped := recorded_window(case.image)) != window:
+        if (cropped := recorded(case.image)[0]) != window:
             return (
                 f"{case.image}: cropped with the window {list(cropped)}, IMAGE.WINDOW is {list(window)}; make both "
                 "agree (lungCrop.py --window)"

@@ -40,17 +40,18 @@ NEAREST, LINEAR = 0, 1
 _ALIGNED = 0.05
 """Tolerance in voxels between a crop's corner and a voxel centre of its scan; headers have single precision."""
 
-_WINDOW_NOTE = "GASNet crop, {!r} to {!r} HU as 0 to 255"
+_WINDOW_NOTE = "GASNet crop, {!r} to {!r} HU"
 
 
-def recorded_window(path: Path) -> tuple[float, float]:
-    """Read the window from the header of a crop, a NIfTI file; without a record it is the published one.
+def recorded(path: Path) -> tuple[tuple[float, float], str | None]:
+    """Read window and checksum of the CT from the header of a crop; without a record, the published window and None.
 
     Raises:
         VolumeError: the header cannot be read.
     """
-    match = re.match(r"GASNet crop, (\S+) to (\S+) HU", read_header(path, DEFAULT.max_voxels).notes)
-    return WINDOW if match is None else (float(match[1]), float(match[2]))
+    notes = read_header(path, DEFAULT.max_voxels).notes
+    match = re.match(r"GASNet crop, (\S+) to (\S+) HU(?:, CT ([0-9a-f]{32}))?", notes)
+    return (WINDOW, None) if match is None else ((float(match[1]), float(match[2])), match[3])
 
 
 def remove_small_components(lungs: np.ndarray, share: float = SMALLEST_COMPONENT) -> np.ndarray:

@@ -11,7 +11,7 @@ from datasets.crop import LungMaskCrop
 from datasets.formats import files_of
 from datasets.lung_finders import Lungs
 from datasets.pairs import match_masks
-from datasets.volumes import Reading, Scan, write_volume
+from datasets.volumes import NOTES, Reading, Scan, write_volume
 from utils.errors import VolumeError
 from utils.ledger import Ledger, Recipe
 
@@ -75,9 +75,11 @@ def crop_scan(
         FolderError: the crops would replace somebody else's files.
     """
     ct, crops = cropper.crop_scan(scan, masks.labels.get(case_id), masks.lung_of(case_id, scan))
+    # With the CT in its header, a crop tells it wherever it goes; NIfTI has 79 bytes for that.
+    crops[0].SetMetaData(NOTES, f"{crops[0].GetMetaData(NOTES)}, CT {checksum_of_voxels(ct)}"[:79])
     paths = [ledger.folder / folder / f"{case_id}.nii.gz" for folder in FOLDERS[: len(crops)]]
     with ledger.writing(case_id, paths, recipe) as facts:
-        facts |= {"voxels": checksum_of_voxels(ct), "note": note}
+        facts |= {"note": note}
         for path, image in zip(paths, crops, strict=True):
             write_volume(image, path)
 

@@ -152,7 +152,7 @@ def read_patients(path: Path, ids: Sequence[str]) -> dict[str, str]:
     """Read a table of ids and patients, one scan per line, separated by comma, semicolon or tab.
 
     Raises:
-        CohortError: it cannot be read, or names no scan of the cohort.
+        CohortError: it cannot be read, names no scan of the cohort, or two patients of one scan.
     """
     from datasets.pairs import composed
 
@@ -162,7 +162,10 @@ def read_patients(path: Path, ids: Sequence[str]) -> dict[str, str]:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise CohortError(f"{path}: {reason}; expected lines such as scan_1,patient_7") from None
     cells = [[cell.strip().strip('"') for cell in re.split(r"[,;\t]", line)] for line in lines if line.strip()]
-    patients = {row[0]: f"patient {row[1]}" for row in cells if len(row) > 1 and row[0] in ids and row[1]}
+    patients: dict[str, str] = {}
+    for case_id, patient in (row[:2] for row in cells if len(row) > 1 and row[0] in ids and row[1]):
+        if patients.setdefault(case_id, f"patient {patient}") != f"patient {patient}":
+            raise CohortError(f"{path}: names two patients of {case_id}; keep one")
     if not patients:
         raise CohortError(f"{path}: names no scan of this cohort; expected lines such as {ids[0]},patient_7")
     if len(patients) < len(ids):
@@ -233,15 +236,12 @@ def cohort_ids(root: Path, healthy: Sequence[str]) -> tuple[list[str], list[str]
     Raises:
         CohortError: there are no images, no id or every id is healthy, or an item of `healthy` matches no id.
     """
-    from datasets.cohort import crop_entries, lesion_folder
+    from datasets.cohort import lesion_folder
     from datasets.pairs import composed
 
     folder = root / "images"
     ids = sorted(_volume_ids(folder))
     healthy = [composed(pattern) for pattern in healthy]
-    entries = crop_entries(root)
-    if unfinished := [case_id for case_id in ids if case_id in entries and not entries[case_id].finished]:
-        raise CohortError(f"{root}: {unfinished[0]} is not finished; run lungCrop.py again")
     if not ids:
         raise CohortError(f"{folder}: no images; make them with python lungCrop.py")
     well = [i for i in ids if any(i == pattern or fnmatchcase(i, pattern) for pattern in healthy)]

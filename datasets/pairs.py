@@ -1,14 +1,14 @@
 """Which mask belongs to which scan: one rule for lesion labels, lung masks and cropped masks.
 
-A DICOM SEG belongs to the series that it refers to. Any other mask matches by the first of these that fits: the scan's
-id; its id and a suffix such as ``_mask``; the same name once the suffixes of CTs (``_ct``, nnU-Net's ``_0000``) and of
-masks are removed; the same for the name of the file or folder alone. A mask named alike in every folder
-(``mask.nii.gz``) has the name of its folder. Names are compared in Unicode's composed form (NFC).
+A DICOM SEG belongs to the series that it refers to, if one scan alone has its UID. Any other mask matches by the first
+of these that fits: the scan's id; its id and a suffix such as ``_mask``; the same name once the suffixes of CTs
+(``_ct``, nnU-Net's ``_0000``) and of masks are removed; the same for the name of the file or folder alone. A mask named
+alike in every folder (``mask.nii.gz``) has the name of its folder. Names are compared in Unicode's composed form (NFC).
 """
 
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -63,12 +63,17 @@ def match_masks(folder: Path, scans: Mapping[str, Scan]) -> tuple[dict[str, Path
     files = (path for path in files if without_partial_suffix(path.name) == path.name)
     masks = [path for path in files if is_volume_file(path) or is_segmentation(path)]
     by_name = [_index(scans, tier) for tier in range(4)]
-    by_uid = {scan.series.first.series: case_id for case_id, scan in scans.items() if scan.series is not None}
+    drawn_on = [(scan.series.first.series, case_id) for case_id, scan in scans.items() if scan.series is not None]
+    uses = Counter(uid for uid, _ in drawn_on)  # anonymisers give one UID to several patients
+    by_uid = {uid: case_id for uid, case_id in drawn_on if uses[uid] == 1}
+    places = {scan.path.parent.name for scan in scans.values()}
     matched: dict[str, Path] = {}
     unmatched = []
     for path in masks:
         case_id = None if is_volume_file(path) else by_uid.get(referenced_series(path) or None)
-        case_id = case_id or _scan_of(path, folder, by_name)
+        if case_id is None and (case_id := _scan_of(path, folder, by_name)) is not None and path.parent != folder:
+            # What lies in the folder of one scan is not the mask of a scan in another folder.
+            case_id = None if path.parent.name in places - {scans[case_id].path.parent.name} else case_id
         if case_id is None:
             unmatched.append(path)
         elif case_id in matched:

@@ -35,7 +35,7 @@ from datasets.series import Series, common_folder, group_series, studies_of
 from datasets.volumes import DEFAULT, Reading, Scan, as_ct, is_volume_file, volume_id
 from utils.errors import VolumeError
 from utils.files import names_a_file, walk_files, without_partial_suffix
-from utils.ledger import LEDGER, is_output
+from utils.ledger import results_in
 from utils.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -45,9 +45,6 @@ _MASK_FOLDER = re.compile(
     re.IGNORECASE,
 )
 """Names of folders below INPUT that hold masks and no CTs; ``Lung 1.0`` and ``lung_ct`` are none."""
-
-_RESULTS = (LEDGER, "images", "lung", "lesion", "masks", "probabilities", "dicom_seg", "figures", "pictures")
-"""Folders of results in an output folder of this project; they are no inputs."""
 
 _GENERIC = ("ct", "image", "img", "imaging", "scan", "volume", "vol", "data", "series", "chest", "thorax", "input")
 """File names that are alike in every patient's folder; the folder then names the scan."""
@@ -241,14 +238,16 @@ def find_scans(*paths: Path, series: str | None = None, progress: bool = False) 
 
 
 def _look(found: _Found) -> None:
-    def is_result(folder: Path) -> bool:
-        if folder == found.root or folder.name not in _RESULTS or not is_output(folder.parent):
-            return False
-        found.passed.append(PassedOver(folder, "folder of results of this project"))
-        return True
+    results: set[Path] = set()
 
-    for path in walk_files(found.root, is_result, found.unreadable):
-        if not names_a_file(path):
+    def is_ledger(folder: Path) -> bool:
+        results.update(results_in(folder))
+        return folder in results
+
+    for path in walk_files(found.root, is_ledger, found.unreadable):
+        if path in results:
+            found.passed.append(PassedOver(path, "result of this project"))
+        elif not names_a_file(path):
             found.passed.append(PassedOver(path, "pipe or device"))
         elif is_volume_file(path):
             found.volumes.append(path)

@@ -145,5 +145,5 @@ def make_results(
             *(output, len(others), ", ".join(others[:10]) + (", ..." if len(others) > 10 else "")),
         )
     if left := len(recipes.keys() - done.keys() - failed.keys()):
-        log.warning("%s: the results of %d scan(s) are not there yet; the last part adds them", output, left)
+        log.warning("%s: %d scan(s) have no results yet, or of other options; the last part adds them", output, left)
     return done, now_failed

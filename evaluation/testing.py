@@ -146,7 +146,7 @@ class Tester:
         """
         settings = self.normalization, "fp32", self.threshold, self.tolerance_mm
         prediction = predict_case(self.segmenter, case, recipe.options["split"], *settings)
-        facts = {"row": prediction.score, "holds": list(recipe.wanted)}
+        facts = {"row": prediction.score}
         facts["computed_by"] = f"segmenter by {self.segmenter.way}"
         if self.raw is not None:
             try:
@@ -154,6 +154,7 @@ class Tester:
                 facts["raw"] = score_on_raw_scan(prediction, *files, self.reading, self.tolerance_mm)
             except GasnetError as error:
                 facts["problem"] = str(error)
+        facts["holds"] = [what for what in recipe.wanted if what != "raw" or what in facts]
         output, volumes, score = self.ledger.folder, prediction.volumes, prediction.score
         arrays = {MASKS: prediction.mask.astype(np.uint8), PROBABILITIES: prediction.probability.astype(np.float32)}
         images = {
@@ -292,8 +293,9 @@ def test_cohort(options: argparse.Namespace) -> int:
         "tolerance_mm": options.surface_tolerance,
         "normalization": trained_on.normalization,
         "generator": None if generator is None else fingerprint(generator),
+        "segments": options.segments,
     }
-    wanted = [what for what, asked in ((FIGURES, options.save_vis), ("report", options.report)) if asked]
+    wanted = [FIGURES] * options.save_vis + ["report"] * options.report + ["raw"] * (raw is not None)
     recipes = {case_id: tester.recipe(case, splits[case_id], made_by, wanted) for case_id, case in cases.items()}
     names = ["metrics.csv", "summary.json"]
     names += [name for name, asked in (("metrics_raw.csv", raw), ("report.html", options.report)) if asked]

@@ -69,7 +69,7 @@ class SegmenterFacts(_Entries):
     iteration: NonNegativeInt | None = None
     valid_dice: float | None = None  # mean on the validation scans
     training: Training | None = None
-    seen: list[str] | None = None  # checksums of the CTs that it was trained on or chosen by, sorted
+    seen: list[str] | None = None  # checksums of the CTs that it, or what it began from, was trained on or chosen by
 
     def describe(self) -> str:
         """What is known of the segmenter, as YAML; null for the rest."""
@@ -99,6 +99,7 @@ class _NetworkWeights(_Entries):
 class _StateFile(_Entries):
     networks: _NetworkWeights
     width: Width | None = None
+    seen: list[str] | None = None
 
 
 _ENTRIES = {SEGMENTER_FORMAT: _SegmenterFile, STATE_FORMAT: _StateFile}
@@ -251,8 +252,9 @@ def load_segmenter(path: Path, assumed: SegmenterInput | None = None) -> tuple[n
     if content.get("format") == SEGMENTER_FORMAT:
         facts = SegmenterFacts(**{key: value for key, value in content.items() if key != "weights"})
     else:
-        width = content.get("width") if content.get("format") == STATE_FORMAT else None
-        facts = facts.model_copy(update={"width": width or _width(weights, "stem.0.weight", "conv.weight")})
+        told = content if content.get("format") == STATE_FORMAT else {}
+        width = told.get("width") or _width(weights, "stem.0.weight", "conv.weight")
+        facts = facts.model_copy(update={"width": width, "seen": told.get("seen")})
     if facts.width is None:
         raise CheckpointError(f"{path}: not the weights of a segmenter; its first entry is {next(iter(weights), None)}")
     segmenter = build_segmenter(facts.width)
@@ -280,8 +282,8 @@ def load_generator(path: Path) -> Generator:
     return generator
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Load the weights of a network from one of our files or a published one; a segmenter also from a folder."""
+def load_weights(network: nn.Module, path: Path) -> list[str]:
+    """Load the weights of a network from a file, ours or published, or a segmenter's folder; return the CTs it saw."""
     kind = type(network).__name__.lower()
     kind = kind if kind in ("generator", "discriminator") else "segmenter"
     if kind == "segmenter":
@@ -290,6 +292,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     if content.get("format") == SEGMENTER_FORMAT and kind != "segmenter":
         raise CheckpointError(f"{path}: holds a segmenter alone; for the {kind} use a state_*.pth")
     _fill(network, _weights(content, kind, path), path)
+    return (content.get("seen") if content.get("format") in list(_ENTRIES) else None) or []
 
 
 def _weights(content: Mapping[str, Any], network: str, path: Path) -> dict[str, Tensor]:

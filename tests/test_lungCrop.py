@@ -7,7 +7,8 @@ from scipy import ndimage
 
 import lungCrop
 from datasets import lungmask_model
-from datasets.crop import LungMaskCrop, recorded_window
+from datasets.cohort import checksum_of_voxels, contents_of
+from datasets.crop import LungMaskCrop, recorded
 from datasets.lungs import segment_by_threshold
 from tests.outputs import written
 from tests.several import noting_who_indexes, on_processes
@@ -64,9 +65,9 @@ def test_what_is_done_is_skipped_unless_it_is_of_another_size_or_window_or_lacks
     assert not is_done(*labels)
     assert is_done(*labels, "--overwrite")
     published, box = pixels(image), pixels(lung)
-    assert recorded_window(image) == (-1250, 250)
+    assert recorded(image)[0] == (-1250, 250)
     assert is_done(*window)
-    assert recorded_window(image) == (-1000.5, 400)
+    assert recorded(image)[0] == (-1000.5, 400)
     # HU inside both windows, from either crop.
     hu = published / 255 * 1500 - 1250
     inside = (hu > -1000) & (hu < 249)
@@ -77,6 +78,22 @@ def test_what_is_done_is_skipped_unless_it_is_of_another_size_or_window_or_lacks
     assert pixels(image).shape == (6, 16, 16)
     with pytest.raises(SystemExit):
         cropped(scans / "ct", output, "--window", "250", "-1250")
+
+
+@pytest.mark.fault("crops that were copied without")
+def test_a_crop_tells_its_ct_wherever_it_goes(scans, output, tmp_path):
+    assert cropped(scans / "ct", output) == 0
+    assert cropped(scans / "ct", tmp_path / "small", "--window", "-1000.5", "400", size=(6, 12, 12)) == 0
+    expected = {case_id: checksum_of_voxels(sitk.ReadImage(str(scans / "ct" / f"{case_id}.nii.gz"))) for case_id in IDS}
+    for folder in (output, tmp_path / "small"):
+        assert contents_of(folder, IDS) == expected
+        shutil.rmtree(folder / "ledger")
+        assert contents_of(folder, IDS) == expected
+    other = output / "images" / "diseased_000.nii.gz"
+    shutil.copy(output / "images" / "healthy_000.nii.gz", other)
+    assert contents_of(output, IDS)["diseased_000"] == expected["healthy_000"]
+    write(other, np.ones((8, 16, 16), np.float32))
+    assert contents_of(output, IDS)["diseased_000"].startswith("crop ")
 
 
 def test_bad_scans_are_named_and_the_others_are_done(scans, output, capsys):

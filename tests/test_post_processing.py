@@ -5,6 +5,7 @@ import SimpleITK as sitk
 import post_processing
 from datasets.crop import LINEAR, NEAREST, paste_back
 from datasets.geometry import bounding_box
+from datasets.scans import find_scans
 from tests.outputs import written
 from tests.volumes import crop_to_box, dice, geometry, image_of, pixels, write, write_dicom
 from utils.cli import run
@@ -145,6 +146,14 @@ def test_a_scan_named_by_itself_is_never_written_over(scans, capsys):
     assert run(lambda: post_processing.main(arguments)) == 1
     assert "is the folder of the input" in capsys.readouterr().err
     assert scan.read_bytes() == before
+
+
+@pytest.mark.fault("own results below the scans")
+def test_the_folder_of_the_masks_may_lie_among_the_scans(scans):
+    folder, lesions = scans
+    for _ in range(2):
+        assert pasted(folder, "masks", "--output", str(folder / "raw" / "full")) == 0
+    assert set(find_scans(folder / "raw")) == set(lesions)
 
 
 def test_linear_interpolation_is_closer_to_a_smooth_truth_than_nearest():

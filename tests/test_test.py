@@ -303,7 +303,10 @@ def test_raw_scans_that_are_missing_or_do_not_fit_are_named_and_the_rest_is_done
     write(copy / "ct" / "well_2.nrrd", moved)
     arguments = arguments_of(config, model, output, *with_raw(copy))
     assert test.main(arguments) == 1
+    first = capsys.readouterr().out
+    assert test.main(arguments) == 1
     out = capsys.readouterr().out
+    assert out == first
     assert set(rows(output)) == {"sick_4", "sick_5", "well_2"}
     assert summary(output)["raw"]["lesion"]["scans"] == 1
     assert "failed: sick_4: sick_4: no label of this name" in out
@@ -315,6 +318,29 @@ def test_raw_scans_that_are_missing_or_do_not_fit_are_named_and_the_rest_is_done
     out = capsys.readouterr().out
     assert f"failed: sick_4: {copy / 'labels' / 'sick_4_label.nrrd'}: its size" in out
     assert "failed: sick_5: sick_5: no raw scan of this name" in out
+
+
+@pytest.mark.fault("a test on raw scans whose other segments")
+def test_the_scores_on_raw_scans_are_those_of_the_segments_asked_for(config, model, raw, tmp_path):
+    copy, output = shutil.copytree(raw, tmp_path / "raw"), tmp_path / "out"
+    for path in (copy / "labels").iterdir():
+        label = sitk.ReadImage(str(path))
+        array = pixels(label)
+        array[: len(array) // 2] *= 2
+        both = sitk.GetImageFromArray(array)
+        both.CopyInformation(label)
+        for value, name in ((1, "GGO"), (2, "Consolidation")):
+            both.SetMetaData(f"Segment{value}_Name", name)
+            both.SetMetaData(f"Segment{value}_LabelValue", str(value))
+        sitk.WriteImage(both, str(path.with_name(path.name.replace("_label", ".seg"))))
+        path.unlink()
+    voxel_ml = 2.0 * 1.5 * 6.0 / 8 / 1000
+    for value, name in ((1, "GGO"), (2, "Consolidation")):
+        results_of(config, model, output, *with_raw(copy), "--segments", name)
+        found = table(output / "metrics_raw.csv")
+        for case_id in ("sick_4", "sick_5"):
+            voxels = (pixels(copy / "labels" / f"{case_id}.seg.nrrd") == value).sum()
+            assert float(found[case_id]["true_ml"]) == pytest.approx(voxels * voxel_ml, abs=1e-3)
 
 
 def test_healthy_and_unknown_scans_need_no_raw_labels(config, model, raw, tmp_path):

@@ -71,6 +71,7 @@ class TrainingRun:
         _prepare_torch(settings, device)
         self.state = TrainingState(settings, device, initialise=saved is None)
         position = {} if saved is None else self.state.restore(saved, self.ids, self.folder)
+        self.state.seen |= {case.content for cases in cohort.values() for case in cases}
         if saved is not None and distributed.is_rank_zero():
             save_segmenters(self.state, cohort)  # a run that was killed after it saved this state may lack them
         self.networks, self.optimizers = self.state.networks, self.state.optimizers

@@ -46,9 +46,10 @@ class TrainingState:
         image, width, start = settings.image, settings.model.width, settings.init_model
         input_size = (image.slices, *image.size[1:])
         networks = build_networks((width.unet, width.g, width.d), input_size, settings.model.discriminator_heads)
+        self.seen: set[str] = set()  # checksums of all CTs that the networks were trained on or chosen by
         for network, path in zip(networks, (start.unet, start.g, start.d), strict=True):
             if path is not None and initialise:
-                load_weights(network, Path(path))
+                self.seen.update(load_weights(network, Path(path)))
         self.settings = settings
         self.device = device
         self.networks = networks.to(device)
@@ -80,6 +81,7 @@ class TrainingState:
             "position": dict(position),
             "ids": {split: list(cases) for split, cases in ids.items()},
             "width": self.settings.model.width.unet,
+            "seen": sorted(self.seen),
             "iteration": self.iteration,
             "best_dice": self.best_dice,
             "best_iteration": self.best_iteration,
@@ -119,6 +121,7 @@ class TrainingState:
             self.iteration = content["iteration"]
             self.best_dice, self.best_iteration = content["best_dice"], content.get("best_iteration")
             self.skipped.count = content["skipped"]
+            self.seen.update(content.get("seen") or ())
             position = dict(content["position"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
@@ -157,7 +160,7 @@ def save_segmenters(state: TrainingState, cohort: Mapping[str, Sequence[Case]]) 
         width=settings.model.width.unet,
         iteration=iteration,
         training=_describe(settings, cohort, state.device),
-        seen=sorted({case.content for cases in cohort.values() for case in cases if case.content}),
+        seen=sorted(state.seen),
     )
     save_segmenter(settings.exp.folder / LAST, state.segmenter, facts)
     if state.best_iteration == iteration:

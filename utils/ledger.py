@@ -368,9 +368,12 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
     return found
 
 
-def is_output(folder: Path) -> bool:
-    """Whether a command of this project writes, or wrote, to a folder."""
-    return (folder / LEDGER / "runs").is_dir()
+def results_in(folder: Path) -> set[Path]:
+    """The ledger of an output folder, and the files that it names; nothing of other folders."""
+    if not (folder / LEDGER / "runs").is_dir():
+        return set()
+    entries = (entry for kind in (folder / LEDGER).iterdir() for entry in Ledger(folder, kind.name).entries().values())
+    return {folder / LEDGER, *(folder / name for entry in entries for name in entry.files)}
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 import shutil
 import unicodedata
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from datasets.cohort import Case, checksum_of_voxels, lesion_folder, read_cohort
 from datasets.volumes import write_volume
 from tests.volumes import image_of, pixels, refused, write
 from utils.errors import CohortError
+from utils.ledger import Ledger
 
 SIZE = (20, 64, 64)
 SPLITS = {"LABELED": "train_id_L", "WO_LABEL": "train_id_WL", "HEALTHY": "train_id_H", "VALID": "valid_id_L"}
@@ -244,6 +246,19 @@ def test_a_copy_of_a_ct_on_another_side_is_named(root, split, name):
     (line,) = problems(root, {"VALID": "valid_id_L", split: name})
     assert line == (f"sick_4 (1) in {split} is the same CT as sick_4 in VALID; take one of them out")
     assert read_cohort(root, {split: name}, SIZE)[split][0].content.startswith("crop ")
+
+
+@pytest.mark.fault("crops that were not written to the end")
+def test_a_crop_that_was_not_written_to_the_end_is_refused(root):
+    path = root / "lesion" / "sick_0.nii.gz"
+    ledger, content = Ledger(root, "crops"), path.read_bytes()
+    path.unlink()
+    with suppress(KeyboardInterrupt), ledger.writing("sick_0", [path]):
+        path.write_bytes(content)
+        raise KeyboardInterrupt
+    with pytest.raises(CohortError, match=r"sick_0 is not finished; run lungCrop\.py again"):
+        read_cohort(root, SPLITS, SIZE)
+    read_cohort(root, {"VALID": "valid_id_L"}, SIZE)
 
 
 def test_the_checksum_of_a_ct_is_that_of_its_voxels_in_any_orientation_and_type(root):

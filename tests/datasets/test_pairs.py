@@ -63,6 +63,15 @@ def test_what_is_ambiguous_is_refused_by_name(tmp_path):
         match_masks(tmp_path / "one", scans_of("a_ct", "a_0000"))
 
 
+@pytest.mark.fault("a mask in the folder of one patient")
+def test_a_mask_in_the_folder_of_another_scan_is_not_taken(tmp_path):
+    touched(tmp_path, "ct/p1/a.nii", "ct/p2/b.nii", "labels/p2/a.nii", "labels/p2/b.nii", "labels/masks/p1_a.nii")
+    labels = tmp_path / "labels"
+    matched, others = match_masks(labels, find_scans(tmp_path / "ct"))
+    assert matched == {"p1_a": labels / "masks" / "p1_a.nii", "p2_b": labels / "p2" / "b.nii"}
+    assert others == [labels / "p2" / "a.nii"]
+
+
 @pytest.mark.fault("labels that match no scan")
 def test_no_match_at_all_is_an_error(tmp_path):
     touched(tmp_path, "x.nii", "y.nii")

@@ -1,6 +1,7 @@
 import os
 import re
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import pydicom
@@ -14,7 +15,7 @@ from datasets.volumes import Reading
 from tests.volumes import changed_slice, geometry, pixels, touched, write_dicom, write_enhanced
 from utils.cli import run
 from utils.errors import VolumeError
-from utils.ledger import recording
+from utils.ledger import Ledger, recording
 
 STORED = np.random.default_rng(3).integers(0, 700, (6, 7, 8)).astype(np.int16)
 
@@ -178,10 +179,18 @@ def test_ids_fit_a_file_name_and_a_line_of_a_list_and_are_text(tmp_path):
 
 @pytest.mark.fault("own results below the scans")
 def test_results_of_the_project_are_no_scans(tmp_path):
-    touched(tmp_path, "a.nii.gz", "out/masks/a.nii.gz", "out/images/a.nii.gz", "out/ct/b.nii.gz")
+    results = ["out/probabilities/a.nii.gz", "out/images/a.nii.gz", "out/a.nii.gz", "out/half.nii.gz"]
+    touched(tmp_path, "a.nii.gz", "out/images/mine.nii.gz", "out/ct/b.nii.gz")
     with recording(tmp_path / "out"):
-        pass
-    assert list(find_scans(tmp_path)) == ["a", "out_ct_b"]
+        for kind, name in zip(("tested", "crops", "pasted"), results[:3], strict=True):
+            with Ledger(tmp_path / "out", kind).writing("a", [tmp_path / name]):
+                touched(tmp_path, name)
+        with suppress(KeyboardInterrupt), Ledger(tmp_path / "out", "pasted").writing("half", [tmp_path / results[3]]):
+            touched(tmp_path, results[3])
+            raise KeyboardInterrupt
+    index = index_scans(tmp_path)
+    assert list(index.scans) == ["a", "out_ct_b", "out_images_mine"]
+    assert [str(item.path.relative_to(tmp_path)) for item in index.passed_over] == sorted(results)
 
 
 @pytest.mark.fault("one unreadable entry")

@@ -11,6 +11,7 @@ from datasets.pairs import match_masks
 from datasets.scans import find_scans, open_scan
 from datasets.volumes import Reading, read_mask_on
 from tests.volumes import ORIGIN, SPACING, changed_slice, image_of, refused, write, write_dicom
+from utils.errors import VolumeError
 
 SHAPE = (6, 7, 8)
 CT = image_of(np.zeros(SHAPE, np.int16))
@@ -140,6 +141,22 @@ def test_a_dicom_seg_lies_on_the_voxels_of_its_series(tmp_path, series_and_masks
     np.testing.assert_array_equal(read_mask_on(path, "ct", sitk.DICOMOrient(ct, "LAS")), masks[0][:, ::-1])
     shifted = image_of(np.zeros(SHAPE, np.uint8), origin=(ORIGIN[0] + 0.3, *ORIGIN[1:]))
     refused(path, lambda: read_mask_on(path, "other", shifted), "are not those of other")
+
+
+@pytest.mark.fault("a DICOM SEG whose SeriesInstanceUID several scans have")
+def test_of_scans_with_one_uid_the_name_tells_which_a_dicom_seg_belongs_to(tmp_path, series_and_masks):
+    folder, masks = series_and_masks
+    uids = {
+        tag: pydicom.dcmread(next(folder.iterdir()))[tag].value for tag in ("SeriesInstanceUID", "StudyInstanceUID")
+    }
+    write_dicom(tmp_path / "scans" / "p2", np.zeros(SHAPE, np.int16), PatientID="other", **uids)
+    scans = find_scans(tmp_path / "scans")
+    assert list(scans) == ["p1", "p2"]
+    path = dicom_seg(tmp_path / "labels" / "p1.dcm", folder, masks[:1], ["Lesion"])
+    assert match_masks(tmp_path / "labels", scans) == ({"p1": path}, [])
+    path = path.rename(path.with_name("any.dcm"))
+    with pytest.raises(VolumeError, match=r"no mask matches any scan, such as any\.dcm"):
+        match_masks(tmp_path / "labels", scans)
 
 
 @pytest.mark.fault("labels as DICOM SEG")

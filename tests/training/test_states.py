@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 import torch
 
 import train
+from datasets.cohort import contents_of
 from datasets.samples import Samples
-from models.checkpoint import load, save
+from models.checkpoint import load, load_segmenter, save
 from tests.several import on_processes, started_process
 from tests.test_train import ROOT, command, started
 from training.run import TrainingRun
@@ -87,6 +89,32 @@ def test_a_list_that_changed_cannot_be_resumed(config, cohort, tmp_path):
             one_iteration(config, root, "--resume")
     path.write_text("\n".join(ids))
     assert one_iteration(config, root, "SOLVER.ITER_MAX=2", "--resume") == 0
+
+
+@pytest.mark.fault("a segmenter that began from another")
+def test_the_scans_that_a_segmenter_has_seen_stay_with_its_weights(config, cohort, run_folder, tmp_path):
+    def seen(path):
+        return set(load_segmenter(path)[1].seen)
+
+    def voxels(folder, *ids):
+        return set(contents_of(folder, ids).values())
+
+    last, other = run_folder / "segmenter_last.pth", shutil.copytree(cohort, tmp_path / "other")
+    trained = voxels(cohort, *(f"sick_{k}" for k in range(4)), "well_0", "well_1")
+    judged = trained | voxels(cohort, "sick_4", "sick_5", "well_2")
+    assert one_iteration(config, "--is-validation") == 0
+    assert seen(last) == seen(run_folder / "segmenter_best.pth") == judged
+    # Goes on without validation, with other voxels under the same ids.
+    image = sitk.ReadImage(str(other / "images" / "sick_0.nii.gz"))
+    sitk.WriteImage(255 - image, str(other / "images" / "sick_0.nii.gz"))
+    assert train.main(command(config, "SOLVER.ITER_MAX=2", f"DATASET.ROOT={other}", "--resume")) == 0
+    assert seen(last) == seen(run_folder / "state_0000002.pth") == judged | voxels(other, "sick_0")
+    # A run that begins with its networks, on one of its scans.
+    for name, ids in (("train_id_L", ["sick_5"]), ("train_id_WL", ["sick_5"]), ("train_id_H", ["well_2"])):
+        (other / "id_txt" / f"{name}.txt").write_text("\n".join(ids))
+    begun = [f"INIT_MODEL.{name}={run_folder / 'state_0000002.pth'}" for name in ("UNET", "G")]
+    assert one_iteration(config, f"DATASET.ROOT={other}", "EXP.ID=second_recons", *begun) == 0
+    assert seen(run_folder.parent / "second_recons" / "segmenter_last.pth") == judged | voxels(other, "sick_0")
 
 
 def train_and_hang(arguments):

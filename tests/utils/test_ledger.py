@@ -15,7 +15,7 @@ import torch
 from configs.settings import read_settings
 from utils import distributed, ledger
 from utils.errors import FolderError, VolumeError
-from utils.ledger import Ledger, Recipe, git_revision, is_output, project_version, recording
+from utils.ledger import Ledger, Recipe, git_revision, project_version, recording, results_in
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"size": [4, 8, 8], "lungs": "threshold"}
@@ -175,10 +175,10 @@ def read_runs(folder):
 def test_a_run_says_what_made_a_result(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py"), "--config-path", "my config.yaml"])
     settings = read_settings(None, ["EXP.SEED=7"])
-    assert not is_output(tmp_path)
+    assert not results_in(tmp_path)
     with recording(tmp_path, device=torch.device("cpu"), settings=settings, seed=7, model=tmp_path / "S.pth"):
         assert read_runs(tmp_path)[0]["outcome"] == "running"
-    assert is_output(tmp_path)
+    assert results_in(tmp_path) == {tmp_path / "ledger"}
     (record,) = read_runs(tmp_path)
     assert record["command"] == "train.py --config-path 'my config.yaml'"
     assert record["outcome"] == "finished"
