@@ -69,7 +69,7 @@ _LONGEST_ID = 150
 _THREADS = 8
 
 _NAMED = 3
-_PACKED, _FORMAT = "packed file", "file of a type that is not read"
+_PACKED, _FORMAT, _NO_MASK = "packed file", "file of a type that is not read", "in a folder named as of masks, of no CT"
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Index:
     def warnings(self) -> list[str]:
         """What may hold CTs and was not read, by name, with the remedy."""
         lines = []
-        for kind, remedy in ((_PACKED, "unpack"), (_FORMAT, "convert to NIfTI")):
+        for kind, remedy in ((_PACKED, "unpack"), (_FORMAT, "convert to NIfTI"), (_NO_MASK, "rename the folder of")):
             paths = [str(item.path) for item in self.passed_over if item.kind == kind]
             more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
             if paths:
@@ -315,11 +315,15 @@ def _without_masks(found: _Found) -> list[tuple[Path, str]]:
     for folder in slices:
         for place in (folder, folder.parent):
             beside.setdefault(place, set()).add(folder.name)
+    apart = {p for p in found.volumes if any(map(_MASK_FOLDER.fullmatch, p.relative_to(found.root).parts[:-1]))}
+    cts = [path.relative_to(found.root) for path in (*found.volumes, *found.dicom) if path not in apart]
+    named = {name for path in cts for name in (*path.parts[:-1], volume_id(path))}
     volumes = []
     for path in found.volumes:
         stem = volume_id(path)
-        if any(map(_MASK_FOLDER.fullmatch, path.relative_to(found.root).parts[:-1])):
-            found.passed.append(PassedOver(path, "mask"))
+        if path in apart:
+            of_ct = mask_of(f"{stem}_mask", named) or not named.isdisjoint(path.relative_to(found.root).parts[:-1])
+            found.passed.append(PassedOver(path, "mask" if of_ct else _NO_MASK))
         elif (of := mask_of(stem, beside[path.parent])) or (path.parent in slices and is_mask_name(stem)):
             found.passed.append(PassedOver(path, "mask", reason=f"beside {of or 'slices'}"))
         else:
@@ -418,15 +422,16 @@ def _dicom_scans(found: _Found, choice: str | None, progress: bool) -> list[tupl
             found.passed.append(PassedOver(other.path, other.kind))
         elif other.path.parent not in used:
             found.unreadable[str(other.path)] = other.kind
-    return [_study_scan(found, volumes, choice) for volumes in studies_of(group_series(slices, others)).values()]
+    studies = studies_of(group_series(slices, others))
+    return [_study_scan(found, volumes, choice, date) for (*_, date), volumes in studies.items()]
 
 
-def _study_scan(found: _Found, volumes: list[Series], choice: str | None) -> tuple[Scan, str]:
+def _study_scan(found: _Found, volumes: list[Series], choice: str | None, date: str) -> tuple[Scan, str]:
     """The scan of a study, and what tells it from others."""
     chosen = choose_series(volumes, choice)
     study, patient, folder = volumes[0].study
     below = str(folder.relative_to(found.root)) if folder and folder.is_relative_to(found.root) else ""
-    distinct = f"{short_hash(patient)}\0{study}\0{below}"
+    distinct = f"{short_hash(patient)}\0{study}{date}\0{below}"
     series = chosen.series
     if series is None:
         folder = common_folder([path for volume in volumes for path in volume.files])
