@@ -13,8 +13,9 @@ from datasets.lungs import segment_by_threshold
 from datasets.series import NOT_HU, Series
 from utils.errors import VolumeError
 
-AXIAL, LUNGS_MM, THIN_MM = 0.8, 200.0, 5.0
-"""Cosine to the patient's axis from which a series is axial; length that covers the lungs; limit of a thin slice."""
+AXIAL, LUNGS_MM, THIN_MM, SHORT_MM = 0.8, 200.0, 5.0, 50.0
+"""Cosine to the patient's axis from which a series is axial; length that covers the lungs; limits of a thin slice and
+of a short series, such as one place at several times (bolus tracking)."""
 
 _SAME_PLACE_MM = 30.0
 """Series whose ends differ by less show the same part of the body."""
@@ -28,6 +29,7 @@ _ELSEWHERE = re.compile(
     r"abd|pelvi|liver|leber|kidney|renal|bowel|\bhead\b|skull|brain|\bneck|spine|\bknee|\bhip\b|\blegs?\b|extrem|sinus",
     re.IGNORECASE,
 )
+_PROJECTION = re.compile(r"(?<![a-z])(mip|minip|m(ax|in|ean)_ip|vrt)(?![a-z])|intensity.?projection", re.IGNORECASE)
 _INSPIRATION, _EXPIRATION = (
     re.compile(r"\b(insp|einatm)", re.IGNORECASE),
     re.compile(r"\b(exs?pir|exp\b|ausatm)", re.IGNORECASE),
@@ -105,6 +107,8 @@ def _are_one_ct(one: Series, other: Series) -> bool:
 
 RULES: tuple[tuple[str, Callable[[Series], Any]], ...] = (
     ("in HU", lambda s: s.first.quantity not in NOT_HU),
+    ("no projection", lambda s: not _PROJECTION.search(" ".join((s.first.description, *s.first.image_type)))),
+    (f"longer than {SHORT_MM:g} mm", lambda s: s.extent_mm > SHORT_MM),
     ("not another part of the body", lambda s: shows_chest(s) >= 0),
     ("original before derived", lambda s: s.first.image_type[:2] in ((), ("ORIGINAL", "PRIMARY"))),
     ("axial before others", lambda s: abs(np.cross(s.first.rows[:3], s.first.rows[3:])[2]) >= AXIAL),

@@ -172,9 +172,9 @@ def paste_probabilities_back(crop: sitk.Image, scan: sitk.Image) -> sitk.Image:
 
 
 def has_no_geometry(image: sitk.Image) -> bool:
-    """Whether a volume has the geometry of files without one: spacing 1, origin 0, identity direction."""
+    """Whether a volume has the geometry of files without one: spacing 1, origin 0, identity direction (LPS or RAS)."""
     found = (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
-    return np.allclose(found, (1, 1, 1, 0, 0, 0, *np.eye(3).ravel()), rtol=0, atol=1e-6)
+    return np.allclose(np.abs(found), (1, 1, 1, 0, 0, 0, *np.eye(3).ravel()), rtol=0, atol=1e-6)
 
 
 def lay_over(
@@ -295,6 +295,8 @@ class LungMaskCrop:
         """
         scan = open_scan(source, self.reading)
         ct = read_ct(scan, self.reading)
+        if has_no_geometry(ct):
+            log.warning("%s: spacing 1, origin 0: its header may be lost; then volumes in ml and sides are wrong", scan)
         if lungs is not None:
             given = self._read_fitting(lungs, scan, ct, self.lung_labels)
             if bounding_box(remove_small_components(given)) != bounding_box(given):

@@ -53,6 +53,7 @@ _TEXTS = {
     "instance": "SOPInstanceUID",
     "patient_id": "PatientID",
     "study": "StudyInstanceUID",
+    "date": "StudyDate",
     "series": "SeriesInstanceUID",
     "number": "SeriesNumber",
     "description": "SeriesDescription",
@@ -75,6 +76,7 @@ class Slice:
     patient_id: str
     person: tuple[str, str]  # PatientName without empty components, and PatientBirthDate
     study: str
+    date: str
     series: str
     number: str
     description: str
@@ -95,8 +97,8 @@ class Slice:
     rescale: tuple[str | None, str | None]  # RescaleSlope and RescaleIntercept as written; None if missing
     padding: int | None  # PixelPaddingValue; None if missing
     unsigned_16_bits: bool  # whether stored values are unsigned and have 16 bits
-    # start, type and unused high bits of uncompressed pixels of 16 bits at the end of the file; None: pydicom decodes
-    plain: tuple[int, str, int] | None
+    # start, type, unused and (by HighBit) low bits of plain pixels of 16 bits that end the file; None: pydicom decodes
+    plain: tuple[int, str, int, int] | None
 
     @property
     def scaling(self) -> tuple[float, float]:
@@ -280,8 +282,8 @@ def _slice_of(path: Path, header: Elements, image_type: tuple[str, ...]) -> Slic
     )
 
 
-def _plain(header: Elements) -> tuple[int, str, int] | None:
-    bits, sign = header.get("BitsStored"), header.get("PixelRepresentation")
+def _plain(header: Elements) -> tuple[int, str, int, int] | None:
+    bits, high, sign = map(header.get, ("BitsStored", "HighBit", "PixelRepresentation"))
     start, length = header.get("PixelData", (0, 0))
     usual = (
         header.get("TransferSyntaxUID") in (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
@@ -291,7 +293,7 @@ def _plain(header: Elements) -> tuple[int, str, int] | None:
         and sign in (0, 1)
         and length == 2 * header["Rows"] * header["Columns"]
     )
-    return (start, "<i2" if sign else "<u2", 16 - bits) if usual else None
+    return (start, "<i2" if sign else "<u2", 16 - bits, (high or 0) + 1 - bits) if usual else None
 
 
 _OF_FRAMES = (
@@ -381,10 +383,12 @@ def _pixels(one: Slice) -> np.ndarray:
     path = one.path
     try:
         if one.plain is not None:
-            start, kind, unused = one.plain
+            start, kind, unused, low = one.plain
             content, shape = path.read_bytes(), (1, *one.size[::-1])
             if len(content) == start + 2 * math.prod(shape):
                 stored = np.frombuffer(content, kind, offset=start).reshape(shape)
+                if 0 < low <= unused and not (stored & (1 << low) - 1).any():  # otherwise HighBit is wrong
+                    return stored << (unused - low) >> unused
                 return stored << unused >> unused if unused else stored
         data = pydicom.dcmread(path, force=True)
         if "TransferSyntaxUID" not in getattr(data, "file_meta", Dataset()):

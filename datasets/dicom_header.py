@@ -37,7 +37,7 @@ NAMES = (
     *("ConvolutionKernel", "TemporalPositionIdentifier", "SliceThickness", "SamplesPerPixel", "BitsStored"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "PixelRepresentation"),
     *("RescaleSlope", "RescaleIntercept", "RescaleType", "PixelPaddingValue", "SpecificCharacterSet"),
-    *("BitsAllocated", "PhotometricInterpretation", "NumberOfFrames"),
+    *("BitsAllocated", "HighBit", "PhotometricInterpretation", "NumberOfFrames", "StudyDate"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 """Elements that are read."""

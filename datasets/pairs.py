@@ -9,7 +9,7 @@ alike in every folder (``mask.nii.gz``) has the name of its folder. Names are co
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from datasets.segments import is_segmentation, referenced_series
@@ -30,20 +30,24 @@ def _without_mask_suffix(name: str) -> str:
     return name
 
 
+def bare_name(name: str) -> str:
+    """What the names of a CT and of its masks have in common: ``a`` of ``a_ct`` and ``a_lesion_mask``."""
+    return _CT_SUFFIX.sub("", _without_mask_suffix(name))
+
+
 def is_mask_name(name: str) -> bool:
     """Whether a file name without extension says that it is a mask, whatever lies beside it."""
     return _MASK_NAME.fullmatch(_without_mask_suffix(name)) is not None or _without_mask_suffix(name) != name
 
 
-def mask_of(name: str, beside: Iterable[str]) -> str | None:
+def mask_of(name: str, beside: Collection[str]) -> str | None:
     """The CT that a file is a mask of, by its name and those of all files beside it, without extensions; or None."""
     core = _without_mask_suffix(name)
-    others = sorted(set(beside) - {name})
     if _MASK_NAME.fullmatch(core):  # the same in every folder, as mask.nii.gz beside ct.nii.gz
-        return next((ct for ct in others if not is_mask_name(ct)), None)
-    if core == name:
-        return None
-    return next((ct for ct in others if core in (ct, _CT_SUFFIX.sub("", ct))), None)
+        return min((ct for ct in beside if ct != name and not is_mask_name(ct)), default=None)
+    if core == name or core in beside:
+        return None if core == name else core
+    return min((ct for ct in beside if ct != name and _CT_SUFFIX.sub("", ct) == core), default=None)
 
 
 def match_masks(folder: Path, scans: Mapping[str, Scan]) -> tuple[dict[str, Path], list[Path]]:

@@ -30,7 +30,7 @@ import SimpleITK as sitk
 from datasets.choice import choose_series
 from datasets.dicom import EXTENSIONS, Other, Slice, is_dicom_file, read_slices, short_hash
 from datasets.formats import EXTENSIONS as VOLUMES
-from datasets.pairs import is_mask_name, mask_of
+from datasets.pairs import bare_name, is_mask_name, mask_of
 from datasets.series import Series, common_folder, group_series, studies_of
 from datasets.volumes import DEFAULT, Reading, Scan, as_ct, is_volume_file, volume_id
 from utils.errors import VolumeError
@@ -67,7 +67,8 @@ _LONGEST_ID = 150
 _THREADS = 8
 
 _NAMED = 3
-_PACKED, _FORMAT, _PART = "packed file", "file of a type that is not read", "file that is not copied to its end"
+_PACKED, _FORMAT = "packed file", "file of a type that is not read"
+_PART, _NO_MASK = "file that is not copied to its end", "in a folder named as of masks, of no CT"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,13 @@ class Index:
     def warnings(self) -> list[str]:
         """What may hold CTs and was not read, by name, with the remedy."""
         lines = []
-        for kind, remedy in ((_PACKED, "unpack"), (_FORMAT, "convert to NIfTI"), (_PART, "copy again")):
+        remedies = {
+            _PACKED: "unpack",
+            _FORMAT: "convert to NIfTI",
+            _PART: "copy again",
+            _NO_MASK: "rename the folder of",
+        }
+        for kind, remedy in remedies.items():
             paths = [str(item.path) for item in self.passed_over if item.kind == kind]
             more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
             if paths:
@@ -317,11 +324,15 @@ def _without_masks(found: _Found) -> list[tuple[Path, str]]:
     for folder in slices:
         for place in (folder, folder.parent):
             beside.setdefault(place, set()).add(folder.name)
+    names_of = {p: (*p.relative_to(found.root).parts[:-1], volume_id(p)) for p in (*found.volumes, *found.dicom)}
+    apart = {path for path in found.volumes if any(map(_MASK_FOLDER.fullmatch, names_of[path][:-1]))}
+    of_cts = {bare_name(name) for path, names in names_of.items() if path not in apart for name in names}
     volumes = []
     for path in found.volumes:
         stem = volume_id(path)
-        if any(map(_MASK_FOLDER.fullmatch, path.relative_to(found.root).parts[:-1])):
-            found.passed.append(PassedOver(path, "mask"))
+        if path in apart:
+            is_mask = is_mask_name(stem) or not of_cts.isdisjoint(map(bare_name, names_of[path]))
+            found.passed.append(PassedOver(path, "mask" if is_mask else _NO_MASK))
         elif (of := mask_of(stem, beside[path.parent])) or (path.parent in slices and is_mask_name(stem)):
             found.passed.append(PassedOver(path, "mask", reason=f"beside {of or 'slices'}"))
         else:
@@ -420,15 +431,16 @@ def _dicom_scans(found: _Found, choice: str | None, progress: bool) -> list[tupl
             found.passed.append(PassedOver(other.path, other.kind))
         elif other.path.parent not in used:
             found.unreadable[str(other.path)] = other.kind
-    return [_study_scan(found, volumes, choice) for volumes in studies_of(group_series(slices, others)).values()]
+    studies = studies_of(group_series(slices, others))
+    return [_study_scan(found, volumes, choice, date) for (*_, date), volumes in studies.items()]
 
 
-def _study_scan(found: _Found, volumes: list[Series], choice: str | None) -> tuple[Scan, str]:
+def _study_scan(found: _Found, volumes: list[Series], choice: str | None, date: str) -> tuple[Scan, str]:
     """The scan of a study, and what tells it from others."""
     chosen = choose_series(volumes, choice)
     study, patient, folder = volumes[0].study
     below = str(folder.relative_to(found.root)) if folder and folder.is_relative_to(found.root) else ""
-    distinct = f"{short_hash(patient)}\0{study}\0{below}"
+    distinct = f"{short_hash(patient)}\0{study}{date}\0{below}"
     series = chosen.series
     if series is None:
         folder = common_folder([path for volume in volumes for path in volume.files])

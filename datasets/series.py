@@ -102,17 +102,21 @@ def common_folder(files: Sequence[Path]) -> Path:
     return Path(os.path.commonpath({path.parent for path in files}))
 
 
-def studies_of(series: Iterable[Series]) -> dict[tuple[str, str, Path | None], list[Series]]:
-    """Series by study and patient; a series that names no patient belongs to the only one of its study."""
+def studies_of(series: Iterable[Series]) -> dict[tuple[str, str, Path | None, str], list[Series]]:
+    """Series by study, patient, folder and, where all series of a UID have one and they differ, date.
+
+    A series that names no patient belongs to the only one of its study.
+    """
     series = list(series)
-    patients: dict[str, set[str]] = defaultdict(set)
+    said: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for one in series:
-        patients[one.study[0]].add(one.study[1])
-    studies: dict[tuple[str, str, Path | None], list[Series]] = defaultdict(list)
+        said[one.study[0]].add((one.study[1], one.first.date))
+    studies: dict[tuple[str, str, Path | None, str], list[Series]] = defaultdict(list)
     for one in series:
         uid, patient, folder = one.study
-        named = patients[uid] - {""}
-        studies[uid, next(iter(named)) if not patient and len(named) == 1 else patient, folder].append(one)
+        patients, dates = ({*values} for values in zip(*said[uid], strict=True))
+        named, date = patients - {""}, one.first.date if len(dates) > 1 and "" not in dates else ""
+        studies[uid, next(iter(named)) if not patient and len(named) == 1 else patient, folder, date].append(one)
     return dict(studies)
 
 
@@ -258,8 +262,8 @@ def _without_copies(slices: list[Slice], notes: list[str], by_uid: bool = True) 
 def _acquisitions(slices: list[Slice]) -> tuple[list[list[Slice]], list[str]]:
     """Tell apart the volumes among slices of one shape, and say so.
 
-    Slices at the same places differ by acquisition, kernel, temporal position, image type or, without UIDs, by the
-    pattern of their file names. Slices at places of their own may still be of two acquisitions, one between the other.
+    Slices at the same places differ by acquisition, kernel, temporal position, description, image type or, without
+    UIDs, by the pattern of their names. Slices at places of their own may still be of two acquisitions that alternate.
     """
     if not _overlap(slices):
         for key in (lambda s: s.acquisition, lambda s: s.acquired, _later_in_time(slices), _later_in_number(slices)):
@@ -271,6 +275,7 @@ def _acquisitions(slices: list[Slice]) -> tuple[list[list[Slice]], list[str]]:
         lambda s: s.acquisition,
         lambda s: s.kernel,
         lambda s: s.temporal,
+        lambda s: s.description,
         lambda s: (s.acquisition, s.kernel),
         lambda s: (s.acquisition, s.kernel, s.temporal, s.image_type),
     ]

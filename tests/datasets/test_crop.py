@@ -218,3 +218,16 @@ def test_masks_on_another_grid_are_refused(case, what):
     moved = write(folder / "moved.nii.gz", lungs, origin=(-12.3, 45.6, 800.0))
     arguments = {"labelpath" if what == "label" else "lungpath": moved}
     refused(moved, lambda: LungMaskCrop(lambda _: lungs).crop(scan, **arguments), "its origin .* differs from")
+
+
+@pytest.mark.fault("a CT of 1 mm voxels at the origin")
+@pytest.mark.parametrize("direction", [np.eye(3), np.diag([-1, -1, 1])], ids=["LPS", "RAS"])
+@pytest.mark.parametrize(
+    ("spacing", "origin", "warned"), [((1, 1, 1), 0, True), ((1, 1, 1.5), 0, False), ((1, 1, 1), 7, False)]
+)
+def test_a_ct_whose_header_was_lost_is_named(case, caplog, direction, spacing, origin, warned):
+    folder, ct, lungs, _ = case
+    place = {"spacing": spacing, "origin": (origin,) * 3, "direction": direction}
+    scan = write(folder / "ct.nii", np.where(lungs, -800, ct), **place)
+    LungMaskCrop(lambda _: lungs, SIZE).crop(scan)
+    assert (f"{scan}: spacing 1, origin 0" in caplog.text) == warned

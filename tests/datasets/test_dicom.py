@@ -127,6 +127,16 @@ def test_what_cannot_be_decoded_names_the_plug_ins(enhanced):
     refused(path, lambda: open_scan(path.parent).read(), "cannot be decoded .* install pylibjpeg")
 
 
+@pytest.mark.fault("pixels in the upper bits")
+@pytest.mark.parametrize(("bits", "high", "above"), [(12, 15, 4), (12, 13, 2), (12, 15, 0), (12, 3, 0), (16, 11, 0)])
+@pytest.mark.parametrize("signed", [0, 1])
+def test_pixels_lie_where_high_bit_says_unless_the_bits_below_are_taken(tmp_path, stored, bits, high, above, signed):
+    folder = write_dicom(tmp_path / "case", stored * 2**above)
+    for path in folder.iterdir():
+        changed_slice(path, BitsStored=bits, HighBit=high, PixelRepresentation=signed)
+    np.testing.assert_array_equal(pixels(open_scan(folder).read()), stored - 1024)
+
+
 @pytest.mark.parametrize("signed", [0, 1])
 @pytest.mark.parametrize("bits", [12, 16])
 @pytest.mark.parametrize("above", [False, True])

@@ -70,6 +70,18 @@ def test_slices_of_one_name_are_told_apart_by_their_folders(tmp_path):
     refused("ct", only(tmp_path).read, r"a/slice\d+\.dcm and b/slice\d+\.dcm lie at the same place")
 
 
+@pytest.mark.fault("one StudyInstanceUID for several days")
+@pytest.mark.parametrize(
+    ("dates", "ids"), [(("20200301", "20200401"), 2), (("20200301", "20200301"), 1), (("20200301", ""), 1)]
+)
+def test_series_of_several_days_are_scans_of_their_own(tmp_path, dates, ids):
+    for k, date in enumerate(dates):
+        stored = STORED[: 12 - k]
+        write_dicom(tmp_path, stored, name=f"{'ab'[k]}_", StudyInstanceUID="1.2", StudyDate=date)
+    assert len(scans := find_scans(tmp_path)) == ids
+    assert sorted(len(scan.files) for scan in scans.values()) == [11, 12][2 - ids :]
+
+
 @pytest.mark.fault("a slice that is empty")
 @pytest.mark.parametrize(
     ("content", "name", "match"),

@@ -48,7 +48,7 @@ def taken(root, **options):
         (["studies/CT-1/s_0255.nii", "masks/s_0255_mask.nii"], ["studies_CT-1_s_0255"], "mask (1)"),
         (["imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"], ["imagesTr_a_0000"], "mask (1)"),
         (["p/Lung 1.0/a.nii", "p/lung_ct/b.nii"], ["p_Lung 1.0_a", "p_lung_ct_b"], None),
-        (["a/x.nii", "p/lung_mask/c.nii", "lungs/d.nii", "rp_msk/e.nii"], ["a_x"], "mask (3)"),
+        (["a/x.nii", "p/lung_mask/c.nii", "lungs/x.nii", "rp_msk/a.nii", "p/d.nii"], ["a_x", "p_d"], "mask (3)"),
         (["x_ct.nii", "x_seg.nii", "y.nii", "y-label.nii", "z_mask.nii"], ["x_ct", "y", "z_mask"], "mask (2)"),
         (["w.nrrd", "w.seg.nrrd"], ["w"], "mask (1)"),
         *((["p1/", name], ["p1"], "mask (1)") for name in ("p1/p1_seg.nii", "p1/lesion.nii", "p1_mask.nii")),
@@ -69,6 +69,17 @@ def test_what_is_a_scan_by_its_name_and_place(tmp_path, names, ids, passed):
     if isinstance(ids, dict):
         assert {case_id: scan.path.name for case_id, scan in index.scans.items()} == ids
     assert passed is None or f"passed over: {passed}" in index.passed_over_lines()
+
+
+@pytest.mark.fault("volumes in a folder that is named as of masks")
+def test_volumes_in_a_folder_named_as_of_masks_that_are_of_no_ct_are_named(tmp_path, caplog):
+    touched(tmp_path, "infection/a.nii", "normal/b.nii", "masks/b_mask.nii", "normal/masks/any.nii")
+    series(tmp_path / "1.2" / "dicom")
+    touched(tmp_path, "lesion/1.2_seg.nii", "lesion/dicom.nii")
+    assert list(find_scans(tmp_path)) == ["1.2_dicom", "normal_b"]
+    (warning,) = caplog.messages
+    assert warning.startswith(f"not read: {tmp_path / 'infection' / 'a.nii'} (in a folder named as of masks")
+    assert "rename the folder" in warning
 
 
 def test_a_series_has_the_path_of_its_folder_for_an_id(tmp_path):
@@ -281,11 +292,13 @@ def test_rounded_positions_and_cosines_are_even(tmp_path):
 
 
 @pytest.mark.fault("two acquisitions or reconstructions under one UID")
-@pytest.mark.parametrize("tag", ["AcquisitionNumber", "ConvolutionKernel", "TemporalPositionIdentifier"])
+@pytest.mark.parametrize(
+    "tag", ["AcquisitionNumber", "ConvolutionKernel", "TemporalPositionIdentifier", "SeriesDescription"]
+)
 def test_volumes_under_one_uid_are_told_apart_and_selectable(tmp_path, tag):
     folder, other = tmp_path / "case", tmp_path / "other"
     uids = {"SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2"}
-    values = {"ConvolutionKernel": ("B31f", "B70f")}.get(tag, (1, 2))
+    values = {"ConvolutionKernel": ("B31f", "B70f"), "SeriesDescription": ("T=0%", "T=50%")}.get(tag, (1, 2))
     series(folder, **uids, **{tag: values[0]})
     write_dicom(other, STORED[:5] + 1, **uids, **{tag: values[1]})
     for path in other.iterdir():
@@ -344,13 +357,18 @@ def test_a_scan_below_two_of_the_paths_is_one_scan(tmp_path):
 @pytest.mark.fault("several series in one study")
 @pytest.mark.fault("chest and abdomen in one study")
 @pytest.mark.fault("inspiration and expiration")
+@pytest.mark.fault("a projection (MIP")
+@pytest.mark.fault("bolus tracking")
 @pytest.mark.parametrize(
     ("better", "worse", "rule"),
     [
         ({"slices": 4, "RescaleType": "HU"}, {"RescaleType": "Z_EFF"}, "in HU"),
         ({"slices": 4, "ImageType": ["ORIGINAL", "PRIMARY"]}, {"ImageType": ["DERIVED", "SECONDARY"]}, "original"),
         ({"slices": 4}, {"direction": [[1, 0, 0], [0, 0, 1], [0, -1, 0]]}, "axial"),
-        ({"slices": 4, "spacing": (0.7, 0.8, 60)}, {}, "length of lungs"),
+        ({"slices": 4, "spacing": (0.7, 0.8, 60)}, {"spacing": (0.7, 0.8, 12)}, "length of lungs"),
+        ({"slices": 4, "ConvolutionKernel": "B70f"}, {"SeriesDescription": "Thorax_MIP 10 mm"}, "no projection"),
+        ({"slices": 4}, {"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "MIN_IP"]}, "no projection"),
+        ({"slices": 5, "spacing": (1, 1, 11)}, {"ImageType": ["ORIGINAL", "PRIMARY"]}, "longer than 50 mm"),
         ({"slices": 4, "spacing": (0.7, 0.8, 3)}, {"spacing": (0.7, 0.8, 8)}, "less than 5 mm"),
         ({"slices": 4, "ConvolutionKernel": "B31f"}, {"ConvolutionKernel": "B70f"}, "soft kernel"),
         ({"slices": 4, "ConvolutionKernel": "STANDARD"}, {"ConvolutionKernel": "LUNG"}, "soft kernel"),
