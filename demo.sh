@@ -34,9 +34,8 @@ gasnet="$folder/output/weak_recons_origImgToD_genImgToD_perception"
 "$python" train.py --config-path configs/weak.yaml --device cpu --is-validation "$@"
 
 echo "4/5 test and paste back: test.py, post_processing.py"
-for state in "$gasnet"/state_*.pth; do :; done  # the last one
 "$python" test.py --config-path configs/weak.yaml --model-path "$gasnet/segmenter_best.pth" --output "$folder/test" \
-    --split TEST TESTH --device cpu --save-vis --generator-path "$state" "$@" > "$folder/gasnet.txt"
+    --split TEST TESTH --device cpu --save-vis "$@" > "$folder/gasnet.txt"
 set --
 for mask in "$folder"/test/probabilities/*.nii.gz; do
     set -- "$@" "$folder/raw/ct/$(basename -- "$mask")"

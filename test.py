@@ -12,7 +12,7 @@ Examples:
     python test.py --config-path configs/Gan.yaml --allow-seen
     python test.py --config-path configs/Gan.yaml --model-path S.pth --output output/test --split TEST TESTH --save-vis
     python test.py --config-path configs/Gan.yaml --model-path checkpointU_1000.pth --output output/test \
-        --save-vis --generator-path checkpointG_1000.pth DATASET.ROOT=/data/covid
+        DATASET.ROOT=/data/covid
     python test.py --config-path configs/Gan.yaml --images /data/scans --labels /data/lesion_labels
     python test.py --config-path configs/Gan.yaml --split TEST --part 1/4
     torchrun --nproc-per-node 2 test.py --config-path configs/Gan.yaml --split TEST
@@ -57,7 +57,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_scan_options(parser, "threshold")
     parser.add_argument("--save-vis", action="store_true", help="save a figure of every scan in figures/")
-    parser.add_argument("--generator-path", type=Path, metavar="FILE", help="G, for I_g and I_s in the figures")
     parser.add_argument(
         "--surface-tolerance",
         type=float,
@@ -82,8 +81,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for split in options.split:
         if split not in (*TRAINING, *HELD_OUT):
             parser.error(f"argument --split: {split} is none of {', '.join((*TRAINING, *HELD_OUT))}")
-    if options.generator_path is not None and not options.save_vis:
-        parser.error("--generator-path is for the figures of --save-vis")
     if not 0 <= options.surface_tolerance < math.inf:
         parser.error("--surface-tolerance must be a length of 0 mm or more")
     if options.labels is not None and options.images is None:

@@ -24,7 +24,7 @@ from datasets.cohort import HEALTHY, WITH_LESION, Case, notes_of, read_cohort_of
 from datasets.crop import lay_over
 from datasets.crop_scans import Masks, masks_of_scans
 from datasets.geometry import image_like, shape_of
-from datasets.samples import normalise, scan_input
+from datasets.samples import normalise
 from datasets.scans import find_scans
 from datasets.volumes import Reading, Scan, read_mask_on
 from datasets.window import unmap_window
@@ -40,12 +40,9 @@ from evaluation.results import (
     write_report,
     write_result,
 )
-from models import Generator
-from models.checkpoint import BEST, SegmenterInput, find_segmenter, fingerprint, load_generator, load_segmenter
+from models.checkpoint import BEST, SegmenterInput, find_segmenter, fingerprint, load_segmenter
 from models.engine import Engine
-from models.generator import generate_scan
 from models.layers import place
-from models.objectives import synthesise
 from reports.cases import Column
 from reports.views import ReportCase
 from utils import distributed
@@ -114,8 +111,7 @@ def score_on_raw_scan(
 class Tester:
     """Tests a segmenter on scans of a cohort and writes the results of each.
 
-    With raw scans, by id, and their labels, it also scores on their grids; with G, which takes `slices` slices, figures
-    show I_g and I_s.
+    With raw scans, by id, and their labels, it also scores on their grids.
     """
 
     segmenter: Engine
@@ -126,8 +122,6 @@ class Tester:
     raw: Mapping[str, Scan] | None
     labels: Masks
     reading: Reading
-    generator: Generator | None
-    slices: int
     ledger: Ledger
 
     def recipe(self, case: Case, split: str, options: Mapping[str, Any], wanted: Sequence[str]) -> Recipe:
@@ -172,7 +166,7 @@ class Tester:
             raise VolumeError(facts["problem"])
 
     def _save_figure(self, prediction: Prediction, path: Path) -> None:
-        """Save the figure of a scan: input, M, predicted and true label and, if G is given, I_g and I_s."""
+        """Save the figure of a scan: input, M, predicted and true label."""
         volumes = prediction.volumes
         columns = {
             "input": normalise(volumes.image, self.normalization),
@@ -181,14 +175,6 @@ class Tester:
         }
         if prediction.score["true_ml"] is not None:
             columns["true"] = volumes.lesion
-        if self.generator is not None:
-            scan = scan_input(volumes, self.normalization).to(next(self.generator.parameters()).device)
-            generated = generate_scan(self.generator, scan, self.slices)
-            lesion = torch.from_numpy(prediction.probability).to(scan)[None, None]
-            # The probabilities are 0 outside the lungs already.
-            synthetic = synthesise(scan, lesion, torch.ones_like(lesion), generated)
-            for title, volume in (("I_g", generated), ("I_s", synthetic)):
-                columns[title] = ((volume[0, 0] + 1) / 2).cpu().numpy()
         x, y, _ = volumes.geometry.GetSpacing()
         most = np.sum(volumes.lesion if volumes.lesion.any() else prediction.mask, (1, 2))
         save_case_figure(columns, int(most.argmax()) if most.any() else len(most) // 2, y / x, path)
@@ -271,7 +257,6 @@ def test_cohort(options: argparse.Namespace) -> int:
         return scans, Masks(masks_of_scans(options.labels or (), scans, "label", of_all=False))
 
     raw, labels = distributed.on_rank_zero(find_raw_scans)
-    generator = place(load_generator(options.generator_path), device) if options.generator_path is not None else None
     output = options.output or model.parent / "test"
     ledger = Ledger(output, TESTED)
     tester = Tester(
@@ -283,8 +268,6 @@ def test_cohort(options: argparse.Namespace) -> int:
         raw=raw,
         labels=labels,
         reading=options.reading,
-        generator=generator,
-        slices=image.slices,
         ledger=ledger,
     )
     made_by = {
@@ -292,7 +275,6 @@ def test_cohort(options: argparse.Namespace) -> int:
         "threshold": threshold,
         "tolerance_mm": options.surface_tolerance,
         "normalization": trained_on.normalization,
-        "generator": None if generator is None else fingerprint(generator),
         "segments": options.segments,
     }
     wanted = [FIGURES] * options.save_vis + ["report"] * options.report + ["raw"] * (raw is not None)

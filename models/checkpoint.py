@@ -17,7 +17,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 from torch import Tensor, nn
 
-from models.generator import Generator
 from models.published import is_published, load_published, without_wrappers
 from models.segmenter import build_segmenter
 from utils.errors import CheckpointError, one_line
@@ -269,17 +268,6 @@ def fingerprint(network: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def load_generator(path: Path) -> Generator:
-    """Load a generator from a training state or a published ``checkpointG_*.pth``."""
-    weights = _weights(load(path), "generator", path)
-    width = _width(weights, "encode1.0.weight", "conv1.0.weight")
-    if width is None:
-        raise CheckpointError(f"{path}: not the weights of a generator; use state_*.pth or a checkpointG_*.pth")
-    generator = Generator(width)
-    _fill(generator, weights, path)
-    return generator
 
 
 def load_weights(network: nn.Module, path: Path) -> list[str]:

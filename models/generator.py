@@ -1,6 +1,5 @@
 """The generator G: the same lungs without lesions."""
 
-import torch
 from torch import Tensor, nn
 
 from models.layers import check_input, concatenate, normalise, upsample
@@ -56,24 +55,3 @@ class Generator(nn.Module):
         d2 = self.decode2(concatenate(d3, e3))
         d1 = self.decode1(concatenate(d2, e2))
         return self.predict(concatenate(d1, e1))
-
-
-@torch.no_grad()
-def generate_scan(generator: Generator, scan: Tensor, slices: int) -> Tensor:
-    """Generate the volume of a scan with more slices than G takes, float32 of the shape of `scan`.
-
-    G runs on stacks of `slices` slices that cover the scan; where stacks overlap, the results are averaged.
-
-    Args:
-        generator: G.
-        scan: (1, 1, depth, height, width) in [-1, 1], depth at least `slices`.
-        slices: depth of a stack, a multiple of 16.
-    """
-    depth = scan.shape[2]
-    starts = [*range(0, depth - slices, slices), depth - slices]
-    total = torch.zeros_like(scan, dtype=torch.float32)
-    count = torch.zeros_like(total)
-    for start in starts:
-        total[:, :, start : start + slices] += generator(scan[:, :, start : start + slices]).float()
-        count[:, :, start : start + slices] += 1
-    return total / count

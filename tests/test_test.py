@@ -15,13 +15,12 @@ import test
 from configs.settings import read_settings
 from datasets.cohort import contents_of
 from evaluation import testing
-from models import Discriminator, Generator, Segmenter, load_published
+from models import Segmenter, load_published
 from models.checkpoint import load_segmenter
 from tests.conftest import write_config
 from tests.outputs import save_model, summary, table
 from tests.reference import load, published_state
 from tests.volumes import dice, geometry, pixels, write
-from training.states import save_state
 from utils.cli import run
 
 SIZE = (20, 64, 64)
@@ -151,26 +150,22 @@ def test_the_prediction_is_that_of_the_segmenter_with_the_input_it_was_trained_o
     np.testing.assert_allclose(pixels(output / "probabilities" / "sick_4.nii.gz"), expected, atol=1e-4)
 
 
-def test_figures_have_the_columns_of_the_papers(tested, config, model, tmp_path, monkeypatch):
+def test_figures_show_input_probability_prediction_and_truth(tested, config, model, tmp_path, monkeypatch):
     drawn, save = {}, testing.save_case_figure
 
     def keep(columns, *rest):
         drawn[rest[-1].name.split(".")[-2]] = columns
         save(columns, *rest)
 
-    networks = {"segmenter": Segmenter(2), "generator": Generator(2), "discriminator": Discriminator(2, (16, 64, 64))}
-    state = save_state(tmp_path, {"networks": {name: n.state_dict() for name, n in networks.items()}}, 1)
     assert sorted(p.name for p in (tested[0] / "figures").iterdir()) == ["sick_4.png", "sick_5.png", "well_2.png"]
     monkeypatch.setattr(testing, "save_case_figure", keep)
-    results_of(config, model, tmp_path / "out", "--save-vis", "--generator-path", state)
+    results_of(config, model, tmp_path / "out", "--save-vis")
     assert sorted(drawn) == ["sick_4", "sick_5"]
     columns = drawn["sick_4"]
-    assert list(columns) == ["input", "M", "predicted", "true", "I_g", "I_s"]
+    assert list(columns) == ["input", "M", "predicted", "true"]
     for volume in columns.values():
         assert volume.shape == (20, 64, 64)
         assert 0 <= volume.min() <= volume.max() <= 1
-    mixed = columns["M"] * columns["I_g"] + (1 - columns["M"]) * columns["input"]
-    np.testing.assert_allclose(columns["I_s"], mixed, atol=1e-5)
 
 
 def test_the_best_model_of_the_run_is_the_default(config, capsys):
@@ -202,7 +197,7 @@ def test_what_a_user_got_wrong_is_one_line_and_exit_code_1(config, model, argume
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(["--generator-path", "g.pth"], ["--split", "VALDI"], ["--threshold", "1"], ["--images", "ct"]),
+        *(["--split", "VALDI"], ["--threshold", "1"], ["--images", "ct"]),
         *(["--labels", "labels"], ["--surface-tolerance", "-1"], ["--surface-tolerance", "nan"]),
     ],
 )

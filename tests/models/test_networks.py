@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from models import Discriminator, Generator, Segmenter, load_published
-from models.generator import generate_scan
 from models.losses import HEALTHY, OTHER, adversarial_loss
 from models.published import is_published
 from tests import reference
@@ -152,16 +151,6 @@ def test_segmenter_and_generator_do_not_depend_on_the_mode_but_the_discriminator
     assert torch.equal(vectors, discriminator.first[0].parametrizations.weight[0]._u)
     discriminator.train()(x)
     assert not torch.equal(vectors, discriminator.first[0].parametrizations.weight[0]._u)
-
-
-def test_a_scan_is_generated_from_stacks_that_overlap():
-    generator = Generator(2).eval()
-    scan = reference.wave((1, 1, 24, 64, 64), 0.2)
-    generated = generate_scan(generator, scan, slices=16)
-    first, last = generator(scan[:, :, :16]), generator(scan[:, :, 8:])
-    torch.testing.assert_close(generated[:, :, :8], first[:, :, :8])
-    torch.testing.assert_close(generated[:, :, 8:16], (first[:, :, 8:] + last[:, :, :8]) / 2)
-    torch.testing.assert_close(generated[:, :, 16:], last[:, :, 8:])
 
 
 def test_spectral_norms_are_computed_once_a_pass_and_in_single_precision():
