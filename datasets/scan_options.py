@@ -74,7 +74,7 @@ _OPTIONS = {
         "choices": ("auto", "fp32", "bf16"),
         "default": "auto",
         "help": "of the networks: float32, bfloat16, or by default float32 for S, and for lungmask bfloat16 on CPUs "
-        "with AMX, float16 on GPUs and float32 elsewhere",
+        "that have it, float16 on GPUs and float32 elsewhere",
     },
     "size": {
         "type": int,

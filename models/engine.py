@@ -39,7 +39,9 @@ def precision_of_lungs(asked: str, device: torch.device) -> str:
         return asked
     if device.type == "cuda":
         return "fp16"
-    return "bf16" if computes_bfloat16(device) else "fp32"
+    # OpenVINO, unlike PyTorch, is twice as fast by the instructions of AVX-512 for bfloat16, too.
+    has_avx512 = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return "bf16" if computes_bfloat16(device) or (has_avx512 and _openvino() is not None) else "fp32"
 
 
 class Engine(nn.Module):

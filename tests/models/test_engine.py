@@ -118,8 +118,11 @@ def test_bfloat16_is_used_when_it_is_asked_for_where_a_cpu_has_it_and_never_by_d
     else:  # OpenVINO takes float32 on CPUs without AVX-512
         assert network.way.endswith("in float32")
         assert rounded < 1e-4
-    for amx, expected in ((True, "bf16"), (False, "fp32")):
+    cases = ((True, False, True), (False, True, True), (False, True, False), (False, False, True))
+    for (amx, avx512, openvino), expected in zip(cases, ("bf16", "bf16", "fp32", "fp32"), strict=True):
         monkeypatch.setattr(engine, "computes_bfloat16", lambda device, amx=amx: amx)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda avx512=avx512: {"avx512_bf16": avx512})
+        monkeypatch.setattr(engine, "_openvino", lambda there=openvino: engine if there else None)
         assert precision_of_lungs("auto", CPU) == expected
         assert precision_of_lungs("fp32", CPU) == "fp32"
     assert precision_of_lungs("auto", torch.device("cuda")) == "fp16"
