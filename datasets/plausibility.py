@@ -36,6 +36,9 @@ GAS_WARNED, GAS_REFUSED = 0.8, 0.1
 """Shares of such voxels in the lungs. The masks of 22 patients, COVID-19 and other pneumonia among them, have 0.93 to
 0.99; turned upside down or front to back 0.54 to 0.84. A CT that is not in HU has none."""
 
+END = 0.4
+"""Share of the largest area of lungs in a slice; an end of this area cuts through them."""
+
 _SHELL_MM = 10.0  # width of what surrounds the lungs
 _SLICES = 32  # looked at, over the height of the lungs
 _SEVERAL = 4  # slices
@@ -91,7 +94,8 @@ def check_lungs(
     """Check the lungs of a CT in HU; every label above 0 is lung, an empty mask passes.
 
     Refused are lungs that are too large, drawn in every n-th slice only, or that hold almost no gas (with
-    `accept_airless`, a warning). Lungs of which much holds none, and a CT erased around them, are warned of.
+    `accept_airless`, a warning). Lungs of which much holds none, a mask that ends within the lungs, and a CT erased
+    around them, are warned of.
     """
     ml = np.count_nonzero(lungs) * float(np.prod(spacing)) / 1000
     if ml > MOST_LUNG_ML:
@@ -105,10 +109,21 @@ def check_lungs(
             f"{name}: the lung mask has no two slices that are neighbours; draw the slices between them, too"
         )
     if len(slices):
+        _check_ends(name, ct, lungs > 0)
         slices = np.unique(slices[np.linspace(0, len(slices) - 1, _SLICES).astype(int)])
         planes = [(ct[z], (lungs[z] > 0).astype(np.uint8)) for z in slices]
         _check_gas(name, np.concatenate([plane[lung > 0] for plane, lung in planes]), accept_airless)
         _check_surroundings(name, planes, spacing)
+
+
+def _check_ends(name: object, ct: np.ndarray, lungs: np.ndarray) -> None:
+    areas = np.count_nonzero(lungs, axis=(1, 2))
+    first, last = np.flatnonzero(areas)[[0, -1]]
+    for end, beyond in ((first, first - 1), (last, last + 1)):
+        if 0 <= beyond < len(ct) and areas[end] > END * areas.max():
+            values = ct[beyond][lungs[end]]
+            if np.mean((values >= GAS_HU[0]) & (values <= GAS_HU[1])) > GAS_WARNED:
+                log.warning("%s: the lung mask ends at slice %d, and the lungs do not; is it complete?", name, end)
 
 
 def _lie_apart(slices: np.ndarray) -> bool:

@@ -146,6 +146,23 @@ def test_lungs_without_gas(tmp_path, phantom, caplog):
     assert "--airless-lungs" not in message
 
 
+@pytest.mark.fault("a lung mask that ends within")
+def test_a_lung_mask_that_ends_within_the_lungs(phantom, caplog):
+    _, ct, lungs, _, spacing = phantom
+    check_lungs("scan", ct, lungs, spacing)
+    assert caplog.text == ""
+    middle = len(ct) // 2
+    for half, end in ((np.s_[:middle], middle), (np.s_[middle:], middle - 1)):
+        part = lungs.copy()
+        part[half] = 0
+        caplog.clear()
+        check_lungs("scan", ct, part, spacing)
+        assert messages(caplog) == [f"scan: the lung mask ends at slice {end}, and the lungs do not; is it complete?"]
+    caplog.clear()
+    check_lungs("scan", ct[:middle], lungs[:middle], spacing)  # there the CT ends, too
+    assert caplog.text == ""
+
+
 @pytest.mark.fault("probabilities stored as whole")
 def test_probabilities_as_bytes_are_no_labels(tmp_path, phantom):
     _, _, lungs, lesion, _ = phantom
