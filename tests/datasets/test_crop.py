@@ -117,7 +117,7 @@ def test_given_lungs_are_taken_as_they_are_with_a_warning(tmp_path, caplog):
     ct = np.random.default_rng(0).integers(-1000, -300, (12, 30, 30)).astype(np.int16)
     lungs = np.zeros(ct.shape, np.uint8)
     lungs[1:5, 1:6, 1:6], lungs[1:5, 1:6, 10:15], lungs[10, 20, 20] = 1, 2, 2
-    ct[lungs == 0] = 40
+    ct[lungs == 0] += 1000  # tissue, not of one value
     scan, given = write(tmp_path / "scan.nii.gz", ct), write(tmp_path / "lungs.nii.gz", lungs)
     found = LungMaskCrop(lambda _: lungs, SIZE).crop(scan)
     taken = LungMaskCrop(lambda _: lungs, SIZE).crop(scan, lungpath=given)
