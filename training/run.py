@@ -70,7 +70,7 @@ class TrainingRun:
         saved = state_to_resume(self.folder, resume)
         _prepare_torch(settings, device)
         self.state = TrainingState(settings, device, initialise=saved is None)
-        position = {} if saved is None else self.state.restore(saved, self.ids, self.folder)
+        position = {} if saved is None else self.state.restore(saved, cohort, self.folder)
         self.state.seen |= {case.content for cases in cohort.values() for case in cases}
         if saved is not None and distributed.is_rank_zero():
             save_segmenters(self.state, cohort)  # a run that was killed after it saved this state may lack them

@@ -90,18 +90,25 @@ class TrainingState:
         }
         return content if self.average is None else {**content, "average": self.average.state_dict()}
 
-    def restore(self, content: Mapping[str, Any], ids: Mapping[str, Sequence[str]], folder: Path) -> dict[str, int]:
-        """Continue from what `content` returned; return the sample position by split.
+    def restore(self, content: Mapping[str, Any], cohort: Mapping[str, Sequence[Case]], folder: Path) -> dict[str, int]:
+        """Continue from what `content` returned, on cases by split; return the sample position by split.
 
-        The ids are the scans of each split today; messages name the folder of the run.
+        Messages name the folder of the run.
 
         Raises:
             CheckpointError: the content does not fit these settings.
-            TrainingError: a split has other scans than the run began with.
+            TrainingError: a split has other scans than the run began with, or the same ids other voxels.
         """
         for split, before in (content.get("ids") or {}).items():
-            if split in ids and list(ids[split]) != before:
-                odd = sorted(set(ids[split]) ^ set(before))
+            ids = [case.id for case in cohort.get(split, ())]
+            odd = [case.id for case in cohort.get(split, ()) if case.content not in content.get("seen", [case.content])]
+            if split in cohort and ids == before and odd:
+                raise TrainingError(
+                    f"{folder}: {odd[0]} in DATASET.SPLIT.{split} is another CT than when it began; restore the scan, "
+                    "or start another run with a new EXP.ID"
+                )
+            if split in cohort and ids != before:
+                odd = sorted(set(ids) ^ set(before))
                 how = f"{len(odd)}, such as {odd[0]}" if odd else "another order"
                 raise TrainingError(
                     f"{folder}: DATASET.SPLIT.{split} has other scans than when it began ({how}); restore the list, "
