@@ -107,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with lock_folder(options.output), recording(options.output):
         failed = for_each(masks, paste_back, "pasting back", unit="mask", progress=not options.quiet)
+    ledger.name_others(masks)
     print(f"{len(masks) - len(failed)} of {len(scans)} scans have a full-size mask in {options.output}")
     code = print_failures(failed)
     untested = [case_id for case_id in scans if case_id not in masks]

@@ -139,11 +139,7 @@ def make_results(
             }
             with summary.writing("summary", files):
                 write(done, failed)
-    if others := [case_id for case_id in entries if case_id not in recipes]:
-        log.warning(
-            "%s: also holds results of %d scan(s) that are not in this input, and not in the summary: %s",
-            *(output, len(others), ", ".join(others[:10]) + (", ..." if len(others) > 10 else "")),
-        )
+    ledger.name_others(recipes)
     if left := len(recipes.keys() - done.keys() - failed.keys()):
         log.warning("%s: %d scan(s) have no results yet, or of other options; the last part adds them", output, left)
     return done, now_failed

@@ -101,6 +101,15 @@ def test_a_mask_of_the_user_is_not_replaced(scans, capsys):
     assert mine.read_bytes() == b"mine"
 
 
+def test_masks_of_scans_that_are_not_in_the_input_any_more_are_named(scans, capsys):
+    folder, _ = scans
+    assert pasted(folder, "masks") == 0
+    assert "also holds" not in capsys.readouterr().err
+    raw = folder / "raw" / "three.nrrd"
+    pasted(folder, "masks", images=[raw])
+    assert "out: also holds results of 3 scan(s) that are not in this input" in capsys.readouterr().err
+
+
 @pytest.mark.fault("a mask that was cut")
 def test_a_mask_of_another_scan_is_named_and_the_others_are_done(scans, capsys):
     folder, _ = scans

@@ -258,6 +258,14 @@ class Ledger:
                 *(self.folder, len(removed), removed[0]),
             )
 
+    def name_others(self, ids: Collection[str]) -> None:
+        """Name the results of scans that are not among the ids of this run, in a warning."""
+        if others := [case_id for case_id in self.entries() if case_id not in ids]:
+            log.warning(
+                "%s: also holds results of %d scan(s) that are not in this input, nor in its summary: %s",
+                *(self.folder, len(others), ", ".join(others[:10]) + (", ..." if len(others) > 10 else "")),
+            )
+
     def note_failures(self, asked: Iterable[str], failed: Mapping[str, str]) -> None:
         """Enter which of the results that were asked for failed, with the reason, for `failures`."""
         failures = Ledger(self.folder, f"{self.kind}.failed")
