@@ -173,6 +173,10 @@ def check_lesion(
     voxels, inside = np.count_nonzero(lesion), np.count_nonzero((lesion > 0) & (lungs > 0))
     if not voxels:
         return
+    if 255 in labels and len(labels) > 1:
+        log.warning(
+            "%s: label 255 counts as lesion, like the others; does it mark what is unknown? Then set it to 0", name
+        )
     outside = (voxels - inside) / voxels
     text = (
         f"{name}: {outside:.0%} of the lesion mask lie outside the lungs. Lungs by thresholds lose consolidation; "

@@ -163,6 +163,14 @@ def test_a_lung_mask_that_ends_within_the_lungs(phantom, caplog):
     assert caplog.text == ""
 
 
+@pytest.mark.fault("label 255 beside others")
+@pytest.mark.parametrize(("labels", "count"), [([255], 0), ([1, 2], 0), ([1, 255], 1)])
+def test_label_255_beside_others_may_mark_what_is_unknown(phantom, caplog, labels, count):
+    _, _, lungs, lesion, _ = phantom
+    check_lesion("scan", lesion, lungs, labels)
+    assert sum("scan: label 255 counts as lesion" in message for message in messages(caplog)) == count
+
+
 @pytest.mark.fault("probabilities stored as whole")
 def test_probabilities_as_bytes_are_no_labels(tmp_path, phantom):
     _, _, lungs, lesion, _ = phantom
