@@ -17,7 +17,7 @@ from datasets.volumes import Scan, is_volume_file, volume_id
 from utils.errors import VolumeError
 from utils.files import names_a_file, walk_files, without_partial_suffix
 
-_MASK_WORDS = "label|lesion|mask|seg|segmentation|infection|annotation|annot|gt|roi|lung|lungs|lungmask|prediction|pred"
+_MASK_WORDS = "label|lesion|mask|seg|segmentation|infection|annotation|annot|gt|roi|lung|lungmask|prediction|pred"
 _MASK_SUFFIX = re.compile(rf"[._-]({_MASK_WORDS})s?$", re.IGNORECASE)
 _CT_SUFFIX = re.compile(r"[._-](ct|image|img|scan|volume|0000)$", re.IGNORECASE)
 _MASK_NAME = re.compile(rf"({_MASK_WORDS})s?", re.IGNORECASE)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs.settings import CONSTRAINTS, Settings, misspelt_constraints, read_settings
+from configs.settings import Settings, misspelt_constraints, read_settings
 from tests import volumes
 from utils.errors import SettingsError
 
@@ -185,7 +185,10 @@ def test_a_published_config_is_recognised_in_one_line(tmp_path, text):
 @pytest.mark.parametrize(
     ("run", "constraints"),
     [
-        ("sample1_recons_origImgToD_genImgToD_perception_MIL", set(CONSTRAINTS)),
+        (
+            "sample1_recons_origImgToD_genImgToD_perception_MIL",
+            {"recons", "origImgToD", "genImgToD", "perception", "MIL"},
+        ),
         ("sample_focal_recons_MIL_", {"recons", "MIL"}),
         ("sample1_focal_origImgToD", {"origImgToD"}),
         ("reconstruction_MILK", set()),
