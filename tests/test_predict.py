@@ -207,7 +207,7 @@ def test_the_summary_is_of_the_input_and_other_masks_are_named(scans, model, out
     assert list(rows(output)) == ["diseased_000", "patient_b"]
     assert summary(output)["scans"] == 2
     err = capsys.readouterr().err
-    assert "2 scan(s) that are not in this input, and not in the summary: diseased_001, healthy_000" in err
+    assert "2 scan(s) that are not in this input, and are not counted: diseased_001, healthy_000" in err
 
 
 @pytest.mark.fault("parts of a task")

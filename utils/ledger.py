@@ -262,7 +262,7 @@ class Ledger:
         """Name the results of scans that are not among the ids of this run, in a warning."""
         if others := [case_id for case_id in self.entries() if case_id not in ids]:
             log.warning(
-                "%s: also holds results of %d scan(s) that are not in this input, nor in its summary: %s",
+                "%s: also holds results of %d scan(s) that are not in this input, and are not counted: %s",
                 *(self.folder, len(others), ", ".join(others[:10]) + (", ..." if len(others) > 10 else "")),
             )
 
