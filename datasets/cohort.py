@@ -174,10 +174,8 @@ def contents_of(root: Path, ids: Collection[str]) -> dict[str, str]:
 
 
 def _checksum_of_crop(path: Path) -> str:
-    return (
-        "crop "
-        + hashlib.sha256(sitk.GetArrayFromImage(read_volume(path)).astype(np.float32).tobytes()).hexdigest()[:32]
-    )
+    values = sitk.GetArrayFromImage(read_volume(path)).astype(np.float32)
+    return "crop " + hashlib.sha256(values.tobytes()).hexdigest()[:32]
 
 
 def checksum_of_voxels(ct: sitk.Image) -> str:

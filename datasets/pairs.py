@@ -45,8 +45,10 @@ def mask_of(name: str, beside: Collection[str]) -> str | None:
     core = _without_mask_suffix(name)
     if _MASK_NAME.fullmatch(core):  # the same in every folder, as mask.nii.gz beside ct.nii.gz
         return min((ct for ct in beside if ct != name and not is_mask_name(ct)), default=None)
-    if core == name or core in beside:
-        return None if core == name else core
+    if core == name:
+        return None
+    if core in beside:
+        return core
     return min((ct for ct in beside if ct != name and _CT_SUFFIX.sub("", ct) == core), default=None)
 
 

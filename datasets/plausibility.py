@@ -97,33 +97,32 @@ def check_lungs(
     `accept_airless`, a warning). Lungs of which much holds none, a mask that ends within the lungs, and a CT erased
     around them, are warned of.
     """
-    ml = np.count_nonzero(lungs) * float(np.prod(spacing)) / 1000
+    areas = np.count_nonzero(lungs, axis=(1, 2))
+    ml = areas.sum() * float(np.prod(spacing)) / 1000
     if ml > MOST_LUNG_ML:
         sizes = "x".join(f"{mm:.3g}" for mm in spacing)
         raise VolumeError(
             f"{name}: lungs of {ml / 1000:.1f} l are impossible; check the spacing of {sizes} mm (z, y, x)"
         )
-    slices = np.flatnonzero(lungs.any((1, 2)))
+    slices = np.flatnonzero(areas)
     if _lie_apart(slices):
         raise VolumeError(
             f"{name}: the lung mask has no two slices that are neighbours; draw the slices between them, too"
         )
     if len(slices):
-        _check_ends(name, ct, lungs > 0)
+        _check_ends(name, ct, lungs, areas)
         slices = np.unique(slices[np.linspace(0, len(slices) - 1, _SLICES).astype(int)])
         planes = [(ct[z], (lungs[z] > 0).astype(np.uint8)) for z in slices]
         _check_gas(name, np.concatenate([plane[lung > 0] for plane, lung in planes]), accept_airless)
         _check_surroundings(name, planes, spacing)
 
 
-def _check_ends(name: object, ct: np.ndarray, lungs: np.ndarray) -> None:
-    areas = np.count_nonzero(lungs, axis=(1, 2))
+def _check_ends(name: object, ct: np.ndarray, lungs: np.ndarray, areas: np.ndarray) -> None:
     first, last = np.flatnonzero(areas)[[0, -1]]
     for end, beyond in ((first, first - 1), (last, last + 1)):
-        if 0 <= beyond < len(ct) and areas[end] > END * areas.max():
-            values = ct[beyond][lungs[end]]
-            if np.mean((values >= GAS_HU[0]) & (values <= GAS_HU[1])) > GAS_WARNED:
-                log.warning("%s: the lung mask ends at slice %d, and the lungs do not; is it complete?", name, end)
+        cut = 0 <= beyond < len(ct) and areas[end] > END * areas.max()
+        if cut and _gas_share(ct[beyond][lungs[end] > 0]) > GAS_WARNED:
+            log.warning("%s: the lung mask ends at slice %d, and the lungs do not; is it complete?", name, end)
 
 
 def _lie_apart(slices: np.ndarray) -> bool:
@@ -131,8 +130,12 @@ def _lie_apart(slices: np.ndarray) -> bool:
     return len(slices) >= _SEVERAL and bool(np.diff(slices).min() > 1)
 
 
+def _gas_share(values: np.ndarray) -> float:
+    return np.count_nonzero((values >= GAS_HU[0]) & (values <= GAS_HU[1])) / len(values)
+
+
 def _check_gas(name: object, values: np.ndarray, accept_airless: bool) -> None:
-    share = np.count_nonzero((values >= GAS_HU[0]) & (values <= GAS_HU[1])) / len(values)
+    share = _gas_share(values)
     text = (
         f"{name}: {share:.0%} of the lungs have {GAS_HU[0]} to {GAS_HU[1]} HU (median {np.median(values):.0f}); is the "
         "CT in HU? Is the lung mask flipped, shifted, or of another scan?"

@@ -252,7 +252,7 @@ def load_segmenter(path: Path, assumed: SegmenterInput | None = None) -> tuple[n
         facts = SegmenterFacts(**{key: value for key, value in content.items() if key != "weights"})
     else:
         told = content if content.get("format") == STATE_FORMAT else {}
-        width = told.get("width") or _width(weights, "stem.0.weight", "conv.weight")
+        width = told.get("width") or _width(weights)
         facts = facts.model_copy(update={"width": width, "seen": told.get("seen")})
     if facts.width is None:
         raise CheckpointError(f"{path}: not the weights of a segmenter; its first entry is {next(iter(weights), None)}")
@@ -297,9 +297,9 @@ def _weights(content: Mapping[str, Any], network: str, path: Path) -> dict[str, 
         raise CheckpointError(f"{path}: {error}; save its state_dict anew") from None
 
 
-def _width(weights: Mapping[str, Tensor], ours: str, published: str) -> int | None:
-    """The width of a network, from its first convolution under our or the published name; None for other networks."""
-    first = weights.get(ours, weights.get(published))
+def _width(weights: Mapping[str, Tensor]) -> int | None:
+    """The width of a segmenter, from its first convolution, under our or the published name; None of other networks."""
+    first = weights.get("stem.0.weight", weights.get("conv.weight"))
     fits = first is not None and first.ndim == 5 and first.shape[1] == 1 and 0 < first.shape[0] <= _WIDEST
     return first.shape[0] if fits else None
 

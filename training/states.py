@@ -99,20 +99,22 @@ class TrainingState:
             CheckpointError: the content does not fit these settings.
             TrainingError: a split has other scans than the run began with, or the same ids other voxels.
         """
+        known = None if content.get("seen") is None else set(content["seen"])
         for split, before in (content.get("ids") or {}).items():
-            ids = [case.id for case in cohort.get(split, ())]
-            odd = [case.id for case in cohort.get(split, ()) if case.content not in content.get("seen", [case.content])]
-            if split in cohort and ids == before and odd:
-                raise TrainingError(
-                    f"{folder}: {odd[0]} in DATASET.SPLIT.{split} is another CT than when it began; restore the scan, "
-                    "or start another run with a new EXP.ID"
-                )
-            if split in cohort and ids != before:
+            if split not in cohort:
+                continue
+            ids, advice = [case.id for case in cohort[split]], "or start another run with a new EXP.ID"
+            if ids != before:
                 odd = sorted(set(ids) ^ set(before))
                 how = f"{len(odd)}, such as {odd[0]}" if odd else "another order"
                 raise TrainingError(
                     f"{folder}: DATASET.SPLIT.{split} has other scans than when it began ({how}); restore the list, "
-                    "or start another run with a new EXP.ID"
+                    f"{advice}"
+                )
+            if known is not None and (odd := [case.id for case in cohort[split] if case.content not in known]):
+                raise TrainingError(
+                    f"{folder}: {odd[0]} in DATASET.SPLIT.{split} is another CT than when it began; restore the scan, "
+                    f"{advice}"
                 )
         try:
             for name, network in self.networks._asdict().items():
