@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import cc3d
@@ -20,7 +20,7 @@ import SimpleITK as sitk
 
 from datasets import CROP_SIZE, WINDOW
 from datasets.formats import read_header
-from datasets.geometry import Box, bounding_box, image_like, located, lps_geometry, lps_view, mask_onto, shape_of
+from datasets.geometry import Box, blank, bounding_box, image_like, located, lps_geometry, lps_view, mask_onto, shape_of
 from datasets.lung_finders import FindLungs
 from datasets.lungmask_model import load_lungmask
 from datasets.plausibility import check_lesion, check_lungs
@@ -82,23 +82,14 @@ def remove_small_components(lungs: np.ndarray, share: float = SMALLEST_COMPONENT
 def resize(array: np.ndarray, size: tuple[int, int, int], order: int) -> np.ndarray:
     """Resample an array (z, y, x) to a size of at least 2 along each axis; its first and last voxel centres stay.
 
-    The result has the array's type for `NEAREST`; float32 for `LINEAR`, or float64 if float32 cannot hold the values.
+    The result has the array's type for `NEAREST`, and is float32 for `LINEAR`.
     """
-    return np.stack(list(_resized_planes(array, size, order)))
-
-
-def _resized_planes(array: np.ndarray, size: tuple[int, int, int], order: int) -> Iterator[np.ndarray]:
-    """Yield the planes along z of the result of `resize`; only the voxels that a plane needs are read."""
-    z, y, x = (np.linspace(0, old - 1, new) for old, new in zip(array.shape, size, strict=True))
     if order == NEAREST:
-        rows, columns = np.ix_(_nearest(y), _nearest(x))
-        plane_at = lru_cache(1)(lambda k: array[k][rows, columns])
-        yield from (plane_at(k) for k in _nearest(z))
-    else:
-        plane_at = lru_cache(2)(lambda k: _between(_between(array[k], y, 0), x, 1))
-        for at in z:
-            k = int(at)
-            yield _mix(plane_at(k), plane_at(min(k + 1, len(array) - 1)), at - k)
+        return array[np.ix_(*(_nearest(np.linspace(0, n - 1, m)) for n, m in zip(array.shape, size, strict=True)))]
+    image = sitk.GetImageFromArray(array)
+    steps = [(n - 1) / (m - 1) for n, m in zip(array.shape[::-1], size[::-1], strict=True)]
+    grid = blank(size[::-1], steps, image.GetOrigin(), image.GetDirection())
+    return sitk.GetArrayFromImage(sitk.Resample(image, grid, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32))
 
 
 def crop_image(voxels: np.ndarray, scan: sitk.Image, box: Box) -> sitk.Image:
@@ -195,12 +186,11 @@ def lay_over(
 def _paste(
     crop: sitk.Image, scan: sitk.Image, dtype: type, order: int, values: Callable[[np.ndarray], np.ndarray]
 ) -> sitk.Image:
-    """Paste a crop, resized to its box, plane by plane."""
+    """Paste the values of a crop, resized to its box."""
     box = _box_of(crop, lps_geometry(scan))
     pasted = np.zeros(shape_of(scan), dtype)
-    planes = _resized_planes(sitk.GetArrayViewFromImage(crop), tuple(s.stop - s.start for s in box), order)
-    for part, plane in zip(lps_view(pasted, scan)[box], planes, strict=True):
-        part[:] = values(plane)
+    size = tuple(s.stop - s.start for s in box)
+    lps_view(pasted, scan)[box] = values(resize(sitk.GetArrayViewFromImage(crop), size, order))
     return image_like(scan, pasted)
 
 
@@ -222,19 +212,6 @@ def _box_of(crop: sitk.Image, scan: sitk.Image) -> Box:
 
 def _nearest(positions: np.ndarray) -> np.ndarray:
     return np.floor(positions + 0.5).astype(int)
-
-
-def _mix(low: np.ndarray, high: np.ndarray, share: np.ndarray | float) -> np.ndarray:
-    """Interpolate between two arrays; ``share`` 0 gives ``low``, 1 gives ``high``."""
-    low = low.astype(np.result_type(low, np.float32), copy=False)
-    return low + (high - low) * np.asarray(share, low.dtype)
-
-
-def _between(plane: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
-    """Interpolate a plane linearly at positions along an axis."""
-    below = positions.astype(int)
-    share, above = positions - below, np.minimum(below + 1, plane.shape[axis] - 1)
-    return _mix(plane.take(below, axis), plane.take(above, axis), share[:, None] if axis == 0 else share)
 
 
 @dataclass
