@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).parent))
 
 from utils.cli import add_quiet, new_parser, run, start_logging
-from utils.errors import CheckpointError, GasnetError
+from utils.errors import GasnetError
 from utils.files import atomic_write, lock_folder
 from utils.ledger import Ledger, project_version, recording
 
@@ -39,20 +39,13 @@ TOLERANCE = 1e-3
 
 
 def metadata(facts: SegmenterFacts) -> dict[str, str]:
-    """What an exported file says about itself; everything but words as JSON."""
-    from models.checkpoint import PUBLISHED_INPUT
-
-    given = facts.trained_on or PUBLISHED_INPUT
+    """What an exported file says about itself: how to use it, and as JSON what is known of the segmenter."""
     return {
         "model": "GASNet segmenter: lesions of COVID-19 in chest CT; for research only, not a medical device",
         "input": "volume: float32 (batch, 1, depth, height, width) in [-1, 1], sizes multiples of 4 from 8 on",
         "output": "probability: of lesion, of the shape of the input; set it to 0 outside the lungs",
-        "normalization": given.normalization,
         "gasnet_version": project_version(),
-        "crop_size": json.dumps(given.size),
-        "window_hu": json.dumps(given.window),
-        "iteration": json.dumps(facts.iteration),
-        "valid_dice": json.dumps(facts.valid_dice),
+        "segmenter": facts.model_dump_json(by_alias=True, exclude={"seen"}),
     }
 
 
@@ -104,14 +97,14 @@ WRITERS = {".onnx": write_onnx, ".pt2": write_torch_export}
 
 
 def export(segmenter: nn.Module, facts: SegmenterFacts, path: Path) -> float:
-    """Export S, on the CPU, and return the largest difference of probabilities on random input.
+    """Export S, on the CPU, whose input is known; return the largest difference of probabilities on random input.
 
     Raises:
         GasnetError: the file does not agree with S; it is not kept.
     """
     import torch
 
-    depth, height, width = json.loads(metadata(facts)["crop_size"])
+    depth, height, width = facts.trained_on.size
     random, found = torch.Generator().manual_seed(0), []
     with atomic_write(path) as temporary, warnings.catch_warnings(action="ignore"), torch.no_grad():  # of torch's own
         exported = WRITERS[path.suffix](trace(segmenter), metadata(facts), temporary)
@@ -137,13 +130,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [str(path) for path in options.output or () if path.suffix not in WRITERS]:
         parser.error(f"--output {' '.join(unknown)}: expected files that end with {' or '.join(WRITERS)}")
 
-    from models.checkpoint import STATE_FORMAT, find_segmenter, load, load_segmenter
+    from models.checkpoint import PUBLISHED_INPUT, find_segmenter, load_segmenter
 
     start_logging(options.quiet)
     path = find_segmenter(options.model)
-    if load(path).get("format") == STATE_FORMAT:
-        raise CheckpointError(f"{path}: a state to resume training from; take the segmenter_*.pth beside it")
-    segmenter, facts = load_segmenter(path)
+    segmenter, facts = load_segmenter(path, PUBLISHED_INPUT if options.output else None)
     if options.output is None:
         print(facts.describe())
         return 0

@@ -32,8 +32,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from datasets import CROP_SIZE, WINDOW
-from datasets.scan_options import add_scan_options, check_window, chosen_reading
+from datasets.scan_options import add_scan_options, chosen_reading
 from utils.cli import add_device, add_part, add_quiet, new_parser, run, start_logging
 
 PRETRAINED = Path(__file__).resolve().parent / "pretrained"
@@ -60,34 +59,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_scan_options(parser, "threshold", "lungs", "lungmask-model", "weights", "precision", "grey-window")
     add_scan_options(parser, "series", "max-voxels", "airless-lungs")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=3,
-        metavar=("DEPTH", "HEIGHT", "WIDTH"),
-        help="voxels of the crops that a published model was trained on (default {} {} {})".format(*CROP_SIZE),
-    )
-    parser.add_argument(
-        "--window",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="HU that are 0 and 255 in those crops (default {:g} {:g})".format(*WINDOW),
-    )
-    parser.add_argument(
-        "--normalization", choices=("minmax", "window"), help="IMAGE.NORMALIZATION of its training (default minmax)"
-    )
     parser.add_argument("--no-report", dest="report", action="store_false", help="write no report.html")
     parser.add_argument("--overwrite", action="store_true", help="predict scans again that are done")
     add_part(parser)
     add_device(parser)
     add_quiet(parser)
     options = parser.parse_args(arguments)
-    if options.size is not None and (min(options.size) < 4 or any(n % 4 for n in options.size)):
-        parser.error("--size needs multiples of 4")
-    options.size = options.size and tuple(options.size)
-    if options.window is not None:
-        options.window = check_window(parser, "--window", options.window)
     options.reading = chosen_reading(parser, options)
     return options
 

@@ -25,7 +25,7 @@ from datasets.scans import open_scan
 from datasets.volumes import DEFAULT, Reading, Scan
 from evaluation.burden import Burden, measure_burden
 from evaluation.inference import segment
-from models.checkpoint import PUBLISHED_INPUT, SegmenterInput, find_segmenter, load_segmenter
+from models.checkpoint import PUBLISHED_INPUT, find_segmenter, load_segmenter
 from models.engine import Engine
 from models.layers import place
 from utils.distributed import choose_device
@@ -90,7 +90,6 @@ class LesionSegmenter:
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         threshold: probabilities above it are lesion; by default that of the segmenter's file.
         reading: how files are read.
-        assumed: input of the segmenter if its file does not say it, as published ones do not.
         precision: ``fp32`` or ``bf16`` for S and lungmask, or ``auto``: float32 for S, and for lungmask what
             `models.engine.precision_of_lungs` says. `Lungs` have a precision of their own.
 
@@ -106,11 +105,10 @@ class LesionSegmenter:
         device: str = "auto",
         threshold: float | None = None,
         reading: Reading = DEFAULT,
-        assumed: SegmenterInput = PUBLISHED_INPUT,
         precision: str = "auto",
     ) -> None:
         self.model = find_segmenter(Path(model))
-        segmenter, facts = load_segmenter(self.model, assumed)
+        segmenter, facts = load_segmenter(self.model, PUBLISHED_INPUT)
         self.trained_on = facts.trained_on
         self.seen = frozenset(facts.seen or ())
         self.device = choose_device(device)

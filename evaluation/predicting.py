@@ -32,11 +32,11 @@ from evaluation.results import (
     write_report,
     write_result,
 )
-from models.checkpoint import PUBLISHED_INPUT, fingerprint
+from models.checkpoint import fingerprint
 from reports.cases import Column
 from reports.views import ReportCase
 from utils import distributed
-from utils.errors import CheckpointError, VolumeError, one_line
+from utils.errors import VolumeError, one_line
 from utils.files import as_csv, write_text
 from utils.ledger import Entry, Ledger, Recipe, project_version
 from utils.progress import is_in_part, print_failures
@@ -159,7 +159,9 @@ def predict_scans(options: argparse.Namespace) -> int:
     """
     torch.backends.cudnn.allow_tf32 = False  # the same masks on every device
     output, part, ledger = options.output, options.part, Ledger(options.output, PREDICTED)
-    segmenter = _load_segmenter(options)
+    segmenter = LesionSegmenter(
+        options.model_path, chosen_lungs(options), options.device, options.threshold, options.reading, options.precision
+    )
 
     def find() -> tuple[dict[str, Scan], Masks]:
         scans = find_scans(*options.input, series=options.series, progress=not options.quiet)
@@ -215,24 +217,3 @@ def predict_scans(options: argparse.Namespace) -> int:
         log.warning("%s: was trained on, or chosen by, %d scan(s), the first %s", segmenter.model, len(seen), seen[0])
     print(NOTICE)
     return print_failures(failed)
-
-
-def _load_segmenter(options: argparse.Namespace) -> LesionSegmenter:
-    """Load the segmenter; its file, or else the options, say what it was trained on."""
-    given = {name: getattr(options, name) for name in ("size", "window", "normalization")}
-    given = {name: value for name, value in given.items() if value is not None}
-    segmenter = LesionSegmenter(
-        options.model_path,
-        lungs=chosen_lungs(options),
-        device=options.device,
-        threshold=options.threshold,
-        reading=options.reading,
-        precision=options.precision,
-        assumed=PUBLISHED_INPUT.model_copy(update=given),
-    )
-    for name, value in given.items():
-        if (trained := getattr(segmenter.trained_on, name)) != value:
-            raise CheckpointError(
-                f"{segmenter.model}: was trained with {name} {trained}, not {value}; leave out --{name}"
-            )
-    return segmenter

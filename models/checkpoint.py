@@ -97,7 +97,6 @@ class _NetworkWeights(_Entries):
 
 class _StateFile(_Entries):
     networks: _NetworkWeights
-    width: Width | None = None
     seen: list[str] | None = None
 
 
@@ -236,24 +235,23 @@ def find_segmenter(path: Path) -> Path:
 
 
 def load_segmenter(path: Path, assumed: SegmenterInput | None = None) -> tuple[nn.Module, SegmenterFacts]:
-    """Load a segmenter from its file, a training state, or a published ``checkpointU_*.pth``.
+    """Load a segmenter from its file, or a published ``checkpointU_*.pth``.
 
-    A folder is searched by `find_segmenter`. The input is `assumed` if the file does not say it, as published ones and
-    training states do not. Returns the segmenter on the CPU, and what is known of it.
+    A folder is searched by `find_segmenter`. The input is `assumed` if the file does not say it, as published ones do
+    not. Returns the segmenter on the CPU, and what is known of it.
 
     Raises:
-        CheckpointError: the file cannot be read or holds no segmenter.
+        CheckpointError: the file cannot be read or holds no segmenter, or it is a training state.
     """
     path = find_segmenter(path)
     content = load(path)
+    if content.get("format") == STATE_FORMAT:
+        raise CheckpointError(f"{path}: a state to resume training from; take the segmenter_*.pth beside it")
     weights = _weights(content, "segmenter", path)
-    facts = SegmenterFacts(trained_on=assumed)
     if content.get("format") == SEGMENTER_FORMAT:
         facts = SegmenterFacts(**{key: value for key, value in content.items() if key != "weights"})
     else:
-        told = content if content.get("format") == STATE_FORMAT else {}
-        width = told.get("width") or _width(weights)
-        facts = facts.model_copy(update={"width": width, "seen": told.get("seen")})
+        facts = SegmenterFacts(trained_on=assumed, width=_width(weights))
     if facts.width is None:
         raise CheckpointError(f"{path}: not the weights of a segmenter; its first entry is {next(iter(weights), None)}")
     segmenter = build_segmenter(facts.width)

@@ -300,24 +300,18 @@ def test_a_dicom_seg_that_cannot_be_made_does_not_cost_the_mask(phantoms, model,
     assert "1 had it before" in capsys.readouterr().out
 
 
-def test_a_published_segmenter_has_the_published_defaults_and_options_for_others(scans, output, tmp_path):
+def test_a_published_segmenter_has_the_published_defaults(tmp_path):
     path = tmp_path / "checkpointU_1.pth"
     torch.save(reference.published_state(reference.load("segmenter_base4")), path)
     assert LesionSegmenter(path).trained_on == SegmenterInput(
         size=CROP_SIZE, window=(-1250, 250), normalization="minmax"
     )
-    options = ["--size", 16, 32, 32, "--window", -1000, 100, "--normalization", "window"]
-    assert predicted(scans / "healthy_000.nii.gz", path, output, *options) == 0
-    made_by = summary(output)["made_by"]
-    assert (made_by["size"], made_by["window"], made_by["normalization"]) == ([16, 32, 32], [-1000, 100], "window")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--model-path", "none.pth"], "none.pth: no such file"),
-        (["--size", "16", "32", "32"], r"was trained with size \(8, 32, 32\), not \(16, 32, 32\); leave out --size"),
-        (["--normalization", "window"], "was trained with normalization minmax, not window"),
         (["--output", "scans/out"], "scans/out: is, or lies in, the folder of the scans"),
         (["--lungs", "nowhere"], "nowhere: no such folder"),
         (["--device", "tpu"], "--device tpu"),

@@ -80,7 +80,6 @@ class TrainingState:
             },
             "position": dict(position),
             "ids": {split: list(cases) for split, cases in ids.items()},
-            "width": self.settings.model.width.unet,
             "seen": sorted(self.seen),
             "iteration": self.iteration,
             "best_dice": self.best_dice,
