@@ -131,10 +131,10 @@ def test_weights_are_read_as_checkpoints_are(weights, tmp_path):
 def test_weights_of_another_network(tmp_path):
     other = tmp_path / "other.pth"
     torch.save(torch.nn.Linear(4, 3).state_dict(), other)
-    _one_line(r"other\.pth.*another network", weights=other)
+    _one_line(r"other\.pth: not the weights of lungmask's R231", weights=other)
     lobes = tmp_path / "lobes.pth"
     torch.save(_network(6).state_dict(), lobes)
-    _one_line(r"lobes\.pth.*6 classes", weights=lobes)
+    _one_line(r"lobes\.pth: not the weights .*models of lobes do not fit", weights=lobes)
     for content in ([1, 2], {}, {"a": 3}, {"a": torch.tensor(1.0)}):
         torch.save(content, other)
         _one_line(r"other\.pth", weights=other)
