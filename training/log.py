@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,26 +21,18 @@ class RunningMeans:
     """Means of the terms of the objectives since the last log entry, accumulated on the device."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, Tensor] = {}
+        self._values: dict[str, list[Tensor]] = defaultdict(list)
 
-    def add(self, objective: str, terms: Mapping[str, Tensor], counted: Tensor) -> None:
-        """Add the terms of a step, scalars on the device by name; `counted` is False for a step that was skipped."""
+    def add(self, objective: str, terms: Mapping[str, Tensor]) -> None:
+        """Add the terms of a step, scalars on the device by name."""
         for name, value in terms.items():
-            name = f"{objective}/{name}"
-            value = torch.where(counted, value, 0.0)
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts[name] + counted if name in self._counts else counted.int()
+            self._values[f"{objective}/{name}"].append(value)
 
     def take(self) -> dict[str, float]:
-        """Return the means since the last call, by name; synchronises with the device once."""
-        if not self._sums:
-            return {}
-        names = list(self._sums)
-        sums = torch.stack([self._sums[name] for name in names]).tolist()
-        counts = torch.stack([self._counts[name] for name in names]).tolist()
-        self._sums, self._counts = {}, {}
-        return {name: s / n for name, s, n in zip(names, sums, counts, strict=True) if n}
+        """Return the means since the last call, by name."""
+        means = {name: torch.stack(values).mean().item() for name, values in self._values.items()}
+        self._values.clear()
+        return means
 
 
 def discriminator_balance(entry: Mapping[str, float], heads: int) -> dict[str, float]:

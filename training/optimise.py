@@ -1,8 +1,9 @@
 """Optimisers, learning rates, and optimiser steps guarded against NaN and Inf."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from configs.settings import OptimizerSettings, SchedulerSettings, SolverSetting
 from models.objectives import Networks
 from utils import distributed
 from utils.errors import TrainingError
+
+log = logging.getLogger(__name__)
 
 
 def build_optimizers(networks: Networks, solver: SolverSettings) -> dict[str, Optimizer]:
@@ -24,9 +27,8 @@ def build_optimizers(networks: Networks, solver: SolverSettings) -> dict[str, Op
 
 
 def _build(parameters: list[Tensor], settings: OptimizerSettings) -> Optimizer:
-    # capturable keeps Adam's step counter on the GPU, so that a step can be reverted without a synchronisation.
-    options = {"lr": settings.lr, "weight_decay": settings.weight_decay, "capturable": parameters[0].is_cuda}
-    return {"Adam": Adam, "RMSprop": RMSprop}[settings.name](parameters, **options)
+    kind = {"Adam": Adam, "RMSprop": RMSprop}[settings.name]
+    return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def learning_rate(base: float, scheduler: SchedulerSettings, iteration: int) -> float:
@@ -57,88 +59,58 @@ def gradients(optimizers: Sequence[Optimizer]) -> list[Tensor]:
     return [p.grad for p in _parameters(optimizers)]
 
 
-CHECKED = ("loss", "gradient", "optimiser state or weights")
-"""What `guarded_step` checks; a value that is not finite spoils the ones after it."""
+AFTER_STEP = "weights or optimiser state"
 
 
 @torch.no_grad()
-def guarded_step(optimizers: Sequence[Optimizer], total: Tensor) -> Tensor:
-    """Take a step of optimisers whose gradients are ready, and revert it if NaN or Inf goes in or comes out.
+def guarded_step(optimizers: Sequence[Optimizer], total: Tensor) -> str | None:
+    """Take a step of optimisers whose gradients are ready, unless the objective or a gradient is NaN or Inf.
 
-    Reverting restores weights and optimiser states. There is no synchronisation with the device. The total is the
-    objective, a scalar. Returns booleans on the device, whether each of `CHECKED` is finite; it counts if all are.
+    The total is the objective, a scalar. Returns what is not finite, `AFTER_STEP` if a step made it so; otherwise None.
     """
-    parameters = _parameters(optimizers)
-    gradient = _all_finite(gradients(optimizers))
-    before = {id(tensor): tensor.clone() for tensor in _tensors(optimizers, parameters)}
+    if not torch.isfinite(total):
+        return "loss"
+    if not _are_finite(gradients(optimizers)):
+        return "gradient"
     for optimizer in optimizers:
         optimizer.step()
-    after = _tensors(optimizers, parameters)
-    finite = torch.stack([torch.isfinite(total), gradient, _all_finite(after)])
-    counts = finite.all()
-    if counts.is_cpu and counts:  # on a GPU, this would synchronise
-        return finite
-    for tensor in after:
-        # A state created by the first step was all zeros before.
-        old = before[id(tensor)] if id(tensor) in before else torch.zeros_like(tensor)
-        tensor.copy_(torch.where(counts, tensor, old))
-    return finite
+    states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+    after = [*_parameters(optimizers), *(value for value in states if value.ndim)]  # but for counters of steps
+    return None if _are_finite(after) else AFTER_STEP
 
 
-def _all_finite(tensors: Sequence[Tensor]) -> Tensor:
+def _are_finite(tensors: Sequence[Tensor]) -> bool:
     # aminmax propagates NaN; a sum or norm may overflow although all values are finite.
-    return torch.isfinite(torch.stack([end for tensor in tensors for end in tensor.aminmax()])).all()
+    return bool(torch.isfinite(torch.stack([end for tensor in tensors for end in tensor.aminmax()])).all())
 
 
 def _parameters(optimizers: Sequence[Optimizer]) -> list[Tensor]:
     return [p for o in optimizers for group in o.param_groups for p in group["params"] if p.grad is not None]
 
 
-def _tensors(optimizers: Sequence[Optimizer], parameters: Sequence[Tensor]) -> list[Tensor]:
-    values = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
-    return [*parameters, *(value for value in values if isinstance(value, Tensor))]
-
-
 @dataclass
 class SkippedSteps:
-    """Counts the steps that were reverted, up to a limit; synchronises with the device only in `check`."""
+    """Counts the steps that were not taken, up to a limit."""
 
     limit: int
     count: int = 0
-    _pending: list[tuple[Tensor, Tensor, str, Sequence[str]]] = field(default_factory=list)
 
-    def record(self, finite: Tensor, total: Tensor, iteration: int, objective: str, ids: Sequence[str]) -> None:
-        """Record the result of `guarded_step`, with the total and the batch of this rank."""
-        step = f"{objective} objective of iteration {iteration}"
-        self._pending.append((finite, torch.isfinite(total), step, ids))
+    def add(self, problem: str, own: Tensor, iteration: int, objective: str, ids: Sequence[str]) -> None:
+        """Report what `guarded_step` found, with the batch of this rank, whose own total is given.
 
-    def check(self) -> list[str]:
-        """Return the steps skipped since the last check: the first value that was not finite, and the batch.
-
-        With several ranks, the batches of those whose own total was not finite; if there are none, of all.
+        With several ranks, the batches of those whose own total is not finite; if there are none, of all.
 
         Raises:
-            TrainingError: more than `limit` steps have been skipped in this run.
+            TrainingError: a step spoiled the weights, or this is one step more than the limit.
         """
-        if not self._pending:
-            return []
-        flags = torch.stack([torch.cat([finite, own[None]]) for finite, own, _, _ in self._pending]).tolist()
-        skipped = [
-            f"{CHECKED[finite.index(False)]} of the {step}, batch {_suspects(own, ids)}"
-            for (*finite, own), (_, _, step, ids) in zip(flags, self._pending, strict=True)
-            if not all(finite)
-        ]
-        self._pending.clear()
-        self.count += len(skipped)
+        batches = distributed.gather((bool(own.isfinite()), ids))
+        suspects = [batch for finite, batch in batches if not finite] or [batch for _, batch in batches]
+        names = ", ".join(case_id for batch in suspects for case_id in batch)
+        step = f"NaN or Inf in the {problem} of the {objective} objective of iteration {iteration}, batch {names}"
+        advice = "lower SOLVER.OPTIMIZER.*.LR, or use SOLVER.PRECISION=fp32"
+        self.count += 1
+        if problem == AFTER_STEP:
+            raise TrainingError(f"{step}; resume from the last state with --resume, and {advice}")
         if self.count > self.limit:
-            raise TrainingError(
-                f"NaN or Inf in {self.count} steps, the last in the {skipped[-1]}; the weights are unchanged: check "
-                "these scans, lower SOLVER.OPTIMIZER.*.LR, or use SOLVER.PRECISION=fp32"
-            )
-        return skipped
-
-
-def _suspects(finite: bool, ids: Sequence[str]) -> str:
-    batches = distributed.gather((finite, ids))
-    suspect = [batch for finite, batch in batches if not finite] or [batch for _, batch in batches]
-    return ", ".join(case_id for batch in suspect for case_id in batch)
+            raise TrainingError(f"{step}, after {self.limit} steps that were skipped; check these scans, {advice}")
+        log.warning("%s; this step was skipped", step)

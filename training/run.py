@@ -140,11 +140,12 @@ class TrainingRun:
         logged = {name: term.clone() for name, term in {**value.terms, "total": own}.items()}
         value.total.backward()
         distributed.average_over_ranks([*gradients(optimizers), *logged.values()])
-        finite = guarded_step(optimizers, logged["total"])
+        if problem := guarded_step(optimizers, logged["total"]):
+            self.state.skipped.add(problem, own, self.iteration, value.name, [*first.ids, *second.ids])
+            return
         if self.state.average is not None and "segmenter" in trains:
             self.state.average.update_parameters(self.networks.segmenter)
-        self.means.add(value.name, logged, finite.all())
-        self.state.skipped.record(finite, own, self.iteration, value.name, [*first.ids, *second.ids])
+        self.means.add(value.name, logged)
 
     def between(self) -> None:
         """What follows an iteration: validate, log, draw and save, where it is time."""
@@ -180,8 +181,6 @@ class TrainingRun:
         return True
 
     def _log_entry(self) -> None:
-        for what in self.state.skipped.check():
-            log.warning("NaN or Inf in the %s; this step was skipped", what)
         (before, since), now = self._last_entry, time.monotonic()
         values = self.means.take()
         values |= discriminator_balance(values, self.settings.model.discriminator_heads)
