@@ -25,7 +25,6 @@ import torch
 
 from benchmarks.records import as_json
 from benchmarks.weak_supervision.cohort import SIZES, write_cohort
-from benchmarks.weak_supervision.judgement import judge
 from benchmarks.weak_supervision.rows import ROWS, SCALES, row_settings
 from configs.settings import Settings, read_settings
 from datasets.cohort import read_cohort
@@ -35,7 +34,6 @@ from models.checkpoint import BEST, load_segmenter
 from models.layers import place
 from train import train, used_splits
 from training.run import TrainingRun
-from utils import distributed
 from utils.cli import add_device, add_quiet, new_parser, run, start_logging
 from utils.distributed import choose_device
 from utils.errors import GasnetError, SettingsError
@@ -53,18 +51,6 @@ def result_path(output: Path, name: str, seed: int) -> Path:
     return output / "results" / f"{name}_seed_{seed}.json"
 
 
-class JudgedRun(TrainingRun):
-    """A run that logs, at every second validation, which kinds of held-out volumes D can tell from healthy ones."""
-
-    def between(self) -> None:
-        """See `TrainingRun.between`."""
-        every = 2 * self.settings.interval.valid
-        due = self.iteration % every == 0 or self.finished()
-        if due and not self.settings.solver.segmenter_only and distributed.is_rank_zero():
-            self.log.scalars(self.iteration, judge(self.networks, self.cohort, self.settings))
-        super().between()
-
-
 def train_row(settings: Settings, device: torch.device, progress: bool, validate: bool = True) -> None:
     """Train a run, or resume it; with ``validate``, keep the best segmenter.
 
@@ -80,7 +66,7 @@ def train_row(settings: Settings, device: torch.device, progress: bool, validate
     cohort = read_cohort(settings.dataset.root, used_splits(settings, validate), settings.image.size)
     folder = settings.exp.folder
     with lock_folder(folder, "pictures"), recording(folder, device=device, settings=settings, seed=settings.exp.seed):
-        train(JudgedRun(settings, cohort, device, resume=True, validate=validate, progress=progress))
+        train(TrainingRun(settings, cohort, device, resume=True, validate=validate, progress=progress))
 
 
 def best_threshold(probabilities: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> float:
@@ -100,7 +86,7 @@ def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
     Returns:
         ``best_iteration`` and ``valid_dice`` of the segmenter; ``test``: ``threshold``, chosen on the validation scans
         with lesion, the summary of the scores, and ``rows``, one per scan, without scores that are undefined for it;
-        and the curves of the training.
+        and the ``curve`` of the training.
     """
     split, normalization = settings.dataset.split, settings.image.normalization
     segmenter, facts = load_segmenter(settings.exp.folder / BEST)
@@ -119,7 +105,7 @@ def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
         "best_iteration": facts.iteration,
         "valid_dice": facts.valid_dice,
         "test": {"threshold": round(threshold, 3), **summarise(scores), "rows": rows},
-        **_curves(settings.exp.folder / "metrics.jsonl"),
+        "curve": _curve(settings.exp.folder / "metrics.jsonl"),
     }
 
 
@@ -163,17 +149,11 @@ def _without_folders(settings: Settings) -> Settings:
     )
 
 
-def _curves(path: Path) -> dict[str, list[dict[str, float]]]:
-    """Validation history of a run: Dice, and false positives in healthy scans in ml; and what D told apart (AUC)."""
+def _curve(path: Path) -> list[dict[str, float]]:
+    """Validation history of a run: Dice, and false positives in healthy scans in ml."""
     entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     names = {"iteration": "iteration", "valid/dice": "dice", "validh/false_positive_ml": "false_positive_ml"}
-    judged = [
-        {name.removeprefix("auc/"): round(value, 4) for name, value in e.items()}
-        for e in entries
-        if any(name.startswith("auc/") for name in e)
-    ]
-    curve = [{short: e[name] for name, short in names.items() if name in e} for e in entries if "valid/dice" in e]
-    return {"curve": curve, **({"judged": judged} if judged else {})}
+    return [{short: e[name] for name, short in names.items() if name in e} for e in entries if "valid/dice" in e]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
