@@ -17,7 +17,7 @@ def scans(tmp_path):
     """Raw scans in several file types with a lesion each, and their crops of the box's own size."""
     rng, shape, turned = np.random.default_rng(3), (12, 24, 26), {"direction": (0, 1, 0, -1, 0, 0, 0, 0, 1)}
     lesions = {}
-    for name in ("one.nii.gz", "two.nii", "three.nrrd", "four.mha"):
+    for name in ("one.nii.gz", "two.nii", "three.nrrd", "four.mhd"):
         lesion, case_id = np.zeros(shape, np.uint8), name.split(".")[0]
         lesion[2:10, 3:19, 4:22] = rng.random((8, 16, 18)) < 0.3
         write(tmp_path / "raw" / name, np.full(shape, -900, np.int16), **turned)
@@ -40,7 +40,7 @@ def test_masks_come_back_voxel_for_voxel_with_the_scans_geometry_and_file_type(s
     folder, lesions = scans
     assert pasted(folder, masks) == 0
     assert written(folder / "out") == ["four.mha", "one.nii.gz", "three.nrrd", "two.nii.gz"]
-    for scan in (folder / "raw").iterdir():
+    for scan in (path for path in (folder / "raw").iterdir() if path.suffix != ".raw"):
         case_id = scan.name.split(".")[0]
         result = next((folder / "out").glob(f"{case_id}.*"))
         assert geometry(result) == geometry(scan)
@@ -124,13 +124,13 @@ def test_a_mask_of_another_scan_is_named_and_the_others_are_done(scans, capsys):
 def test_a_mask_lies_on_the_series_that_it_was_cut_from(scans, tmp_path, capsys):
     folder, _ = scans
     study = {"StudyInstanceUID": "1.2"}
-    dicom = write_dicom(tmp_path / "case", np.zeros((6, 10, 12), np.int16), SeriesDescription="Lung", **study)
+    dicom = write_dicom(tmp_path / "case.mha", np.zeros((6, 10, 12), np.int16), SeriesDescription="Lung", **study)
     write_dicom(dicom, np.zeros((9, 10, 14), np.int16), origin=(0, 0, 0), name="b", SeriesDescription="Soft", **study)
-    write(folder / "case_masks" / "case.nii.gz", np.ones((6, 10, 12), np.uint8))
+    write(folder / "case_masks" / "case.mha.nii.gz", np.ones((6, 10, 12), np.uint8))
     assert pasted(folder, "case_masks", images=[dicom]) == 1
     assert "does not lie on" in capsys.readouterr().out
     assert pasted(folder, "case_masks", "--series", "lung", images=[dicom]) == 0
-    assert pixels(folder / "out" / "case.nii.gz").sum() == 6 * 10 * 12
+    assert pixels(folder / "out" / "case.mha.nii.gz").sum() == 6 * 10 * 12
 
 
 @pytest.mark.fault("masks on crops of the published code")

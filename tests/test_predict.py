@@ -112,15 +112,15 @@ def mixed_scans(phantoms, folder):
 def test_masks_are_those_of_the_three_scripts_byte_for_byte(phantoms, tmp_path):
     raw, cohort = tmp_path / "raw", tmp_path / "cohort"
     names = mixed_scans(phantoms, raw)
-    model = save_model(tmp_path / "segmenter.pth", OF_ALL_NETWORKS)
-    size = ["--size", *map(str, OF_ALL_NETWORKS)]
-    assert lungCrop.main([str(raw), "--output", str(cohort), "--lungs", "threshold", *size, "--quiet"]) == 0
+    model = save_model(tmp_path / "segmenter.pth", OF_ALL_NETWORKS, window=(-1000.0, 400.0))
+    crop = ["--lungs", "threshold", "--size", *map(str, OF_ALL_NETWORKS), "--window", "-1000", "400", "--quiet"]
+    assert lungCrop.main([str(raw), "--output", str(cohort), *crop]) == 0
     (cohort / "id_txt").mkdir()
     (cohort / "id_txt" / "raw.txt").write_text("\n".join(names))
     config = Path(__file__).parents[1] / "configs" / "demo.yaml"
     command = ["--config-path", str(config), "--model-path", str(model), "--quiet", "--device", "cpu", "--split"]
     results = ["VALIDWL", f"DATASET.ROOT={cohort}", "DATASET.SPLIT.VALIDWL=raw", "--output", str(tmp_path / "tested")]
-    assert test.main([*command, *results]) == 0
+    assert test.main([*command, *results, "IMAGE.WINDOW=[-1000, 400]"]) == 0
     paste = ["--images", str(raw), "--masks", str(tmp_path / "tested" / "probabilities"), "--quiet"]
     assert post_processing.main([*paste, "--output", str(tmp_path / "three steps")]) == 0
 

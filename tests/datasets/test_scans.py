@@ -10,7 +10,7 @@ from pydicom.uid import generate_uid
 
 from datasets import scans as module
 from datasets.scan_options import main
-from datasets.scans import find_scans, index_scans, open_scan, result_name
+from datasets.scans import find_scans, index_scans, open_scan
 from datasets.volumes import Reading
 from tests.volumes import changed_slice, geometry, pixels, touched, write_dicom, write_enhanced
 from utils.cli import run
@@ -484,10 +484,3 @@ def test_the_index_is_csv(tmp_path, capsys):
     assert re.search(r"^,no,most slices", text, re.MULTILINE)
     assert "not\\udce9s.txt" in text
     assert "Doe" not in text
-
-
-def test_a_result_has_the_id_and_the_type_of_its_scan(tmp_path):
-    touched(tmp_path, "a.1.NII", "b.mhd", "c.nrrd")
-    series(tmp_path / "p" / "1.2.mha")
-    names = [result_name("id.1", open_scan(tmp_path / scan)) for scan in ("a.1.NII", "b.mhd", "c.nrrd", "p/1.2.mha")]
-    assert names == ["id.1.nii.gz", "id.1.mha", "id.1.nrrd", "id.1.nii.gz"]

@@ -1,4 +1,3 @@
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -98,17 +97,6 @@ def test_both_layouts_of_covidseg(tmp_path, nested, layout, files):
 def test_names(public_set, name, case_id):
     case = public_set.case(name)
     assert (case and case.id) == case_id
-
-
-def test_mosmed(tmp_path):
-    found = find_public_scans(MOSMED, mosmed(tmp_path / "COVID19_1110"))
-    assert Counter(scan.group for scan in found.scans.values()) == {"C": 3, "D_healthy": 4, "D_diseased": 7}
-    assert found.failed == {}
-    assert [number for number, _ in found.counts.values()] == [4, 6, 2, 1, 1, 3]
-    scan = found.scans["mosmed_study_0005"]
-    assert (scan.group, scan.lesion.path.name) == ("C", "study_0005_mask.nii.gz")
-    assert found.scans["mosmed_study_0004"].lesion is None
-    assert all(scan.lung is None for scan in found.scans.values())
 
 
 @pytest.mark.fault("missing masks")
