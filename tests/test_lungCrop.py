@@ -145,8 +145,7 @@ def test_crops_are_never_written_over_what_they_are_made_from(scans, option, fol
     assert file.read_bytes() == before
 
 
-@pytest.mark.fault("header of gigabytes")
-@pytest.mark.fault("several series in one study")
+@pytest.mark.fault("header of gigabytes", "several series in one study")
 def test_a_series_is_picked_and_large_scans_are_refused(scans, tmp_path, capsys):
     image = sitk.ReadImage(str(scans / "ct" / "healthy_000.nii.gz"))
     common = {"spacing": image.GetSpacing(), "StudyInstanceUID": "1.2"}
@@ -223,8 +222,7 @@ def test_crops_of_other_inputs_or_options_are_made_again_and_others_are_not_read
     assert "3 result(s) are redone, the first diseased_000: other lung mask" in capsys.readouterr().err
 
 
-@pytest.mark.fault("labels that were withdrawn")
-@pytest.mark.fault("scans that were removed or renamed")
+@pytest.mark.fault("labels that were withdrawn", "scans that were removed or renamed")
 def test_crops_follow_what_was_removed_renamed_and_withdrawn(scans, output, capsys):
     arguments = (scans / "ct", output, "--labels", str(scans / "lesion"))
     assert cropped(*arguments) == 0

@@ -146,8 +146,7 @@ def test_a_crop_lies_over_its_scan():
     np.testing.assert_allclose(pixels(crop), pixels(resampled), atol=1e-6)
 
 
-@pytest.mark.fault("the 48 orientations")
-@pytest.mark.fault("lesion labels above")
+@pytest.mark.fault("the 48 orientations", "lesion labels above")
 @pytest.mark.parametrize("direction", [*orientations(), rotation(0.3, 0.2, -0.25)], ids=range(49))
 def test_any_orientation_gives_the_same_crop_and_masks_come_back_voxel_for_voxel(case, direction):
     folder, ct, lungs, lesion = case

@@ -45,8 +45,7 @@ def without_uids(number, data):
     data.PatientName = data.PatientBirthDate = ""
 
 
-@pytest.mark.fault("one set of UIDs for several patients")
-@pytest.mark.fault("no UIDs at all")
+@pytest.mark.fault("one set of UIDs for several patients", "no UIDs at all")
 @pytest.mark.parametrize("steps_above", [0, 0.5, 12, None])
 def test_two_folders_with_constant_uids_or_without_any_are_two_scans(tmp_path, steps_above, caplog):
     for k, name in enumerate("ab"):

@@ -39,8 +39,7 @@ def refuses(path, match, **options):
     return refused(path, lambda: voxels(path, **options), match)
 
 
-@pytest.mark.fault("big-endian files, all")
-@pytest.mark.fault("NIfTI-2 and pairs")
+@pytest.mark.fault("big-endian files, all", "NIfTI-2 and pairs")
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_versions_and_byte_orders(tmp_path, hu, kind, order):
@@ -95,8 +94,7 @@ def test_values_without_a_slope_are_not_scaled(tmp_path, hu, slope):
     refuses(changed(path, (112, "2f", slope, -24)), "header .scaled by")
 
 
-@pytest.mark.fault("header extensions")
-@pytest.mark.fault("zeros behind a compressed file")
+@pytest.mark.fault("header extensions", "zeros behind a compressed file")
 def test_a_header_of_extensions_and_zeros_behind_a_compressed_file_are_passed_over(tmp_path, hu):
     image = nib.Nifti1Image(hu.T, np.diag([-1, -1, 1, 1]))
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 5000))
@@ -190,9 +188,7 @@ def test_a_file_that_is_too_long(tmp_path, hu):
     refuses(changed(path, (46, "h", 5)), "holds more than the 912 bytes")
 
 
-@pytest.mark.fault("NIfTI cut short, header")
-@pytest.mark.fault("flipped bit in a compressed")
-@pytest.mark.fault("junk behind a compressed")
+@pytest.mark.fault("NIfTI cut short, header", "flipped bit in a compressed", "junk behind a compressed")
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
@@ -258,13 +254,8 @@ def test_axes_that_are_sheared(tmp_path, hu):
 DAMAGED = "damaged or contradictory header"
 
 
-@pytest.mark.fault("RGB, complex, unknown")
-@pytest.mark.fault("spacing 0, negative")
-@pytest.mark.fault("NIfTI without orientation")
-@pytest.mark.fault("sheared, zero or NaN")
-@pytest.mark.fault("bits a voxel that are")
-@pytest.mark.fault("spacing that is not")
-@pytest.mark.fault("voxels at an impossible")
+@pytest.mark.fault("RGB, complex, unknown", "spacing 0, negative", "NIfTI without orientation")
+@pytest.mark.fault("sheared, zero or NaN", "bits a voxel that are", "spacing that is not", "voxels at an impossible")
 @pytest.mark.fault("2D, 4D, one slice, several")
 @pytest.mark.parametrize(
     ("changes", "match"),

@@ -36,9 +36,7 @@ def test_axes_are_turned_to_lps_as_itk_turns_images():
         assert geometry(lps_geometry(ours)) == geometry(ours)
 
 
-@pytest.mark.fault("spacing 0, negative")
-@pytest.mark.fault("sheared, zero or NaN")
-@pytest.mark.fault("origin NaN or kilometres")
+@pytest.mark.fault("spacing 0, negative", "sheared, zero or NaN", "origin NaN or kilometres")
 @pytest.mark.parametrize(
     ("change", "match"),
     [

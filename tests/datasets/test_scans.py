@@ -36,8 +36,7 @@ def taken(root, **options):
     return pixels(scan.read()) + 1024
 
 
-@pytest.mark.fault("a folder per patient with files of one name")
-@pytest.mark.fault("masks beside the slices")
+@pytest.mark.fault("a folder per patient with files of one name", "masks beside the slices")
 @pytest.mark.fault("what dcm2niix straightened")
 @pytest.mark.parametrize(
     ("names", "ids", "passed"),
@@ -226,8 +225,7 @@ def test_an_entry_that_cannot_be_read_is_named_and_the_rest_is_found(tmp_path, m
         bad.read()
 
 
-@pytest.mark.fault("text, reports, scout")
-@pytest.mark.fault("dose page, report, scout")
+@pytest.mark.fault("text, reports, scout", "dose page, report, scout")
 def test_other_objects_are_passed_over_by_what_they_are_even_with_the_series_own_uid(tmp_path):
     folder = series(tmp_path / "export" / "p" / "series")
     first = min(folder.iterdir())
@@ -345,11 +343,8 @@ def test_a_scan_below_two_of_the_paths_is_one_scan(tmp_path):
     }
 
 
-@pytest.mark.fault("a derived series with more slices")
-@pytest.mark.fault("several series in one study")
-@pytest.mark.fault("chest and abdomen in one study")
-@pytest.mark.fault("inspiration and expiration")
-@pytest.mark.fault("a projection (MIP")
+@pytest.mark.fault("a derived series with more slices", "several series in one study")
+@pytest.mark.fault("chest and abdomen in one study", "inspiration and expiration", "a projection (MIP")
 @pytest.mark.fault("bolus tracking")
 @pytest.mark.parametrize(
     ("better", "worse", "rule"),

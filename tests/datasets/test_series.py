@@ -49,8 +49,7 @@ def test_slices_from_above_to_below_are_turned_upwards(tmp_path, stored):
     assert image.GetOrigin()[2] == pytest.approx(ORIGIN[2] - 5 * 2.5)
 
 
-@pytest.mark.fault("missing slice")
-@pytest.mark.fault("double slice")
+@pytest.mark.fault("missing slice", "double slice")
 def test_a_missing_and_a_double_slice(tmp_path, stored):
     folder = write_dicom(tmp_path / "gap", stored)
     (folder / "slice003.dcm").unlink()
@@ -120,8 +119,7 @@ def test_the_rest_of_a_series_under_another_uid_or_with_another_field_of_view(tm
     assert {scan.read().GetSize()[2] for scan in find_scans(folder).values()} <= {5, 7}
 
 
-@pytest.mark.fault("all slices in one file, damaged")
-@pytest.mark.fault("gantry tilt")
+@pytest.mark.fault("all slices in one file, damaged", "gantry tilt")
 @pytest.mark.parametrize(
     ("slices", "written", "match"),
     [
@@ -137,9 +135,7 @@ def test_series_that_are_no_straight_volume(tmp_path, stored, slices, written, m
     open_scan(write_dicom(tmp_path / "rounded", stored, shift=(0, 0.001, 0))).read()
 
 
-@pytest.mark.fault("a slice of another")
-@pytest.mark.fault("slope and intercept in some slices only")
-@pytest.mark.fault("all slices in one file, damaged")
+@pytest.mark.fault("a slice of another", "slope and intercept in some slices only", "all slices in one file, damaged")
 @pytest.mark.parametrize(
     ("tags", "match"),
     [

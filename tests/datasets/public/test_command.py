@@ -352,8 +352,7 @@ def test_what_is_done_is_skipped_and_what_failed_is_done_when_it_is_mended(tmp_p
     assert crop_of_1.stat().st_mtime_ns > before
 
 
-@pytest.mark.fault("labels that the set")
-@pytest.mark.fault("0..255 in a set in")
+@pytest.mark.fault("labels that the set", "0..255 in a set in")
 def test_files_that_are_not_as_they_should_be_cost_their_scan_alone(tmp_path):
     download, output = covidseg(tmp_path / "a", coronacases=range(1, 7)), tmp_path / "cohort"
     write(download / "infection_mask" / "coronacases_002.nii", lesion(1, 2))
