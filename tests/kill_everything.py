@@ -46,10 +46,6 @@ _PROGRESS = 1.5
 """Kills happen within this many seconds after the first file: scripts make progress, but do not finish at once."""
 
 
-class Lost(Exception):
-    """A file is incomplete or differs from that of the undisturbed run."""
-
-
 @dataclass(frozen=True)
 class Job:
     """A script with its arguments and output folder."""
@@ -79,11 +75,6 @@ class Job:
             entries = [(path, path.stat()) for path in self.output.rglob("*")]
             return {(str(path), entry.st_ino, entry.st_size) for path, entry in entries}
         return self.files()
-
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise Lost(message)
 
 
 def become(script: str, arguments: list[str]) -> int:
@@ -146,12 +137,12 @@ def kill_often(job: Job, kills: int, rng: random.Random) -> Counter[str]:
         process.join()
         done = process.exitcode == 0
         if not done:
-            require(process.exitcode == -9, f"{job.script} ended with exit code {process.exitcode}: {job.errors()}")
+            assert process.exitcode == -9, f"{job.script} ended with exit code {process.exitcode}: {job.errors()}"
             tally["kills"] += 1
             ours = {path for path in job.begun() if path.name.startswith(f".{process.pid}.")}
             tally["in saves"] += bool(ours)
             earlier = job.begun() - ours
-            require(not (ours and earlier), f"{job.script} did not remove what an earlier kill left: {earlier}")
+            assert not (ours and earlier), f"{job.script} did not remove what an earlier kill left: {earlier}"
         tally["runs"] += done
         if job.output.exists():
             job.check(job.output, reference, done)
@@ -163,7 +154,7 @@ def check_files(folder: Path, reference: Path, done: bool) -> None:
     _compare_names(folder, reference, done)
     for path in _files(folder):
         if path.name != "report.html":  # which tells when and how often a script ran
-            require(path.read_bytes() == (reference / path.relative_to(folder)).read_bytes(), f"{path} differs")
+            assert path.read_bytes() == (reference / path.relative_to(folder)).read_bytes(), f"{path} differs"
 
 
 def check_prediction(folder: Path, reference: Path, done: bool) -> None:
@@ -173,9 +164,9 @@ def check_prediction(folder: Path, reference: Path, done: bool) -> None:
     table, expected = (place / "summary.csv" for place in (folder, reference))
     rows = table.read_text().splitlines() if table.exists() else []
     right = expected.read_text().splitlines()
-    require(rows == right if done else set(rows) <= set(right), f"{table} differs")
+    assert rows == right if done else set(rows) <= set(right), f"{table} differs"
     for row in rows[1:]:
-        require((folder / "masks" / f"{row.split(',')[0]}.nii.gz").exists(), f"{table} has a row without a mask: {row}")
+        assert (folder / "masks" / f"{row.split(',')[0]}.nii.gz").exists(), f"{table} has a row without a mask: {row}"
 
 
 def check_training(folder: Path, reference: Path, done: bool) -> None:
@@ -184,28 +175,28 @@ def check_training(folder: Path, reference: Path, done: bool) -> None:
         twin = reference / path.relative_to(folder)
         if path.suffix == ".pth":
             content = load(path)  # compares the checksums of its parts
-            require(not (done and twin.exists()) or same(content, load(twin)), f"{path} differs")
+            assert not (done and twin.exists()) or same(content, load(twin)), f"{path} differs"
         elif path.suffix in (".png", ".yaml"):
-            require(path.read_bytes() == twin.read_bytes(), f"{path} differs")
+            assert path.read_bytes() == twin.read_bytes(), f"{path} differs"
     log = folder / "metrics.jsonl"
     entries = _entries(log, done) if log.exists() else []
     expected = _entries(reference / "metrics.jsonl", True)
-    require(entries == expected[: None if done else len(entries)], f"{log} differs")
+    assert entries == expected[: None if done else len(entries)], f"{log} differs"
     if done:
         # Both end with the latest two states, plus one if the last kill prevented the clean-up.
         last = [folder / path.name for path in find_states(reference)]
-        require(find_states(folder)[:2] == last, f"{folder} lacks its last states")
+        assert find_states(folder)[:2] == last, f"{folder} lacks its last states"
         best = (folder / f"segmenter_{name}.pth" for name in ("best", "last"))
-        require(all(path.exists() for path in best), f"{folder} lacks its segmenters")
+        assert all(path.exists() for path in best), f"{folder} lacks its segmenters"
     _compare_names(folder / "pictures", reference / "pictures", done)
 
 
 def _compare_names(folder: Path, reference: Path, done: bool) -> None:
     there, expected = ({path.relative_to(place) for path in _files(place)} for place in (folder, reference))
     right = there == expected if done else there <= expected
-    require(right, f"{folder} holds {sorted(map(str, there))} instead of {sorted(map(str, expected))}")
+    assert right, f"{folder} holds {sorted(map(str, there))} instead of {sorted(map(str, expected))}"
     left = list(folder.rglob(".*.partial.*")) if done else []
-    require(not left, f"{left} were left")
+    assert not left, f"{left} were left"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -215,7 +206,7 @@ def _files(folder: Path) -> list[Path]:
 def _entries(path: Path, done: bool) -> list[dict]:
     """Log entries without times; the last line may be incomplete while the run is unfinished."""
     *lines, last = path.read_text().split("\n")
-    require(not (done and last), f"{path} ends with {last}")
+    assert not (done and last), f"{path} ends with {last}"
     return [json.loads(line) | {"seconds_per_iteration": 0} for line in lines]
 
 
@@ -227,7 +218,7 @@ def _undisturbed(job: Job) -> float:
         time.sleep(0.01)
     first = time.monotonic() - start
     process.join()
-    require(process.exitcode == 0, f"exit code {process.exitcode}: {job.errors()}")
+    assert process.exitcode == 0, f"exit code {process.exitcode}: {job.errors()}"
     return min(time.monotonic() - start, first + _PROGRESS)
 
 
@@ -262,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tally, result, start = Counter(), "nothing lost", time.monotonic()
             try:
                 tally = kill_often(jobs[script], options.kills, rng)
-            except (Lost, CheckpointError) as error:
+            except (AssertionError, CheckpointError) as error:
                 result, lost = f"LOST: {error}", True
             counts = f"{tally['kills']:5} {tally['in saves']:8} {tally['kills']:8} {tally['runs']:5}"
             print(f"{script:16} {counts} {time.monotonic() - start:5.0f}  {result}", flush=True)
