@@ -14,13 +14,7 @@ import numpy as np
 
 from benchmarks.phantom.confounders import EFFUSION, MOTION, Lung, add_confounders, effusion_height, move
 from benchmarks.phantom.diseases import draw_patient
-from datasets.phantom.body import (
-    Anatomy,
-    cavity_distance,
-    draw_anatomy,
-    height_above_diaphragm,
-    mediastinum_distance,
-)
+from datasets.phantom.body import Anatomy, cavity_distance, draw_anatomy, height_above_diaphragm, mediastinum_distance
 from datasets.phantom.geometry import WARP_KNOT, WARP_SD, Frame, distance_inside, paint, spline_field, spline_weights
 from datasets.phantom.lesions import Patient, add_lesions
 from datasets.phantom.lungs import aerated_lung

@@ -149,12 +149,7 @@ def label_lists(seed: int, counts: Counts) -> dict[str, list[str]]:
 
 
 def write_cohort(
-    root: Path,
-    size: Size,
-    seed: int = 0,
-    raw: bool = False,
-    processes: int = 1,
-    progress: bool = False,
+    root: Path, size: Size, seed: int = 0, raw: bool = False, processes: int = 1, progress: bool = False
 ) -> None:
     """Write the cohort, or the missing part of it. A complete cohort is not locked, so other processes can read it.
 

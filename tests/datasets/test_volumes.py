@@ -6,15 +6,7 @@ import pytest
 import SimpleITK as sitk
 
 from datasets.scans import read_ct
-from datasets.volumes import (
-    EXTENSIONS,
-    Reading,
-    read_geometry,
-    read_labels,
-    read_volume,
-    volume_id,
-    write_volume,
-)
+from datasets.volumes import EXTENSIONS, Reading, read_geometry, read_labels, read_volume, volume_id, write_volume
 from tests.volumes import ORIGIN, SPACING, geometry, pixels, refused, rotation, write
 
 SHAPE = (6, 7, 8)
