@@ -45,19 +45,12 @@ DRAWS = 10_000
 
 @dataclass(frozen=True)
 class Patients:
-    """The CTs of a folder.
+    """The CTs of a folder."""
 
-    Attributes:
-        scans: CT by id.
-        lungs: lung mask of each.
-        lesions: lesion masks by id, of those scans that have one.
-        groups: ids by group: the lists of the folder, or one group of all scans.
-    """
-
-    scans: dict[str, Scan]
-    lungs: dict[str, Path]
-    lesions: dict[str, Path]
-    groups: dict[str, list[str]]
+    scans: dict[str, Scan]  # by id
+    lungs: dict[str, Path]  # the lung mask of each
+    lesions: dict[str, Path]  # the lesion masks of those scans that have one
+    groups: dict[str, list[str]]  # ids by group: the lists of the folder, or one group of all scans
 
 
 def find_patients(folder: Path) -> Patients:

@@ -12,7 +12,6 @@ from benchmarks.weak_supervision.cohort import (
     label_lists,
     main,
     make_scan,
-    read_facts,
     write_cohort,
 )
 from datasets.cohort import read_cohort, read_volumes
@@ -25,6 +24,10 @@ SPLITS = {
     "LABELED": "labels_3", "WO_LABEL": "diseased", "HEALTHY": "healthy",
     "VALID": "valid", "VALIDH": "validh", "TEST": "test", "TESTH": "testh",
 }  # fmt: skip
+
+
+def read_facts(root):
+    return {path.stem: json.loads(path.read_text()) for path in sorted((root / "facts").glob("*.json"))}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ def test_existing_scans_are_kept_and_another_cohort_is_refused(root):
     write_cohort(root, SIZE, seed=5)
     assert kept.stat().st_mtime_ns == before
     assert json.loads(lost.read_text()) == facts
-    with pytest.raises(SettingsError, match=r"holds a cohort of .*'seed': 5"):
+    with pytest.raises(SettingsError, match=r'holds a cohort of .*"seed": 5'):
         write_cohort(root, SIZE, seed=6)
 
 

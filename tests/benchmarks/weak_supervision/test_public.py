@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from benchmarks.weak_supervision import public
-from benchmarks.weak_supervision.cohort import Counts, Size, read_facts, write_cohort
+from benchmarks.weak_supervision.cohort import Counts, Size, write_cohort
 from benchmarks.weak_supervision.public import PUBLISHED, as_markdown, main, row_settings
 from models import Segmenter
+from tests.benchmarks.weak_supervision.test_cohort import read_facts
 from tests.datasets.public.test_command import covidseg, made, medseg, mosmed
 from tests.datasets.public.test_command import lungmask as lungmask  # a fixture
 from utils.errors import GasnetError
