@@ -154,9 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__, "python -m benchmarks.patients")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder with ct/, lung/, lesion/ and lists/")
     parser.add_argument("--model-path", type=Path, nargs="+", required=True, metavar="FILE|DIR", help="segmenters")
-    parser.add_argument(
-        "--threshold", type=float, nargs="+", default=[], metavar="P", help="default: that of the segmenter's file"
-    )
+    parser.add_argument("--threshold", type=float, nargs="+", default=[], metavar="P", help="default: the segmenter's")
     parser.add_argument("--output", type=Path, metavar="FILE", help="table (.md); the numbers are written to FILE.json")
     add_device(parser)
     add_quiet(parser)

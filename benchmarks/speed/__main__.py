@@ -73,10 +73,6 @@ def compare(what: str, seconds: Mapping[str, Sequence[float]]) -> list[dict[str,
     ]
 
 
-def _rounded(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: f"{v:.4g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows]
-
-
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -107,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tables[part] = []
         for what, ways in PARTS[part](device, options.quick):
             tables[part] += compare(what, alternate(ways, 2 if options.quick else 5, wait))
-        sections.append(f"## {part}\n\n{as_table(_rounded(tables[part]))}")
+        rounded = [{key: f"{v:.4g}" if isinstance(v, float) else v for key, v in row.items()} for row in tables[part]]
+        sections.append(f"## {part}\n\n{as_table(rounded)}")
         print(f"\n{sections[-1]}", flush=True)
         # Write after each part: finished measurements survive a later failure.
         write_text(options.output / f"{name}.json", as_json({"command": command, "environment": told, **tables}))
