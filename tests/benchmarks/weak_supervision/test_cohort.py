@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -89,15 +90,13 @@ def test_existing_scans_are_kept_and_another_cohort_is_refused(root):
         write_cohort(root, SIZE, seed=6)
 
 
-def test_the_command_passes_its_switches(tmp_path, monkeypatch, capsys):
+def test_the_command_passes_its_switches(tmp_path, monkeypatch, ends):
     tiny = Size((16, 32, 32), Counts(labelled=0, diseased=1, healthy=0, valid=0, validh=0, test=0, testh=0))
     monkeypatch.setitem(SIZES, "small", tiny)
     assert main([str(tmp_path / "c"), "--seed", "3", "--quiet"]) == 0
     assert json.loads((tmp_path / "c" / "cohort.json").read_text()) == {"seed": 3, "crop": [16, 32, 32]}
     for option in (["--seed", "-1"], ["--processes", "0"]):
-        with pytest.raises(SystemExit):
-            main([str(tmp_path / "c"), *option])
-        assert "--seed must be at least 0, --processes at least 1" in capsys.readouterr().err
+        ends(2, partial(main, [str(tmp_path / "c"), *option]), "--seed must be at least 0, --processes at least 1")
 
 
 @pytest.mark.parametrize(

@@ -129,12 +129,6 @@ def test_an_interrupted_run_resumes_and_one_with_other_settings_is_refused(outpu
         run.run_once(path.with_name("new.json"), {}, settings.model_copy(update={"solver": longer}), run.test_row, CPU)
 
 
-def test_an_unknown_row_is_named(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        run.main(["--output", str(tmp_path), "--rows", "s-1", "s-2"])
-    assert "--rows: invalid choice: 's-2' (choose from " in capsys.readouterr().err
-
-
 def test_the_threshold_is_the_best_in_the_mean_over_scans():
     probabilities = [np.array([0.11, 0.41, 0.91]), np.array([0.35, 0.55, 0.8])]
     truths = [np.array([False, False, True]), np.array([False, True, True])]

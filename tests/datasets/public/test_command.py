@@ -313,12 +313,11 @@ def test_lists_that_nothing_is_in_any_more_are_removed(tmp_path):
 
 @pytest.mark.fault("lists of ids that were written or edited by hand")
 @pytest.mark.parametrize("name", ["B", "B_valid"])  # the command would have no list B_valid
-def test_a_list_of_others_is_kept_and_nothing_is_cropped(tmp_path, name, capsys):
+def test_a_list_of_others_is_kept_and_nothing_is_cropped(tmp_path, name, ends):
     path = tmp_path / "cohort" / "id_txt" / f"{name}.txt"
     path.parent.mkdir(parents=True)
     path.write_text("medseg_1\n")
-    assert run(lambda: made("medseg", medseg(tmp_path / "b"), tmp_path / "cohort")) == 1
-    assert str(path) in capsys.readouterr().err
+    ends(1, lambda: made("medseg", medseg(tmp_path / "b"), tmp_path / "cohort"), str(path))
     assert path.read_text() == "medseg_1\n"
     assert not (tmp_path / "cohort" / "images").exists()
 
@@ -424,10 +423,9 @@ def test_options_that_do_not_go_together_are_usage_errors(tmp_path, public_set, 
         made(public_set, tmp_path, tmp_path / "cohort", *options)
 
 
-def test_the_download_is_never_written_to(tmp_path, capsys):
+def test_the_download_is_never_written_to(tmp_path, ends):
     download = medseg(tmp_path / "b")
-    assert run(lambda: made("medseg", download, download)) == 1
-    assert "is the download itself" in capsys.readouterr().err
+    ends(1, lambda: made("medseg", download, download), "is the download itself")
     for _ in range(2):
         assert made("medseg", download, download / "cohort") == 0
     assert report(download / "cohort", "medseg")["odd"] == []
