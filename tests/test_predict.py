@@ -25,7 +25,7 @@ from evaluation.lesion_segmenter import LesionSegmenter
 from models import engine
 from models.checkpoint import SegmenterInput
 from tests import reference
-from tests.outputs import save_model, summary, table, written
+from tests.outputs import same_files, save_model, summary, table
 from tests.several import noting_who_indexes, on_processes
 from tests.utils.test_files import holder
 from tests.volumes import changed_slice, geometry, pixels, write, write_dicom
@@ -87,12 +87,6 @@ def whole(some_broken, model, tmp_path_factory):
     with redirect_stdout(printed):
         assert predicted(some_broken, model, output, report=True) == 1
     return output, printed.getvalue()
-
-
-def same_files(output, whole):
-    assert written(output) == written(whole)
-    for name in written(output):
-        assert (output / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def as_dicom(folder, image):

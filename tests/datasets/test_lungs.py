@@ -154,12 +154,3 @@ def test_given_labels_become_right_and_left_in_any_orientation(given, code):
     oriented = sitk.DICOMOrient(sitk.GetImageFromArray(two_boxes()), code)
     expected = pixels(oriented)
     np.testing.assert_array_equal(with_sides(given(expected), oriented), expected)
-
-
-def test_a_third_label_belongs_to_the_side_it_lies_in_and_a_single_lung_has_one():
-    labels = two_boxes()
-    labels[1, 2, 3] = 3
-    grid = sitk.GetImageFromArray(labels)
-    np.testing.assert_array_equal(with_sides(labels, grid), two_boxes())
-    alone = np.where(two_boxes() == 2, 1, 0).astype(np.uint8)
-    np.testing.assert_array_equal(with_sides(alone, grid), 2 * alone)

@@ -11,7 +11,6 @@ from scipy import ndimage
 from datasets.phantom.__main__ import main
 from datasets.phantom.lesions import MIN_LESION_ML, Patient
 from datasets.phantom.make import make_phantom, write_phantoms
-from datasets.phantom.scanner import Protocol, acquire, slice_matrices
 from tests.volumes import geometry, pixels
 
 SIZE = (32, 96, 96)
@@ -126,26 +125,3 @@ def test_command_writes_quietly_and_refuses_numbers_out_of_range(tmp_path, ends)
     assert (tmp_path / "ct/healthy_000.nii.gz").exists()
     for option, values in (("--healthy", ["-1"]), ("--seed", ["-1"]), ("--size", ["8", "32", "32"])):
         ends(2, partial(main, [*arguments, option, *values]), option)
-
-
-def test_thick_slices_are_means_and_are_interpolated():
-    # Planes of 2 mm, slices of 8 mm from z = 0: each slice averages the linear interpolant over +-4 mm.
-    mean, back = slice_matrices(17, 2.0, 8.0, 0.0)
-    ramp = 5.0 * np.arange(17)
-    np.testing.assert_allclose((mean @ ramp)[1:4], [20, 40, 60], atol=1e-9)
-    np.testing.assert_allclose((back @ mean @ ramp)[4:13], ramp[4:13], atol=1e-9)
-    np.testing.assert_allclose(mean @ np.eye(17)[8], [0, 0, 0.25, 0, 0], atol=0.01)
-    thin, same = slice_matrices(5, 10.0, 1.0, 0.0)
-    np.testing.assert_array_equal(same, np.eye(5))
-    np.testing.assert_allclose(np.diag(thin)[1:-1], 1 - 1 / 40, atol=2e-3)
-
-
-def test_noise_gain_and_offset_are_those_of_the_protocol():
-    flat = np.full((12, 64, 64), 40.0, np.float32)
-    flat[:, :32] = -1000
-    protocol = Protocol(slice_mm=1.0, blur=0.5, edges=0.0, noise=30.0, gain=0.05, offset=12.0, correlation=0.5)
-    found = acquire(np.random.default_rng(0), flat, (2.0, 2.0, 5.0), protocol)
-    tissue, air = found[:, 40:, :], found[:, :24, :]
-    assert tissue.mean() == pytest.approx(-1000 + 1040 * 1.05 + 12, abs=1)
-    assert tissue.std() == pytest.approx(30 * 1.05, rel=0.05)
-    assert air.std() < 0.6 * tissue.std()

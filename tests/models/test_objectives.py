@@ -15,7 +15,6 @@ from models.objectives import (
     joint_objective,
     paste_lesions,
     segmenter_objective,
-    synthesise,
 )
 from tests import reference
 from tests.several import on_processes
@@ -100,16 +99,6 @@ def test_the_discriminator_objective_agrees_with_the_published_formulas(networks
     check_terms(objective, "d", ("synthetic", "healthy", "origImgToD", "genImgToD"))
     assert gradient_norm(networks.discriminator) == pytest.approx(EXPECTED["d_gradnorm_D"], rel=1e-4)
     assert all(p.grad is None for p in (*networks.segmenter.parameters(), *networks.generator.parameters()))
-
-
-def test_the_synthetic_volume_by_hand():
-    synthetic = synthesise(
-        image=torch.tensor([0.5, 0.5, 0.5]),
-        lesion=torch.tensor([1.0, 0.25, 1.0]),
-        lung=torch.tensor([1.0, 1.0, 0.0]),
-        generated=torch.tensor([-0.5, -0.5, -0.5]),
-    )
-    assert synthetic.tolist() == [-0.5, 0.25, 0.5]
 
 
 def test_pasted_lesions_by_hand():
