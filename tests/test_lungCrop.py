@@ -257,15 +257,3 @@ def test_a_label_outside_the_lungs_is_refused_unless_it_is_asked_for(scans, outp
     assert not (output / "images" / "diseased_000.nii.gz").exists()
     assert cropped(*arguments, "--lesions-anywhere") == 0
     assert pixels(output / "lesion" / "diseased_000.nii.gz").any()
-
-
-@pytest.mark.fault("own masks where results are written")
-def test_files_of_the_user_in_the_cohort_are_not_replaced(scans, output, ends):
-    mine = output / "lung" / "healthy_000.nii.gz"
-    mine.parent.mkdir(parents=True)
-    mine.write_bytes(b"mine")
-    ends(1, lambda: cropped(scans / "ct", output), f"failed: healthy_000: {mine}: was not written by this command")
-    assert cropped(scans / "ct", output, "--overwrite") == 1
-    assert mine.read_bytes() == b"mine"
-    assert not (output / "images" / "healthy_000.nii.gz").exists()
-    assert (output / "images" / "diseased_000.nii.gz").is_file()
