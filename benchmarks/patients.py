@@ -45,19 +45,12 @@ DRAWS = 10_000
 
 @dataclass(frozen=True)
 class Patients:
-    """The CTs of a folder.
+    """The CTs of a folder."""
 
-    Attributes:
-        scans: CT by id.
-        lungs: lung mask of each.
-        lesions: lesion masks by id, of those scans that have one.
-        groups: ids by group: the lists of the folder, or one group of all scans.
-    """
-
-    scans: dict[str, Scan]
-    lungs: dict[str, Path]
-    lesions: dict[str, Path]
-    groups: dict[str, list[str]]
+    scans: dict[str, Scan]  # by id
+    lungs: dict[str, Path]  # the lung mask of each
+    lesions: dict[str, Path]  # the lesion masks of those scans that have one
+    groups: dict[str, list[str]]  # ids by group: the lists of the folder, or one group of all scans
 
 
 def find_patients(folder: Path) -> Patients:
@@ -161,9 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__, "python -m benchmarks.patients")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder with ct/, lung/, lesion/ and lists/")
     parser.add_argument("--model-path", type=Path, nargs="+", required=True, metavar="FILE|DIR", help="segmenters")
-    parser.add_argument(
-        "--threshold", type=float, nargs="+", default=[], metavar="P", help="default: that of the segmenter's file"
-    )
+    parser.add_argument("--threshold", type=float, nargs="+", default=[], metavar="P", help="default: the segmenter's")
     parser.add_argument("--output", type=Path, metavar="FILE", help="table (.md); the numbers are written to FILE.json")
     add_device(parser)
     add_quiet(parser)

@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from datasets.phantom.make import write_phantoms
 from tests.volumes import write
+from utils.cli import run
 
 SPLITS = {
     "train_id_L": ["sick_0"],
@@ -97,6 +98,23 @@ def _one_thread():
 
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def ends(capsys):
+    """Checks the exit code of a command and what it says, printed or as its errors, which is returned."""
+
+    def check(code, command, *texts):
+        capsys.readouterr()
+        try:
+            assert run(command) == code
+        except SystemExit as end:
+            assert end.code == code  # noqa: PT017
+        said = "".join(capsys.readouterr())
+        assert all(text in said for text in texts), said
+        return said
+
+    return check
 
 
 @pytest.fixture

@@ -55,29 +55,25 @@ INTERESTING = {
 
 
 def nifti_corpus() -> dict[str, bytes]:
-    rng = np.random.default_rng(0)
-    hu = rng.integers(-1000, 400, SHAPE).astype(np.int16)
+    hu = np.random.default_rng(0).integers(-1000, 400, SHAPE).astype(np.int16)
     straight = np.diag([-0.7, -0.8, 2.5, 1.0])
     straight[:3, 3] = 12.3, -45.6, 789.1
     oblique = straight.copy()
     oblique[:3, :3] = rotation(0.1, -0.2, 0.3) @ straight[:3, :3]
     made = {}
 
-    def add(name, array, affine, order="<", sform=1, qform=1, extension=False, slope=None):
+    def add(name, array, affine, order="<", sform=1, qform=1, comment=None, slope=None):
         header = nib.Nifti1Header(endianness=order)
         header.set_data_dtype(array.dtype)
         image = nib.Nifti1Image(array.T, affine, header)
         image.set_sform(affine, sform)
         image.set_qform(affine, qform)
-        if slope is not None:
-            image.header.set_slope_inter(*slope)
-        if extension:
-            image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"made for a test"))
+        if comment is not None:
+            image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", comment))
         content = image.to_bytes()
         if slope is not None:  # nibabel would rescale the voxels
             content = content[:112] + struct.pack(f"{order}2f", *slope) + content[120:]
-        made[f"{name}.nii"] = content
-        made[f"{name}.nii.gz"] = gzip.compress(content, 6, mtime=0)
+        made.update({f"{name}.nii": content, f"{name}.nii.gz": gzip.compress(content, 6, mtime=0)})
 
     add("int16", hu, straight)
     add("oblique", hu, oblique)
@@ -88,7 +84,7 @@ def nifti_corpus() -> dict[str, bytes]:
     add("mask", (hu > 0).astype(np.uint8), straight)
     add("float32", hu.astype(np.float32) / 3, straight)
     add("scaled", (hu + 1024).astype(np.uint16), straight, slope=(1.5, -1024.0))
-    add("extension", hu, straight, extension=True)
+    add("extension", hu, straight, comment=b"made for a test")
     add("int32", hu.astype(np.int32), oblique, order=">")
     add("four_dimensions", hu[None], straight)
     return made
@@ -96,22 +92,11 @@ def nifti_corpus() -> dict[str, bytes]:
 
 def mutate_nifti(name: str, content: bytes, corpus: dict[str, bytes], rng: random.Random) -> tuple[bytes, bool]:
     """Mutate a file, of a compressed one the content or the bytes; also return whether its checksum reveals that."""
-    if not name.endswith(".gz"):
-        return _mutate_bytes(content, corpus, rng), False
-    if rng.random() < 0.6:
-        inner = _mutate_bytes(gzip.decompress(content), corpus, rng)
-        return gzip.compress(inner, rng.choice([1, 6, 9]), mtime=0), False
-    return _mutate_bytes(content, corpus, rng, header=False), True
-
-
-def _mutate_bytes(content: bytes, corpus: dict[str, bytes], rng: random.Random, header: bool = True) -> bytes:
-    data = bytearray(content)
+    if name.endswith(".gz") and rng.random() < 0.4:
+        return mutated(content, rng, ["anywhere", "anywhere", "cut", "append", "insert", "delete", "zero"]), True
+    data = bytearray(_unpacked(content))
     for _ in range(rng.choice([1, 1, 1, 1, 2, 3])):
-        way = rng.choices(
-            ["field", "header", "anywhere", "cut", "append", "insert", "delete", "zero", "splice", "dims"],
-            [40, 15, 8, 8, 4, 4, 4, 4, 4, 6] if header else [0, 15, 30, 15, 10, 8, 8, 8, 6, 0],
-        )[0]
-        place = rng.randrange(len(data)) if data else 0
+        way = rng.choices(["field", "splice", "dims", "other"], [4, 0.4, 0.6, 5])[0]
         if way == "field" and len(data) > 360:
             at, kind = rng.choice(FIELDS)
             value = rng.choice(INTERESTING[kind])
@@ -124,27 +109,47 @@ def _mutate_bytes(content: bytes, corpus: dict[str, bytes], rng: random.Random, 
         elif way == "dims" and len(data) > 360:
             rng.shuffle(sizes := list(struct.unpack_from("<3h", data, 42)))
             struct.pack_into("<3h", data, 42, *sizes)
-        elif way == "header":
-            for _ in range(rng.choice([1, 1, 2, 4])):
-                at = rng.randrange(min(360, len(data) or 1))
-                if at < len(data):
-                    data[at] ^= 1 << rng.randrange(8)
-        elif way == "anywhere" and data:
+        elif way == "splice":
+            place = rng.randrange(len(data))
+            data[place:] = rng.choice(list(corpus.values()))[place:]
+        else:
+            ways = ["header", "header", "anywhere", "cut", "append", "insert", "delete", "zero"]
+            data = bytearray(mutated(bytes(data), rng, ways, head=360))
+    content = bytes(data)
+    return (gzip.compress(content, rng.choice([1, 6, 9]), mtime=0) if name.endswith(".gz") else content), False
+
+
+def mutated(content: bytes, rng: random.Random, ways: list[str], head: int = 1000) -> bytes:
+    """Change a file once in one of these ways; it is not empty, before and after."""
+    data = bytearray(content)
+    place = rng.randrange(len(data))
+    match rng.choice(ways):
+        case "header":
+            data[rng.randrange(min(len(data), head))] ^= 1 << rng.randrange(8)
+        case "anywhere":
             data[place] = rng.randrange(256)
-        elif way == "cut":
-            del data[place:]
-        elif way == "append":
-            data += rng.choice([rng.randbytes(rng.randrange(1, 64)), bytes(rng.randrange(1, 5000)), bytes(data)])
-        elif way == "insert":
-            data[place:place] = rng.randbytes(rng.choice([1, 2, 4, 16]))
-        elif way == "delete":
+        case "cut":
+            del data[place + 1 :]
+        case "append":
+            data += rng.choice([rng.randbytes(rng.randrange(1, 64)), bytes(rng.randrange(1, 5000)), content])
+        case "insert":
+            data[place:place] = rng.randbytes(rng.choice([1, 2, 4, 16, 100]))
+        case "delete":
             del data[place : place + rng.choice([1, 2, 4, 16])]
-        elif way == "zero":
+        case "zero":
             length = min(rng.choice([4, 64, 300]), len(data) - place)
             data[place : place + length] = bytes(length)
-        elif way == "splice":
-            data[place:] = rng.choice(list(corpus.values()))[place:]
-    return bytes(data)
+        case "number":
+            if numbers := list(re.finditer(rb"\d+", bytes(data[:head]))):
+                number = rng.choice(numbers)
+                data[number.start() : number.end()] = rng.choice(NUMBERS)
+    return bytes(data) or b"x"
+
+
+def mutate_text(content: bytes, rng: random.Random) -> bytes:
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        content = mutated(content, rng, ["header", "header", "anywhere", "cut", "insert", "delete", "number"])
+    return content
 
 
 def _unpacked(content: bytes) -> bytes:
@@ -192,8 +197,7 @@ def _leans_a_little(content: bytes) -> bool:
 
 
 def changed(image: sitk.Image, original: sitk.Image) -> str:
-    size, *others = geometry(image)
-    expected, *originals = geometry(original)
+    (size, *others), (expected, *originals) = geometry(image), geometry(original)
     if size != expected:
         return "another size with as many voxels"
     if others != originals:
@@ -201,30 +205,7 @@ def changed(image: sitk.Image, original: sitk.Image) -> str:
     ours, theirs = (sitk.GetArrayViewFromImage(i) for i in (image, original))
     if ours.dtype != theirs.dtype:
         return "another scaling or type of as many bytes"
-    if np.array_equal(ours, theirs):
-        return "nothing"
-    return "voxels, in a file without checksum"
-
-
-def mutate_text(content: bytes, rng: random.Random) -> bytes:
-    data = bytearray(content)
-    for _ in range(rng.choice([1, 1, 2, 3])):
-        place, head = rng.randrange(len(data)), min(len(data), 1000)
-        way = rng.choice(["header", "header", "anywhere", "cut", "insert", "delete", "number"])
-        if way == "header":
-            data[rng.randrange(head)] ^= 1 << rng.randrange(8)
-        elif way == "anywhere":
-            data[place] = rng.randrange(256)
-        elif way == "cut":
-            del data[place + 1 :]
-        elif way == "insert":
-            data[place:place] = rng.randbytes(rng.choice([1, 2, 8, 100]))
-        elif way == "delete" and len(data) > 8:
-            del data[place : place + rng.choice([1, 2, 8])]
-        elif numbers := list(re.finditer(rb"\d+", bytes(data[:head]))):
-            number = rng.choice(numbers)
-            data[number.start() : number.end()] = rng.choice(NUMBERS)
-    return bytes(data) or b"x"
+    return "nothing" if np.array_equal(ours, theirs) else "voxels, in a file without checksum"
 
 
 def fuzz(kind: str, count: int, seed: int, progress: bool = False) -> tuple[Counter, list[str]]:

@@ -46,10 +46,6 @@ _PROGRESS = 1.5
 """Kills happen within this many seconds after the first file: scripts make progress, but do not finish at once."""
 
 
-class Lost(Exception):
-    """A file is incomplete or differs from that of the undisturbed run."""
-
-
 @dataclass(frozen=True)
 class Job:
     """A script with its arguments and output folder."""
@@ -79,11 +75,6 @@ class Job:
             entries = [(path, path.stat()) for path in self.output.rglob("*")]
             return {(str(path), entry.st_ino, entry.st_size) for path, entry in entries}
         return self.files()
-
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise Lost(message)
 
 
 def become(script: str, arguments: list[str]) -> int:
@@ -116,15 +107,15 @@ def make_jobs(folder: Path, iterations: int) -> dict[str, Job]:
     # Reports would take most of the time.
     predicting = [ct, "--model-path", str(model), "--lungs", lungs, "--no-report", "--save-probabilities", "--quiet"]
 
-    def job(script: str, name: str, *arguments: str, check: Callable = check_files) -> Job:
-        return Job(script, [*arguments, "--output", str(folder / name)], folder / name, check)
+    def job(script: str, name: str, *arguments: str) -> Job:
+        return Job(script, [*arguments, "--output", str(folder / name)], folder / name, check_files)
 
     jobs = (
         job("lungCrop", "crops", *crop),
         Job("train", [*settings, *training], folder / "recons_MIL", check_training),
         job("test", "results", *settings, *testing),
         job("post_processing", "masks", *paste),
-        job("predict", "predicted", *predicting, "--device", "cpu", check=check_prediction),
+        job("predict", "predicted", *predicting, "--device", "cpu"),
     )
     return {job.script: job for job in jobs}
 
@@ -146,12 +137,12 @@ def kill_often(job: Job, kills: int, rng: random.Random) -> Counter[str]:
         process.join()
         done = process.exitcode == 0
         if not done:
-            require(process.exitcode == -9, f"{job.script} ended with exit code {process.exitcode}: {job.errors()}")
+            assert process.exitcode == -9, f"{job.script} ended with exit code {process.exitcode}: {job.errors()}"
             tally["kills"] += 1
             ours = {path for path in job.begun() if path.name.startswith(f".{process.pid}.")}
             tally["in saves"] += bool(ours)
             earlier = job.begun() - ours
-            require(not (ours and earlier), f"{job.script} did not remove what an earlier kill left: {earlier}")
+            assert not (ours and earlier), f"{job.script} did not remove what an earlier kill left: {earlier}"
         tally["runs"] += done
         if job.output.exists():
             job.check(job.output, reference, done)
@@ -159,23 +150,22 @@ def kill_often(job: Job, kills: int, rng: random.Random) -> Counter[str]:
 
 
 def check_files(folder: Path, reference: Path, done: bool) -> None:
-    """Files equal those of the undisturbed run; when finished, none is missing or left over."""
+    """Files equal those of the undisturbed run; when finished, none is missing or left over.
+
+    Before, a table may lack rows; every row has its mask.
+    """
     _compare_names(folder, reference, done)
     for path in _files(folder):
-        if path.name != "report.html":  # which tells when and how often a script ran
-            require(path.read_bytes() == (reference / path.relative_to(folder)).read_bytes(), f"{path} differs")
-
-
-def check_prediction(folder: Path, reference: Path, done: bool) -> None:
-    """Masks and table rows equal those of the undisturbed run, and every row has its mask."""
-    for name in ("masks", "probabilities"):
-        check_files(folder / name, reference / name, done)
-    table, expected = (place / "summary.csv" for place in (folder, reference))
-    rows = table.read_text().splitlines() if table.exists() else []
-    right = expected.read_text().splitlines()
-    require(rows == right if done else set(rows) <= set(right), f"{table} differs")
-    for row in rows[1:]:
-        require((folder / "masks" / f"{row.split(',')[0]}.nii.gz").exists(), f"{table} has a row without a mask: {row}")
+        twin = reference / path.relative_to(folder)
+        if path.suffix == ".csv" and not done:
+            first, *rows = path.read_text().splitlines()
+            assert {first, *rows} <= set(twin.read_text().splitlines()), f"{path} differs"
+            for row in rows:
+                assert (folder / "masks" / f"{row.split(',')[0]}.nii.gz").exists(), f"{path}: no mask of {row}"
+        elif path.suffix == ".json" and not done:
+            json.loads(path.read_text())
+        elif path.name != "report.html":  # which tells when and how often a script ran
+            assert path.read_bytes() == twin.read_bytes(), f"{path} differs"
 
 
 def check_training(folder: Path, reference: Path, done: bool) -> None:
@@ -184,28 +174,28 @@ def check_training(folder: Path, reference: Path, done: bool) -> None:
         twin = reference / path.relative_to(folder)
         if path.suffix == ".pth":
             content = load(path)  # compares the checksums of its parts
-            require(not (done and twin.exists()) or same(content, load(twin)), f"{path} differs")
+            assert not (done and twin.exists()) or same(content, load(twin)), f"{path} differs"
         elif path.suffix in (".png", ".yaml"):
-            require(path.read_bytes() == twin.read_bytes(), f"{path} differs")
+            assert path.read_bytes() == twin.read_bytes(), f"{path} differs"
     log = folder / "metrics.jsonl"
     entries = _entries(log, done) if log.exists() else []
     expected = _entries(reference / "metrics.jsonl", True)
-    require(entries == expected[: None if done else len(entries)], f"{log} differs")
+    assert entries == expected[: None if done else len(entries)], f"{log} differs"
     if done:
         # Both end with the latest two states, plus one if the last kill prevented the clean-up.
         last = [folder / path.name for path in find_states(reference)]
-        require(find_states(folder)[:2] == last, f"{folder} lacks its last states")
+        assert find_states(folder)[:2] == last, f"{folder} lacks its last states"
         best = (folder / f"segmenter_{name}.pth" for name in ("best", "last"))
-        require(all(path.exists() for path in best), f"{folder} lacks its segmenters")
+        assert all(path.exists() for path in best), f"{folder} lacks its segmenters"
     _compare_names(folder / "pictures", reference / "pictures", done)
 
 
 def _compare_names(folder: Path, reference: Path, done: bool) -> None:
     there, expected = ({path.relative_to(place) for path in _files(place)} for place in (folder, reference))
     right = there == expected if done else there <= expected
-    require(right, f"{folder} holds {sorted(map(str, there))} instead of {sorted(map(str, expected))}")
+    assert right, f"{folder} holds {sorted(map(str, there))} instead of {sorted(map(str, expected))}"
     left = list(folder.rglob(".*.partial.*")) if done else []
-    require(not left, f"{left} were left")
+    assert not left, f"{left} were left"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -215,7 +205,7 @@ def _files(folder: Path) -> list[Path]:
 def _entries(path: Path, done: bool) -> list[dict]:
     """Log entries without times; the last line may be incomplete while the run is unfinished."""
     *lines, last = path.read_text().split("\n")
-    require(not (done and last), f"{path} ends with {last}")
+    assert not (done and last), f"{path} ends with {last}"
     return [json.loads(line) | {"seconds_per_iteration": 0} for line in lines]
 
 
@@ -227,7 +217,7 @@ def _undisturbed(job: Job) -> float:
         time.sleep(0.01)
     first = time.monotonic() - start
     process.join()
-    require(process.exitcode == 0, f"exit code {process.exitcode}: {job.errors()}")
+    assert process.exitcode == 0, f"exit code {process.exitcode}: {job.errors()}"
     return min(time.monotonic() - start, first + _PROGRESS)
 
 
@@ -262,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tally, result, start = Counter(), "nothing lost", time.monotonic()
             try:
                 tally = kill_often(jobs[script], options.kills, rng)
-            except (Lost, CheckpointError) as error:
+            except (AssertionError, CheckpointError) as error:
                 result, lost = f"LOST: {error}", True
             counts = f"{tally['kills']:5} {tally['in saves']:8} {tally['kills']:8} {tally['runs']:5}"
             print(f"{script:16} {counts} {time.monotonic() - start:5.0f}  {result}", flush=True)

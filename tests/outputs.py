@@ -34,6 +34,12 @@ def written(folder):
     return sorted(str(path) for path in paths if path.parts[0] != "ledger")
 
 
+def same_files(folder, other):
+    assert written(folder) == written(other)
+    for name in written(folder):
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+
+
 def same(a, b):
     """Whether nested dicts, lists and tuples hold the same values, tensors bit for bit."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):

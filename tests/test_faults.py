@@ -1,6 +1,6 @@
 """Every case of docs/faults.md is shown by a test, and every marker names a case.
 
-A test shows a case by ``@pytest.mark.fault("...")`` with the beginning of the case, long enough to be the only one.
+A test shows cases by ``@pytest.mark.fault("...", ...)`` with the beginning of each, long enough to be the only one.
 """
 
 import re
@@ -19,7 +19,8 @@ def cases():
 def test_markers_and_cases_match():
     text = "\n".join(path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py"))
     marked, known = set(), cases()
-    for beginning in re.findall(r"^@pytest\.mark\.fault\([\"'](.+)[\"']\)$", text, re.MULTILINE):
+    markers = re.findall(r"^@pytest\.mark\.fault\((\".+\")\)$", text, re.MULTILINE)
+    for beginning in (name for marker in markers for name in re.findall(r'"([^"]+)"', marker)):
         found = [beginning] if beginning in known else [case for case in known if case.startswith(beginning)]
         assert len(found) == 1, f"{beginning!r} begins {len(found)} cases of docs/faults.md"
         marked.update(found)

@@ -1,3 +1,5 @@
+"""Documents: what their commands and examples do, and that their links lead somewhere; and the container."""
+
 import argparse
 import os
 import re
@@ -6,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ import SimpleITK as sitk
 
 from datasets import lungmask_model
 from datasets.lungs import segment_by_threshold
-from tests.outputs import save_model
+from tests.outputs import save_model, summary, table
 from tests.volumes import geometry
 
 ROOT = Path(__file__).parents[1]
@@ -178,3 +181,37 @@ def test_help_is_quick_from_any_folder(command, tmp_path):
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "argparse" in imported
     assert imported & LARGE == set()
+
+
+@pytest.mark.slow
+def test_the_tutorial_does_what_it_says(tmp_path):
+    commands = "\n".join(code_blocks(ROOT / "docs" / "tutorial.md"))
+    words, environment = ["sh", "-euc", commands], project_in(tmp_path)
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "tutorial"
+    predicted = folder / "predicted"
+    rows = table(predicted / "summary.csv")
+    assert set(rows) == {"diseased_000", "healthy_000"}
+    assert geometry(predicted / "masks/healthy_000.nii.gz") == geometry(folder / "raw/ct/healthy_000.nii.gz")
+    found = {case_id for case_id, row in rows.items() if float(row["lesion_ml"]) > 0}
+    assert {path.stem for path in (predicted / "dicom_seg").glob("*.dcm")} == found & {"diseased_000"}
+    for page in (predicted / "report.html", folder / "tested" / "report.html"):
+        assert "research" in page.read_text(encoding="utf-8")
+    tested = summary(folder / "tested")
+    assert tested["lesion"]["scans"] == tested["raw"]["lesion"]["scans"] == 2
+    assert (folder / "segmenter.onnx").is_file()
+
+
+def test_the_image_has_what_it_copies_and_runs_as_a_user_with_few_rights():
+    text = re.sub(r"\\\n\s*", " ", re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE))
+    instructions = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
+    kinds, steps = [kind for kind, _ in instructions], dict(instructions)
+    for kind, rest in instructions:
+        assert kind != "COPY" or all((ROOT / source).exists() for source in rest.split()[:-1])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    minor = int(re.match(r"python:3\.(\d+)-slim$", steps["FROM"])[1])
+    lowest, above = map(int, re.match(r">=3\.(\d+),<3\.(\d+)$", project["requires-python"]).groups())
+    assert lowest <= minor < above
+    assert steps["USER"] != "root"
+    assert kinds.index("USER") > max(n for n, kind in enumerate(kinds) if kind == "RUN")

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 
 import predict
+from datasets.lungs import segment_by_threshold
 from tests.outputs import save_model, table
 from tests.volumes import geometry, pixels
 
@@ -28,3 +30,6 @@ def test_what_is_found_in_real_cts_lies_in_their_lungs(tmp_path):
         assert 2 < float(rows[case_id]["lung_ml"]) / 1000 < 8
         assert 0 < float(rows[case_id]["lesion_percent_of_lung"]) < 100
         assert -950 < float(rows[case_id]["lesion_mean_hu"]) < -400
+    # A tumour is lung, too.
+    labels = segment_by_threshold(sitk.ReadImage(str(CT / SCANS["lung_lesion_5mm"])))
+    assert (labels[pixels(CT / "lung_lesion_5mm_label.nrrd") > 0] > 0).mean() > 0.9

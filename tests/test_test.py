@@ -168,11 +168,10 @@ def test_figures_show_input_probability_prediction_and_truth(tested, config, mod
         assert 0 <= volume.min() <= volume.max() <= 1
 
 
-def test_the_best_model_of_the_run_is_the_default(config, capsys):
+def test_the_best_model_of_the_run_is_the_default(config, ends):
     run_folder = read_settings(config).exp.folder
     arguments = ["--config-path", str(config), "--quiet", "--device", "cpu", "--split", "VALIDH"]
-    assert run(lambda: test.main(arguments)) == 1
-    assert f"{run_folder / 'segmenter_best.pth'}: no such file" in capsys.readouterr().err
+    ends(1, lambda: test.main(arguments), f"{run_folder / 'segmenter_best.pth'}: no such file")
     save_model(run_folder / "segmenter_best.pth", SIZE)
     assert test.main(arguments) == 0
     assert (run_folder / "test" / "metrics.csv").is_file()

@@ -135,7 +135,11 @@ def refused(path, call, match, error=VolumeError):
 
 
 def changed_slice(path, to=None, **tags):
-    """Write a DICOM slice again, or to another path, with other tags; None removes one."""
+    """Write a DICOM slice, or those of a folder, again, or to another path, with other tags; None removes one."""
+    if path.is_dir():
+        for slice_path in path.iterdir():
+            changed_slice(slice_path, **tags)
+        return
     data = pydicom.dcmread(path)
     for tag, value in tags.items():
         if value is None:
@@ -143,6 +147,15 @@ def changed_slice(path, to=None, **tags):
         else:
             setattr(data, tag, value)
     data.save_as(to or path)
+
+
+def edited(folder, change):
+    """Change the headers of a folder's slices in the order of their names by `change(number, data)`."""
+    for number, path in enumerate(sorted(folder.iterdir())):
+        data = pydicom.dcmread(path)
+        change(number, data)
+        data.save_as(path)
+    return folder
 
 
 def write_enhanced(folder, path, stored, order, slope=2.0, intercept=-1000.0):

@@ -14,13 +14,7 @@ import numpy as np
 
 from benchmarks.phantom.confounders import EFFUSION, MOTION, Lung, add_confounders, effusion_height, move
 from benchmarks.phantom.diseases import draw_patient
-from datasets.phantom.body import (
-    Anatomy,
-    cavity_distance,
-    draw_anatomy,
-    height_above_diaphragm,
-    mediastinum_distance,
-)
+from datasets.phantom.body import Anatomy, cavity_distance, draw_anatomy, height_above_diaphragm, mediastinum_distance
 from datasets.phantom.geometry import WARP_KNOT, WARP_SD, Frame, distance_inside, paint, spline_field, spline_weights
 from datasets.phantom.lesions import Patient, add_lesions
 from datasets.phantom.lungs import aerated_lung
@@ -48,21 +42,13 @@ FLUID = 10.0
 
 @dataclass(frozen=True)
 class Body:
-    """A body on a voxel grid before a scanner sees it; arrays are (z, y, x) in LPS order.
+    """A body on a voxel grid before a scanner sees it; arrays are (z, y, x) in LPS order."""
 
-    Attributes:
-        hu: float32 ideal HU.
-        lung: uint8, 0 outside, 1 right lung (low x), 2 left lung; includes the vessels and lesions inside.
-        density: float32 lesion density, 0..1.
-        spacing: voxel size in mm, (x, y, z) as in SimpleITK.
-        facts: what was drawn: lesion kinds (sorted names in `FILLINGS`), confounders, inspiration.
-    """
-
-    hu: Array
-    lung: Array
-    density: Array
-    spacing: tuple[float, float, float]
-    facts: dict[str, Any]
+    hu: Array  # float32, ideal HU
+    lung: Array  # uint8, 0 outside, 1 right lung (low x), 2 left lung; includes the vessels and lesions inside
+    density: Array  # float32 lesion density, 0..1
+    spacing: tuple[float, float, float]  # of the voxels in mm, (x, y, z) as in SimpleITK
+    facts: dict[str, Any]  # what was drawn: lesion kinds (sorted names in `FILLINGS`), confounders, inspiration
 
 
 def draw_crop_frame(rng: np.random.Generator, body: Anatomy, size: tuple[int, int, int]) -> Frame:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from benchmarks.pretrain.scans import CROP, VARIETY, body_path, draw_sample, write_body
+from benchmarks.pretrain.scans import CROP, VARIETY, draw_sample, write_body
 from datasets.window import WINDOW
 from evaluation.inference import autocast
 from models.checkpoint import SegmenterFacts, SegmenterInput, save_segmenter
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if min(options.bodies, options.width, options.processes, options.steps) < 1 or options.seed < 0:
         parser.error("--seed must be at least 0, all other numbers at least 1")
     start_logging(options.quiet)
-    bodies = [body_path(options.output, number) for number in range(options.bodies)]
+    bodies = [options.output / "bodies" / f"{number:05d}.npz" for number in range(options.bodies)]
     with ProcessPoolExecutor(options.processes) as pool:
         n = len(bodies)
         list(pool.map(write_body, bodies, [options.seed] * n, range(n), [options.without] * n))
@@ -171,9 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         losses.append(training.update(rate_at(training.step + 1, options.steps)))
         if training.step % SAVED_EVERY == 0 or training.step == options.steps:
             training.seconds = time.monotonic() - start
-            log.info(
-                "step %d of %d, %.0f s, loss %.3f", training.step, options.steps, training.seconds, np.mean(losses)
-            )
+            done = training.step, options.steps, training.seconds, np.mean(losses)
+            log.info("step %d of %d, %.0f s, loss %.3f", *done)
             losses = []
             training.save(options.output)
     print(f"{options.output / 'segmenter.pth'}: {training.step} steps in {training.seconds / 60:.0f} minutes")

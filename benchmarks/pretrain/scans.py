@@ -60,11 +60,6 @@ def paint(seed: int, number: int, without: str | None = None) -> Body:
     return paint_body(rng, CROP, disease, confounders, grain=rng.uniform(5, 60), most_crowded=3.0)
 
 
-def body_path(folder: Path, number: int) -> Path:
-    """File of a body in the folder of a training."""
-    return folder / "bodies" / f"{number:05d}.npz"
-
-
 def write_body(path: Path, seed: int, number: int, without: str | None = None) -> None:
     """Paint and write the body ``number``, unless it is there."""
     if path.is_file():

@@ -73,10 +73,6 @@ def compare(what: str, seconds: Mapping[str, Sequence[float]]) -> list[dict[str,
     ]
 
 
-def _rounded(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: f"{v:.4g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows]
-
-
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -102,17 +98,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = " ".join(["python -m benchmarks.speed", *(sys.argv[1:] if arguments is None else arguments)])
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     told, tables = {"processor": _processor(), **environment(device)}, {}
+    sections = ["\n".join([f"# `{command}`\n", *(f"- {key}: {value}" for key, value in told.items()), ""])]
     for part in parts:
-        rows = []
+        tables[part] = []
         for what, ways in PARTS[part](device, options.quick):
-            rows += compare(what, alternate(ways, 2 if options.quick else 5, wait))
-        tables[part] = rows
-        print(f"\n## {part}\n\n{as_table(_rounded(rows))}", flush=True)
+            tables[part] += compare(what, alternate(ways, 2 if options.quick else 5, wait))
+        rounded = [{key: f"{v:.4g}" if isinstance(v, float) else v for key, v in row.items()} for row in tables[part]]
+        sections.append(f"## {part}\n\n{as_table(rounded)}")
+        print(f"\n{sections[-1]}", flush=True)
         # Write after each part: finished measurements survive a later failure.
         write_text(options.output / f"{name}.json", as_json({"command": command, "environment": told, **tables}))
-        sections = [f"## {part}\n\n{as_table(_rounded(rows))}" for part, rows in tables.items()]
-        facts = "\n".join(f"- {key}: {value}" for key, value in told.items())
-        write_text(options.output / f"{name}.md", "\n".join([f"# `{command}`\n\n{facts}\n", *sections]))
+        write_text(options.output / f"{name}.md", "\n".join(sections))
     return 0
 
 

@@ -16,13 +16,7 @@ from configs.settings import Settings, read_settings
 from datasets.samples import Batch
 from models.engine import Engine
 from models.layers import autocast, computes_bfloat16, place
-from models.objectives import (
-    Method,
-    build_networks,
-    discriminator_objective,
-    joint_objective,
-    segmenter_objective,
-)
+from models.objectives import Method, build_networks, discriminator_objective, joint_objective, segmenter_objective
 from models.segmenter import Segmenter
 from training.optimise import build_optimizers, gradients, guarded_step
 

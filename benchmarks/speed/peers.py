@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 from torch import Tensor, nn
 
+from benchmarks.speed.networks import Ways
 from datasets import CROP_SIZE, WINDOW
 from datasets.crop import crop_to_lungs
 from datasets.dicom import write_series
 from datasets.lungmask_model import ARCHITECTURE, load_lungmask
 from datasets.lungmask_steps import HIGHEST_HU, LOWEST_HU
 from datasets.scans import read_ct
-
-Ways = Mapping[str, Callable[[], Any]]
 
 SHAPE, QUICK_SHAPE = (300, 512, 512), (75, 128, 128)
 """Matrix of the CT, (z, y, x); both cover 360x360x300 mm."""
@@ -111,11 +109,8 @@ def reading(device: torch.device, quick: bool) -> Iterator[tuple[str, Ways]]:
 
 def preparation(device: torch.device, quick: bool) -> Iterator[tuple[str, Ways]]:
     """Crop and resize in memory."""
-    try:
-        from monai import transforms
-    except ImportError:
-        print("MONAI is not installed and left out")
-        return
+    from monai import transforms
+
     ct, labels = make_body(QUICK_SHAPE if quick else SHAPE)
     hu, lung = (torch.from_numpy(array)[None] for array in (sitk.GetArrayFromImage(ct), labels))
     steps = transforms.Compose(

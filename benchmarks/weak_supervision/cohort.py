@@ -149,12 +149,7 @@ def label_lists(seed: int, counts: Counts) -> dict[str, list[str]]:
 
 
 def write_cohort(
-    root: Path,
-    size: Size,
-    seed: int = 0,
-    raw: bool = False,
-    processes: int = 1,
-    progress: bool = False,
+    root: Path, size: Size, seed: int = 0, raw: bool = False, processes: int = 1, progress: bool = False
 ) -> None:
     """Write the cohort, or the missing part of it. A complete cohort is not locked, so other processes can read it.
 
@@ -174,14 +169,18 @@ def write_cohort(
     scans = [(kind, number) for kind in KINDS for number in range(getattr(size.counts, kind))]
     lists = {kind: [_name(*scan) for scan in scans if scan[0] == kind] for kind in KINDS if kind != "labelled"}
     lists |= label_lists(seed, size.counts)
-    texts = {root / "id_txt" / f"{name}.txt": "".join(f"{case_id}\n" for case_id in ids) for name, ids in lists.items()}
+    about = root / "cohort.json"
+    texts = {about: json.dumps(made_from) + "\n"}
+    texts |= {
+        root / "id_txt" / f"{name}.txt": "".join(f"{case_id}\n" for case_id in ids) for name, ids in lists.items()
+    }
     whole = all((root / "facts" / f"{_name(*scan)}.json").is_file() for scan in scans)
-    if whole and {path: _text(path) for path in texts} == texts and _made_from(root) == made_from:
+    if whole and {path: _text(path) for path in texts} == texts:
         return
     with lock_folder(root, *(RAW_FOLDERS if raw else FOLDERS), "facts", "id_txt"), recording(root, seed=seed):
-        if (found := _made_from(root)) not in (None, made_from):
-            raise SettingsError(f"{root}: holds a cohort of {found}, not of {made_from}; choose another folder")
-        write_text(root / "cohort.json", json.dumps(made_from) + "\n")
+        if (found := _text(about)) not in (None, texts[about]):
+            raise SettingsError(f"{root}: holds a cohort of {found.strip()}, not of {made_from}; choose another folder")
+        write_text(about, texts[about])
         with ProcessPoolExecutor(processes) as pool:
             jobs = [pool.submit(_write_scan, root, made_from, *scan) for scan in scans]
             for job in progress_bar(jobs, "making the cohort", unit="scan", shown=progress):
@@ -194,17 +193,6 @@ def _text(path: Path) -> str | None:
     return path.read_text() if path.is_file() else None
 
 
-def _made_from(root: Path) -> dict[str, Any] | None:
-    """What the cohort in a folder was made from, or None."""
-    text = _text(root / "cohort.json")
-    return None if text is None else json.loads(text)
-
-
-def read_facts(root: Path) -> Mapping[str, dict[str, Any]]:
-    """Read the descriptions of all scans of a cohort, by id."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted((root / "facts").glob("*.json"))}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = new_parser(__doc__, "python -m benchmarks.weak_supervision.cohort")
@@ -212,22 +200,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", choices=list(SIZES), default="small", help="size of the crops (default small)")
     parser.add_argument("--seed", type=int, default=0, help="cohort seed (default 0)")
     parser.add_argument("--raw", action="store_true", help="write CTs in HU")
-    parser.add_argument(
-        "--processes", type=int, default=1, metavar="N", help="number of parallel processes (default 1)"
-    )
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="parallel processes (default 1)")
     add_quiet(parser)
     options = parser.parse_args(arguments)
     if options.seed < 0 or options.processes < 1:
         parser.error("--seed must be at least 0, --processes at least 1")
     start_logging(options.quiet)
-    write_cohort(
-        options.output,
-        SIZES[options.size],
-        options.seed,
-        raw=options.raw,
-        processes=options.processes,
-        progress=not options.quiet,
-    )
+    size, progress = SIZES[options.size], not options.quiet
+    write_cohort(options.output, size, options.seed, options.raw, options.processes, progress)
     print(f"cohort in {options.output}")
     return 0
 

@@ -37,13 +37,13 @@ import numpy as np
 import torch
 
 from benchmarks.records import as_table
-from benchmarks.weak_supervision.run import result_path, run_once
+from benchmarks.weak_supervision.run import parse_runs, result_path, run_once
 from configs.settings import Settings, read_settings
 from datasets.cohort import LIST_FOLDER, find_volume, lesion_folder, notes_of, read_cohort, read_id_list
 from evaluation.inference import predict_case
 from models.checkpoint import LAST, load_segmenter
 from models.layers import place
-from utils.cli import add_device, add_quiet, new_parser, run, start_logging
+from utils.cli import new_parser, run
 from utils.distributed import choose_device
 from utils.files import write_text
 
@@ -122,38 +122,26 @@ def as_markdown(paths: Sequence[Path], lists: Sequence[str] = TESTED) -> str:
     return "\n".join([as_table(rows), *notes]).rstrip() + "\n"
 
 
-def _mean(by_scan: Mapping[str, float]) -> float:
-    return float(np.mean(list(by_scan.values())))
-
-
 def _cell(results: Sequence[Mapping[str, Any]], key: str) -> str:
-    dice = [100 * _mean(result["dice"][key]) for result in results if key in result["dice"]]
-    found = [_mean(result["found_ml"][key]) for result in results if key in result.get("found_ml", {})]
-    means = dice or found
-    if not means:
-        return "-"
-    spread = f" ± {np.std(means):.1f}" if len(means) > 1 else ""
-    return f"{np.mean(means):.1f}{spread}{' ml' if found else ''}"
+    for kind, factor, unit in (("dice", 100, ""), ("found_ml", 1, " ml")):
+        by_scan = [result[kind][key].values() for result in results if key in result.get(kind, {})]
+        means = [factor * np.mean(list(values)) for values in by_scan]
+        if means:
+            spread = f" ± {np.std(means):.1f}" if len(means) > 1 else ""
+            return f"{np.mean(means):.1f}{spread}{unit}"
+    return "-"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = new_parser(__doc__, "python -m benchmarks.weak_supervision.public")
     parser.add_argument("cohort", type=Path, metavar="COHORT", help="cohort folder of python -m datasets.public")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for runs and results")
     parser.add_argument("--config-path", type=Path, default=CONFIG, metavar="FILE", help="default configs/mosmed.yaml")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default 0 1 2")
     parser.add_argument(
         "--tested", nargs="+", default=list(TESTED), metavar="LIST", help=f"test lists (default {' '.join(TESTED)})"
     )
-    add_device(parser)
-    add_quiet(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY.SUB=VALUE", help="settings that override the file")
-    options = parser.parse_intermixed_args(arguments)
-    if min(options.seeds) < 0:
-        parser.error("--seeds must be at least 0")
-    start_logging(options.quiet)
+    options = parse_runs(parser, ROWS, arguments)
     device = choose_device(options.device)
     paths, test = [], partial(test_segmenter, lists=options.tested)
     for seed in options.seeds:

@@ -6,7 +6,7 @@ All rows of one size share networks, cohort and learning rates, so they differ o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from configs.settings import Settings, read_settings
@@ -16,19 +16,12 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: a way of training S.
+    """One row of the table: a way of training S."""
 
-    Attributes:
-        title: shown in the table.
-        labels: name of the list of labelled scans.
-        config: file in configs/; supervised.yaml trains S alone on labelled and healthy volumes.
-        overrides: settings applied after those of the size.
-    """
-
-    title: str
-    labels: str = "labels_1"
-    config: str = "weak.yaml"
-    overrides: tuple[str, ...] = ()
+    title: str  # shown in the table
+    labels: str = "labels_1"  # name of the list of labelled scans
+    config: str = "weak.yaml"  # in configs/; supervised.yaml trains S alone on labelled and healthy volumes
+    overrides: tuple[str, ...] = ()  # settings applied after those of the size
 
     @property
     def group(self) -> str:
@@ -38,15 +31,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Scale:
-    """Settings of one benchmark size.
+    """Settings of one benchmark size."""
 
-    Attributes:
-        overrides: for every row.
-        by_config: additional ones for the rows of a config.
-    """
-
-    overrides: tuple[str, ...]
-    by_config: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    overrides: tuple[str, ...]  # for every row
+    by_config: Mapping[str, tuple[str, ...]]  # additional ones for the rows of a config
 
 
 WEAK, PUBLISHED, SUPERVISED = "weak.yaml", "published.yaml", "supervised.yaml"
@@ -72,9 +60,7 @@ ROWS: Mapping[str, Row] = {
     "labels-only-1": Row("S, 1 label alone", config="labels_only.yaml"),
     "published-loss-1": Row("S, 1 label, healthy scans, published loss", config=SUPERVISED, overrides=PUBLISHED_RECIPE),
     "published-1-one-head": Row(
-        "GASNet, 1 label, published settings, D with one head",
-        config=PUBLISHED,
-        overrides=("MODEL.DISCRIMINATOR_HEADS=1",),
+        "GASNet, 1 label, published settings, D with one head", "labels_1", PUBLISHED, ("MODEL.DISCRIMINATOR_HEADS=1",)
     ),
     "s-3": Row("S, 3 labels, healthy scans", "labels_3", SUPERVISED),
 }
@@ -92,10 +78,8 @@ def _schedule(alone: int, gasnet: int, rate: float) -> dict[str, tuple[str, ...]
         f"SOLVER.OPTIMIZER.U={{NAME: Adam, LR: {rate}, WEIGHT_DECAY: 1e-3}}",
         f"SOLVER.OPTIMIZER.G={{NAME: Adam, LR: {rate / 2}, WEIGHT_DECAY: 0}}",
         f"SOLVER.OPTIMIZER.D={{NAME: RMSprop, LR: {rate / 10}, WEIGHT_DECAY: 1e-3}}",
-        f"LOSS.MIL_START={gasnet // 2}",
-        f"LOSS.PERCEPTION_START={gasnet // 2}",
-        "SOLVER.BATCH_SIZE=2",
-        "SOLVER.STOP_AFTER=0",
+        *(f"LOSS.MIL_START={gasnet // 2}", f"LOSS.PERCEPTION_START={gasnet // 2}"),
+        *("SOLVER.BATCH_SIZE=2", "SOLVER.STOP_AFTER=0"),
     )
     return {
         **dict.fromkeys((SUPERVISED, "labels_only.yaml"), (f"SOLVER.ITER_MAX={alone}", segmenter)),
@@ -108,11 +92,8 @@ def _small(alone: int, gasnet: int, valid: int) -> Scale:
     """Scale of 20x96x96 voxels: iterations of S alone and of GASNet, and between validations."""
     return Scale(
         overrides=(
-            "IMAGE.SIZE=[20, 96, 96]",
-            "IMAGE.SLICES=16",
-            "MODEL.WIDTH={UNET: 8, G: 8, D: 8}",
-            "DATALOADER.NUM_WORKERS=0",
-            "DATALOADER.CACHE_MB=200",
+            *("IMAGE.SIZE=[20, 96, 96]", "IMAGE.SLICES=16", "MODEL.WIDTH={UNET: 8, G: 8, D: 8}"),
+            *("DATALOADER.NUM_WORKERS=0", "DATALOADER.CACHE_MB=200"),
             f"INTERVAL={{LOG: 20, VALID: {valid}, SAVE: {2 * valid}, PICTURE: {4 * valid}}}",
         ),
         by_config=_schedule(alone, gasnet, 2e-3),

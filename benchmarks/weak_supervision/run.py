@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ import torch
 
 from benchmarks.records import as_json
 from benchmarks.weak_supervision.cohort import SIZES, write_cohort
-from benchmarks.weak_supervision.judgement import judge
 from benchmarks.weak_supervision.rows import ROWS, SCALES, row_settings
 from configs.settings import Settings, read_settings
 from datasets.cohort import read_cohort
@@ -35,7 +35,6 @@ from models.checkpoint import BEST, load_segmenter
 from models.layers import place
 from train import train, used_splits
 from training.run import TrainingRun
-from utils import distributed
 from utils.cli import add_device, add_quiet, new_parser, run, start_logging
 from utils.distributed import choose_device
 from utils.errors import GasnetError, SettingsError
@@ -53,42 +52,11 @@ def result_path(output: Path, name: str, seed: int) -> Path:
     return output / "results" / f"{name}_seed_{seed}.json"
 
 
-class JudgedRun(TrainingRun):
-    """A run that logs, at every second validation, which kinds of held-out volumes D can tell from healthy ones."""
-
-    def between(self) -> None:
-        """See `TrainingRun.between`."""
-        every = 2 * self.settings.interval.valid
-        due = self.iteration % every == 0 or self.finished()
-        if due and not self.settings.solver.segmenter_only and distributed.is_rank_zero():
-            self.log.scalars(self.iteration, judge(self.networks, self.cohort, self.settings))
-        super().between()
-
-
-def train_row(settings: Settings, device: torch.device, progress: bool, validate: bool = True) -> None:
-    """Train a run, or resume it; with ``validate``, keep the best segmenter.
-
-    Raises:
-        SettingsError: the run was started with other settings.
-        GasnetError: the cohort or a checkpoint cannot be read.
-    """
-    begun = settings.exp.folder / "settings.yaml"
-    if begun.is_file() and _without_folders(read_settings(begun)) != _without_folders(settings):
-        raise SettingsError(
-            f"{begun}: this run was started with other settings; remove its folder or choose another --output"
-        )
-    cohort = read_cohort(settings.dataset.root, used_splits(settings, validate), settings.image.size)
-    folder = settings.exp.folder
-    with lock_folder(folder, "pictures"), recording(folder, device=device, settings=settings, seed=settings.exp.seed):
-        train(JudgedRun(settings, cohort, device, resume=True, validate=validate, progress=progress))
-
-
 def best_threshold(probabilities: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> float:
     """The one of `THRESHOLDS` with the highest mean Dice over scans with lesion."""
 
     def mean_dice(threshold: float) -> float:
-        pairs = zip(probabilities, truths, strict=True)
-        masks = [(found > threshold, truth) for found, truth in pairs]
+        masks = [(found > threshold, truth) for found, truth in zip(probabilities, truths, strict=True)]
         return float(np.mean([2 * (mask & truth).sum() / (mask.sum() + truth.sum()) for mask, truth in masks]))
 
     return float(max(THRESHOLDS, key=mean_dice))
@@ -100,7 +68,7 @@ def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
     Returns:
         ``best_iteration`` and ``valid_dice`` of the segmenter; ``test``: ``threshold``, chosen on the validation scans
         with lesion, the summary of the scores, and ``rows``, one per scan, without scores that are undefined for it;
-        and the curves of the training.
+        and the ``curve`` of the training.
     """
     split, normalization = settings.dataset.split, settings.image.normalization
     segmenter, facts = load_segmenter(settings.exp.folder / BEST)
@@ -119,7 +87,7 @@ def test_row(settings: Settings, device: torch.device) -> dict[str, Any]:
         "best_iteration": facts.iteration,
         "valid_dice": facts.valid_dice,
         "test": {"threshold": round(threshold, 3), **summarise(scores), "rows": rows},
-        **_curves(settings.exp.folder / "metrics.jsonl"),
+        "curve": _curve(settings.exp.folder / "metrics.jsonl"),
     }
 
 
@@ -132,48 +100,58 @@ def run_once(
     progress: bool = False,
     validate: bool = True,
 ) -> Path:
-    """Train and test one run and write its result, what is said about it first, unless it is there; returns the file.
+    """Train, or resume, and test one run and write its result, what is said about it first, unless it is there.
+
+    With ``validate``, the best segmenter is kept. Returns the file of the result.
 
     Raises:
         SettingsError: the result was made, or the run was started, with other settings.
-        GasnetError: the run cannot be trained.
+        GasnetError: the run cannot be trained: its cohort or a checkpoint cannot be read.
     """
-    recorded = settings_to_record(settings)
-    if not path.is_file():
-        train_row(settings, device, progress, validate)
-        facts = {**about, **test(settings, device), "environment": environment(device), "settings": recorded}
-        write_text(path, as_json(facts))
-    elif json.loads(path.read_text(encoding="utf-8"))["settings"] != recorded:
-        raise SettingsError(f"{path}: made with other settings; remove it and its run or choose another --output")
+    recorded, folder = settings_to_record(settings), settings.exp.folder
+    if path.is_file():
+        if json.loads(path.read_text(encoding="utf-8"))["settings"] != recorded:
+            raise SettingsError(f"{path}: made with other settings; remove it and its run or choose another --output")
+        return path
+    begun = folder / "settings.yaml"
+    if begun.is_file() and settings_to_record(read_settings(begun)) != recorded:
+        raise SettingsError(
+            f"{begun}: this run was started with other settings; remove its folder or choose another --output"
+        )
+    cohort = read_cohort(settings.dataset.root, used_splits(settings, validate), settings.image.size)
+    with lock_folder(folder, "pictures"), recording(folder, device=device, settings=settings, seed=settings.exp.seed):
+        train(TrainingRun(settings, cohort, device, resume=True, validate=validate, progress=progress))
+    facts = {**about, **test(settings, device), "environment": environment(device), "settings": recorded}
+    write_text(path, as_json(facts))
     return path
 
 
 def settings_to_record(settings: Settings) -> dict[str, Any]:
     """Settings of a run as JSON, without the location of the benchmark's folder."""
-    return _without_folders(settings).model_dump(by_alias=True, mode="json")
+    exp = settings.exp.model_copy(update={"output_dir": "output"})
+    dataset = settings.dataset.model_copy(update={"root": "cohort"})
+    return settings.model_copy(update={"exp": exp, "dataset": dataset}).model_dump(by_alias=True, mode="json")
 
 
-def _without_folders(settings: Settings) -> Settings:
-    """Settings without the location of the benchmark's folder."""
-    return settings.model_copy(
-        update={
-            "exp": settings.exp.model_copy(update={"output_dir": "output"}),
-            "dataset": settings.dataset.model_copy(update={"root": "cohort"}),
-        }
-    )
-
-
-def _curves(path: Path) -> dict[str, list[dict[str, float]]]:
-    """Validation history of a run: Dice, and false positives in healthy scans in ml; and what D told apart (AUC)."""
+def _curve(path: Path) -> list[dict[str, float]]:
+    """Validation history of a run: Dice, and false positives in healthy scans in ml."""
     entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     names = {"iteration": "iteration", "valid/dice": "dice", "validh/false_positive_ml": "false_positive_ml"}
-    judged = [
-        {name.removeprefix("auc/"): round(value, 4) for name, value in e.items()}
-        for e in entries
-        if any(name.startswith("auc/") for name in e)
-    ]
-    curve = [{short: e[name] for name, short in names.items() if name in e} for e in entries if "valid/dice" in e]
-    return {"curve": curve, **({"judged": judged} if judged else {})}
+    return [{short: e[name] for name, short in names.items() if name in e} for e in entries if "valid/dice" in e]
+
+
+def parse_runs(parser: ArgumentParser, rows: Iterable[str], arguments: Sequence[str] | None) -> Namespace:
+    """Add the options that choose runs, parse all and start logging."""
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for runs and results")
+    parser.add_argument("--rows", nargs="+", choices=list(rows), default=list(rows), help="default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default 0 1 2")
+    add_device(parser)
+    add_quiet(parser)
+    options = parser.parse_intermixed_args(arguments)
+    if min(options.seeds) < 0:
+        parser.error("--seeds must be at least 0")
+    start_logging(options.quiet)
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -181,17 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = new_parser(__doc__, "python -m benchmarks.weak_supervision.run")
     sizes = "small (the default): 20x96x96 voxels; long: the same, three times as many iterations; full: 40x160x160"
     parser.add_argument("--size", choices=list(SCALES), default="small", help=sizes)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for cohort, runs and results")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"any of {', '.join(ROWS)}")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default 0 1 2")
-    add_device(parser)
-    add_quiet(parser)
-    options = parser.parse_args(arguments)
-    if unknown := [name for name in options.rows if name not in ROWS]:
-        parser.error(f"argument --rows: unknown row {unknown[0]}; choose from {', '.join(ROWS)}")
-    if min(options.seeds) < 0:
-        parser.error("--seeds must be at least 0")
-    start_logging(options.quiet)
+    options = parse_runs(parser, ROWS, arguments)
     device, progress, failed = choose_device(options.device), not options.quiet, {}
     write_cohort(options.output / "cohort", SIZES[options.size], processes=os.cpu_count() or 1, progress=progress)
     # All rows of a seed before the next seed, so that an incomplete table is still comparable.

@@ -38,21 +38,13 @@ _DRAWS = 2000
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim about rows, with the numbers that would show it.
+    """A claim about rows, with the numbers that would show it."""
 
-    Attributes:
-        title: shown in the table.
-        rows: the rows that it compares.
-        value: of their mean Dice.
-        target: smallest value that shows it.
-        above: what the lower end of the interval must exceed.
-    """
-
-    title: str
-    rows: tuple[str, ...]
-    value: Callable[..., Array]
-    target: float
-    above: float
+    title: str  # shown in the table
+    rows: tuple[str, ...]  # that it compares
+    value: Callable[..., Array]  # of their mean Dice
+    target: float  # smallest value that shows it
+    above: float  # what the lower end of the interval must exceed
 
 
 CLAIMS = (

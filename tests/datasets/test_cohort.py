@@ -110,8 +110,7 @@ def test_crops_with_another_window_than_that_of_the_settings_are_named(root):
     assert not any("sick_2" in line for line in lines)
 
 
-@pytest.mark.fault("an empty split, a missing")
-@pytest.mark.fault("many problems in one")
+@pytest.mark.fault("an empty split, a missing", "many problems in one")
 def test_everything_that_is_wrong_is_reported_at_once(root):
     (root / "images" / "sick_1.nii.gz").unlink()
     (root / "lesion" / "sick_4.nii.gz").unlink()

@@ -12,12 +12,21 @@ from scipy import ndimage
 from datasets.dicom import write_series
 from datasets.phantom.make import write_phantoms
 from datasets.scans import open_scan, read_ct
-from tests.volumes import changed_slice, geometry, image_of, pixels, refused, rotation, write_dicom, write_enhanced
+from tests.volumes import (
+    changed_slice,
+    edited,
+    geometry,
+    image_of,
+    pixels,
+    refused,
+    rotation,
+    write_dicom,
+    write_enhanced,
+)
 
 
 @pytest.mark.fault("slope and intercept, each")
-def test_a_slope_and_intercept_of_every_slices_own(tmp_path, stored):
-    folder = write_dicom(tmp_path / "case", stored)
+def test_a_slope_and_intercept_of_every_slices_own(folder, stored):
     for k in range(6):
         changed_slice(folder / f"slice{6 - k:03d}.dcm", RescaleSlope=k + 1, RescaleIntercept=-1000 - k)
     expected = [plane * (k + 1) - 1000.0 - k for k, plane in enumerate(stored.astype(float))]
@@ -73,10 +82,8 @@ def test_what_independent_encoders_write(tmp_path, syntax):
     for path in folder.iterdir():
         if syntax in ENCODERS:
             encoded(path, ENCODERS[syntax])
-        else:
-            data = pydicom.dcmread(path)
-            data.compress(RLELossless)
-            data.save_as(path)
+    if syntax not in ENCODERS:
+        edited(folder, lambda number, data: data.compress(RLELossless))
     found = pixels(open_scan(folder).read()).astype(int)
     assert np.abs(found - (stored - 1024)).max() <= LOSSY.get(syntax, 0)
     lossless = syntax not in LOSSY
@@ -131,9 +138,8 @@ def test_what_cannot_be_decoded_names_the_plug_ins(enhanced):
 @pytest.mark.parametrize(("bits", "high", "above"), [(12, 15, 4), (12, 13, 2), (12, 15, 0), (12, 3, 0), (16, 11, 0)])
 @pytest.mark.parametrize("signed", [0, 1])
 def test_pixels_lie_where_high_bit_says_unless_the_bits_below_are_taken(tmp_path, stored, bits, high, above, signed):
-    folder = write_dicom(tmp_path / "case", stored * 2**above)
-    for path in folder.iterdir():
-        changed_slice(path, BitsStored=bits, HighBit=high, PixelRepresentation=signed)
+    tags = {"BitsStored": bits, "HighBit": high, "PixelRepresentation": signed}
+    folder = write_dicom(tmp_path / "case", stored * 2**above, **tags)
     np.testing.assert_array_equal(pixels(open_scan(folder).read()), stored - 1024)
 
 

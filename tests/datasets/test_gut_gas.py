@@ -28,13 +28,7 @@ def check_gas_is_lung(scan: Scan, ml: float):
 @pytest.mark.fault("gas in stomach or bowel below")
 @pytest.mark.parametrize(
     ("offset", "radius", "ml"),
-    [
-        ((0, 25), 50, 250),
-        ((30, 0), 50, 250),
-        ((-30, 0), 45, 200),
-        ((0, -20), 60, 500),
-        ((0, 0), 25, 30),
-    ],
+    [((0, 25), 50, 250), ((30, 0), 50, 250), ((-30, 0), 45, 200), ((0, -20), 60, 500), ((0, 0), 25, 30)],
     ids=["lateral", "posterior", "anterior", "medial and large", "small"],
 )
 def test_gas_in_the_stomach_is_not_lung(offset, radius, ml):

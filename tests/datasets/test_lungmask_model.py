@@ -110,8 +110,7 @@ def _one_line(match, **arguments):
     return refused("", lambda: load_lungmask(device=CPU, **arguments), match)
 
 
-@pytest.mark.fault("NaN or Inf in weights")
-@pytest.mark.fault("a pickle that would")
+@pytest.mark.fault("NaN or Inf in weights", "a pickle that would")
 def test_weights_are_read_as_checkpoints_are(weights, tmp_path):
     path, bait = tmp_path / "weights.pth", tmp_path / "bait"
     state = torch.load(weights)

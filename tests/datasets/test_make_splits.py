@@ -66,7 +66,7 @@ OPTIONS = ["--healthy", "h*", "--labeled", "1", "--valid", "2", "--validh", "2",
 
 
 @pytest.mark.fault("lists that exist when")
-def test_lists_that_exist_are_kept_and_new_scans_are_trained_on(root, tmp_path, capsys):
+def test_lists_that_exist_are_kept_and_new_scans_are_trained_on(root, tmp_path, capsys, ends):
     (tmp_path / "healthy.txt").write_text("\n".join(HEALTHY))
     assert main([str(root), "--healthy-list", str(tmp_path / "healthy.txt"), *OPTIONS[2:]]) == 0
     before = lists(root)
@@ -78,9 +78,7 @@ def test_lists_that_exist_are_kept_and_new_scans_are_trained_on(root, tmp_path, 
     for case_id in ("a90", "a91", "b90", "h90"):
         touch(root / "images" / f"{case_id}.nii.gz")
     touch(root / "lesion" / "a90.nii.gz")
-    capsys.readouterr()
-    assert main([str(root), *OPTIONS, "--quiet"]) == 0
-    assert "kept the lists of 30 scans, added 4" in capsys.readouterr().err
+    ends(0, lambda: main([str(root), *OPTIONS, "--quiet"]), "kept the lists of 30 scans, added 4")
     after = lists(root)
     added = {name: sorted(set(after[name]) - set(before[name])) for name in after}
     assert {name: ids for name, ids in added.items() if ids} == {
@@ -182,18 +180,17 @@ def test_scans_of_a_patient_stay_together(root, tmp_path, separator, capsys):
 
 
 @pytest.mark.fault("crops that were not written to the end")
-def test_a_cohort_that_is_being_made_is_refused(root, capsys):
+def test_a_cohort_that_is_being_made_is_refused(root, ends):
     path = root / "images" / "a0.nii.gz"
     path.unlink()
     with suppress(KeyboardInterrupt), Ledger(root, "crops").writing("a0", [path]):
         touch(path)
         raise KeyboardInterrupt
-    assert run(lambda: main([str(root), *OPTIONS])) == 1
-    assert "a0 is not finished; run lungCrop.py again" in capsys.readouterr().err
+    ends(1, lambda: main([str(root), *OPTIONS]), "a0 is not finished; run lungCrop.py again")
 
 
 @pytest.mark.fault("lists of ids that were written or edited by hand")
-def test_lists_of_the_user_are_not_replaced(root, capsys):
+def test_lists_of_the_user_are_not_replaced(root, capsys, ends):
     edited, arguments = root / "id_txt" / "train_id_WL.txt", [str(root), "--healthy", "h*", "--quiet"]
     assert main(arguments) == 0
     before = edited.read_text()
@@ -206,8 +203,7 @@ def test_lists_of_the_user_are_not_replaced(root, capsys):
     edited.write_text(before)  # what would be written is no reason to stop
     (root / "ledger" / "id_txt" / "make_splits.json").unlink()
     assert main(arguments) == 0
-    assert run(lambda: main([*anew, "--seed", "3"])) == 1
-    assert "was not written by this command" in capsys.readouterr().err
+    ends(1, lambda: main([*anew, "--seed", "3"]), "was not written by this command")
 
 
 @pytest.mark.parametrize(
@@ -220,9 +216,8 @@ def test_lists_of_the_user_are_not_replaced(root, capsys):
         (["--healthy", "h*", "--test", "11"], "TEST asks for 11 scans"),
     ],
 )
-def test_what_a_user_got_wrong_is_one_line(root, arguments, message, capsys):
-    assert run(lambda: main([str(root), *arguments])) == 1
-    assert message in capsys.readouterr().err
+def test_what_a_user_got_wrong_is_one_line(root, arguments, message, ends):
+    ends(1, lambda: main([str(root), *arguments]), message)
     assert not (root / "id_txt").exists()
 
 

@@ -174,37 +174,27 @@ def test_a_worker_that_hangs_is_one_error_that_names_the_batch_and_a_slow_one_is
     refused("", lambda: taken(stream, 3), message, TrainingError)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_processes_share_out_every_batch(cases, monkeypatch, workers):
-    samples = Samples(cases["WO_LABEL"], "WO_LABEL", IMAGE, seed=0)
-    expected = taken(BatchStream(samples, 4, NO_WORKERS, CPU, position=8), 3)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    for rank, share in enumerate((slice(0, 2), slice(2, 4))):
+@pytest.mark.parametrize(
+    ("split", "size", "ranks", "workers"), [("WO_LABEL", 4, 2, 0), ("WO_LABEL", 4, 2, 1), ("LABELED", 3, 4, 0)]
+)
+def test_processes_share_out_every_batch_padded_with_volumes_that_the_loss_ignores(
+    cases, monkeypatch, split, size, ranks, workers
+):
+    samples, each = Samples(cases[split], split, IMAGE, seed=0), -(-size // ranks)
+    whole = taken(BatchStream(samples, size, NO_WORKERS, CPU, position=2 * size), 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
+    for rank in range(ranks):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        stream = BatchStream(samples, 4, DataloaderSettings(num_workers=workers), CPU, position=8)
-        mine = [Batch(b.image[share], b.lung[share], None, b.ids[share]) for b in expected]
-        assert same(taken(stream, 3), mine)
-        assert stream.position == 20
-
-
-def test_a_batch_that_cannot_be_split_evenly_is_padded_with_volumes_that_the_loss_ignores(cases, monkeypatch):
-    samples = Samples(cases["LABELED"], "LABELED", IMAGE, seed=0)
-    whole = taken(BatchStream(samples, 3, NO_WORKERS, CPU, position=6), 2)
-    monkeypatch.setattr(distributed, "world_size", lambda: 4)
-    for rank in range(4):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        stream = BatchStream(samples, 3, NO_WORKERS, CPU, position=6)
-        batches = taken(stream, 2)
-        assert stream.position == 12
-        for expected, found in zip(whole, batches, strict=True):
-            assert found.image.shape[0] == 1
-            if rank < 3:
-                assert torch.equal(found.image[0], expected.image[rank])
-                assert torch.equal(found.lesion[0], expected.lesion[rank])
-                assert found.ids == (expected.ids[rank],)
+        stream = BatchStream(samples, size, DataloaderSettings(num_workers=workers), CPU, position=2 * size)
+        share = slice(each * rank, each * (rank + 1))
+        for expected, found in zip(whole, taken(stream, 3), strict=True):
+            if expected.ids[share]:
+                lesion = None if expected.lesion is None else expected.lesion[share]
+                assert same(found, Batch(expected.image[share], expected.lung[share], lesion, expected.ids[share]))
             else:
+                assert (found.image.shape[0], found.ids) == (each, ())
                 assert (found.lesion == IGNORED).all()
-                assert found.ids == ()
+        assert stream.position == 5 * size
 
 
 @pytest.mark.parametrize(

@@ -30,14 +30,6 @@ def test_numbers_of_a_scan_counted_by_hand():
     assert burden.severity == "CT-3"  # of the left lung
 
 
-def test_no_lesion():
-    _, lungs, hu = scan()
-    burden = measure_burden(np.zeros(lungs.shape, bool), lungs, hu, 0.5)
-    assert (burden.lesion_ml, burden.lesion_percent_of_lung, burden.right_lung_percent) == (0, 0, 0)
-    assert burden.lesion_mean_hu is None
-    assert burden.severity == "CT-0"
-
-
 def test_lung_of_no_known_side_counts_among_all_lung_and_one_lung_is_all():
     lesion, lungs, hu = scan()
     lungs[1, 0, 4] = 3
@@ -53,11 +45,13 @@ def test_lung_of_no_known_side_counts_among_all_lung_and_one_lung_is_all():
     assert burden.left_lung_percent == burden.lesion_percent_of_lung == pytest.approx(100 * 2 / 3)
 
 
-def test_no_lung():
+def test_no_lesion_and_no_lung():
     lesion, lungs, hu = scan()
+    burden = measure_burden(np.zeros(lungs.shape, bool), lungs, hu, 0.5)
+    assert (burden.lesion_ml, burden.lesion_percent_of_lung, burden.right_lung_percent) == (0, 0, 0)
+    assert (burden.lesion_mean_hu, burden.severity) == (None, "CT-0")
     burden = measure_burden(lesion, np.zeros_like(lungs), hu, 0.5)
-    assert burden.lesion_ml == 3.0
-    assert burden.lung_ml == 0
+    assert (burden.lesion_ml, burden.lung_ml) == (3.0, 0)
     assert burden.lesion_percent_of_lung is burden.right_lung_percent is burden.severity is None
 
 

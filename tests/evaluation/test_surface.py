@@ -1,31 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 
 from evaluation.metrics import hd95, surface_dice, surface_distances
 
 SPACING = (5.0, 0.7, 0.8)  # z, y, x
-
-
-def blobs(seed, shape=(12, 40, 36)):
-    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), (1, 3, 3))
-    return noise > np.quantile(noise, 0.8)
-
-
-def boundary(mask):
-    """Voxels with a neighbour across a face that is not of the mask, or lies outside of the volume."""
-    padded = np.pad(mask, 1)
-    inner = np.ones_like(mask)
-    for axis in range(3):
-        for step in (-1, 1):
-            inner &= np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1]
-    return mask & ~inner
-
-
-def by_scipy(start, target):
-    """Distances from boundary to boundary by another distance transform."""
-    return ndimage.distance_transform_edt(~boundary(target), sampling=SPACING)[boundary(start)]
 
 
 def test_two_voxels_are_as_far_apart_as_their_centres():
@@ -51,28 +30,20 @@ def test_the_larger_of_the_two_directed_percentiles_counts():
     assert surface_dice(distances, 2.4) == pytest.approx(23 / 30)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_agreement_with_monais_scores(seed):
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 7), (1, 6, 5), (2, 2, 2), (7, 1, 3), (12, 40, 36)])
+def test_agreement_with_monais_scores_also_of_masks_that_fill_thin_or_all_of_their_arrays(shape):
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
-    prediction, truth = blobs(seed), blobs(seed + 10)
-    distances = surface_distances(prediction, truth, SPACING)
-    tensors = [torch.from_numpy(mask)[None, None] for mask in (prediction, truth)]
-    expected = compute_hausdorff_distance(*tensors, include_background=True, percentile=95, spacing=SPACING)
-    assert hd95(distances) == pytest.approx(expected.item(), abs=1e-4)
-    nsd = compute_surface_dice(*tensors, [2.0], include_background=True, spacing=SPACING)
-    assert surface_dice(distances, 2.0) == pytest.approx(nsd.item(), abs=1e-6)
-
-
-def test_distances_are_scipys_also_of_masks_that_fill_thin_or_all_of_their_arrays():
     rng = np.random.default_rng(0)
-    for shape in ((1, 1, 1), (1, 1, 7), (1, 6, 5), (2, 2, 2), (7, 1, 3), (12, 40, 36)):
-        for share in (0.3, 0.9, 1.0):
-            prediction, truth = rng.random((2, *shape)) < share
-            prediction.flat[0] = truth.flat[-1] = True
-            distances = surface_distances(prediction, truth, SPACING)
-            np.testing.assert_allclose(distances[0], by_scipy(prediction, truth), atol=1e-4)
-            np.testing.assert_allclose(distances[1], by_scipy(truth, prediction), atol=1e-4)
+    for share in (0.02, 0.3, 0.9, 1.0):
+        prediction, truth = rng.random((2, *shape)) < share
+        prediction.flat[0] = truth.flat[-1] = True
+        distances = surface_distances(prediction, truth, SPACING)
+        tensors = [torch.from_numpy(mask)[None, None] for mask in (prediction, truth)]
+        expected = compute_hausdorff_distance(*tensors, include_background=True, percentile=95, spacing=SPACING)
+        assert hd95(distances) == pytest.approx(expected.item(), abs=1e-4)
+        nsd = compute_surface_dice(*tensors, [2.0], include_background=True, spacing=SPACING)
+        assert surface_dice(distances, 2.0) == pytest.approx(nsd.item(), abs=1e-6)
 
 
 def test_a_distance_of_the_tolerance_in_single_precision_is_within():

@@ -1,4 +1,5 @@
 from copy import deepcopy
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from models.objectives import (
     joint_objective,
     paste_lesions,
     segmenter_objective,
-    synthesise,
 )
 from tests import reference
 from tests.several import on_processes
@@ -101,16 +101,6 @@ def test_the_discriminator_objective_agrees_with_the_published_formulas(networks
     assert all(p.grad is None for p in (*networks.segmenter.parameters(), *networks.generator.parameters()))
 
 
-def test_the_synthetic_volume_by_hand():
-    synthetic = synthesise(
-        image=torch.tensor([0.5, 0.5, 0.5]),
-        lesion=torch.tensor([1.0, 0.25, 1.0]),
-        lung=torch.tensor([1.0, 1.0, 0.0]),
-        generated=torch.tensor([-0.5, -0.5, -0.5]),
-    )
-    assert synthetic.tolist() == [-0.5, 0.25, 0.5]
-
-
 def test_pasted_lesions_by_hand():
     lesion = torch.tensor([0.9, 0.8, 0.21, 0.2, 0.9], requires_grad=True)
     lung = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
@@ -120,26 +110,43 @@ def test_pasted_lesions_by_hand():
     assert not image.requires_grad
 
 
+class Small(NamedTuple):
+    """Small networks, and one batch that is given as each that an objective takes."""
+
+    networks: Networks
+    batch: Batch
+
+    def joint(self, method, iteration):
+        return joint_objective(self.networks, self.batch, self.batch, method, iteration)
+
+    def segmenter(self, method, iteration=0):
+        return segmenter_objective(self.networks, self.batch, self.batch, method, iteration)
+
+    def discriminator(self, method, iteration):
+        return discriminator_objective(self.networks, self.batch, self.batch, method, iteration)
+
+
 @pytest.fixture
 def small():
     torch.manual_seed(0)
     networks = Networks(Segmenter(2), Generator(2), Discriminator(2, (16, 64, 64)))
-    shape = (1, 1, 16, 64, 64)
-    lung = (reference.wave(shape, 0.9) > 0).float()
-    batch = Batch(reference.wave(shape, 0.1), lung, lung, ("a",))
-    return networks, batch
+    lung = (reference.wave((1, 1, 16, 64, 64), 0.9) > 0).float()
+    return Small(networks, Batch(reference.wave(lung.shape, 0.1), lung, lung, ("a",)))
+
+
+def with_loss(**changes):
+    return Method(PUBLISHED, last_iteration=20_000, loss=Weights(**changes), gate=NO_GATES)
 
 
 @pytest.mark.parametrize("constraint", sorted(PUBLISHED))
 def test_each_constraint_adds_its_own_term_only(small, constraint):
-    networks, batch = small
     method = Method(frozenset({constraint}), last_iteration=20_000, gate=NO_GATES)
-    joint = joint_objective(networks, batch, batch, method, 10_001)
-    discriminator = discriminator_objective(networks, batch, batch, method, 10_001)
     in_joint = {constraint} & {"recons", "genImgToD", "perception", "MIL"}
     in_discriminator = {constraint} & {"origImgToD", "genImgToD"}
-    assert set(joint.terms) == {"adversarial"} | in_joint
-    assert set(discriminator.terms) == {"synthetic", "healthy"} | in_discriminator
+    assert set(small.joint(method, 10_001).terms) == {"adversarial"} | in_joint
+    assert set(small.discriminator(method, 10_001).terms) == {"synthetic", "healthy"} | in_discriminator
+    if constraint in ("perception", "MIL"):  # they begin late
+        assert set(small.joint(method, 10_000).terms) == {"adversarial"}
 
 
 def test_adversarial_terms_of_a_discriminator_with_two_heads_are_sums_over_both(small):
@@ -168,46 +175,29 @@ def test_adversarial_terms_of_a_discriminator_with_two_heads_are_sums_over_both(
 
 
 def test_without_its_term_on_healthy_volumes_the_segmenter_learns_from_labels_alone(small):
-    networks, batch = small
-    whole = segmenter_objective(networks, batch, batch, with_loss(), 0)
-    alone = segmenter_objective(networks, Batch(), batch, with_loss(healthy=0.0), 0)
+    whole = small.segmenter(with_loss())
+    alone = segmenter_objective(small.networks, Batch(), small.batch, with_loss(healthy=0.0), 0)
     assert set(alone.terms) == {"labelled"}
     assert alone.total.item() == pytest.approx(500 * whole.terms["labelled"].item(), rel=1e-5)
-    half = segmenter_objective(networks, batch, batch, with_loss(healthy=0.5), 0)
+    half = small.segmenter(with_loss(healthy=0.5))
     assert half.weighted["healthy"].item() == pytest.approx(50 * whole.terms["healthy"].item(), rel=1e-5)
-
-
-def test_perception_and_mil_begin_after_their_iteration(small):
-    networks, batch = small
-    method = Method(frozenset({"perception", "MIL"}), last_iteration=20_000)
-    assert set(joint_objective(networks, batch, batch, method, 10_000).terms) == {"adversarial"}
-    late = joint_objective(networks, batch, batch, method, 10_001).terms
-    assert set(late) == {"adversarial", "MIL", "perception"}
 
 
 @pytest.mark.parametrize("open_gate", [True, False])
 def test_a_gate_scales_an_objective_that_is_below_it(small, open_gate):
-    networks, batch = small
-    plain = segmenter_objective(networks, batch, batch, Method(frozenset(), 10, gate=NO_GATES), 0).total
-    below = plain.item() * (0.5 if open_gate else 2)
-    gates = Gates(segmenter=Gate(below=below, factor=0.01))
-    gated = segmenter_objective(networks, batch, batch, Method(frozenset(), 10, gate=gates), 0).total
+    plain = small.segmenter(Method(frozenset(), 10, gate=NO_GATES)).total
+    gates = Gates(segmenter=Gate(below=plain.item() * (0.5 if open_gate else 2), factor=0.01))
+    gated = small.segmenter(Method(frozenset(), 10, gate=gates)).total
     assert gated.item() == pytest.approx(plain.item() * (1 if open_gate else 0.01))
 
 
 def test_objectives_in_mixed_precision_are_close_to_those_in_single_and_stay_in_single(small):
-    networks, batch = small
-    for network in networks:
+    for network in small.networks:
         network.eval()
-    method = Method(PUBLISHED, last_iteration=20_000, gate=NO_GATES)
-    for objective in (
-        lambda: joint_objective(networks, batch, batch, method, 15_000),
-        lambda: segmenter_objective(networks, batch, batch, method, 15_000),
-        lambda: discriminator_objective(networks, batch, batch, method, 15_000),
-    ):
-        plain = objective()
+    for objective in (small.joint, small.segmenter, small.discriminator):
+        plain = objective(with_loss(), 15_000)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            mixed = objective()
+            mixed = objective(with_loss(), 15_000)
         assert mixed.total.dtype == torch.float32
         for name, term in mixed.terms.items():
             assert term.dtype == torch.float32
@@ -286,19 +276,11 @@ def test_the_mean_over_processes_is_the_objective_of_the_whole_batch(tmp_path):
     assert (mean(gated, "joint", "gradient") - expected).norm() < 1e-3 * expected.norm()
 
 
-def with_loss(**changes):
-    return Method(PUBLISHED, last_iteration=20_000, loss=Weights(**changes), gate=NO_GATES)
-
-
 def test_the_weighted_terms_are_what_an_objective_adds_up(small):
-    networks, batch = small
-    method = with_loss()
-    joint = joint_objective(networks, batch, batch, method, 15_000)
-    for value in (
-        joint,
-        segmenter_objective(networks, batch, batch, method, 15_000),
-        discriminator_objective(networks, batch, batch, method, 15_000),
-    ):
+    joint, *others = (
+        objective(with_loss(), 15_000) for objective in (small.joint, small.segmenter, small.discriminator)
+    )
+    for value in (joint, *others):
         assert value.weighted.keys() == value.terms.keys()
         assert sum(term.item() for term in value.weighted.values()) == pytest.approx(value.total.item(), rel=1e-5)
     weights = {"adversarial": 1, "genImgToD": 1, "recons": 100, "MIL": 1000, "perception": 100}
@@ -306,21 +288,18 @@ def test_the_weighted_terms_are_what_an_objective_adds_up(small):
 
 
 def test_perception_rises_over_its_ramp(small):
-    networks, batch = small
     for iteration, share in ((10_001, 0.01), (10_050, 0.5), (10_100, 1.0), (12_000, 1.0)):
-        value = joint_objective(networks, batch, batch, with_loss(perception_ramp=100), iteration)
+        value = small.joint(with_loss(perception_ramp=100), iteration)
         assert (value.weighted["perception"] / value.terms["perception"]).item() == pytest.approx(100 * share)
 
 
 def test_the_adversarial_gradient_on_the_segmenter_has_a_weight_of_its_own(small):
-    networks, batch = small
-    found = {}
+    networks, found = small.networks, {}
     for factor in (1.0, 4.0):
         for network in networks:
             network.zero_grad()
         networks.discriminator.eval()
-        method = Method(frozenset(), 20_000, Weights(adversarial_segmenter=factor), NO_GATES)
-        value = joint_objective(networks, batch, batch, method, 0)
+        value = small.joint(Method(frozenset(), 20_000, Weights(adversarial_segmenter=factor), NO_GATES), 0)
         value.total.backward()
         found[factor] = value.total.item(), gradient_norm(networks.segmenter), gradient_norm(networks.generator)
     (total, on_s, on_g), (same, larger, unchanged) = found.values()

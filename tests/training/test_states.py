@@ -91,8 +91,7 @@ def test_a_list_that_changed_cannot_be_resumed(config, cohort, tmp_path):
     assert one_iteration(config, root, "SOLVER.ITER_MAX=2", "--resume") == 0
 
 
-@pytest.mark.fault("a segmenter that began from another")
-@pytest.mark.fault("a run that is resumed on other CTs")
+@pytest.mark.fault("a segmenter that began from another", "a run that is resumed on other CTs")
 def test_the_scans_that_a_segmenter_has_seen_stay_with_its_weights(config, cohort, run_folder, tmp_path):
     def seen(path):
         return set(load_segmenter(path)[1].seen)
@@ -138,8 +137,7 @@ def living(pids):
     return [s for s in stats if s.is_file() and s.read_text().rpartition(")")[2].split()[0] != "Z"]
 
 
-@pytest.mark.fault("a run that ended by")
-@pytest.mark.fault("two runs on one folder")
+@pytest.mark.fault("a run that ended by", "two runs on one folder")
 @pytest.mark.parametrize("end", ["error", "killed"])
 def test_a_training_that_ends_leaves_no_workers_and_its_folder_free(config, run_folder, tmp_path, end):
     timeout = f"DATALOADER.TIMEOUT={3 if end == 'error' else 600}"

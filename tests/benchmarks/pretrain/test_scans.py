@@ -29,15 +29,8 @@ def test_a_file_holds_what_was_painted(bodies):
             inside = body.lung > 0
             assert abs(stored["density"] / 200 - body.density)[inside].max() <= 0.5 / 200 + 1e-6
             assert not stored["density"][~inside].any()
-    assert any(body.density.any() for body in bodies[1])
-
-
-def test_a_sample_is_a_function_of_its_generator(bodies):
-    size = (8, 32, 40)
-    first, again, other = (draw_sample(np.random.default_rng(seed), bodies[0][0], size) for seed in (1, 1, 2))
-    assert all(array.shape == size and array.dtype == np.float32 for array in first)
-    assert all((a == b).all() for a, b in zip(first, again, strict=True))
-    assert (first.image != other.image).any()
+    means = [body.hu.mean(dtype=float) for body in bodies[1]]
+    assert means == pytest.approx([-148.702, -130.386, -122.776, -125.946], abs=0.05)  # as pretrained/ has seen them
 
 
 def test_samples_are_in_range_and_lesions_lie_in_the_lungs(bodies):

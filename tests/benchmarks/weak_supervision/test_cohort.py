@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from benchmarks.weak_supervision.cohort import (
     label_lists,
     main,
     make_scan,
-    read_facts,
     write_cohort,
 )
 from datasets.cohort import read_cohort, read_volumes
@@ -25,6 +25,10 @@ SPLITS = {
     "LABELED": "labels_3", "WO_LABEL": "diseased", "HEALTHY": "healthy",
     "VALID": "valid", "VALIDH": "validh", "TEST": "test", "TESTH": "testh",
 }  # fmt: skip
+
+
+def read_facts(root):
+    return {path.stem: json.loads(path.read_text()) for path in sorted((root / "facts").glob("*.json"))}
 
 
 @pytest.fixture(scope="module")
@@ -82,27 +86,31 @@ def test_existing_scans_are_kept_and_another_cohort_is_refused(root):
     write_cohort(root, SIZE, seed=5)
     assert kept.stat().st_mtime_ns == before
     assert json.loads(lost.read_text()) == facts
-    with pytest.raises(SettingsError, match=r"holds a cohort of .*'seed': 5"):
+    with pytest.raises(SettingsError, match=r'holds a cohort of .*"seed": 5'):
         write_cohort(root, SIZE, seed=6)
 
 
-def test_the_command_passes_its_switches(tmp_path, monkeypatch, capsys):
+def test_the_command_passes_its_switches(tmp_path, monkeypatch, ends):
     tiny = Size((16, 32, 32), Counts(labelled=0, diseased=1, healthy=0, valid=0, validh=0, test=0, testh=0))
     monkeypatch.setitem(SIZES, "small", tiny)
     assert main([str(tmp_path / "c"), "--seed", "3", "--quiet"]) == 0
     assert json.loads((tmp_path / "c" / "cohort.json").read_text()) == {"seed": 3, "crop": [16, 32, 32]}
     for option in (["--seed", "-1"], ["--processes", "0"]):
-        with pytest.raises(SystemExit):
-            main([str(tmp_path / "c"), *option])
-        assert "--seed must be at least 0, --processes at least 1" in capsys.readouterr().err
+        ends(2, partial(main, [str(tmp_path / "c"), *option]), "--seed must be at least 0, --processes at least 1")
 
 
 @pytest.mark.parametrize(
-    ("kind", "number", "mean_hu"), [("test", 0, -184.709), ("test", 2, -177.509), ("testh", 1, -180.901)]
+    ("kind", "number", "mean_hu", "sd_of_steps"),
+    [
+        *(("test", 0, -184.709, 150.633), ("test", 2, -177.509, 104.684), ("test", 20, -133.538, 104.068)),
+        *(("test", 23, -169.926, 115.126), ("testh", 0, -213.997, 92.310), ("testh", 1, -180.901, 113.432)),
+    ],
 )
-def test_scans_are_those_of_the_recorded_results(kind, number, mean_hu):
+def test_scans_are_those_of_the_recorded_results(kind, number, mean_hu, sd_of_steps):
+    """All sites, stages and confounders are among them."""
     recorded = json.loads((RESULTS / "long" / "s-1_seed_0.json").read_text(encoding="utf-8"))["test"]["rows"]
     true_ml = {row["id"]: row["true_ml"] for row in recorded}
     scan = make_scan(0, kind, number, SIZES["long"].crop)
     assert scan.lesion.sum() * np.prod(scan.spacing) / 1000 == pytest.approx(true_ml[f"{kind}_{number:03d}"], rel=1e-5)
-    assert scan.hu.mean(dtype=float) == pytest.approx(mean_hu, abs=0.05)
+    found = scan.hu.mean(dtype=float), np.diff(scan.hu, axis=2).std(dtype=float)  # from voxel to voxel
+    assert found == pytest.approx((mean_hu, sd_of_steps), abs=0.05)

@@ -1,10 +1,10 @@
-from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from datasets.public.make import find_public_scans
 from datasets.public.sets import COVIDSEG, LUNG, MEDSEG, MOSMED, SETS
+from tests.datasets.public.test_command import LONG, covidseg, medseg, mosmed
 from tests.volumes import touched
 from utils.errors import VolumeError
 
@@ -13,52 +13,22 @@ RADIOPAEDIA = [
     "4_85506_1", "7_85703_0",
 ]  # fmt: skip
 SHORT = [*(f"coronacases_{k:03d}" for k in range(1, 11)), *(f"radiopaedia_{name}" for name in RADIOPAEDIA)]
-LONG = [
-    *(f"coronacases_org_{k:03d}" for k in range(1, 11)),
-    *(f"radiopaedia_org_covid-19-pneumonia-{name}-dcm" for name in RADIOPAEDIA),
-]
 
 
-def first_layout(folder):
-    touched(folder / "ct_scans", *(f"{name}.nii" for name in LONG))
-    for masks in ("lung_mask", "infection_mask", "lung_and_infection_mask"):
-        touched(folder / masks, *(f"{name}.nii" for name in SHORT))
-    return folder
-
-
-def second_layout(folder):
-    for part in ("COVID-19-CT-Seg_20cases", "Lung_Mask", "Infection_Mask"):
-        touched(folder / part, *(f"{name}.nii.gz" for name in SHORT))
-    return folder
-
-
-def medseg(folder):
-    for part in ("rp_im", "rp_lung_msk", "rp_msk"):
-        touched(folder / part, *(f"{k}.nii.gz" for k in range(1, 10)))
-    return folder
-
-
-def mosmed(folder, counts=(4, 6, 2, 1, 1), labelled=3):
-    """MosMed with a number of scans of each grade, the first of CT-1 with masks."""
-    number = 0
-    for grade, count in enumerate(counts):
-        names = [f"study_{k:04d}.nii.gz" for k in range(number + 1, number + count + 1)]
-        touched(folder / "studies" / f"CT-{grade}", *names)
-        number += count
-    touched(folder / "masks", *(f"study_{k:04d}_mask.nii.gz" for k in range(counts[0] + 1, counts[0] + labelled + 1)))
-    return folder
+def whole_covidseg(folder, layout="second"):
+    return covidseg(folder, layout, range(1, 11), RADIOPAEDIA)
 
 
 SHORT_NAMES = ("COVID-19-CT-Seg_20cases/{}.nii.gz", "Lung_Mask/{}.nii.gz", "Infection_Mask/{}.nii.gz")
-LONG_NAMES = (f"ct_scans/{LONG[11]}.nii", "lung_mask/{}.nii", "infection_mask/{}.nii")
+LONG_NAMES = (f"ct_scans/{LONG.format(RADIOPAEDIA[1])}.nii", "lung_mask/{}.nii", "infection_mask/{}.nii")
 
 
 @pytest.mark.parametrize(
     ("nested", "layout", "files"),
-    [("", first_layout, LONG_NAMES), ("archive", second_layout, SHORT_NAMES), ("a/b", second_layout, SHORT_NAMES)],
+    [("", "first", LONG_NAMES), ("archive", "second", SHORT_NAMES), ("a/b", "second", SHORT_NAMES)],
 )
 def test_both_layouts_of_covidseg(tmp_path, nested, layout, files):
-    layout(tmp_path / nested)
+    whole_covidseg(tmp_path / nested, layout)
     found = find_public_scans(COVIDSEG, tmp_path)
     assert sorted(found.scans) == sorted(f"covidseg_{name}" for name in SHORT)
     assert (found.failed, found.odd) == ({}, [])
@@ -100,20 +70,9 @@ def test_names(public_set, name, case_id):
     assert (case and case.id) == case_id
 
 
-def test_mosmed(tmp_path):
-    found = find_public_scans(MOSMED, mosmed(tmp_path / "COVID19_1110"))
-    assert Counter(scan.group for scan in found.scans.values()) == {"C": 3, "D_healthy": 4, "D_diseased": 7}
-    assert found.failed == {}
-    assert [number for number, _ in found.counts.values()] == [4, 6, 2, 1, 1, 3]
-    scan = found.scans["mosmed_study_0005"]
-    assert (scan.group, scan.lesion.path.name) == ("C", "study_0005_mask.nii.gz")
-    assert found.scans["mosmed_study_0004"].lesion is None
-    assert all(scan.lung is None for scan in found.scans.values())
-
-
 @pytest.mark.fault("missing masks")
 def test_missing_masks_cost_their_scans(tmp_path):
-    second_layout(tmp_path)
+    whole_covidseg(tmp_path)
     (tmp_path / "Lung_Mask" / "coronacases_001.nii.gz").unlink()
     (tmp_path / "Infection_Mask" / "coronacases_002.nii.gz").unlink()
     found = find_public_scans(COVIDSEG, tmp_path)
@@ -128,7 +87,7 @@ def test_missing_masks_cost_their_scans(tmp_path):
 
 @pytest.mark.fault("two files for one CT")
 def test_two_files_for_one_thing_are_never_chosen_from(tmp_path):
-    mosmed(tmp_path, (2, 4), 2)
+    mosmed(tmp_path, (2, 4), (3, 4))
     touched(tmp_path / "studies", "CT-2/study_0001.nii.gz", "CT-1/study_0006.nii")
     touched(tmp_path / "masks", "study_0004_mask.nii")
     found = find_public_scans(MOSMED, tmp_path)
@@ -140,7 +99,7 @@ def test_two_files_for_one_thing_are_never_chosen_from(tmp_path):
 
 
 def test_masks_of_c_that_are_missing_or_contradict_the_folder(tmp_path):
-    mosmed(tmp_path, (3, 3), 2)
+    mosmed(tmp_path, (3, 3), (4, 5))
     touched(tmp_path / "masks", "study_0003_mask.nii.gz")
     (tmp_path / "masks" / "study_0004_mask.nii.gz").rename(tmp_path / "masks" / "4.nii.gz")
     found = find_public_scans(MOSMED, tmp_path)
@@ -152,7 +111,7 @@ def test_masks_of_c_that_are_missing_or_contradict_the_folder(tmp_path):
 
 @pytest.mark.fault("files that belong to")
 def test_what_belongs_to_nothing_is_named(tmp_path):
-    medseg(tmp_path)
+    medseg(tmp_path, 9)
     touched(tmp_path, "rp_msk/10.nii.gz", "rp_im/notes.txt", "elsewhere/1.nii.gz", "rp_im.zip", "rp_im/x.nii.gz")
     touched(tmp_path, "__MACOSX/rp_im/1.nii.gz", "rp_im/._1.nii.gz")
     found = find_public_scans(MEDSEG, tmp_path)
@@ -168,7 +127,7 @@ def test_what_belongs_to_nothing_is_named(tmp_path):
 
 
 def test_links_to_folders_are_followed_but_not_in_circles_nor_into_the_cohort(tmp_path):
-    medseg(tmp_path / "disk")
+    medseg(tmp_path / "disk", 9)
     (tmp_path / "download").mkdir()
     for folder in ("rp_im", "rp_lung_msk", "rp_msk"):
         (tmp_path / "download" / folder).symlink_to(tmp_path / "disk" / folder)
