@@ -179,7 +179,7 @@ def write_cohort(
         return
     with lock_folder(root, *(RAW_FOLDERS if raw else FOLDERS), "facts", "id_txt"), recording(root, seed=seed):
         if (found := _text(about)) not in (None, texts[about]):
-            raise SettingsError(f"{root}: holds a cohort of {found.strip()}, not of {made_from}; choose another folder")
+            raise SettingsError(f"{root}: holds a cohort of {json.loads(found)}, not {made_from}; take another folder")
         write_text(about, texts[about])
         with ProcessPoolExecutor(processes) as pool:
             jobs = [pool.submit(_write_scan, root, made_from, *scan) for scan in scans]

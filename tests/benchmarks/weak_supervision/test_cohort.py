@@ -86,7 +86,7 @@ def test_existing_scans_are_kept_and_another_cohort_is_refused(root):
     write_cohort(root, SIZE, seed=5)
     assert kept.stat().st_mtime_ns == before
     assert json.loads(lost.read_text()) == facts
-    with pytest.raises(SettingsError, match=r'holds a cohort of .*"seed": 5'):
+    with pytest.raises(SettingsError, match=r"holds a cohort of .*'seed': 5"):
         write_cohort(root, SIZE, seed=6)
 
 
