@@ -287,21 +287,22 @@ def _parse(text: str, source: str) -> Any:
         raise SettingsError(f"{source}: not valid YAML: {_shorten(one_line(error), 200)}") from None
 
 
-def _override(tree: dict[str, Any], assignment: str) -> None:
+def _override(tree: dict[str, Any], assignment: str) -> dict[str, Any]:
     key, equals, text = assignment.partition("=")
     assignment = _shorten(assignment, 200)
-    words = key.split(".")
-    if not equals or not all(words):
+    if not equals or not all(words := key.split(".")):
         raise SettingsError(f"{assignment}: expected an override of the form KEY.SUB=value")
-    *parents, last = words
-    node = tree
-    for depth, word in enumerate(parents):
-        if node.get(word) is None:
-            node[word] = {}
-        node = node[word]
-        if not isinstance(node, dict):
-            raise SettingsError(f"{assignment}: {'.'.join(words[: depth + 1])} has no settings below it")
-    node[last] = _parse(text, assignment)
+    value = _parse(text, assignment)
+    for word in reversed(words):
+        value = {word: value}
+    return _merged(tree, value)
+
+
+def _merged(below: Any, above: Any) -> Any:
+    """Settings over others, key by key: a section that is given in part keeps its other keys."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return below | {key: _merged(below.get(key), value) for key, value in above.items()}
 
 
 def _explain(error: ValidationError, source: str) -> str:
@@ -330,7 +331,8 @@ def _known_keys(location: Sequence[str | int]) -> str:
 def read_settings(path: Path | str | None = None, overrides: Sequence[str] = ()) -> Settings:
     """Read and check the settings of an experiment, from a YAML file; keys that are missing have published values.
 
-    Overrides are ``KEY.SUB=value`` assignments, applied in order; the value is parsed as YAML.
+    Overrides are ``KEY.SUB=value`` assignments, applied in order. The value is parsed as YAML; that of a section
+    replaces the keys that it names.
 
     Raises:
         SettingsError: the file cannot be read or is one of the published code, or a key is unknown, repeated, of the
@@ -363,7 +365,7 @@ def read_settings_text(text: str, source: str, overrides: Sequence[str] = ()) ->
     if not isinstance(tree, dict):
         raise SettingsError(f"{source}: expected sections such as EXP and DATASET, got {type(tree).__name__}")
     for assignment in overrides:
-        _override(tree, assignment)
+        tree = _override(tree, assignment)
     try:
         return Settings.model_validate(tree, by_alias=True, by_name=False)
     except ValidationError as error:

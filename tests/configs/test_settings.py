@@ -63,8 +63,9 @@ def test_overrides_are_applied_in_order_over_the_file(tmp_path):
     path = written(tmp_path, "SOLVER: {BATCH_SIZE: 3}\nINIT_MODEL:\n")
     overrides = ["SOLVER.BATCH_SIZE=2", "SOLVER.OPTIMIZER.U.NAME=RMSprop", "SOLVER.OPTIMIZER.U.LR=1e-3"]
     overrides += ["INIT_MODEL.D=d.pth", "IMAGE.SIZE=[16, 64, 64]", "IMAGE.SLICES=16", "SOLVER.BATCH_SIZE=1"]
+    overrides += ["SOLVER={ITER_MAX: 7, OPTIMIZER: {U: {WEIGHT_DECAY: 0}}}"]  # keeps what it does not name
     settings = read_settings(path, [*overrides, "DATASET.SPLIT.VALID=null"])
-    assert settings.solver.batch_size == 1
+    assert (settings.solver.batch_size, settings.solver.iter_max) == (1, 7)
     assert (settings.solver.optimizer.u.name, settings.solver.optimizer.u.lr) == ("RMSprop", 1e-3)
     assert settings.init_model.d == "d.pth"
     assert settings.image.size == (16, 64, 64)
@@ -149,7 +150,7 @@ def test_a_config_made_to_overwhelm_is_one_short_line(tmp_path, text, message):
         ("SOLVER.BATCH_SIZE", "expected an override of the form KEY.SUB=value"),
         ("=3", "of the form KEY.SUB=value"),
         ("SOLVER..X=3", "of the form KEY.SUB=value"),
-        ("SOLVER.BATCH_SIZE.X=3", "SOLVER.BATCH_SIZE has no settings below it"),
+        ("SOLVER.BATCH_SIZE.X=3", r"SOLVER.BATCH_SIZE: expected a valid integer, got \{'X': 3\}"),
         ("SOLVER.BATCH_SIZE=[", "SOLVER.BATCH_SIZE="),
         ("SOLVER.TYPO=3", "SOLVER.TYPO: unknown setting"),
         ("EXP.SEED=" + "9" * 5000, r"^EXP.SEED=9+\.\.\., line 1: a number of 5000 characters"),
