@@ -263,10 +263,12 @@ def _acquisitions(slices: list[Slice]) -> tuple[list[list[Slice]], list[str]]:
     """Tell apart the volumes among slices of one shape, and say so.
 
     Slices at the same places differ by acquisition, kernel, temporal position, description, image type or, without
-    UIDs, by the pattern of their names. Slices at places of their own may still be of two acquisitions that alternate.
+    UIDs, by the pattern of their names; or one volume was acquired, or is numbered, after the other. Slices at places
+    of their own may still be of two acquisitions that alternate.
     """
+    by_order = (lambda s: s.acquired, _later_in_time(slices), _later_in_number(slices))
     if not _overlap(slices):
-        for key in (lambda s: s.acquisition, lambda s: s.acquired, _later_in_time(slices), _later_in_number(slices)):
+        for key in (lambda s: s.acquisition, *by_order):
             parts = _by(slices, key)
             if len(parts) > 1 and all(_skips(part, slices) for part in parts):
                 return parts, [f"{len(parts)} acquisitions whose slices alternate are volumes of their own"]
@@ -285,12 +287,20 @@ def _acquisitions(slices: list[Slice]) -> tuple[list[list[Slice]], list[str]]:
         parts = _by(slices, key)
         if len(parts) > 1 and not any(_overlap(part) for part in parts):
             return parts, []
+    for key in by_order:
+        parts = _by(slices, key)
+        if len(parts) > 1 and all(map(_is_volume, parts)):
+            return parts, [f"{len(parts)} volumes at the same places are told apart by their order"]
     return [slices], []
 
 
-def _skips(part: Sequence[Slice], slices: Sequence[Slice]) -> bool:
+def _is_volume(part: list[Slice]) -> bool:
+    return len(part) >= _OWN_VOLUME and _ordered(part, []).problem is None
+
+
+def _skips(part: list[Slice], slices: Sequence[Slice]) -> bool:
     """Whether a part of the slices of one shape is a volume whose slices lie between those of the others."""
-    if len(part) < _OWN_VOLUME or _ordered(list(part), []).problem is not None:
+    if not _is_volume(part):
         return False
     own, whole = (np.ptp(_heights(some)[1]) / (len(some) - 1) for some in (part, slices))
     return bool(own > _SKIPS * whole)

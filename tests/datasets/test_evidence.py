@@ -152,6 +152,27 @@ def test_two_breaths_between_each_other_are_two_volumes(folder, tag):
     np.testing.assert_allclose(chosen.geometry().GetSpacing()[2], 5.0)
 
 
+@pytest.mark.fault("two acquisitions or reconstructions under one UID")
+@pytest.mark.parametrize("tag", ["InstanceNumber", "AcquisitionTime", "a time per slice"])
+def test_two_phases_at_the_same_places_are_told_apart_by_their_order(folder, tag):
+    later = STORED[::-1].copy()
+    second = write_dicom(folder.parent / "second", later)
+    for path in second.iterdir():
+        path.rename(folder / f"later_{path.name}")
+    second.rmdir()
+
+    def change(number, data):
+        phase, place = divmod(number, 12)  # the names of the second phase come first
+        data.SeriesInstanceUID = data.StudyInstanceUID = "1.2.3"
+        data.InstanceNumber = 1 + place + (12 * (1 - phase) if tag == "InstanceNumber" else 0)
+        data.AcquisitionTime = f"10{15 - 5 * phase}{place if tag == 'a time per slice' else 0:02d}.5"
+
+    edited(folder, change)
+    refused(folder, only(folder).read, "no rule tells apart: .* #1; .* #2; pick one with --series")
+    found = [pixels(only(folder, series=f"#{k}").read()) for k in (1, 2)]
+    assert [values.tobytes() for values in found] == [(values - 1024).tobytes() for values in (later, STORED)]
+
+
 def test_neighbours_of_one_number_in_one_folder_are_refused(folder):
     edited(folder, lambda number, data: setattr(data, "InstanceNumber", 1 + number // 2))
     refused(folder, only(folder).read, r"are neighbours and have the same InstanceNumber \d; are two scans mixed")
