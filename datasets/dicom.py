@@ -188,7 +188,8 @@ def _slices_of(path: Path, header: Elements) -> list[Slice | Other]:
             like = None
         # Damage can turn a slice into another kind of object: it claims a place, CT or nothing known, without the rest.
         claims = CT in (sop_class, stored) or not sop_class or (kind == sop_class and not modality)
-        broken = claims and not has_pixels and modality != "SR"
+        no_kind = kind == sop_class and stored == CT
+        broken = no_kind or (claims and not has_pixels and modality != "SR")
         return [Other(path, kind, like, damaged=like is None and (has_place or broken) and kind != SCOUT)]
     if sop_class in _MULTI_FRAME:
         return _frames(path, header, image_type)

@@ -103,6 +103,9 @@ def read_elements(file: BinaryIO) -> Elements:
     if file.read(4) in _PIXELS:
         values["PixelData"] = file.tell(), 0
     for tag in sorted(header.keys()):
+        raw = header.get_item(tag)
+        if isinstance(raw, RawDataElement) and raw.length not in (_UNDEFINED, len(raw.value or b"")):
+            raise EOFError("its header is cut short")
         try:
             values[keyword_for_tag(tag)] = header[tag].value
         except Exception as error:  # such as of a report's number, which nothing needs

@@ -19,7 +19,9 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from itertools import count
 from pathlib import Path
+from unittest.mock import patch
 
 import nibabel as nib
 import numpy as np
@@ -208,7 +210,7 @@ def changed(image: sitk.Image, original: sitk.Image) -> str:
     return "nothing" if np.array_equal(ours, theirs) else "voxels, in a file without checksum"
 
 
-def fuzz(kind: str, count: int, seed: int, progress: bool = False) -> tuple[Counter, list[str]]:
+def fuzz(kind: str, mutants: int, seed: int, progress: bool = False) -> tuple[Counter, list[str]]:
     """Read mutants of NIfTI (nifti), MetaImage (mha), NRRD (nrrd) or one slice of a DICOM series (dicom).
 
     Returns:
@@ -224,7 +226,7 @@ def fuzz(kind: str, count: int, seed: int, progress: bool = False) -> tuple[Coun
             (folder / name).write_bytes(content)
         targets = {name: folder if kind == "dicom" else folder / name for name in files}
         originals = {name: open_scan(target).read() for name, target in targets.items()}
-        for number in progress_bar(range(count), "fuzzing", unit="mutant", shown=progress):
+        for number in progress_bar(range(mutants), "fuzzing", unit="mutant", shown=progress):
             name = rng.choice(list(files))
             if kind == "nifti":
                 mutant, told = mutate_nifti(name, files[name], files, rng)
@@ -260,7 +262,9 @@ def fuzz(kind: str, count: int, seed: int, progress: bool = False) -> tuple[Coun
 def other_corpus(kind: str, folder: Path) -> dict[str, bytes]:
     stored = np.random.default_rng(0).integers(0, 1400, SHAPE).astype(np.int16)
     if kind == "dicom":
-        write_dicom(folder, stored)
+        uids = (f"1.2.826.0.1.3680043.8.498.{10**35 + number}" for number in count())
+        with patch("tests.volumes.generate_uid", uids.__next__):  # mutants would be others each time
+            write_dicom(folder, stored)
     else:
         write(folder / f"raw.{kind}", stored - 1024, compress=False)
         write(folder / f"zip.{kind}", stored - 1024)

@@ -276,6 +276,24 @@ def test_a_slice_of_which_only_an_unknown_kind_is_left_is_missed(folder):
     refused(folder, only(folder).read, last.name)
 
 
+def test_a_header_that_ends_within_an_element_is_damaged(folder):
+    last = sorted(folder.iterdir())[-1]
+    changed_slice(last, SOPClassUID="1.2.840.10408.5.1.4.1.1.2")
+    content = last.read_bytes().replace(CTImageStorage.encode(), b"1.2.840.10408.5.1.4.1.1.2")
+    last.write_bytes(content[: content.index(b"\x20\x00\x0e\x00UI") + 20])
+    refused(folder, only(folder).read, rf"{last.name}: damaged, or not DICOM \(its header is cut short")
+
+
+def test_a_slice_that_is_ct_by_one_of_two_elements_and_has_lost_its_rows_is_missed(folder):
+    last = sorted(folder.iterdir())[-1]
+    changed_slice(last, Rows=None)
+    content = last.read_bytes()
+    place = content.rindex(CTImageStorage.encode())  # the first is that of the file meta header
+    last.write_bytes(content[:place] + CTImageStorage.replace("10008.5", "10008.7").encode() + content[place + 25 :])
+    assert len(last.read_bytes()) == len(content)
+    refused(folder, only(folder).read, last.name)
+
+
 @pytest.mark.fault("double slice")
 @pytest.mark.parametrize("number", [None, 99], ids=["of its number", "numbered anew"])
 def test_slices_copied_under_other_uids_are_passed_over_if_their_pixels_are_equal(folder, number, caplog):
