@@ -233,14 +233,16 @@ class Settings(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader without aliases, repeated keys and very long numbers; ``1e-4`` is a number, as in YAML 1.2.
+    """A SafeLoader without aliases, tags, repeated keys and very long numbers; ``1e-4`` is a number, as in YAML 1.2.
 
-    Aliases let a short text expand to gigabytes.
+    Aliases let a short text expand to gigabytes, and tags can construct objects.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if (event := self.peek_event()).anchor is not None:
-            _refuse("anchors (&) and aliases (*) are not supported", event.start_mark)
+        event = self.peek_event()
+        for given, what in ((event.anchor, "anchors (&) and aliases (*)"), (getattr(event, "tag", None), "tags (!)")):
+            if given is not None:
+                _refuse(f"{what} are not supported", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_scalar(self, node: yaml.Node) -> Any:
