@@ -275,7 +275,7 @@ class LungMaskCrop:
         if has_no_geometry(ct):
             log.warning("%s: spacing 1, origin 0: its header may be lost; then volumes in ml and sides are wrong", scan)
         if lungs is not None:
-            given = self._read_fitting(lungs, scan, ct, self.lung_labels)
+            given = self._read_fitting(lungs, scan, ct, self.lung_labels, lungs=True)
             if bounding_box(remove_small_components(given)) != bounding_box(given):
                 log.warning("%s: small components of its lung mask enlarge the box; remove what is not lung", scan)
             labels = given
@@ -296,10 +296,15 @@ class LungMaskCrop:
         return lesion
 
     def _read_fitting(
-        self, mask: Path | str | sitk.Image, name: object, ct: sitk.Image, counted: Collection[int] | None
+        self,
+        mask: Path | str | sitk.Image,
+        name: object,
+        ct: sitk.Image,
+        counted: Collection[int] | None,
+        lungs: bool = False,
     ) -> np.ndarray:
         if isinstance(mask, sitk.Image):
             values = mask_onto("the mask", as_labels("the mask", mask), name, ct)
         else:
-            values = read_mask_on(Path(mask), name, ct, self.reading)
+            values = read_mask_on(Path(mask), name, ct, self.reading, lungs)
         return values if counted is None else np.isin(np.arange(256), list(counted))[values]

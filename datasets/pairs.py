@@ -73,13 +73,16 @@ def match_masks(folder: Path, scans: Mapping[str, Scan]) -> tuple[dict[str, Path
     uses = Counter(uid for uid, _ in drawn_on)  # anonymisers give one UID to several patients
     by_uid = {uid: case_id for uid, case_id in drawn_on if uses[uid] == 1}
     places = {scan.path.parent.name for scan in scans.values()}
+    folders = {path: path.relative_to(folder).parts[:-1] for path in masks}
+    mirrored = any(not places.isdisjoint(parts) for parts in folders.values())
     matched: dict[str, Path] = {}
     unmatched = []
     for path in masks:
         case_id = None if is_volume_file(path) else by_uid.get(referenced_series(path) or None)
-        if case_id is None and (case_id := _scan_of(path, folder, by_name)) is not None and path.parent != folder:
-            # What lies in the folder of one scan is not the mask of a scan in another folder.
-            case_id = None if path.parent.name in places - {scans[case_id].path.parent.name} else case_id
+        if case_id is None and (case_id := _scan_of(path, folder, by_name)) is not None and folders[path] and mirrored:
+            # Where masks lie in folders named as those of scans, one in another folder is not that scan's.
+            place = scans[case_id].path.parent.name
+            case_id = case_id if place in folders[path] or place in path.name else None
         if case_id is None:
             unmatched.append(path)
         elif case_id in matched:

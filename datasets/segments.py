@@ -25,9 +25,10 @@ from utils.errors import VolumeError, one_line
 
 log = logging.getLogger(__name__)
 
-_SLICER = ".seg.nrrd"
-_LESION = re.compile(r"lesion|infect|covid|opaci|ggo|ground.?glass|consolid|pneumon|tumou?r|nodule", re.IGNORECASE)
-_LUNG = re.compile(r"lung", re.IGNORECASE)
+_SLICER = (".nrrd", ".nhdr")
+_SEGMENT = re.compile(r"Segment(\d+)_")
+LESION = re.compile(r"lesion|infect|covid|opaci|ggo|ground.?glass|consolid|pneumon|tumou?r|nodule", re.IGNORECASE)
+LUNG = re.compile(r"lung|lobe|pulmo", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,19 @@ class _Segment:
 
 def is_segmentation(path: Path) -> bool:
     """Whether a file is a segmentation of 3D Slicer, a DICOM SEG, or a DICOM RTSTRUCT; not a mask of labels."""
-    return path.name.lower().endswith(_SLICER) or _dicom_kind(path) in (*SEGMENTATIONS, CONTOURS)
+    return _is_slicer(path) or _dicom_kind(path) in (*SEGMENTATIONS, CONTOURS)
+
+
+def _is_slicer(path: Path) -> bool:
+    """Whether an NRRD file names segments, or is to by its name."""
+    if not path.name.lower().endswith(_SLICER) or not path.is_file():
+        return False
+    if ".seg." in path.name.lower():
+        return True
+    try:
+        return any(map(_SEGMENT.match, read_header(path, 2**63, layered=True).fields))
+    except VolumeError:
+        return False
 
 
 def _dicom_kind(path: Path) -> str:
@@ -63,12 +76,17 @@ def referenced_series(path: Path) -> str:
 
 
 def read_segments(
-    path: Path, reference_name: object, reference: sitk.Image, max_voxels: int, names: Collection[str] | None = None
+    path: Path,
+    reference_name: object,
+    reference: sitk.Image,
+    max_voxels: int,
+    names: Collection[str] | None = None,
+    what: re.Pattern[str] = LESION,
 ) -> np.ndarray:
     """Read a segmentation onto the voxels of its CT.
 
-    Of several segments, those in `names` are read or, without names, those whose name says lesion, or all if each says
-    lung. A file that names no segments is a mask in which every value above 0 counts.
+    Of several segments, those in `names` are read or, without names, those whose name says `what`, `LESION` or `LUNG`,
+    or all if each says lung. A file that names no segments is a mask in which every value above 0 counts.
 
     Returns:
         uint8 (z, y, x) on the voxels of the CT, or of its geometry, 0 or 1.
@@ -78,15 +96,15 @@ def read_segments(
             which segments count.
     """
     try:
-        if path.name.lower().endswith(_SLICER):
-            mask = _slicer(path, max_voxels, names)
+        if _is_slicer(path):
+            mask = _slicer(path, max_voxels, names, what)
         elif _dicom_kind(path) == CONTOURS:
             raise VolumeError(
                 f"{path}: holds contours (DICOM RTSTRUCT), which are not read; convert it to a mask or a DICOM SEG, "
                 "with 3D Slicer or plastimatch"
             )
         else:
-            mask = _dicom_seg(path, reference, names)
+            mask = _dicom_seg(path, reference, names, what)
     except VolumeError:
         raise
     except Exception as error:  # highdicom raises whatever it comes across
@@ -94,28 +112,28 @@ def read_segments(
     return part_onto(path, mask, reference_name, reference)
 
 
-def _slicer(path: Path, max_voxels: int, names: Collection[str] | None) -> sitk.Image:
+def _slicer(path: Path, max_voxels: int, names: Collection[str] | None, what: re.Pattern[str]) -> sitk.Image:
     header = read_header(path, max_voxels, layered=True)
     fields = header.fields
-    numbers = {int(match[1]) for match in (re.match(r"Segment(\d+)_", key) for key in fields) if match}
+    numbers = {int(match[1]) for match in map(_SEGMENT.match, fields) if match}
     segments = [
         _Segment(
             str(fields.get(f"Segment{n}_Name", fields.get(f"Segment{n}_ID", n))),
             int(fields.get(f"Segment{n}_LabelValue", 1)),
-            int(fields.get(f"Segment{n}_Layer", 0)),
+            int(fields.get(f"Segment{n}_Layer", n if header.layers > 1 else 0)),  # before Slicer 4.11, one layer each
         )
         for n in sorted(numbers)
     ]
     voxels = read_voxels(header)
     layers = voxels if header.layers > 1 else voxels[None]
-    chosen = _chosen(path, segments, names)
+    chosen = _chosen(path, segments, names, what)
     inside = np.zeros(layers.shape[1:], bool) if chosen else (layers > 0).any(0)
     for segment in chosen:
         inside |= layers[segment.layer] == segment.value
     return located(inside, header.spacing, header.origin, header.direction)
 
 
-def _dicom_seg(path: Path, reference: sitk.Image, names: Collection[str] | None) -> sitk.Image:
+def _dicom_seg(path: Path, reference: sitk.Image, names: Collection[str] | None, what: re.Pattern[str]) -> sitk.Image:
     import highdicom as hd
 
     with warnings.catch_warnings(action="ignore"):
@@ -125,7 +143,7 @@ def _dicom_seg(path: Path, reference: sitk.Image, names: Collection[str] | None)
         places = [_place_of_frame(seg, k) for k in range(len(frames))]
     if seg.SegmentationType == "FRACTIONAL" and not np.isin(frames, (0, int(seg.MaximumFractionalValue))).all():
         raise VolumeError(f"{path}: holds probabilities; export it as a binary segmentation")
-    wanted = {segment.value for segment in _chosen(path, segments, names) or segments}
+    wanted = {segment.value for segment in _chosen(path, segments, names, what) or segments}
     rows, _, spacing, _ = places[0]
     if not all(np.allclose(rows, other, atol=1e-4) for other, *_ in places):
         raise VolumeError(f"{path}: its frames have several orientations; export it in the geometry of the CT")
@@ -160,7 +178,9 @@ def _place_of_frame(
     return rows, position, (across, down), None if seg.SegmentationType == "LABELMAP" else int(segment)
 
 
-def _chosen(path: Path, segments: list[_Segment], names: Collection[str] | None) -> list[_Segment]:
+def _chosen(
+    path: Path, segments: list[_Segment], names: Collection[str] | None, what: re.Pattern[str]
+) -> list[_Segment]:
     known = ", ".join(segment.name for segment in segments) or "none"
     if names is not None:
         wanted = {name.lower() for name in names}
@@ -170,8 +190,8 @@ def _chosen(path: Path, segments: list[_Segment], names: Collection[str] | None)
         return chosen
     if len(segments) < 2:
         return segments
-    chosen = [segment for segment in segments if _LESION.search(segment.name)]
-    if not chosen and all(_LUNG.search(segment.name) for segment in segments):
+    chosen = [segment for segment in segments if what.search(segment.name)]
+    if not chosen and all(LUNG.search(segment.name) for segment in segments):
         return segments
     if not chosen:
         raise VolumeError(f"{path}: has the segments {known}; name those that count with --segments")

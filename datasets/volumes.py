@@ -18,7 +18,7 @@ from datasets.dicom import read_hu
 from datasets.formats import EXTENSIONS, HEADERS_ALONE, NIFTI, files_of, is_separate_header, read_header, read_voxels
 from datasets.geometry import MAX_VOXELS, blank, check_geometry, image_like, located, mask_onto
 from datasets.plausibility import check_label_values
-from datasets.segments import is_segmentation, read_segments
+from datasets.segments import LESION, LUNG, is_segmentation, read_segments
 from datasets.series import Series
 from datasets.window import unmap_window
 from utils.errors import VolumeError, one_line
@@ -235,8 +235,10 @@ def as_labels(path: object, image: sitk.Image) -> sitk.Image:
     return labels
 
 
-def read_mask_on(path: Path, reference_name: object, reference: sitk.Image, reading: Reading = DEFAULT) -> np.ndarray:
-    """Read a mask onto the voxels of its CT (or the CT's geometry): labels, uint8 (z, y, x).
+def read_mask_on(
+    path: Path, reference_name: object, reference: sitk.Image, reading: Reading = DEFAULT, lungs: bool = False
+) -> np.ndarray:
+    """Read a mask of lesions, or of lungs, onto the voxels of its CT (or the CT's geometry): labels, uint8 (z, y, x).
 
     A mask on the same voxels in another order of axes is turned; a segmentation of 3D Slicer or a DICOM SEG may cover a
     part of the CT. `reference_name` is for error messages.
@@ -246,7 +248,8 @@ def read_mask_on(path: Path, reference_name: object, reference: sitk.Image, read
     """
     _check_file(path, ("",))
     if is_segmentation(path):
-        return read_segments(path, reference_name, reference, reading.max_voxels, reading.segments)
+        chosen = (None, LUNG) if lungs else (reading.segments, LESION)
+        return read_segments(path, reference_name, reference, reading.max_voxels, *chosen)
     return mask_onto(path, read_labels(path, reading), reference_name, reference)
 
 

@@ -72,6 +72,15 @@ def test_a_mask_in_the_folder_of_another_scan_is_not_taken(tmp_path):
     assert others == [labels / "p2" / "a.nii"]
 
 
+@pytest.mark.fault("a mask in the folder of one patient")
+@pytest.mark.parametrize("root", ["ct", "ct/p1"])
+def test_a_mask_in_a_folder_without_scans_is_not_taken_where_others_lie_in_those_of_scans(tmp_path, root):
+    touched(tmp_path, "ct/p1/a.nii", "ct/p1/b.nii", "labels/p1/b.nii", "labels/p3/a.nii")
+    labels = tmp_path / "labels"
+    matched, others = match_masks(labels, find_scans(tmp_path / root))
+    assert (list(matched.values()), others) == ([labels / "p1" / "b.nii"], [labels / "p3" / "a.nii"])
+
+
 @pytest.mark.fault("labels that match no scan")
 def test_no_match_at_all_is_an_error(tmp_path):
     touched(tmp_path, "x.nii", "y.nii")

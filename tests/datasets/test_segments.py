@@ -36,8 +36,8 @@ def segmentation(path, layers, names, space="left-posterior-superior", start=STA
         header["space directions"] = np.vstack([[np.nan] * 3, directions])
         header["kinds"] = ["list", *header["kinds"]]
     for number, (name, layer, value) in enumerate(names):
-        header |= {f"Segment{number}_Name": name, f"Segment{number}_Layer": str(layer)}
-        header[f"Segment{number}_LabelValue"] = str(value)
+        header |= {f"Segment{number}_Name": name, f"Segment{number}_LabelValue": str(value)}
+        header |= {} if layer is None else {f"Segment{number}_Layer": str(layer)}
     path.parent.mkdir(exist_ok=True)
     nrrd.write(str(path), data, header)
     return path
@@ -63,11 +63,21 @@ def test_layers_and_label_values_say_what_a_segment_is(tmp_path):
     rng = np.random.default_rng(1)
     first, second = rng.integers(0, 3, (2, 3, 4, 2))
     names = [("GGO", 0, 2), ("Left lung", 0, 1), ("Consolidation", 1, 1), ("Heart", 1, 2)]
-    path = segmentation(tmp_path / "a.seg.nrrd", [first, second], names)
-    np.testing.assert_array_equal(read_mask_on(path, "ct", CT), expected((first == 2) | (second == 1)))
+    for name in ("a.nrrd", "a.seg.nhdr", "a.seg.nrrd"):  # by the header, whatever the file is called
+        path = segmentation(tmp_path / name, [first, second], names)
+        np.testing.assert_array_equal(read_mask_on(path, "ct", CT), expected((first == 2) | (second == 1)))
+        np.testing.assert_array_equal(read_mask_on(path, "ct", CT, lungs=True), expected(first == 1))
     heart = read_mask_on(path, "ct", CT, Reading(segments=("heart",)))
     np.testing.assert_array_equal(heart, expected(second == 2))
     refused(path, lambda: read_mask_on(path, "ct", CT, Reading(segments=("liver",))), "it has GGO, Left lung")
+
+
+@pytest.mark.fault("a segmentation of 3D Slicer")
+def test_without_a_layer_each_segment_has_its_own(tmp_path):
+    layers = np.random.default_rng(2).integers(0, 2, (3, 3, 4, 2))
+    names = [(name, None, 1) for name in ("Lung", "GGO", "Consolidation")]
+    path = segmentation(tmp_path / "old.seg.nrrd", layers, names)
+    np.testing.assert_array_equal(read_mask_on(path, "ct", CT), expected(layers[1] | layers[2]))
 
 
 @pytest.mark.parametrize(
