@@ -26,7 +26,7 @@ from evaluation import TESTED, THRESHOLD
 from utils.cli import add_quiet, new_parser, run, start_logging
 from utils.errors import VolumeError
 from utils.files import lock_folder
-from utils.ledger import Ledger, Recipe, recording
+from utils.ledger import Entry, Ledger, Recipe, recording
 from utils.progress import for_each, print_failures
 
 if TYPE_CHECKING:
@@ -72,17 +72,17 @@ def restore_mask(scan: Scan, mask: Path, threshold: float, reading: Reading) -> 
     return lay_over(scan, scan.geometry(reading), crop, mask, threshold)
 
 
-def thresholds_of(masks: Path) -> dict[Path, float]:
-    """The threshold that test.py used, by the path of a file that it wrote; of a folder in its output folder."""
+def entries_of(masks: Path) -> dict[Path, Entry]:
+    """What test.py noted of the files that it wrote, by path; of a folder in its output folder."""
     output = masks.resolve().parent
-    entries = Ledger(output, TESTED).entries().values()
-    return {output / name: entry.options.get("threshold", THRESHOLD) for entry in entries for name in entry.files}
+    return {output / name: entry for entry in Ledger(output, TESTED).entries().values() for name in entry.files}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     options = parse(arguments)
 
+    from datasets.cohort import warn_of_other_scan
     from datasets.pairs import match_masks
     from datasets.scans import files_of, find_scans, result_name
     from datasets.volumes import write_volume
@@ -93,12 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inputs = (*options.images, options.masks, *(path.parent for path in (*files_of(scans.values()), *masks.values())))
     if options.output.resolve() in [path.resolve() for path in inputs]:
         raise VolumeError(f"{options.output}: is the folder of the input; choose another --output")
-    ledger, thresholds = Ledger(options.output, "pasted"), thresholds_of(options.masks)
+    ledger, tested = Ledger(options.output, "pasted"), entries_of(options.masks)
 
     def paste_back(case_id: str, mask: Path) -> None:
-        scan, threshold = scans[case_id], options.threshold
+        scan, threshold, entry = scans[case_id], options.threshold, tested.get(mask.resolve(), Entry({}))
         if threshold is None:
-            threshold = thresholds.get(mask.resolve(), THRESHOLD)
+            threshold = entry.options.get("threshold", THRESHOLD)
+        if "crop" in entry.sources:
+            warn_of_other_scan(Path(entry.sources["crop"].path), scan, scan.files)
         restored = restore_mask(scan, mask, threshold, options.reading)
         path = options.output / result_name(case_id, scan)
         recipe = Recipe({"scan": scan.files, "mask": [mask]}, {"threshold": threshold})

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -26,7 +26,7 @@ from datasets.pairs import composed
 from datasets.volumes import read_geometry, read_labels, read_volume
 from utils import distributed
 from utils.errors import CohortError, GasnetError, VolumeError
-from utils.files import write_text
+from utils.files import sha256, write_text
 from utils.ledger import Entry, Ledger
 from utils.progress import progress_bar
 
@@ -156,6 +156,19 @@ def _changed_lists(root: Path, lists: Mapping[str, Iterable[str] | None]) -> dic
 def crop_entries(root: Path) -> dict[str, Entry]:
     """Ledger entries of the crops by id, in composed form."""
     return {composed(case_id): entry for case_id, entry in Ledger(root, CROPS).entries().items()}
+
+
+def identity(case: Case) -> list[str]:
+    """The id of a case, and checksums of its CT and of the files of its masks."""
+    return [case.id, case.content, *(sha256(path) for path in (case.lung, case.lesion) if path is not None)]
+
+
+def warn_of_other_scan(crop: Path, scan: object, files: Sequence[Path]) -> None:
+    """Warn if a crop was made from other files than those of a scan, as far as its cohort's ledger tells."""
+    entry = Ledger(crop.parents[1], CROPS).entry(crop.name.removesuffix(".gz").removesuffix(".nii"))
+    source = None if entry is None else entry.sources.get("scan")
+    if source is not None and not source.is_of(files):
+        log.warning("%s: is not the file that %s was made from; if the CT was replaced, crop it again", scan, crop)
 
 
 def contents_of(root: Path, ids: Collection[str]) -> dict[str, str]:

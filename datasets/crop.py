@@ -25,7 +25,7 @@ from datasets.lung_finders import FindLungs
 from datasets.lungmask_model import load_lungmask
 from datasets.plausibility import check_lesion, check_lungs
 from datasets.scans import open_scan, read_ct
-from datasets.volumes import DEFAULT, NOTES, Reading, Scan, as_labels, read_mask_on
+from datasets.volumes import DEFAULT, NOTES, Reading, Scan, as_labels, check_image, read_mask_on
 from datasets.window import map_window
 from utils.errors import VolumeError
 
@@ -304,7 +304,7 @@ class LungMaskCrop:
         lungs: bool = False,
     ) -> np.ndarray:
         if isinstance(mask, sitk.Image):
-            values = mask_onto("the mask", as_labels("the mask", mask), name, ct)
+            values = mask_onto("the mask", as_labels("the mask", check_image("the mask", mask)), name, ct)
         else:
             values = read_mask_on(Path(mask), name, ct, self.reading, lungs)
         return values if counted is None else np.isin(np.arange(256), list(counted))[values]

@@ -107,10 +107,10 @@ def check_size(parser: argparse.ArgumentParser, size: tuple[int, int, int]) -> t
 
 
 def check_window(parser: argparse.ArgumentParser, option: str, window: tuple[float, float]) -> tuple[float, float]:
-    """A window as a tuple; one that is empty or infinite is a usage error."""
+    """A window as a tuple, to a thousandth of a HU, as a crop's header has room for; an impossible one is an error."""
     if not -math.inf < window[0] < window[1] < math.inf:
         parser.error(f"{option} needs the lower HU first")
-    return tuple(window)
+    return tuple(round(end, 3) for end in window)
 
 
 def chosen_reading(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Reading:

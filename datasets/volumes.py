@@ -120,7 +120,7 @@ class Scan:
         """
         series = self.complete_series(reading)
         if self.image is not None:
-            return self.image
+            return check_image(self, self.image, reading)
         if series is None:
             return read_volume(self.path, reading)
         return located(read_hu(series.slices), *series.geometry[1:])
@@ -165,10 +165,20 @@ def read_volume(path: Path, reading: Reading = DEFAULT) -> sitk.Image:
     """
     _check_file(path)
     header = read_header(path, reading.max_voxels)
-    voxels = read_voxels(header)
-    if voxels.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in voxels):
-        raise VolumeError(f"{path}: holds NaN or infinite voxels; repair or leave out the scan")
-    return located(voxels, header.spacing, header.origin, header.direction)
+    image = located(read_voxels(header), header.spacing, header.origin, header.direction)
+    return check_image(path, image, reading)
+
+
+def check_image(name: object, image: sitk.Image, reading: Reading = DEFAULT) -> sitk.Image:
+    """Check that an image is one volume of finite numbers, with a plausible geometry; errors start with the name."""
+    values = sitk.GetArrayViewFromImage(image)
+    if image.GetDimension() != 3 or values.ndim != 3 or values.dtype.kind not in "iuf":
+        raise VolumeError(f"{name}: is no three-dimensional volume of one number per voxel")
+    place = image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
+    check_geometry(name, *place, reading.max_voxels)
+    if values.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in values):
+        raise VolumeError(f"{name}: holds NaN or infinite voxels; repair or leave out the scan")
+    return image
 
 
 def as_ct(name: object, image: sitk.Image, reading: Reading = DEFAULT) -> sitk.Image:

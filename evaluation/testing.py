@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 
 from configs.settings import Settings, read_settings
-from datasets.cohort import HEALTHY, WITH_LESION, Case, notes_of, read_cohort_of
+from datasets.cohort import HEALTHY, WITH_LESION, Case, notes_of, read_cohort_of, warn_of_other_scan
 from datasets.crop import lay_over
 from datasets.crop_scans import Masks, masks_of_scans
 from datasets.geometry import image_like, shape_of
@@ -96,6 +96,7 @@ def score_on_raw_scan(
     if split in WITH_LESION and label is None:
         raise VolumeError(f"{case.id}: no label of this name; add it to --labels, or leave it out of the split")
     ct = scan.geometry(reading)
+    warn_of_other_scan(case.image, scan, scan.files)
     lung = lay_over(scan, ct, image_like(crop, prediction.volumes.lung), case.lung)
     mask = lay_over(scan, ct, image_like(crop, prediction.probability), case.image, prediction.threshold)
     truth = None

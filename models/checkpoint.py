@@ -4,6 +4,7 @@ Files are written atomically. Reading one never runs code in it, and no damage g
 """
 
 import hashlib
+import logging
 import pickle
 import warnings
 import zipfile
@@ -21,6 +22,8 @@ from models.published import is_published, load_published, without_wrappers
 from models.segmenter import build_segmenter
 from utils.errors import CheckpointError, one_line
 from utils.files import atomic_write
+
+log = logging.getLogger(__name__)
 
 SEGMENTER_FORMAT = "GASNet segmenter"
 STATE_FORMAT = "GASNet training state"
@@ -139,7 +142,7 @@ def read_torch_file(path: Path) -> Any:
         reason = "not a file of torch.save, or one that holds more than tensors and plain values, which is never run"
     except Exception as error:  # what is not such a file makes the reader raise whatever comes to it
         reason = f"damaged, or not a file of torch.save ({one_line(error)})"
-    raise CheckpointError(f"{path}: {reason}; copy the file again, or save its state_dict alone")
+    raise CheckpointError(f"{path}: {reason}; copy the file again")
 
 
 def _checked(path: Path) -> BytesIO:
@@ -252,6 +255,8 @@ def load_segmenter(path: Path, assumed: SegmenterInput | None = None) -> tuple[n
         facts = SegmenterFacts(**{key: value for key, value in content.items() if key != "weights"})
     else:
         facts = SegmenterFacts(trained_on=assumed, width=_width(weights))
+        if assumed is not None:
+            log.warning("%s: does not say which crops it takes: %s and threshold 0.5 are assumed", path, assumed)
     if facts.width is None:
         raise CheckpointError(f"{path}: not the weights of a segmenter; its first entry is {next(iter(weights), None)}")
     segmenter = build_segmenter(facts.width)

@@ -74,6 +74,23 @@ def test_the_threshold_is_that_of_the_test(scans):
     np.testing.assert_array_equal(pixels(folder / "out" / "one.nii.gz"), lesions["one"])
 
 
+@pytest.mark.fault("a scan that was replaced since it was cropped")
+def test_a_scan_that_is_not_the_one_that_was_cropped_is_named(scans, capsys):
+    folder, _ = scans
+    raw, crop, mask = folder / "raw" / "one.nii.gz", folder / "cohort/images/one.nii.gz", folder / "masks/one.nii.gz"
+    predicted = sitk.ReadImage(str(mask))
+    mask.unlink()
+    with Ledger(folder / "cohort", "crops").writing("one", [crop], Recipe({"scan": [raw]})):
+        write(crop, predicted)
+    with Ledger(folder, "tested").writing("one", [mask], Recipe({"crop": [crop]})):
+        write(mask, predicted)
+    assert pasted(folder, "masks") == 0
+    assert capsys.readouterr().err == ""
+    write(raw, sitk.ReadImage(str(raw)) - 1)
+    assert pasted(folder, "masks") == 0
+    assert f"{raw}: is not the file that {crop} was made from; if the CT was repl" in capsys.readouterr().err
+
+
 def test_scans_and_masks_without_their_other_half_are_named(scans, capsys, ends):
     folder, _ = scans
     mask = (folder / "masks" / "two.nii.gz").rename(folder / "zwei.nii.gz")

@@ -293,12 +293,14 @@ def test_a_dicom_seg_that_cannot_be_made_does_not_cost_the_mask(phantoms, model,
     ends(0, lambda: predicted(scan, model, output), "1 had it before")
 
 
-def test_a_published_segmenter_has_the_published_defaults(tmp_path):
+@pytest.mark.fault("weights that do not say which crops")
+def test_a_published_segmenter_has_the_published_defaults_and_a_warning(tmp_path, caplog):
     path = tmp_path / "checkpointU_1.pth"
     torch.save(reference.published_state(reference.load("segmenter_base4")), path)
     assert LesionSegmenter(path).trained_on == SegmenterInput(
         size=CROP_SIZE, window=(-1250, 250), normalization="minmax"
     )
+    assert "does not say which crops it takes: size=(40, 160, 160) window=(-1250.0, 250.0) norm" in caplog.text
 
 
 @pytest.mark.parametrize(

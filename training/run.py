@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from configs.settings import Settings
-from datasets.cohort import Case, read_volumes
+from datasets.cohort import Case, identity, read_volumes
 from datasets.samples import Batch, BatchStream, Samples, batch_size, scan_input
 from evaluation.inference import DICE, validate
 from models.layers import autocast, describe_precision
@@ -65,12 +65,12 @@ class TrainingRun:
         self.settings, self.cohort, self.device, self.validate = settings, cohort, device, validate
         self.folder = settings.exp.folder
         self.method = Method(settings.exp.constraints, settings.solver.iter_max, settings.loss, settings.gate)
-        self.ids = {split: [case.id for case in cases] for split, cases in cohort.items()}
+        self.scans = {split: [identity(case) for case in cases] for split, cases in cohort.items()}
 
         saved = state_to_resume(self.folder, resume)
         _prepare_torch(settings, device)
         self.state = TrainingState(settings, device, initialise=saved is None)
-        position = {} if saved is None else self.state.restore(saved, cohort, self.folder)
+        position = {} if saved is None else self.state.restore(saved, self.scans, self.folder)
         self.state.seen |= {case.content for cases in cohort.values() for case in cases}
         if saved is not None and distributed.is_rank_zero():
             save_segmenters(self.state, cohort)  # a run that was killed after it saved this state may lack them
@@ -163,7 +163,7 @@ class TrainingRun:
         if distributed.is_rank_zero() and save:
             # The state first: from it, a run that is killed here writes the segmenters again.
             position = {split: stream.position for split, stream in self._streams.items()}
-            save_state(self.folder, self.state.content(position, self.ids), done)
+            save_state(self.folder, self.state.content(position, self.scans), done)
             save_segmenters(self.state, self.cohort)
         if stop:
             log.warning("stopped at iteration %d, state saved; continue with --resume", done)

@@ -68,8 +68,8 @@ class TrainingState:
         """The segmenter to validate and keep: S, or its moving average."""
         return self.networks.segmenter if self.average is None else self.average.module
 
-    def content(self, position: Mapping[str, int], ids: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """What to write to a file, with the sample position and the scans, in their order, of each split."""
+    def content(self, position: Mapping[str, int], scans: Mapping[str, Sequence[list[str]]]) -> dict[str, Any]:
+        """What to write to a file, with the sample position and the scans, see `identity`, in order, of each split."""
         content = {
             "networks": {name: network.state_dict() for name, network in self.networks._asdict().items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
@@ -79,7 +79,7 @@ class TrainingState:
                 "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
             },
             "position": dict(position),
-            "ids": {split: list(cases) for split, cases in ids.items()},
+            "scans": dict(scans),
             "seen": sorted(self.seen),
             "iteration": self.iteration,
             "best_dice": self.best_dice,
@@ -89,31 +89,25 @@ class TrainingState:
         }
         return content if self.average is None else {**content, "average": self.average.state_dict()}
 
-    def restore(self, content: Mapping[str, Any], cohort: Mapping[str, Sequence[Case]], folder: Path) -> dict[str, int]:
-        """Continue from what `content` returned, on cases by split; return the sample position by split.
+    def restore(
+        self, content: Mapping[str, Any], scans: Mapping[str, Sequence[list[str]]], folder: Path
+    ) -> dict[str, int]:
+        """Continue from what `content` returned, on scans by split; return the sample position by split.
 
         Messages name the folder of the run.
 
         Raises:
             CheckpointError: the content does not fit these settings.
-            TrainingError: a split has other scans than the run began with, or the same ids other voxels.
+            TrainingError: a split has other scans than the run began with, or the same ids other CTs or masks.
         """
-        known = None if content.get("seen") is None else set(content["seen"])
-        for split, before in (content.get("ids") or {}).items():
-            if split not in cohort:
-                continue
-            ids, advice = [case.id for case in cohort[split]], "or start another run with a new EXP.ID"
-            if ids != before:
-                odd = sorted(set(ids) ^ set(before))
-                how = f"{len(odd)}, such as {odd[0]}" if odd else "another order"
+        for split, before in (content.get("scans") or {}).items():
+            if (now := scans.get(split, before)) != before:
+                others = sorted({scan[0] for scan in now} ^ {scan[0] for scan in before})
+                changed = [f"{scan[0]} has another CT or mask" for scan in now if scan not in before]
+                how = f"{len(others)}, such as {others[0]}" if others else (*changed, "another order")[0]
                 raise TrainingError(
-                    f"{folder}: DATASET.SPLIT.{split} has other scans than when it began ({how}); restore the list, "
-                    f"{advice}"
-                )
-            if known is not None and (odd := [case.id for case in cohort[split] if case.content not in known]):
-                raise TrainingError(
-                    f"{folder}: {odd[0]} in DATASET.SPLIT.{split} is another CT than when it began; restore the scan, "
-                    f"{advice}"
+                    f"{folder}: DATASET.SPLIT.{split} has other scans than when it began ({how}); restore them, or "
+                    "start another run with a new EXP.ID"
                 )
         try:
             for name, network in self.networks._asdict().items():

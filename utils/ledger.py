@@ -72,6 +72,10 @@ class Source:
     sample: str
     content: str
 
+    def is_of(self, paths: Sequence[Path]) -> bool:
+        """Whether files have the content that they had: by a sample if their dates are the same, otherwise by all."""
+        return _sample(paths) == self.sample or _source_of(paths).content == self.content
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -125,7 +129,7 @@ class Ledger:
             return "not there"
         for role, paths in recipe.sources.items():
             before, first = entry.sources.get(role), _first(paths)
-            if before is None or not _is_same(before, paths):
+            if before is None or not before.is_of(paths):
                 moved = before is not None and Path(before.path).parent != first.parent
                 if role == "scan" and moved and not _is_gone(before.path):
                     raise FolderError(
@@ -320,11 +324,6 @@ def _source_of(paths: Sequence[Path]) -> Source:
     for path in sorted(paths):
         digest.update(sha256(path).encode())
     return Source(str(_first(paths)), _sample(paths), digest.hexdigest()[:32])
-
-
-def _is_same(before: Source, paths: Sequence[Path]) -> bool:
-    """Whether files have the content that they had: by a sample if their dates are the same, otherwise by all of it."""
-    return _sample(paths) == before.sample or _source_of(paths).content == before.content
 
 
 def _sample(paths: Sequence[Path]) -> str:

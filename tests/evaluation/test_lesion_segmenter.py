@@ -75,6 +75,14 @@ def test_images_are_checked_like_files(phantoms, model):
     ct = sitk.ReadImage(str(phantoms / "ct" / "diseased_000.nii.gz"))
     with pytest.raises(VolumeError, match=r"the image: values of .* are not HU"):
         segmenter.apply(ct + 1024)
-    smaller = sitk.ReadImage(str(phantoms / "lung" / "diseased_000.nii.gz"))[:, :, 1:]
-    with pytest.raises(VolumeError, match="the mask: "):
-        segmenter.apply(ct, smaller)
+    nan, sheared = sitk.Cast(ct, sitk.sitkFloat32), sitk.Image(ct)
+    nan[0, 0, 0] = float("nan")
+    sheared.SetDirection((1, 0.3, 0, 0, 1, 0, 0, 0, 1))
+    bad = (ct[:, :, 1], sitk.JoinSeries([ct, ct]), sitk.Compose(ct, ct), sitk.Cast(ct, sitk.sitkComplexFloat32))
+    for image, match in (*((image, "no three-dim") for image in bad), (nan, "NaN"), (sheared, "right angles")):
+        with pytest.raises(VolumeError, match=f"the image: .*{match}"):
+            segmenter.apply(image)
+    lung = sitk.ReadImage(str(phantoms / "lung" / "diseased_000.nii.gz"))
+    for mask in (lung[:, :, 1:], lung[:, :, 1], sitk.Compose(lung, lung)):
+        with pytest.raises(VolumeError, match="the mask: "):
+            segmenter.apply(ct, mask)

@@ -85,7 +85,7 @@ def test_a_list_that_changed_cannot_be_resumed(config, cohort, tmp_path):
         shutil.copy(mine / folder / f"{ids[0]}.nii.gz", mine / folder / "sick_9.nii.gz")
     for others in ([*ids, "sick_9"], ids[1:], ids[::-1]):
         path.write_text("\n".join(others))
-        with pytest.raises(TrainingError, match=r"DATASET.SPLIT.WO_LABEL has other scans .*; restore the list"):
+        with pytest.raises(TrainingError, match=r"DATASET.SPLIT.WO_LABEL has other scans .*; restore them"):
             one_iteration(config, root, "--resume")
     path.write_text("\n".join(ids))
     assert one_iteration(config, root, "SOLVER.ITER_MAX=2", "--resume") == 0
@@ -107,8 +107,12 @@ def test_the_scans_that_a_segmenter_has_seen_stay_with_its_weights(config, cohor
     # Goes on without validation; not with other voxels under the same ids.
     image = sitk.ReadImage(str(other / "images" / "sick_0.nii.gz"))
     sitk.WriteImage(255 - image, str(other / "images" / "sick_0.nii.gz"))
-    with pytest.raises(TrainingError, match=r"sick_0 in DATASET.SPLIT.LABELED is another CT than when it began"):
+    with pytest.raises(TrainingError, match=r"LABELED has other scans .* \(sick_0 has another CT or mask\)"):
         train.main(command(config, "SOLVER.ITER_MAX=2", f"DATASET.ROOT={other}", "--resume"))
+    relabelled = shutil.copytree(cohort, tmp_path / "relabelled")
+    shutil.copy(relabelled / "lesion" / "sick_5.nii.gz", relabelled / "lesion" / "sick_4.nii.gz")
+    with pytest.raises(TrainingError, match=r"VALID has other scans .* \(sick_4 has another CT or mask\)"):
+        train.main(command(config, "--is-validation", f"DATASET.ROOT={relabelled}", "--resume"))
     assert train.main(command(config, "SOLVER.ITER_MAX=2", "--resume")) == 0
     assert seen(last) == set(load(run_folder / "state_0000002.pth")["seen"]) == judged
     # A run that begins with its networks, on one of its scans.
