@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from models.losses import CONSTRAINTS, Gates, Weights
 from utils.errors import SettingsError, one_line
 from utils.section import Section
 
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
 FileName = Annotated[str, Field(min_length=1, max_length=4000, pattern=r"^[^\x00-\x1f]*$")]
 
 _LARGEST_FILE = 2**20
@@ -79,20 +76,20 @@ class DatasetSettings(Section):
 class DataloaderSettings(Section):
     """DATALOADER: how batches are loaded."""
 
-    num_workers: CountOrZero | None = None
-    timeout: NotNegative = 600.0
-    cache_mb: CountOrZero = 2000
+    num_workers: NonNegativeInt | None = None
+    timeout: NonNegativeFloat = 600.0
+    cache_mb: NonNegativeInt = 2000
 
 
 class ImageSettings(Section):
     """IMAGE: the crops, and the samples taken from them."""
 
-    size: Annotated[tuple[Count, Count, Count], Field(strict=False)] = (40, 160, 160)
+    size: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)] = (40, 160, 160)
     window: Annotated[tuple[float, float], Field(strict=False)] = (-1250.0, 250.0)
-    slices: Count = 32
+    slices: PositiveInt = 32
     normalization: Literal["minmax", "window"] = "minmax"
     augmentation: bool = True
-    shift: Annotated[tuple[CountOrZero, CountOrZero, CountOrZero], Field(strict=False)] = (0, 0, 0)
+    shift: Annotated[tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt], Field(strict=False)] = (0, 0, 0)
 
     @model_validator(mode="after")
     def _networks_take_it(self) -> ImageSettings:
@@ -113,9 +110,9 @@ class ImageSettings(Section):
 class WidthSettings(Section):
     """MODEL.WIDTH: channels of the first layer of each network."""
 
-    unet: Count = 20
-    g: Count = 32
-    d: Count = 32
+    unet: PositiveInt = 20
+    g: PositiveInt = 32
+    d: PositiveInt = 32
 
 
 class ModelSettings(Section):
@@ -138,7 +135,7 @@ class OptimizerSettings(Section):
 
     name: Literal["Adam", "RMSprop"]
     lr: Annotated[float, Field(gt=0, le=1)]
-    weight_decay: NotNegative = 0.0
+    weight_decay: NonNegativeFloat = 0.0
 
 
 class OptimizersSettings(Section):
@@ -152,26 +149,26 @@ class OptimizersSettings(Section):
 class SchedulerSettings(Section):
     """SOLVER.LR_SCHEDULER_X: the learning rate is multiplied by ``gamma`` every ``step`` iterations."""
 
-    step: Count
+    step: PositiveInt
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
 class SolverSettings(Section):
     """SOLVER: schedule and optimisers."""
 
-    batch_size: Count = 4
-    iter_max: Count = 300_000
-    discriminator_steps: Count = 5
+    batch_size: PositiveInt = 4
+    iter_max: PositiveInt = 300_000
+    discriminator_steps: PositiveInt = 5
     optimizer: OptimizersSettings = OptimizersSettings()
     lr_scheduler_u: SchedulerSettings = SchedulerSettings(step=20_000)
     lr_scheduler_g: SchedulerSettings = SchedulerSettings(step=30_000)
     lr_scheduler_d: SchedulerSettings = SchedulerSettings(step=30_000)
     lr_cosine: bool = False
-    stop_after: CountOrZero = 0
+    stop_after: NonNegativeInt = 0
     fill_labelled_batch: bool = False
     segmenter_only: bool = False
     segmenter_average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    max_skipped: CountOrZero = 10
+    max_skipped: NonNegativeInt = 10
     precision: Literal["bf16", "fp32"] = "bf16"
 
     @property
@@ -189,10 +186,10 @@ class SpeedSettings(Section):
 class IntervalSettings(Section):
     """INTERVAL: iterations between log entries, validations, checkpoints and pictures."""
 
-    log: Count = 50
-    valid: Count = 1000
-    save: Count = 1000
-    picture: Count = 1000
+    log: PositiveInt = 50
+    valid: PositiveInt = 1000
+    save: PositiveInt = 1000
+    picture: PositiveInt = 1000
 
 
 class Settings(Section):

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -329,7 +330,11 @@ def notes_of(cases: Iterable[Case]) -> list[str]:
 
 
 def _warn_of_published_crops(root: Path, cohort: Mapping[str, tuple[Case, ...]]) -> None:
-    published = dict.fromkeys(case.id for case in _all(cohort) if _is_published(case))
+    published = {}
+    for case in _all(cohort):
+        with suppress(GasnetError):  # reported with the other problems
+            if has_no_geometry(read_geometry(case.image)):
+                published[case.id] = case
     if published:
         log.warning(
             "%s: %d crop(s) of the published code (spacing 1, origin 0, identity direction), the first %s: volumes in "
@@ -337,13 +342,6 @@ def _warn_of_published_crops(root: Path, cohort: Mapping[str, tuple[Case, ...]])
             "CTs again with lungCrop.py",
             *(root, len(published), next(iter(published))),
         )
-
-
-def _is_published(case: Case) -> bool:
-    try:
-        return has_no_geometry(read_geometry(case.image))
-    except GasnetError:  # reported with the other problems
-        return False
 
 
 def _all(cohort: Mapping[str, Iterable[Case]]) -> list[Case]:

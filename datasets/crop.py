@@ -275,7 +275,7 @@ class LungMaskCrop:
         if has_no_geometry(ct):
             log.warning("%s: spacing 1, origin 0: its header may be lost; then volumes in ml and sides are wrong", scan)
         if lungs is not None:
-            given = self._read_fitting(lungs, scan, ct, self.lung_labels, lungs=True)
+            given = self._read_fitting(lungs, scan, ct, lungs=True)
             if bounding_box(remove_small_components(given)) != bounding_box(given):
                 log.warning("%s: small components of its lung mask enlarge the box; remove what is not lung", scan)
             labels = given
@@ -289,22 +289,20 @@ class LungMaskCrop:
         return ct, labels
 
     def _read_lesion(self, path: Path | str, name: object, ct: sitk.Image, lungs: np.ndarray) -> np.ndarray:
-        values = self._read_fitting(path, name, ct, None)
+        values = self._read_fitting(path, name, ct, lungs=False)
         labels = np.flatnonzero(np.bincount(values.ravel(), minlength=256)[1:]) + 1
-        lesion = values if self.lesion_labels is None else np.isin(np.arange(256), list(self.lesion_labels))[values]
+        lesion = self._counted(values, self.lesion_labels)
         check_lesion(name, lesion, lungs, labels.tolist(), self.reading.lesions_anywhere)
         return lesion
 
-    def _read_fitting(
-        self,
-        mask: Path | str | sitk.Image,
-        name: object,
-        ct: sitk.Image,
-        counted: Collection[int] | None,
-        lungs: bool = False,
-    ) -> np.ndarray:
+    def _read_fitting(self, mask: Path | str | sitk.Image, name: object, ct: sitk.Image, lungs: bool) -> np.ndarray:
+        """The labels of a mask of lungs, or of lesions, on the voxels of its CT; of lungs those that count."""
         if isinstance(mask, sitk.Image):
             values = mask_onto("the mask", as_labels("the mask", check_image("the mask", mask)), name, ct)
         else:
             values = read_mask_on(Path(mask), name, ct, self.reading, lungs)
-        return values if counted is None else np.isin(np.arange(256), list(counted))[values]
+        return self._counted(values, self.lung_labels) if lungs else values
+
+    @staticmethod
+    def _counted(values: np.ndarray, labels: Collection[int] | None) -> np.ndarray:
+        return values if labels is None else np.isin(np.arange(256), list(labels))[values]

@@ -10,8 +10,9 @@ A DICOM SEG has a frame per segment and slice, with the place of that slice; sli
 import logging
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,9 @@ class _Segment:
     name: str  # as shown in a viewer
     value: int  # its label, or its number in a DICOM SEG
     layer: int = 0  # index along the fourth dimension
+
+
+_Choose = Callable[[list[_Segment]], list[_Segment]]
 
 
 def is_segmentation(path: Path) -> bool:
@@ -95,16 +99,17 @@ def read_segments(
         VolumeError: the file is damaged or holds contours, does not lie on the voxels of the CT, or it is not clear
             which segments count.
     """
+    choose = partial(_chosen, path, names=names, what=what)
     try:
         if _is_slicer(path):
-            mask = _slicer(path, max_voxels, names, what)
+            mask = _slicer(path, max_voxels, choose)
         elif _dicom_kind(path) == CONTOURS:
             raise VolumeError(
                 f"{path}: holds contours (DICOM RTSTRUCT), which are not read; convert it to a mask or a DICOM SEG, "
                 "with 3D Slicer or plastimatch"
             )
         else:
-            mask = _dicom_seg(path, reference, names, what)
+            mask = _dicom_seg(path, reference, choose)
     except VolumeError:
         raise
     except Exception as error:  # highdicom raises whatever it comes across
@@ -112,7 +117,7 @@ def read_segments(
     return part_onto(path, mask, reference_name, reference)
 
 
-def _slicer(path: Path, max_voxels: int, names: Collection[str] | None, what: re.Pattern[str]) -> sitk.Image:
+def _slicer(path: Path, max_voxels: int, choose: _Choose) -> sitk.Image:
     header = read_header(path, max_voxels, layered=True)
     fields = header.fields
     numbers = {int(match[1]) for match in map(_SEGMENT.match, fields) if match}
@@ -126,14 +131,14 @@ def _slicer(path: Path, max_voxels: int, names: Collection[str] | None, what: re
     ]
     voxels = read_voxels(header)
     layers = voxels if header.layers > 1 else voxels[None]
-    chosen = _chosen(path, segments, names, what)
+    chosen = choose(segments)
     inside = np.zeros(layers.shape[1:], bool) if chosen else (layers > 0).any(0)
     for segment in chosen:
         inside |= layers[segment.layer] == segment.value
     return located(inside, header.spacing, header.origin, header.direction)
 
 
-def _dicom_seg(path: Path, reference: sitk.Image, names: Collection[str] | None, what: re.Pattern[str]) -> sitk.Image:
+def _dicom_seg(path: Path, reference: sitk.Image, choose: _Choose) -> sitk.Image:
     import highdicom as hd
 
     with warnings.catch_warnings(action="ignore"):
@@ -143,7 +148,7 @@ def _dicom_seg(path: Path, reference: sitk.Image, names: Collection[str] | None,
         places = [_place_of_frame(seg, k) for k in range(len(frames))]
     if seg.SegmentationType == "FRACTIONAL" and not np.isin(frames, (0, int(seg.MaximumFractionalValue))).all():
         raise VolumeError(f"{path}: holds probabilities; export it as a binary segmentation")
-    wanted = {segment.value for segment in _chosen(path, segments, names, what) or segments}
+    wanted = {segment.value for segment in choose(segments) or segments}
     rows, _, spacing, _ = places[0]
     if not all(np.allclose(rows, other, atol=1e-4) for other, *_ in places):
         raise VolumeError(f"{path}: its frames have several orientations; export it in the geometry of the CT")

@@ -46,11 +46,6 @@ class RawScan:
     lung: sitk.Image  # the crop of the lung mask, uint8, 0 or 1
     seconds: float  # taken to prepare it
 
-    @property
-    def hu(self) -> np.ndarray:
-        """The CT's values, (z, y, x), not copied."""
-        return sitk.GetArrayViewFromImage(self.ct)
-
 
 @dataclass(frozen=True)
 class FullSize:
@@ -159,5 +154,5 @@ class LesionSegmenter:
         return FullSize(
             mask,
             paste_probabilities_back(crop, scan.ct) if with_probabilities else None,
-            measure_burden(lesion, scan.lungs, scan.hu, voxel_ml(scan.ct)),
+            measure_burden(lesion, scan.lungs, sitk.GetArrayViewFromImage(scan.ct), voxel_ml(scan.ct)),
         )

@@ -117,7 +117,7 @@ class Predictor:
         facts = {"row": row, "holds": [what for what in wanted if what != DICOM_SEG or problem is None]}
         facts["computed_by"] = segmenter.way
         facts |= {} if problem is None else {"problem": problem}
-        shown = ReportCase(case_id, raw.ct, raw.hu, lesion > 0, None, raw.lungs, row)
+        shown = ReportCase(case_id, raw.ct, sitk.GetArrayViewFromImage(raw.ct), lesion > 0, None, raw.lungs, row)
         write_result(self.ledger, case_id, recipe, facts, images, shown, others)
         log.info(
             "%s: %.1f ml, %.1f %% of the lungs, %s; %.1f s, after %.1f s of reading it and finding its lungs",

@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -152,24 +153,19 @@ def _path(network: nn.Module, shape: torch.Size) -> Path | None:
 def _read(path: Path | None) -> Any:
     """Read a converted network; None if there is none, or its file is damaged."""
     try:
-        content = b"" if path is None else path.read_bytes()
-    except OSError:
+        with np.load(path or os.devnull) as file:  # which compares checksums
+            return _openvino().Core().read_model(file["xml"].tobytes(), _openvino().Tensor(file["weights"]))
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile):
         return None
-    if len(content) < 40 or hashlib.sha256(content[32:]).digest() != content[:32]:
-        return None
-    end = 40 + int.from_bytes(content[32:40], "little")
-    weights = np.frombuffer(content, np.uint8, offset=end)
-    return _openvino().Core().read_model(content[40:end], _openvino().Tensor(weights))
 
 
 def _write(model: Any, path: Path | None) -> None:
-    """Keep a converted network, if possible: SHA-256 of the rest, the length of its XML, XML, and weights."""
+    """Keep a converted network, its XML and its weights, if possible."""
     if path is None:
         return
     with suppress(OSError), TemporaryDirectory() as folder:
         xml = Path(folder) / "network.xml"
         _openvino().save_model(model, xml, compress_to_fp16=False)
-        text = xml.read_bytes()
-        content = len(text).to_bytes(8, "little") + text + xml.with_suffix(".bin").read_bytes()
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(hashlib.sha256(content).digest() + content)
+        arrays = {"xml": np.fromfile(xml, np.uint8), "weights": np.fromfile(xml.with_suffix(".bin"), np.uint8)}
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)

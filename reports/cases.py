@@ -55,18 +55,10 @@ def write_case_report(
         columns=headings,
         helps=[column for column in headings if column["help"]],
         rows=rows,
-        first=first_to_show(views),
         figures=cohort_plots([view["values"] for view in views]),
         cases=[{key: part for key, part in view.items() if key != "values"} for view in views],
         facts=facts,
     )
-
-
-def first_to_show(views: Sequence[View]) -> int:
-    """Index of the case with the median Dice, the lower one of two; 0 if no case has one."""
-    dice = [(view["values"].get("dice"), number) for number, view in enumerate(views)]
-    known = sorted((value, number) for value, number in dice if value is not None)
-    return known[(len(known) - 1) // 2][1] if known else 0
 
 
 def _cell(column: Column, value: str | float | None) -> dict[str, object]:

@@ -334,5 +334,5 @@ addEventListener("keydown", (event) => {
   else if (event.key === "x") toggle("show-cross");
 });
 
-if (body.rows.length) select(byId("cases").querySelector("[data-first]") || body.rows[0], false);
+if (body.rows.length) select(body.rows[0], false);
 else byId("viewer").hidden = true;

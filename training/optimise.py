@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer, RMSprop
 
-from configs.settings import OptimizerSettings, SchedulerSettings, SolverSettings
+from configs.settings import SchedulerSettings, SolverSettings
 from models.objectives import Networks
 from utils import distributed
 from utils.errors import TrainingError
@@ -19,16 +19,11 @@ log = logging.getLogger(__name__)
 
 def build_optimizers(networks: Networks, solver: SolverSettings) -> dict[str, Optimizer]:
     """Build one optimiser per network, by name of the network."""
-    settings = (solver.optimizer.u, solver.optimizer.g, solver.optimizer.d)
+    settings, kinds = (solver.optimizer.u, solver.optimizer.g, solver.optimizer.d), {"Adam": Adam, "RMSprop": RMSprop}
     return {
-        name: _build(list(network.parameters()), optimizer)
-        for name, network, optimizer in zip(Networks._fields, networks, settings, strict=True)
+        name: kinds[one.name](network.parameters(), lr=one.lr, weight_decay=one.weight_decay)
+        for name, network, one in zip(Networks._fields, networks, settings, strict=True)
     }
-
-
-def _build(parameters: list[Tensor], settings: OptimizerSettings) -> Optimizer:
-    kind = {"Adam": Adam, "RMSprop": RMSprop}[settings.name]
-    return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def learning_rate(base: float, scheduler: SchedulerSettings, iteration: int) -> float:

@@ -110,12 +110,12 @@ class Ledger:
 
     def entry(self, case_id: str) -> Entry | None:
         """The entry of an id; None if there is none, or if it is damaged."""
-        content = _read_json(self._path(case_id))
         try:
+            content = json.loads(self._path(case_id).read_text(encoding="utf-8"))
             content["sources"] = {role: Source(**source) for role, source in content["sources"].items()}
             entry = Entry(**content)
             return entry if all(isinstance(value, dict) for value in list(vars(entry).values())[:4]) else None
-        except (TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def difference(self, case_id: str, recipe: Recipe) -> str | None:
@@ -291,14 +291,6 @@ class Ledger:
     def _files_of(self, case_id: str) -> dict[str, str]:
         entry = self.entry(case_id)
         return {} if entry is None else entry.files
-
-
-def _read_json(path: Path) -> Any:
-    """The content of an entry; None if it cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _first(paths: Sequence[Path]) -> Path:

@@ -80,7 +80,7 @@ def test_overrides_are_applied_in_order_over_the_file(tmp_path):
         ("solver: {BATCH_SIZE: 4}", "solver: unknown setting"),
         ("SOLVER: {BATCH_SIZE: true}", "SOLVER.BATCH_SIZE: .*integer, got True"),
         ("SOLVER: {BATCH_SIZE: '4'}", "SOLVER.BATCH_SIZE: .*integer"),
-        ("SOLVER: {BATCH_SIZE: -1}", "SOLVER.BATCH_SIZE: .*greater than or equal to 1, got -1"),
+        ("SOLVER: {BATCH_SIZE: -1}", "SOLVER.BATCH_SIZE: .*greater than 0, got -1"),
         ("SOLVER: {OPTIMIZER: {U: {NAME: Adam, LR: .nan}}}", "SOLVER.OPTIMIZER.U.LR: .*finite number"),
         ("SOLVER: {OPTIMIZER: {U: {NAME: Adam, LR: -1e-4}}}", "SOLVER.OPTIMIZER.U.LR: .*greater than 0"),
         ("SOLVER: {OPTIMIZER: {U: {NAME: SGD, LR: 1e-4}}}", "SOLVER.OPTIMIZER.U.NAME: .*'Adam' or 'RMSprop'"),

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from reports.cases import Column, first_to_show, write_case_report
+from reports.cases import Column, write_case_report
 from reports.views import ReportCase, encode_case
 from tests.volumes import image_of
 
@@ -221,13 +221,3 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(report, opened):
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         # The viewer is below the table, and has come into sight.
         assert page.locator("#axial .stage").bounding_box()["y"] < 844 / 2
-
-
-def test_the_case_with_the_median_dice_is_shown_first(report):
-    view = encode_case(case("b 10", 0))
-    dice = [{**view, "values": {"dice": value}} for value in (0.9, None, 0.1, 0.5, 0.4)]
-    assert first_to_show(dice) == 4
-    assert first_to_show(dice[:1] + dice[2:4]) == 2
-    assert first_to_show([{**view, "values": {"lesion_ml": 3.0}}] * 2) == first_to_show([]) == 0
-    # Of Dice 0.5 and 0.75 the lower one, in the first row.
-    assert re.findall(r'data-case="(\d)" data-first', report.read_text(encoding="utf-8")) == ["0"]
