@@ -125,7 +125,7 @@ def _slicer(path: Path, max_voxels: int, choose: _Choose) -> sitk.Image:
         _Segment(
             str(fields.get(f"Segment{n}_Name", fields.get(f"Segment{n}_ID", n))),
             int(fields.get(f"Segment{n}_LabelValue", 1)),
-            int(fields.get(f"Segment{n}_Layer", n if header.layers > 1 else 0)),  # before Slicer 4.11, one layer each
+            int(fields.get(f"Segment{n}_Layer", n if header.layers > 1 else 0)),  # older Slicers: a layer each
         )
         for n in sorted(numbers)
     ]
