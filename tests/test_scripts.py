@@ -74,7 +74,7 @@ def test_a_missing_python_is_one_line(project, tmp_path):
     programs.mkdir()
     for name in ("cksum", "cmp", "dirname", "sh"):
         (programs / name).symlink_to(shutil.which(name))
-    code, _, err = called(project / "train.sh", cwd=tmp_path, PATH=str(programs))
+    code, _, err = called(project / "train.sh", cwd=tmp_path, PATH=str(programs), PYTHON="")
     assert code == 1
     assert err.startswith("error: Python 3.11 to 3.13 not found")
     assert not (project / ".venv").exists()
