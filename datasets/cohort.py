@@ -24,7 +24,7 @@ from datasets import TRAINING, WINDOW, WITH_LESION
 from datasets.crop import has_no_geometry, recorded
 from datasets.geometry import check_same_geometry, lps_view, shape_of
 from datasets.pairs import composed
-from datasets.volumes import read_geometry, read_labels, read_volume
+from datasets.volumes import read_geometry, read_labels, read_volume, volume_id
 from utils import distributed
 from utils.errors import CohortError, GasnetError, VolumeError
 from utils.files import sha256, write_text
@@ -166,7 +166,7 @@ def identity(case: Case) -> list[str]:
 
 def warn_of_other_scan(crop: Path, scan: object, files: Sequence[Path]) -> None:
     """Warn if a crop was made from other files than those of a scan, as far as its cohort's ledger tells."""
-    entry = Ledger(crop.parents[1], CROPS).entry(crop.name.removesuffix(".gz").removesuffix(".nii"))
+    entry = Ledger(crop.parents[1], CROPS).entry(volume_id(crop))
     source = None if entry is None else entry.sources.get("scan")
     if source is not None and not source.is_of(files):
         log.warning("%s: is not the file that %s was made from; if the CT was replaced, crop it again", scan, crop)

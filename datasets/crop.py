@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -153,13 +153,13 @@ def paste_back(crop: sitk.Image, scan: sitk.Image, threshold: float | None = Non
         VolumeError: the crop does not fit a scan of this geometry.
     """
     if threshold is None:
-        return _paste(crop, scan, np.uint8, NEAREST, lambda plane: plane)
-    return _paste(crop, scan, np.uint8, LINEAR, lambda plane: plane > threshold)
+        return _paste(sitk.Cast(crop, sitk.sitkUInt8), scan, NEAREST)
+    return _paste(crop, scan, LINEAR, threshold)
 
 
 def paste_probabilities_back(crop: sitk.Image, scan: sitk.Image) -> sitk.Image:
     """Paste cropped probabilities, float32, onto the voxels of their scan, as `paste_back` before its threshold."""
-    return _paste(crop, scan, np.float32, LINEAR, lambda plane: plane)
+    return _paste(crop, scan, LINEAR)
 
 
 def has_no_geometry(image: sitk.Image) -> bool:
@@ -183,14 +183,13 @@ def lay_over(
         raise VolumeError(f"{name}: does not lie on {name_of_scan}: {error}") from None
 
 
-def _paste(
-    crop: sitk.Image, scan: sitk.Image, dtype: type, order: int, values: Callable[[np.ndarray], np.ndarray]
-) -> sitk.Image:
-    """Paste the values of a crop, resized to its box."""
+def _paste(crop: sitk.Image, scan: sitk.Image, order: int, threshold: float | None = None) -> sitk.Image:
+    """Paste a crop, resized to its box and, with a threshold, cut there."""
     box = _box_of(crop, lps_geometry(scan))
-    pasted = np.zeros(shape_of(scan), dtype)
-    size = tuple(s.stop - s.start for s in box)
-    lps_view(pasted, scan)[box] = values(resize(sitk.GetArrayViewFromImage(crop), size, order))
+    part = resize(sitk.GetArrayViewFromImage(crop), tuple(s.stop - s.start for s in box), order)
+    part = part if threshold is None else part > threshold
+    pasted = np.zeros(shape_of(scan), part.dtype)
+    lps_view(pasted, scan)[box] = part
     return image_like(scan, pasted)
 
 

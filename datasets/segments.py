@@ -49,7 +49,7 @@ def is_segmentation(path: Path) -> bool:
 
 def _is_slicer(path: Path) -> bool:
     """Whether an NRRD file names segments, or is to by its name."""
-    if not path.name.lower().endswith(_SLICER) or not path.is_file():
+    if not path.name.lower().endswith(_SLICER):
         return False
     if ".seg." in path.name.lower():
         return True
@@ -87,7 +87,7 @@ def read_segments(
     names: Collection[str] | None = None,
     what: re.Pattern[str] = LESION,
 ) -> np.ndarray:
-    """Read a segmentation onto the voxels of its CT.
+    """Read a segmentation, see `is_segmentation`, onto the voxels of its CT.
 
     Of several segments, those in `names` are read or, without names, those whose name says `what`, `LESION` or `LUNG`,
     or all if each says lung. A file that names no segments is a mask in which every value above 0 counts.
@@ -101,7 +101,7 @@ def read_segments(
     """
     choose = partial(_chosen, path, names=names, what=what)
     try:
-        if _is_slicer(path):
+        if path.name.lower().endswith(_SLICER):
             mask = _slicer(path, max_voxels, choose)
         elif _dicom_kind(path) == CONTOURS:
             raise VolumeError(

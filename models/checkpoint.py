@@ -255,10 +255,12 @@ def load_segmenter(path: Path, assumed: SegmenterInput | None = None) -> tuple[n
         facts = SegmenterFacts(**{key: value for key, value in content.items() if key != "weights"})
     else:
         facts = SegmenterFacts(trained_on=assumed, width=_width(weights))
+        if facts.width is None:
+            first = next(iter(weights), None)
+            raise CheckpointError(f"{path}: not the weights of a segmenter; its first entry is {first}")
         if assumed is not None:
-            log.warning("%s: does not say which crops it takes: %s and threshold 0.5 are assumed", path, assumed)
-    if facts.width is None:
-        raise CheckpointError(f"{path}: not the weights of a segmenter; its first entry is {next(iter(weights), None)}")
+            told = path, assumed, facts.threshold
+            log.warning("%s: does not say which crops it takes: %s and threshold %g are assumed", *told)
     segmenter = build_segmenter(facts.width)
     _fill(segmenter, weights, path)
     return segmenter, facts

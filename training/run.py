@@ -65,7 +65,9 @@ class TrainingRun:
         self.settings, self.cohort, self.device, self.validate = settings, cohort, device, validate
         self.folder = settings.exp.folder
         self.method = Method(settings.exp.constraints, settings.solver.iter_max, settings.loss, settings.gate)
-        self.scans = {split: [identity(case) for case in cases] for split, cases in cohort.items()}
+        self.scans = distributed.on_rank_zero(
+            lambda: {split: [identity(case) for case in cases] for split, cases in cohort.items()}
+        )
 
         saved = state_to_resume(self.folder, resume)
         _prepare_torch(settings, device)
